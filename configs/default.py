@@ -1,0 +1,120 @@
+"""Every knob, with its meaning, unit and range.
+
+A variant imports this file, calls `get_config()` and overrides a few fields;
+any field can be overridden on the command line too:
+
+  python train.py --config=configs/tiny.py --config.steps=200
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+  c = ConfigDict()
+  c.seed = 0  # of parameters, data order and dropout
+  c.steps = 1000  # optimizer steps of the whole run
+  c.batch_size = 8  # sequences per step, over all devices and processes
+  c.accumulation_steps = 1  # parts a batch is cut into to save memory
+  c.log_every = 10  # steps between records in the logs
+  c.eval_every = 1000  # steps between validations; the last step always is one
+  c.eval_batches = 0  # batches per validation; 0 = the whole validation set
+
+  # Data: text -> tokens -> rows of seq_len tokens.
+  c.data = ConfigDict()
+  c.data.source = "stdlib"  # stdlib (embedded) | text (files) | tfds
+  c.data.path = ""  # text: glob of .txt, .py, .md ..., .jsonl, also .gz, .zst
+  c.data.valid_path = ""  # text: glob for validation; "" = split path by hash
+  c.data.valid_fraction = 0.04  # share of documents held out when split by hash
+  c.data.tfds_name = ""  # tfds: name[/config][:version], such as c4/en:3.0.1
+  c.data.tfds_dir = ""  # tfds: data directory; "" = ~/tensorflow_datasets
+  c.data.train_split = "train"  # tfds: split to train on, slices allowed
+  c.data.valid_split = "validation"  # tfds: split to evaluate on
+  c.data.text_field = "text"  # jsonl and tfds: the field that holds the text
+  c.data.tokenizer = "bytes"  # bytes | path of a Hugging Face tokenizer.json
+  c.data.seq_len = 1024  # T, tokens a row
+  c.data.packing = "segments"  # segments: attention and positions stay inside
+  # a document | concat: documents run on, as in the paper's training
+  c.data.shuffle_window = 10000  # documents shuffled together where the source
+  # is a stream (TFRecord); other sources shuffle globally
+  c.data.prefetch = 2  # batches prepared ahead by a thread; 0 = none
+
+  # Model: a pre-norm causal transformer with rotary positions.
+  c.model = ConfigDict()
+  c.model.vocab_size = 264  # V, at least the tokenizer's (bytes: 259)
+  c.model.embed_dim = 256  # D
+  c.model.num_layers = 4  # L
+  c.model.num_heads = 4  # Q, attention heads; D / Q must be even
+  c.model.mlp_dim = 1024  # F
+  c.model.activation = "gelu"  # gelu | swiglu
+  c.model.norm = "layernorm"  # layernorm | rms
+  c.model.norm_eps = 1e-5
+  c.model.norm_bias = False  # learn a bias in LayerNorm
+  c.model.qk_norm = False  # RMSNorm of attention's queries and keys, per head
+  c.model.tie_embeddings = False  # the output head shares the embedding
+  c.model.rope_theta = 10000.0  # base of the rotary wavelengths
+  c.model.dropout_rate = 0.0  # after attention, MLP and memory; in [0, 1]
+  c.model.dtype = "float32"  # of matmuls: float32 | bfloat16; parameters,
+  # scores, norms, softmaxes and losses are float32 always
+  c.model.attention = "xla"  # xla | cudnn (flash attention; GPU, bfloat16)
+  c.model.remat = "none"  # none | block (recompute blocks in the backward)
+
+  # Memory layer (UltraMem); the paper's symbol in brackets.
+  c.model.memory = ConfigDict()
+  c.model.memory.kind = "none"  # none (dense model) | ultramem
+  c.model.memory.spans = ""  # "i:j/i:j": read in block i, added after block j
+  c.model.memory.num_keys = 128  # [n] the table has n^2 rows
+  c.model.memory.key_dim = 32  # [D_k / r] width of a key per side and rank
+  c.model.memory.value_dim = 128  # [D_v] width of a row; divisible by num_cores
+  c.model.memory.top_m = 16  # [m] rows read per head; at most sqrt(E) * n
+  c.model.memory.num_heads = 2  # [H] independent key sets over one table
+  c.model.memory.heads_per_query = 2  # heads that share one query: 1 to H
+  c.model.memory.query_per_rank = True  # each Tucker rank has its own query
+  c.model.memory.score = "tucker"  # tucker (TDQKR) | sum (product keys)
+  c.model.memory.tucker_rank = 2  # [r]
+  c.model.memory.num_cores = 2  # [h] multi-core scoring
+  c.model.memory.softmax = False  # normalize each head's m scores, as PKM does
+  c.model.memory.expansion = 4  # [E] implicit value expansion; a square
+  c.model.memory.shuffle = "hash"  # virtual to physical rows: hash (computed)
+  # | permutation (stored buffer) | none (identity)
+  c.model.memory.value_projection = True  # linear from D_v to D; needed if E > 1
+  c.model.memory.query_key_norm = "layernorm"  # layernorm | rms | none
+  c.model.memory.norm_bias = False  # learn a bias in those LayerNorms
+  c.model.memory.norm_eps = 1e-5
+  c.model.memory.query_conv = 5  # taps of the causal convolution; 0 = none
+  c.model.memory.init = "paper"  # paper (calibrated) | official (their code)
+  c.model.memory.aux_loss_weight = 0.001  # [alpha] of Tucker's auxiliary loss
+  c.model.memory.aux_loss_margin = 0.15  # [tau] singular values below are free
+
+  # AdamW.
+  c.optim = ConfigDict()
+  c.optim.learning_rate = 1e-3  # peak
+  c.optim.warmup_fraction = 0.01  # share of steps with rising rate
+  c.optim.init_fraction = 0.0  # rate at the first step, share of the peak
+  c.optim.final_fraction = 0.1  # rate at the last step (cosine), same
+  c.optim.beta1 = 0.9
+  c.optim.beta2 = 0.95
+  c.optim.eps = 1e-8
+  c.optim.weight_decay = 0.1  # of weights, keys and value tables
+  c.optim.decay_norms = False  # decay norm weights and biases as well
+  c.optim.clip_norm = 1.0  # of the global gradient; 0 = no clipping
+  c.optim.value_lr_multiplier = 10.0  # [k] of the value tables at step 0 ...
+  c.optim.value_lr_horizon = 1.0  # ... falling linearly to 1 at this share
+  c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2
+
+  # Checkpoints: the newest `keep` and the best by validation loss.
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 1000  # steps; the last step always is saved
+  c.checkpoint.keep = 2
+
+  # The sample printed when training ends.
+  c.sample = ConfigDict()
+  c.sample.prompt = "def "
+  c.sample.num_tokens = 256
+  c.sample.temperature = 0.7  # 0 = greedy
+  c.sample.top_k = 0  # keep the k likeliest tokens; 0 = all
+  c.sample.top_p = 0.95  # keep the likeliest tokens of this total probability
+
+  # Devices.
+  c.mesh = ConfigDict()
+  c.mesh.data = -1  # devices over which a batch is split; -1 = all
+  return c.lock()

@@ -1,0 +1,441 @@
+"""The typed configuration: frozen dataclasses, built once from a ConfigDict.
+
+`parse` turns the ConfigDict of `configs/*.py` (or the `config.json` of a
+workdir) into a `Config`. Everything after it reads plain attributes. A bad
+value raises `ConfigError`, whose message names the field, the value and what
+is allowed.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+MAX_GRID_SIDE = 46340  # the largest s with s * s - 1 representable in int32
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work: names the field, the value, what is allowed."""
+
+
+def require(ok: bool, field: str, value: Any, allowed: str) -> None:
+  """Raises ConfigError "field = value: allowed" unless ok."""
+  if not ok:
+    raise ConfigError(f"{field} = {value!r}: {allowed}")
+
+
+def require_at_least(path: str, config: Any, low: float, *fields: str) -> None:
+  """Requires every named field of config to be at least low."""
+  for field in fields:
+    value = getattr(config, field)
+    require(value >= low, f"{path}.{field}", value, f"must be at least {low}")
+
+
+def require_choice(path: str, config: Any, field: str, *choices: str) -> None:
+  """Requires the named field of config to be one of choices."""
+  value = getattr(config, field)
+  require(
+      value in choices, f"{path}.{field}", value,
+      f"must be one of {', '.join(choices)}",
+  )
+
+
+def require_fraction(path: str, config: Any, *fields: str) -> None:
+  """Requires every named field of config to lie in [0, 1]."""
+  for field in fields:
+    value = getattr(config, field)
+    require(0 <= value <= 1, f"{path}.{field}", value, "must lie in [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryConfig:
+  """One memory layer (UltraMem, arXiv 2411.12364); defaults are the paper's.
+
+  The switches of the paper's ablation ladder are all here, so that plain
+  product-key memory is a setting: `score="sum"`, `softmax=True`,
+  `expansion=1`, `num_cores=1`, `heads_per_query=1`, `query_key_norm="none"`,
+  `query_conv=0`, `shuffle="none"`, `init="official"`.
+  Every field is explained in `configs/default.py`.
+  """
+
+  num_keys: int
+  key_dim: int
+  value_dim: int
+  top_m: int
+  num_heads: int = 2
+  heads_per_query: int = 2
+  query_per_rank: bool = True
+  score: str = "tucker"
+  tucker_rank: int = 2
+  num_cores: int = 2
+  softmax: bool = False
+  expansion: int = 4
+  shuffle: str = "hash"
+  value_projection: bool = True
+  query_key_norm: str = "layernorm"
+  norm_bias: bool = False
+  norm_eps: float = 1e-5
+  query_conv: int = 5
+  init: str = "paper"
+  aux_loss_weight: float = 0.001
+  aux_loss_margin: float = 0.15
+  kind: str = "ultramem"
+  spans: str = ""
+
+  @property
+  def grid_side(self) -> int:
+    """N: keys on one side of the grid, sqrt(E) * n."""
+    return math.isqrt(self.expansion) * self.num_keys
+
+  @property
+  def num_rows(self) -> int:
+    """I: physical rows of the table, n^2."""
+    return self.num_keys**2
+
+  @property
+  def rank(self) -> int:
+    """R: vectors per key; 1 for the additive score of product keys."""
+    return self.tucker_rank if self.score == "tucker" else 1
+
+  @property
+  def num_queries(self) -> int:
+    """G: distinct queries, each read by `heads_per_query` heads."""
+    return self.num_heads // self.heads_per_query
+
+  def __post_init__(self):
+    path = "model.memory"
+    require_choice(path, self, "kind", "none", "ultramem")
+    require_at_least(
+        path, self, 1, "num_keys", "key_dim", "value_dim", "top_m",
+        "num_heads", "heads_per_query", "tucker_rank", "num_cores",
+        "expansion",
+    )
+    require_at_least(path, self, 0, "query_conv", "aux_loss_weight",
+                     "aux_loss_margin")
+    require_choice(path, self, "score", "tucker", "sum")
+    require_choice(path, self, "shuffle", "hash", "permutation", "none")
+    require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
+    require_choice(path, self, "init", "paper", "official")
+    require(
+        math.isqrt(self.expansion) ** 2 == self.expansion,
+        f"{path}.expansion", self.expansion, "must be a perfect square",
+    )
+    require(
+        self.grid_side <= MAX_GRID_SIDE, f"{path}.num_keys", self.num_keys,
+        f"sqrt(expansion) * num_keys = {self.grid_side} must be at most "
+        f"{MAX_GRID_SIDE}, so that a cell fits in int32",
+    )
+    require(
+        self.top_m <= self.grid_side, f"{path}.top_m", self.top_m,
+        f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
+        f"{self.grid_side}",
+    )
+    require(
+        self.value_dim % self.num_cores == 0, f"{path}.value_dim",
+        self.value_dim, f"must be divisible by num_cores = {self.num_cores}",
+    )
+    require(
+        self.num_heads % self.heads_per_query == 0, f"{path}.heads_per_query",
+        self.heads_per_query, f"must divide num_heads = {self.num_heads}",
+    )
+    require(
+        self.score == "tucker" or self.num_cores == 1, f"{path}.num_cores",
+        self.num_cores, "must be 1 with score = 'sum', which has no core",
+    )
+    require(
+        self.expansion == 1 or self.value_projection,
+        f"{path}.value_projection", self.value_projection,
+        f"must be True with expansion = {self.expansion}: each block of the "
+        "table has its own projection",
+    )
+    require(
+        self.init == "official"
+        or (self.query_key_norm != "none" and not self.softmax),
+        f"{path}.init", self.init,
+        "'paper' calibrates the query norm for scores used as they are: "
+        "needs query_key_norm and no softmax, or choose 'official'",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Memory `index` reads in block `start`, is added after `end` (0-based)."""
+
+  index: int
+  start: int
+  end: int
+
+
+def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
+  """Reads "i:j/i:j/..." (blocks counted from 1, as in the paper).
+
+  Args:
+    spans: where each memory reads (i) and after which block it is added (j).
+      Spans may overlap or touch.
+    num_layers: L, blocks of the transformer.
+  Returns:
+    One Span per memory, 0-based, in the order written.
+  Raises:
+    ConfigError: not of that form, a block out of range, j < i, a repeated i.
+  """
+  field = "model.memory.spans"
+  parsed = []
+  for index, text in enumerate(spans.split("/")):
+    start, _, end = text.partition(":")
+    require(
+        start.isdecimal() and end.isdecimal(), field, spans,
+        f"must be 'i:j' parts joined by '/', such as '1:2/3:4'; got {text!r}",
+    )
+    start, end = int(start), int(end)
+    require(
+        1 <= start <= end <= num_layers, field, spans,
+        f"span {text!r} must satisfy 1 <= i <= j <= num_layers = {num_layers}",
+    )
+    parsed.append(Span(index, start - 1, end - 1))
+  starts = [span.start for span in parsed]
+  require(
+      len(set(starts)) == len(starts), field, spans,
+      "no two memories may read in the same block",
+  )
+  return tuple(parsed)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The transformer; every field is explained in `configs/default.py`."""
+
+  vocab_size: int
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  mlp_dim: int
+  activation: str
+  norm: str
+  norm_eps: float
+  norm_bias: bool
+  qk_norm: bool
+  tie_embeddings: bool
+  rope_theta: float
+  dropout_rate: float
+  dtype: str
+  attention: str
+  remat: str
+  memory: MemoryConfig
+
+  @property
+  def head_dim(self) -> int:
+    """H: width of an attention head."""
+    return self.embed_dim // self.num_heads
+
+  @property
+  def spans(self) -> tuple[Span, ...]:
+    """The memories' places, () for a model without memory."""
+    if self.memory.kind == "none":
+      return ()
+    return parse_spans(self.memory.spans, self.num_layers)
+
+  def __post_init__(self):
+    path = "model"
+    require_at_least(path, self, 1, "vocab_size", "embed_dim", "num_layers",
+                     "num_heads", "mlp_dim")
+    require_choice(path, self, "activation", "gelu", "swiglu")
+    require_choice(path, self, "norm", "layernorm", "rms")
+    require_choice(path, self, "dtype", "float32", "bfloat16")
+    require_choice(path, self, "attention", "xla", "cudnn")
+    require_choice(path, self, "remat", "none", "block")
+    require_fraction(path, self, "dropout_rate")
+    require(
+        self.embed_dim % self.num_heads == 0 and self.head_dim % 2 == 0,
+        "model.num_heads", self.num_heads,
+        f"must divide embed_dim = {self.embed_dim} into an even head width",
+    )
+    memory = self.memory
+    if memory.kind != "none":
+      require(bool(memory.spans), "model.memory.spans", memory.spans,
+              "must name at least one span, such as '1:2'")
+      require(
+          memory.value_projection or memory.value_dim == self.embed_dim,
+          "model.memory.value_dim", memory.value_dim,
+          f"must equal embed_dim = {self.embed_dim} without value_projection",
+      )
+    self.spans  # raises on a bad span
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where text comes from and how it becomes rows of tokens."""
+
+  source: str
+  path: str
+  valid_path: str
+  valid_fraction: float
+  tfds_name: str
+  tfds_dir: str
+  train_split: str
+  valid_split: str
+  text_field: str
+  tokenizer: str
+  seq_len: int
+  packing: str
+  shuffle_window: int
+  prefetch: int
+
+  def __post_init__(self):
+    path = "data"
+    require_choice(path, self, "source", "stdlib", "text", "tfds")
+    require_choice(path, self, "packing", "segments", "concat")
+    require_at_least(path, self, 1, "seq_len", "shuffle_window")
+    require_at_least(path, self, 0, "prefetch")
+    require(0 < self.valid_fraction < 1, "data.valid_fraction",
+            self.valid_fraction, "must lie strictly between 0 and 1")
+    require(self.source != "text" or bool(self.path), "data.path", self.path,
+            "must be a glob of text files with source = 'text'")
+    require(self.source != "tfds" or bool(self.tfds_name), "data.tfds_name",
+            self.tfds_name,
+            "must name a dataset such as 'c4/en:3.0.1' with source = 'tfds'")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+  """AdamW, its schedule and its parameter groups."""
+
+  learning_rate: float
+  warmup_fraction: float
+  init_fraction: float
+  final_fraction: float
+  beta1: float
+  beta2: float
+  eps: float
+  weight_decay: float
+  decay_norms: bool
+  clip_norm: float
+  value_lr_multiplier: float
+  value_lr_horizon: float
+  z_loss: float
+
+  def __post_init__(self):
+    path = "optim"
+    require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate,
+            "must be positive")
+    require(self.eps > 0, "optim.eps", self.eps, "must be positive")
+    require(0 < self.value_lr_horizon <= 1, "optim.value_lr_horizon",
+            self.value_lr_horizon, "must lie in (0, 1], as a share of steps")
+    require_fraction(path, self, "warmup_fraction", "init_fraction",
+                     "final_fraction", "beta1", "beta2")
+    require_at_least(path, self, 0, "weight_decay", "clip_norm",
+                     "value_lr_multiplier", "z_loss")
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+  """When checkpoints are written and which are kept."""
+
+  every: int
+  keep: int
+
+  def __post_init__(self):
+    require_at_least("checkpoint", self, 1, "every", "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+  """The text generated when training ends."""
+
+  prompt: str
+  num_tokens: int
+  temperature: float
+  top_k: int
+  top_p: float
+
+  def __post_init__(self):
+    require_at_least("sample", self, 0, "num_tokens", "temperature", "top_k")
+    require(0 < self.top_p <= 1, "sample.top_p", self.top_p,
+            "must lie in (0, 1]; 1 keeps every token")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+  """Devices along each axis of the mesh; -1 takes all that remain."""
+
+  data: int
+
+  def __post_init__(self):
+    require(self.data == -1 or self.data >= 1, "mesh.data", self.data,
+            "must be -1 (all devices) or at least 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """A whole run. Built by `parse`; hashable, comparable, JSON-able."""
+
+  seed: int
+  steps: int
+  batch_size: int
+  accumulation_steps: int
+  log_every: int
+  eval_every: int
+  eval_batches: int
+  data: DataConfig
+  model: ModelConfig
+  optim: OptimConfig
+  checkpoint: CheckpointConfig
+  sample: SampleConfig
+  mesh: MeshConfig
+
+  def __post_init__(self):
+    for field, low in (("seed", 0), ("steps", 1), ("batch_size", 1),
+                       ("accumulation_steps", 1), ("log_every", 1),
+                       ("eval_every", 1), ("eval_batches", 0)):
+      value = getattr(self, field)
+      require(value >= low, field, value, f"must be at least {low}")
+    require(
+        self.batch_size % self.accumulation_steps == 0, "batch_size",
+        self.batch_size,
+        f"must be divisible by accumulation_steps = {self.accumulation_steps}",
+    )
+
+
+def _build(cls: type, values: Any, path: str) -> Any:
+  """Builds dataclass cls from a mapping, checking names and types."""
+  fields = {field.name: field for field in dataclasses.fields(cls)}
+  prefix = f"{path}." if path else ""
+  require(hasattr(values, "keys"), path, values,
+          f"must hold the fields {', '.join(fields)}")
+  for name in values:
+    require(name in fields, prefix + name, values[name],
+            f"no such field; known: {', '.join(fields)}")
+  built = {}
+  for name, field in fields.items():
+    if name not in values:
+      require(field.default is not dataclasses.MISSING, prefix + name, None,
+              "is missing")
+      continue
+    value = values[name]
+    if dataclasses.is_dataclass(field.type):
+      built[name] = _build(field.type, value, prefix + name)
+      continue
+    if field.type is float and type(value) is int:
+      value = float(value)
+    require(type(value) is field.type, prefix + name, value,
+            f"must be of type {field.type.__name__}")
+    require(field.type is not float or math.isfinite(value), prefix + name,
+            value, "must be finite")
+    built[name] = value
+  return cls(**built)
+
+
+def parse(config: Any) -> Config:
+  """Builds the typed configuration of a run.
+
+  Args:
+    config: a ConfigDict or nested dict with exactly the fields of `Config`.
+  Returns:
+    The frozen Config, every range and cross-field rule checked.
+  Raises:
+    ConfigError: an unknown, missing, ill-typed or out-of-range field.
+  """
+  return _build(Config, config, "")
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+  """The nested dict that `parse` turns back into an equal Config."""
+  return dataclasses.asdict(config)

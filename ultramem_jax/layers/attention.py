@@ -1,0 +1,99 @@
+"""Causal self-attention with rotary positions and a decoding cache."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ultramem_jax.config import ModelConfig
+from ultramem_jax.layers.norm import make_norm
+
+
+def rotate(x_BTQH, position_BT, theta: float):
+  """Rotary position embedding, half-rotation form (Su et al., 2104.09864).
+
+  Args:
+    x_BTQH: [B, T, Q, H] float, H even.
+    position_BT: [B, T] int32.
+    theta: base of the wavelengths, 2 pi theta^(2 i / H).
+  Returns:
+    [B, T, Q, H] in x's dtype; angles and rotation in float32.
+  """
+  half = x_BTQH.shape[-1] // 2
+  frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  angle_BT1H = position_BT[..., None, None] * frequency_H
+  sin, cos = jnp.sin(angle_BT1H), jnp.cos(angle_BT1H)
+  first, second = jnp.split(x_BTQH.astype(jnp.float32), 2, axis=-1)
+  rotated = [first * cos - second * sin, second * cos + first * sin]
+  return jnp.concatenate(rotated, axis=-1).astype(x_BTQH.dtype)
+
+
+class Attention(nn.Module):
+  """Multi-head causal self-attention within segments.
+
+  In decoding, keys, values and segments of all positions so far are kept in
+  the "cache" collection, whose length is that of the call which created it.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, segment_BT, position_BT, decode: bool):
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+
+    def project(name):
+      return nn.DenseGeneral(
+          (c.num_heads, c.head_dim), use_bias=False, dtype=dtype, name=name,
+          kernel_init=nn.with_logical_partitioning(
+              nn.initializers.normal(c.embed_dim**-0.5),
+              ("embed", "heads", "head"),
+          ),
+      )(x_BTD)
+
+    query_BTQH, key_BSQH, value_BSQH = map(project, ("query", "key", "value"))
+    if c.qk_norm:
+      query_BTQH, key_BSQH = (
+          make_norm("rms", c.norm_eps, name=name, dtype=dtype)(x)
+          for name, x in (("query_norm", query_BTQH), ("key_norm", key_BSQH))
+      )
+    query_BTQH = rotate(query_BTQH, position_BT, c.rope_theta)
+    key_BSQH = rotate(key_BSQH, position_BT, c.rope_theta)
+    slot_T = jnp.arange(x_BTD.shape[1])
+    segment_BS = segment_BT
+    if decode:
+      key_BSQH, value_BSQH, segment_BS, start = self._cached(
+          key_BSQH, value_BSQH, segment_BT
+      )
+      slot_T += start
+    mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
+        slot_T[:, None] >= jnp.arange(segment_BS.shape[1])
+    )
+    y_BTQH = jax.nn.dot_product_attention(
+        query_BTQH, key_BSQH, value_BSQH, mask=mask_BTS[:, None],
+        implementation=c.attention,
+    )
+    out_std = (2 * c.num_layers * c.embed_dim) ** -0.5
+    return nn.DenseGeneral(
+        c.embed_dim, axis=(-2, -1), use_bias=False, dtype=dtype, name="out",
+        kernel_init=nn.with_logical_partitioning(
+            nn.initializers.normal(out_std), ("heads", "head", "embed")
+        ),
+    )(y_BTQH)
+
+  def _cached(self, key_BTQH, value_BTQH, segment_BT):
+    """Writes the new positions; returns all, and the first new slot."""
+    new = {"key": key_BTQH, "value": value_BTQH, "segment": segment_BT}
+    is_initialized = self.has_variable("cache", "key")
+    cache = {
+        name: self.variable("cache", name, jnp.zeros_like, x)
+        for name, x in new.items()
+    }
+    index = self.variable("cache", "index", lambda: jnp.int32(0))
+    start = index.value
+    if is_initialized:
+      for name, x in new.items():
+        cache[name].value = jax.lax.dynamic_update_slice_in_dim(
+            cache[name].value, x, start, axis=1
+        )
+      index.value = start + segment_BT.shape[1]
+    return *(cache[name].value for name in new), start

@@ -1,0 +1,31 @@
+"""The normalization layers of the models, chosen by name."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+
+def make_norm(
+    kind: str, eps: float, bias: bool = False, name: str | None = None,
+    axis: str | None = None, scale_init=nn.initializers.ones, dtype=jnp.float32,
+):
+  """A norm over the last axis: statistics in float32, one learned weight.
+
+  Args:
+    kind: "layernorm" or "rms".
+    eps: added to the variance.
+    bias: learn a bias too (layernorm only).
+    name: the module's name.
+    axis: logical name of the last axis, for sharding.
+    scale_init: initializer of the weight.
+    dtype: of the result.
+  """
+  scale_init = nn.with_logical_partitioning(scale_init, (axis,))
+  if kind == "rms":
+    return nn.RMSNorm(
+        epsilon=eps, dtype=dtype, scale_init=scale_init, name=name
+    )
+  return nn.LayerNorm(
+      epsilon=eps, use_bias=bias, dtype=dtype, scale_init=scale_init,
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, (axis,)),
+      use_fast_variance=False, name=name,
+  )

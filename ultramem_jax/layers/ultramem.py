@@ -1,0 +1,321 @@
+"""The UltraMem layer (paper section 3): parameters, then the pure ops."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ultramem_jax.config import MemoryConfig
+from ultramem_jax.layers.norm import make_norm
+from ultramem_jax.ops import lookup, retrieval, shuffle, tucker
+
+# Random queries of the Monte-Carlo that calibrates the query norm: the mean
+# square of the selected scores is then known to about 1 %.
+CALIBRATION_QUERIES = 256
+
+
+class CausalConv(nn.Module):
+  """Causal depthwise convolution: y[t] = sum_j w[j] * x[t - j], j < taps.
+
+  A tap reaches only positions of its own segment. In decoding, the last
+  taps - 1 inputs are kept in the "cache" collection.
+  """
+
+  taps: int
+
+  @nn.compact
+  def __call__(self, x_BTD, segment_BT, decode: bool):
+    batch, length, width = x_BTD.shape
+    past = self.taps - 1
+    kernel_init = nn.initializers.normal(self.taps**-0.5)
+    kernel_JD = self.param(
+        "kernel", nn.with_logical_partitioning(kernel_init, (None, "embed")),
+        (self.taps, width),
+    )
+    history_BTD = jnp.zeros((batch, past, width), x_BTD.dtype)
+    history_BT = jnp.zeros((batch, past), jnp.int32)
+    if decode:
+      is_initialized = self.has_variable("cache", "input")
+      cached_BTD = self.variable("cache", "input", lambda: history_BTD)
+      cached_BT = self.variable("cache", "segment", lambda: history_BT)
+      history_BTD, history_BT = cached_BTD.value, cached_BT.value
+    x_BTD = jnp.concatenate([history_BTD, x_BTD], axis=1)
+    segment_BT = jnp.concatenate([history_BT, segment_BT], axis=1)
+    if decode and is_initialized:
+      cached_BTD.value = x_BTD[:, length:]
+      cached_BT.value = segment_BT[:, length:]
+    y_BTD = 0
+    for tap in range(self.taps):
+      window = slice(past - tap, past - tap + length)
+      same_BT1 = (segment_BT[:, window] == segment_BT[:, past:])[..., None]
+      tap_D = kernel_JD[tap].astype(x_BTD.dtype)
+      y_BTD += jnp.where(same_BT1, x_BTD[:, window], 0) * tap_D
+    return y_BTD
+
+
+class UltraMem(nn.Module):
+  """Ultra-sparse memory: reads a few rows of a large table per token.
+
+  y = sum_p W_p^T (sum of the selected rows of block p, each times its score),
+  the rows found by product keys with a Tucker-decomposed score; see DESIGN in
+  the documentation of `MemoryConfig` for the switches that turn parts off.
+
+  Variables:
+    params: `values` [I, W] the table; `keys` [P, A, R, N, K]; `core`
+      [C, A, R, R]; `query` [D, P, G, R, K]; `value_projection` [E, W, D];
+      `query_norm`, `key_norm` over K; `query_conv`.
+    buffers: `u`, `t` [A, R], the filter vectors, to be refreshed once per
+      training step by `refresh_buffers`; `permutation` [E * I] with the
+      stored shuffle.
+    cache: the convolution's last inputs, when decoding.
+  Sown when the collection is mutable:
+    intermediates: `index_BTAM` (virtual, before the shuffle, best first),
+      `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC`.
+    losses: `auxiliary`, to be added to the training loss.
+    stats: scalars for monitoring.
+
+  Attributes:
+    config: the layer's settings.
+    embed_dim: D, width of input and output.
+    num_layers: L of the residual stream that the output joins: paper init
+      gives the output the variance 1 / (2 L).
+    layer_index: gives each layer of a model its own shuffle.
+    dtype: of the matmuls; scores are float32 always.
+  """
+
+  config: MemoryConfig
+  embed_dim: int
+  num_layers: int = 1
+  layer_index: int = 0
+  dtype: jnp.dtype = jnp.float32
+
+  @nn.compact
+  def __call__(self, x_BTD, segment_BT=None, decode: bool = False):
+    """Reads the memory.
+
+    Args:
+      x_BTD: [B, T, D] float.
+      segment_BT: [B, T] int32, the document of each position (from 1); the
+        convolution does not cross documents. None: one document.
+      decode: keep the convolution's history in the "cache" collection.
+    Returns:
+      [B, T, D] in `dtype`.
+    Raises:
+      ValueError: x is not [B, T, D].
+    """
+    c = self.config
+    if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim:
+      raise ValueError(
+          f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}]"
+      )
+    if segment_BT is None:
+      segment_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
+    x_BTD = x_BTD.astype(self.dtype)
+    keys_PARNK, raw_keys_PARNK = self._keys()
+    core_CARR, filter_PAR = self._core()
+    query_BTPGRK = self._query(
+        x_BTD, segment_BT, decode, raw_keys_PARNK, core_CARR, filter_PAR
+    )
+    found = retrieval.retrieve(
+        query_BTPGRK, keys_PARNK, c.top_m, core_CARR, filter_PAR
+    )
+    slot_BTAM = self._shuffle(found.row_BTAM, found.column_BTAM)
+    score_BTAMC = found.score_BTAMC
+    if c.softmax:
+      score_BTAMC = jax.nn.softmax(score_BTAMC, axis=-2)
+    merged = (*slot_BTAM.shape[:2], -1)
+    pooled_BTEW = lookup.pool_rows(
+        self._values(), slot_BTAM.reshape(merged),
+        score_BTAMC.reshape(*merged, c.num_cores), c.expansion,
+    )
+    y_BTD = self._project(pooled_BTEW.astype(self.dtype))
+    if not self.is_initializing():
+      self._sow(found, slot_BTAM, core_CARR, y_BTD)
+    return y_BTD
+
+  def _param(self, name, initializer, axes, shape):
+    initializer = nn.with_logical_partitioning(initializer, axes)
+    return self.param(name, initializer, shape)
+
+  def _keys(self):
+    """Keys [P, A, R, N, K], normalized in `dtype` and raw in float32."""
+    c = self.config
+    raw_PARNK = self._param(
+        "keys", nn.initializers.normal(c.key_dim**-0.5),
+        ("side", "memory_heads", "rank", "keys", "key"),
+        (2, c.num_heads, c.rank, c.grid_side, c.key_dim),
+    )
+    weight = {"paper": c.key_dim**-0.5, "official": c.key_dim**-0.33}[c.init]
+    return self._normalize("key_norm", raw_PARNK, weight), raw_PARNK
+
+  def _normalize(self, name, x, weight):
+    c = self.config
+    if c.query_key_norm == "none":
+      return x.astype(self.dtype)
+    return make_norm(
+        c.query_key_norm, c.norm_eps, c.norm_bias, name, "key",
+        nn.initializers.constant(weight), self.dtype,
+    )(x)
+
+  def _core(self):
+    """Core [C, A, R, R] and filter [P, A, R]; (None, None) for the sum."""
+    c = self.config
+    if c.score == "sum":
+      return None, None
+    core_CARR = self._param(
+        "core", nn.initializers.uniform(1.0),
+        ("cores", "memory_heads", "rank", "rank"),
+        (c.num_cores, c.num_heads, c.rank, c.rank),
+    )
+    u_AR, t_AR = (
+        self.variable(
+            "buffers", name, lambda i=i: tucker.filter_vectors(core_CARR)[i]
+        ).value
+        for i, name in enumerate(("u", "t"))
+    )
+    return core_CARR, jnp.stack([u_AR, t_AR])
+
+  def _query(self, x_BTD, segment_BT, decode, keys_PARNK, core, filter_PAR):
+    """Normalized queries [B, T, P, G, R, K]."""
+    c = self.config
+    if c.query_conv:
+      x_BTD = CausalConv(c.query_conv, name="query_conv")(
+          x_BTD, segment_BT, decode
+      )
+    ranks = c.rank if c.query_per_rank else 1
+    fan_in = {"paper": self.embed_dim, "official": c.key_dim}[c.init]
+    kernel = self._param(
+        "query", nn.initializers.normal(fan_in**-0.5),
+        ("embed", "side", "memory_heads", "rank", "key"),
+        (self.embed_dim, 2, c.num_queries, ranks, c.key_dim),
+    )
+    query_BTPGRK = jnp.einsum(
+        "BTD,DPGRK->BTPGRK", x_BTD, kernel.astype(self.dtype)
+    )
+    weight = c.key_dim**-0.33
+    if c.init == "paper" and self.is_initializing():
+      weight = calibrated_query_weight(
+          c, self.make_rng("params"), keys_PARNK, core, filter_PAR
+      )
+    return self._normalize("query_norm", query_BTPGRK, weight)
+
+  def _shuffle(self, row_BTAM, column_BTAM):
+    """Slots in [0, E * I) of the grid's cells."""
+    c = self.config
+    if c.shuffle == "hash":
+      return shuffle.hash_shuffle(
+          row_BTAM, column_BTAM, c.grid_side, self.layer_index
+      )
+    cell_BTAM = row_BTAM * c.grid_side + column_BTAM
+    if c.shuffle == "none":
+      return cell_BTAM
+    permutation = self.variable(
+        "buffers", "permutation",
+        lambda: shuffle.random_permutation(
+            self.make_rng("params"), c.grid_side
+        ),
+    ).value
+    return permutation[cell_BTAM]
+
+  def _values(self):
+    c = self.config
+    std = 0.02
+    if c.init == "paper":
+      reads = 2 * c.top_m * c.num_heads * self.num_layers
+      std = (c.expansion / reads) ** 0.5
+    return self._param(
+        "values", nn.initializers.normal(std), ("rows", "value"),
+        (c.num_rows, c.value_dim),
+    )
+
+  def _project(self, pooled_BTEW):
+    c = self.config
+    if not c.value_projection:
+      return pooled_BTEW.squeeze(-2)
+    std = (c.expansion * c.value_dim) ** -0.5
+    projection_EWD = self._param(
+        "value_projection", nn.initializers.normal(std),
+        ("expansion", "value", "embed"),
+        (c.expansion, c.value_dim, self.embed_dim),
+    )
+    return jnp.einsum(
+        "BTEW,EWD->BTD", pooled_BTEW, projection_EWD.astype(self.dtype)
+    )
+
+  def _sow(self, found, slot_BTAM, core_CARR, y_BTD):
+    c = self.config
+    index_BTAM = found.row_BTAM * c.grid_side + found.column_BTAM
+    self.sow("intermediates", "index_BTAM", index_BTAM)
+    self.sow("intermediates", "slot_BTAM", slot_BTAM)
+    self.sow("intermediates", "score_BTAMC", found.score_BTAMC)
+    total_BTAM = found.score_BTAMC.sum(-1)
+    self.sow("stats", "score_top_1", total_BTAM[..., 0].mean())
+    self.sow("stats", "score_top_m", total_BTAM[..., -1].mean())
+    self.sow("stats", "output_std", y_BTD.astype(jnp.float32).std())
+    if core_CARR is None or c.rank == 1:
+      return
+    self.sow(
+        "losses", "auxiliary",
+        tucker.auxiliary_loss(core_CARR, c.aux_loss_weight, c.aux_loss_margin),
+    )
+    lambda_AR = tucker.singular_values(core_CARR)
+    self.sow(
+        "stats", "core_lambda_ratio", (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
+    )
+
+
+def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
+  """The query-norm weight that gives selected scores a mean square of 1.
+
+  Retrieves for random unit-variance queries with weight 1 and solves for the
+  weight, in which a score is quadratic under Tucker scoring (both sides carry
+  it) and linear for the sum. Per core: with C cores a mean total score of 1,
+  which the paper's 1 / sqrt(E[Y]) aims at, would leave the layer's output
+  variance several times too small.
+
+  Args:
+    config: MemoryConfig with init = "paper".
+    key: PRNG key of the random queries.
+    raw_keys_PARNK, core_CARR, filter_PAR: the initial parameters.
+  Returns:
+    float32 scalar.
+  """
+  c = config
+  sample_BTPGRK = jax.random.normal(
+      key, (1, CALIBRATION_QUERIES, 2, c.num_queries,
+            c.rank if c.query_per_rank else 1, c.key_dim),
+  )
+  standardize = jax.nn.standardize
+  if c.query_key_norm == "rms":
+    def standardize(x, epsilon):
+      return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+  found = retrieval.retrieve(
+      standardize(sample_BTPGRK, epsilon=c.norm_eps),
+      standardize(raw_keys_PARNK, epsilon=c.norm_eps) * c.key_dim**-0.5,
+      c.top_m, core_CARR, filter_PAR,
+  )
+  degree = 2 if c.score == "tucker" else 1
+  return jnp.square(found.score_BTAMC).mean() ** (-0.5 / degree)
+
+
+def refresh_buffers(params, buffers):
+  """The filter vectors u, t of every memory layer, from its current cores.
+
+  To be called once per training step, before the forward; never in
+  evaluation, which uses the vectors of the checkpoint.
+
+  Args:
+    params, buffers: the collections of a model that holds UltraMem layers, or
+      of one such layer.
+  Returns:
+    buffers of the same structure, u and t replaced.
+  """
+  if "u" in buffers:
+    u_AR, t_AR = tucker.refresh_filter(
+        params["core"], buffers["u"], buffers["t"]
+    )
+    return {**buffers, "u": u_AR, "t": t_AR}
+  return {
+      name: refresh_buffers(params[name], child)
+      if isinstance(child, dict) else child
+      for name, child in buffers.items()
+  }

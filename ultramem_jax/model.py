@@ -1,0 +1,113 @@
+"""The transformer, and where memory enters and leaves it."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from ultramem_jax.config import ModelConfig
+from ultramem_jax.layers.attention import Attention
+from ultramem_jax.layers.mlp import Mlp
+from ultramem_jax.layers.norm import make_norm
+from ultramem_jax.layers.ultramem import UltraMem
+
+
+class Block(nn.Module):
+  """A pre-norm transformer block.
+
+  Returns the residual stream and the normalized tensor its MLP read, which is
+  also what a memory placed at this block reads.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, segment_BT, position_BT, decode, deterministic):
+    c = self.config
+    norm = (c.norm, c.norm_eps, c.norm_bias)
+    dtype = jnp.dtype(c.dtype)
+    dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
+    h_BTD = make_norm(*norm, "attention_norm", "embed", dtype=dtype)(x_BTD)
+    h_BTD = Attention(c, name="attention")(
+        h_BTD, segment_BT, position_BT, decode
+    )
+    x_BTD += dropout(h_BTD)
+    h_BTD = make_norm(*norm, "mlp_norm", "embed", dtype=dtype)(x_BTD)
+    return x_BTD + dropout(Mlp(c, name="mlp")(h_BTD)), h_BTD
+
+
+class Transformer(nn.Module):
+  """A causal language model, dense or with UltraMem layers.
+
+  A memory with span (i, j) reads in block i what that block's MLP reads; its
+  output joins the residual stream after block j. Nothing between i and j
+  depends on it, so that look-up and dense layers may overlap (section 3.2).
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(
+      self, tokens_BT, segment_BT=None, position_BT=None, *,
+      decode: bool = False, deterministic: bool = True,
+  ):
+    """Predicts each next token.
+
+    Args:
+      tokens_BT: [B, T] int32 in [0, V).
+      segment_BT: [B, T] int32, the document of each position, from 1; 0 is
+        padding. Attention and memory stay inside a document. None: all one.
+      position_BT: [B, T] int32 rotary positions; None: 0, 1, ...
+      decode: read and extend the "cache" collection. Positions must then be
+        given.
+      deterministic: no dropout; otherwise a "dropout" key is needed.
+    Returns:
+      logits_BTV: [B, T, V] float32.
+    """
+    c = self.config
+    dtype = jnp.dtype(c.dtype)
+    if segment_BT is None:
+      segment_BT = jnp.ones_like(tokens_BT)
+    if position_BT is None:
+      position_BT = jnp.broadcast_to(
+          jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
+      )
+    block_class, memory_class = Block, UltraMem
+    if c.remat == "block":
+      # Arguments are counted from self; the flags must stay Python values.
+      block_class = nn.remat(Block, static_argnums=(4, 5))
+      memory_class = nn.remat(UltraMem, static_argnums=(3,))
+    embed = nn.Embed(
+        c.vocab_size, c.embed_dim, dtype=dtype, name="embed",
+        embedding_init=nn.with_logical_partitioning(
+            nn.initializers.normal(
+                c.embed_dim**-0.5 if c.tie_embeddings else 1.0
+            ),
+            ("vocab", "embed"),
+        ),
+    )
+    dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
+    x_BTD = dropout(embed(tokens_BT))
+    read_BTD = {}
+    for layer in range(c.num_layers):
+      x_BTD, h_BTD = block_class(c, name=f"block_{layer}")(
+          x_BTD, segment_BT, position_BT, decode, deterministic
+      )
+      for span in c.spans:
+        if span.start == layer:
+          y_BTD = memory_class(
+              c.memory, c.embed_dim, c.num_layers, span.index, dtype,
+              name=f"memory_{span.index}",
+          )(h_BTD, segment_BT, decode)
+          read_BTD[span.index] = dropout(y_BTD)
+        if span.end == layer:
+          x_BTD += read_BTD.pop(span.index)
+    x_BTD = make_norm(
+        c.norm, c.norm_eps, c.norm_bias, "final_norm", "embed", dtype=dtype
+    )(x_BTD)
+    if c.tie_embeddings:
+      return embed.attend(x_BTD).astype(jnp.float32)
+    return nn.Dense(
+        c.vocab_size, use_bias=False, dtype=dtype, name="head",
+        kernel_init=nn.with_logical_partitioning(
+            nn.initializers.normal(c.embed_dim**-0.5), ("embed", "vocab")
+        ),
+    )(x_BTD).astype(jnp.float32)

@@ -1,0 +1,222 @@
+"""Retrieval: from queries and keys to the top-m cells of the grid.
+
+Letters beyond DESIGN's: P the two sides (0 row, 1 column), G distinct
+queries, J heads that share a query (A = G * J, head a reads query a // J).
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ultramem_jax.ops import blocks
+
+
+class Retrieved(NamedTuple):
+  """The chosen cells of each head, best first.
+
+  row_BTAM, column_BTAM: [B, T, A, M] int32 in [0, N).
+  score_BTAMC: [B, T, A, M, C] float32, the score given by each core; their
+    sum over C ranks the cells.
+  """
+
+  row_BTAM: jax.Array
+  column_BTAM: jax.Array
+  score_BTAMC: jax.Array
+
+
+def top_m(scores, m: int):
+  """Indices of the m largest along the last axis, best first; no gradient.
+
+  float32 only: XLA sorts every other type in full on a CPU. The barrier keeps
+  XLA from merging a later slice into the top-k, which turns it into a full
+  sort as well.
+  """
+  scores = jax.lax.stop_gradient(scores)
+  return jax.lax.optimization_barrier(jax.lax.top_k(scores, m))[1]
+
+
+def side_scores(query_BTPGRK, keys_PGJRNK):
+  """Scores of every key of both sides, float32 [P, G, R, B, T, J, N].
+
+  The order of axes is the one a batched matmul produces.
+  """
+  return jnp.einsum(
+      "BTPGRK,PGJRNK->PGRBTJN", query_BTPGRK, keys_PGJRNK,
+      preferred_element_type=jnp.float32,
+  )
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m: int):
+  """Keeps the m keys of each side that score highest under the filter.
+
+  Args:
+    query_BTPGRK: [B, T, P, G, R, K] float.
+    keys_PGJRNK: [P, G, J, R, N, K] float.
+    filter_PGJR: [P, G, J, R] float32; a key's rank is decided by the sum over
+      r of filter[r] times its score of rank r.
+    m: keys kept per side.
+  Returns:
+    index_PGBTJM, int32, best first, and their scores chosen_PGRBTJM, float32.
+    The choice has no gradient, the scores have.
+  """
+  scores_PGRBTJN = side_scores(query_BTPGRK, keys_PGJRNK)
+  filtered_PGBTJN = jnp.einsum(
+      "PGRBTJN,PGJR->PGBTJN", scores_PGRBTJN, filter_PGJR
+  )
+  index_PGBTJM = top_m(filtered_PGBTJN, m)
+  chosen_PGRBTJM = jnp.take_along_axis(
+      scores_PGRBTJN, index_PGBTJM[:, :, None], axis=-1
+  )
+  return index_PGBTJM, chosen_PGRBTJM
+
+
+def _filter_keys_forward(query_BTPGRK, keys_PGJRNK, filter_PGJR, m):
+  index, chosen = filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m)
+  # The scores of all keys are not kept: their gradient needs only the index.
+  return (index, chosen), (query_BTPGRK, keys_PGJRNK, filter_PGJR, index)
+
+
+def _filter_keys_backward(m, residuals, gradients):
+  query_BTPGRK, keys_PGJRNK, filter_PGJR, index_PGBTJM = residuals
+  _, chosen_PGRBTJM = gradients
+  index_PGRBTJM = jnp.broadcast_to(
+      index_PGBTJM[:, :, None], chosen_PGRBTJM.shape
+  )
+  num_keys = keys_PGJRNK.shape[-2]
+  scores_PGRBTJN = jnp.put_along_axis(
+      jnp.zeros((*chosen_PGRBTJM.shape[:-1], num_keys), jnp.float32),
+      index_PGRBTJM, chosen_PGRBTJM, axis=-1, inplace=False,
+      mode="promise_in_bounds",
+  ).astype(keys_PGJRNK.dtype)
+  query = jnp.einsum("PGRBTJN,PGJRNK->BTPGRK", scores_PGRBTJN, keys_PGJRNK)
+  keys = jnp.einsum("PGRBTJN,BTPGRK->PGJRNK", scores_PGRBTJN, query_BTPGRK)
+  return query, keys, jnp.zeros_like(filter_PGJR)
+
+
+filter_keys.defvjp(_filter_keys_forward, _filter_keys_backward)
+
+
+def _merge_heads(x_GBTJ):
+  """[G, B, T, J, ...] -> [B, T, A, ...]."""
+  x_BTGJ = jnp.moveaxis(x_GBTJ, 0, 2)
+  return x_BTGJ.reshape(*x_BTGJ.shape[:2], -1, *x_BTGJ.shape[4:])
+
+
+def _take(x, index_BTAM):
+  """Elements of x [B, T, A, ..., n] along its last axis, at [B, T, A, M]."""
+  extra = x.ndim - index_BTAM.ndim
+  index = jnp.expand_dims(index_BTAM, range(3, 3 + extra))
+  return jnp.take_along_axis(x, index, axis=-1)
+
+
+def _refine(index_PBTAM, chosen_PBTARM, core_CARR, m):
+  """Exact scores of the M x M candidates; keeps the best m of them."""
+  row_BTARM, column_BTARM = chosen_PBTARM
+  if core_CARR is None:
+    grid_BTAMM = row_BTARM[..., 0, :, None] + column_BTARM[..., 0, None, :]
+  else:
+    grid_BTAMM = jnp.einsum(
+        "BTARm,ARr,BTArn->BTAmn", row_BTARM, core_CARR.sum(0), column_BTARM
+    )
+  cell_BTAM = top_m(grid_BTAMM.reshape(*grid_BTAMM.shape[:3], -1), m)
+  row_BTAM, column_BTAM = jnp.divmod(cell_BTAM, grid_BTAMM.shape[-1])
+  row_BTARM = _take(row_BTARM, row_BTAM)
+  column_BTARM = _take(column_BTARM, column_BTAM)
+  if core_CARR is None:
+    score_BTAMC = (row_BTARM + column_BTARM).swapaxes(-1, -2)
+  else:
+    score_BTAMC = jnp.einsum(
+        "BTARM,CARr,BTArM->BTAMC", row_BTARM, core_CARR, column_BTARM
+    )
+  return Retrieved(
+      _take(index_PBTAM[0], row_BTAM),
+      _take(index_PBTAM[1], column_BTAM),
+      score_BTAMC,
+  )
+
+
+def retrieve(query_BTPGRK, keys_PARNK, m: int, core_CARR=None, filter_PAR=None):
+  """Finds the m best cells of the N x N grid of key pairs, for each head.
+
+  With a Tucker core (TDQKR and MCS, paper sections 3.3 and 3.5): the filter
+  keeps m rows and m columns, whose m x m cells are scored exactly,
+  S_row[:, a]^T (sum_c core_c) S_col[:, b]; the best m remain. The result is
+  defined by this filter: it is not the top m of the full grid. Without a core
+  (product keys, arXiv 1907.05242): S_row[a] + S_col[b], for which the filter
+  loses nothing. Runs in blocks of positions.
+
+  Args:
+    query_BTPGRK: [B, T, P, G, R, K] normalized queries; R may be 1, one query
+      for all ranks. G divides A.
+    keys_PARNK: [P, A, R, N, K] normalized keys, of the queries' dtype.
+    m: M, cells kept per head; at most N.
+    core_CARR: [C, A, R, R] float32, or None for the sum.
+    filter_PAR: [P, A, R] float32, u and t stacked; with a core only.
+  Returns:
+    Retrieved, C = 1 without a core. Scores are differentiable in query, keys
+    and core; the choice is not.
+  """
+  batch, length, sides, groups, _, width = query_BTPGRK.shape
+  _, heads, rank, num_keys, _ = keys_PARNK.shape
+  keys_PGJRNK = keys_PARNK.reshape(sides, groups, -1, rank, num_keys, width)
+  if filter_PAR is None:
+    filter_PAR = jnp.ones((sides, heads, rank), jnp.float32)
+  filter_PGJR = filter_PAR.reshape(sides, groups, -1, rank)
+
+  def retrieve_block(_, query_BTPGRK):
+    query_BTPGRK = jnp.broadcast_to(
+        query_BTPGRK, (*query_BTPGRK.shape[:4], rank, width)
+    )
+    index_PGBTJM, chosen_PGRBTJM = filter_keys(
+        query_BTPGRK, keys_PGJRNK, filter_PGJR, m
+    )
+    index_PBTAM = jax.vmap(_merge_heads)(index_PGBTJM)
+    chosen_PBTARM = jax.vmap(_merge_heads)(
+        jnp.moveaxis(chosen_PGRBTJM, 2, -2)
+    )
+    return None, _refine(index_PBTAM, chosen_PBTARM, core_CARR, m)
+
+  bytes_per_token = 4 * heads * (sides * rank * num_keys + m * m)
+  block = blocks.block_length(batch, length, bytes_per_token)
+  return blocks.scan_blocks(retrieve_block, None, query_BTPGRK, block)[1]
+
+
+def retrieve_reference(
+    query_BTPGRK, keys_PARNK, m, core_CARR=None, filter_PAR=None
+):
+  """`retrieve` written from the definition: slow, plain, no custom gradient.
+
+  Every cell of the N x N grid is scored, and those outside the filter's m
+  rows and m columns are masked away.
+  """
+  rank, heads = keys_PARNK.shape[2], keys_PARNK.shape[1]
+  query_BTPARK = jnp.repeat(query_BTPGRK, heads // query_BTPGRK.shape[3], 3)
+  query_BTPARK = jnp.broadcast_to(
+      query_BTPARK, (*query_BTPARK.shape[:4], rank, query_BTPARK.shape[-1])
+  )
+  side_BTPARN = jnp.einsum("BTPARK,PARNK->BTPARN", query_BTPARK, keys_PARNK)
+  if core_CARR is None:
+    filter_PAR = jnp.ones((2, heads, 1))
+    row_BTAN, column_BTAN = side_BTPARN[:, :, 0, :, 0], side_BTPARN[:, :, 1, :, 0]
+    grid_BTANNC = (row_BTAN[..., :, None] + column_BTAN[..., None, :])[..., None]
+  else:
+    grid_BTANNC = jnp.einsum(
+        "BTARN,CARr,BTArn->BTANnC",
+        side_BTPARN[:, :, 0], core_CARR, side_BTPARN[:, :, 1],
+    )
+  filtered_BTPAN = jnp.einsum("BTPARN,PAR->BTPAN", side_BTPARN, filter_PAR)
+  num_keys = keys_PARNK.shape[3]
+  kept_BTPAN = jax.nn.one_hot(
+      jax.lax.top_k(filtered_BTPAN, m)[1], num_keys, dtype=bool
+  ).any(-2)
+  candidate_BTANN = kept_BTPAN[:, :, 0, :, :, None] & kept_BTPAN[:, :, 1, :, None]
+  total_BTANN = jnp.where(candidate_BTANN, grid_BTANNC.sum(-1), -jnp.inf)
+  flat = (*total_BTANN.shape[:3], num_keys * num_keys)
+  cell_BTAM = jax.lax.top_k(total_BTANN.reshape(flat), m)[1]
+  score_BTAMC = jnp.take_along_axis(
+      grid_BTANNC.reshape(*flat, -1), cell_BTAM[..., None], axis=-2
+  )
+  return Retrieved(cell_BTAM // num_keys, cell_BTAM % num_keys, score_BTAMC)

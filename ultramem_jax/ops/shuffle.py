@@ -1,0 +1,54 @@
+"""The fixed shuffle of implicit value expansion (paper section 3.4).
+
+A virtual cell of the s x s grid (s = sqrt(E) * n) maps one-to-one to an index
+in [0, s * s); the physical row is that index mod n^2, the block index div n^2.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# Four rounds: with one or two, how far neighbours scatter varies widely with
+# the key (tests/shuffle_test.py measures it).
+NUM_ROUNDS = 4
+
+
+def mix(x):
+  """A 32-bit integer hash: uint32 -> uint32, elementwise, a bijection.
+
+  The finalizer of MurmurHash3 (A. Appleby, public domain).
+  """
+  x = jnp.asarray(x, jnp.uint32)
+  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
+  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
+  return x ^ (x >> 16)
+
+
+def hash_shuffle(row, column, side: int, seed: int):
+  """Maps grid cells one-to-one to scattered indices, without a table.
+
+  Feistel rounds over Z_s x Z_s: (a, b) -> (b, a + F(b) mod s), where F is
+  `mix` keyed by seed and round. Each round is invertible whatever F is, so
+  the whole is a bijection for any s.
+
+  Args:
+    row, column: int32 arrays of equal shape, in [0, s).
+    side: s = sqrt(E) * n, at most 46340 so that s * s fits in int32.
+    seed: constant of the layer, any int in [0, 2^32).
+  Returns:
+    int32, of the same shape, in [0, s * s).
+  """
+  left = jnp.asarray(row, jnp.uint32)
+  right = jnp.asarray(column, jnp.uint32)
+  modulus = jnp.uint32(side)
+  for round_index in range(NUM_ROUNDS):
+    round_key = mix(jnp.uint32(seed) + jnp.uint32(round_index + 1))
+    # Reduce before adding: the sum of two numbers below s cannot wrap around
+    # 2^32, which would break the bijection.
+    shift = mix(right ^ round_key) % modulus
+    left, right = right, (left + shift) % modulus
+  return (left * modulus + right).astype(jnp.int32)
+
+
+def random_permutation(key, side: int):
+  """A stored shuffle: int32 [s * s] permutation; index = it[row * s + col]."""
+  return jax.random.permutation(key, side * side).astype(jnp.int32)

@@ -1,0 +1,75 @@
+"""The Tucker core: its rank-1 filter and its auxiliary loss (section 3.3).
+
+The score of grid cell (a, b) is S_row[:, a]^T C S_col[:, b]. Retrieval first
+filters rows and columns by the leading singular vectors of C.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def filter_vectors(core_CARR):
+  """Leading singular vectors of the summed cores, with a canonical sign.
+
+  Args:
+    core_CARR: [C, A, R, R] float, the cores of multi-core scoring.
+  Returns:
+    (u_AR, t_AR), [A, R] float32 unit vectors: sum_c core ~ lambda_1 u t^T per
+    head, u filtering rows and t columns; u sums to at least 0, because the
+    sign that an SVD returns is its backend's choice. No gradient.
+  """
+  core_ARR = jax.lax.stop_gradient(core_CARR.sum(0).astype(jnp.float32))
+  left_ARR, _, right_ARR = jnp.linalg.svd(core_ARR)
+  u_AR, t_AR = left_ARR[:, :, 0], right_ARR[:, 0, :]
+  sign_A1 = jnp.where(u_AR.sum(-1, keepdims=True) < 0, -1.0, 1.0)
+  return sign_A1 * u_AR, sign_A1 * t_AR
+
+
+def refresh_filter(core_CARR, previous_u_AR, previous_t_AR):
+  """The filter vectors, each head's joint sign chosen to stay continuous.
+
+  Of (u, t) and (-u, -t), equally good factors of the core, takes the pair
+  closer in L1 to the previous one (the canonical pair when both are equally
+  close): a flip would retrieve almost disjoint rows.
+
+  Args:
+    core_CARR: [C, A, R, R] float.
+    previous_u_AR, previous_t_AR: [A, R] float32, from the step before.
+  Returns:
+    (u_AR, t_AR), [A, R] float32.
+  """
+  u_AR, t_AR = filter_vectors(core_CARR)
+
+  def distance_A1(sign):
+    distance_AR = abs(sign * u_AR - previous_u_AR) + abs(
+        sign * t_AR - previous_t_AR
+    )
+    return distance_AR.sum(-1, keepdims=True)
+
+  sign_A1 = jnp.where(distance_A1(-1) < distance_A1(1), -1.0, 1.0)
+  return sign_A1 * u_AR, sign_A1 * t_AR
+
+
+def singular_values(core_CARR):
+  """Singular values of the summed cores, [A, R] float32, largest first."""
+  core_ARR = core_CARR.sum(0).astype(jnp.float32)
+  return jnp.linalg.svd(core_ARR, compute_uv=False)
+
+
+def auxiliary_loss(core_CARR, weight: float, margin: float):
+  """Keeps the cores near rank 1, so that the filter sees what matters.
+
+  L = weight / (R - 1) * sum_{i >= 2} max(0, lambda_i - margin)^2, averaged
+  over heads (paper section 3.3, its alpha and tau); 0 when R = 1.
+
+  Args:
+    core_CARR: [C, A, R, R] float.
+    weight, margin: alpha and tau, at least 0.
+  Returns:
+    float32 scalar.
+  """
+  rank = core_CARR.shape[-1]
+  if rank == 1:
+    return jnp.float32(0)
+  excess_AR = jax.nn.relu(singular_values(core_CARR)[:, 1:] - margin)
+  return weight * jnp.square(excess_AR).mean(0).sum() / (rank - 1)
