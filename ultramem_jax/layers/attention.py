@@ -82,8 +82,11 @@ class Attention(nn.Module):
 
   def _cached(self, key_BTQH, value_BTQH, segment_BT):
     """Writes the new positions; returns all, and the first new slot."""
-    new = {"key": key_BTQH, "value": value_BTQH, "segment": segment_BT}
-    is_initialized = self.has_variable("cache", "key")
+    new = {
+        "cached_key": key_BTQH, "cached_value": value_BTQH,
+        "cached_segment": segment_BT,
+    }
+    is_initialized = self.has_variable("cache", "cached_key")
     cache = {
         name: self.variable("cache", name, jnp.zeros_like, x)
         for name, x in new.items()

@@ -1,0 +1,232 @@
+"""Trains a model, or goes on with the run that the workdir holds.
+
+  python train.py --config=configs/tiny.py [--workdir=DIR] [--config.steps=200]
+"""
+
+import contextlib
+import functools
+import math
+import pathlib
+import time
+
+import jax
+from absl import flags
+
+from ultramem_jax import accounting, checkpoint, cli, evaluate, generate
+from ultramem_jax import metrics as metrics_lib
+from ultramem_jax import preemption, sharding, step
+from ultramem_jax import workdir as workdir_lib
+from ultramem_jax.config import Config, require
+from ultramem_jax.data import pipeline, sources
+from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.model import Transformer
+
+CONFIG = cli.define_config()
+WORKDIR = flags.DEFINE_string(
+    "workdir", None,
+    "Directory of the run; a run found there goes on. Default: runs/ and the "
+    "name of the config file.",
+)
+
+
+class TrainingError(RuntimeError):
+  """The run cannot go on."""
+
+
+def compile_step(config: Config, mesh):
+  """Compiles the training step: (compiled, abstract state), nothing allocated.
+
+  Raises:
+    ConfigError: the step needs more memory than there is.
+  """
+  state = jax.eval_shape(functools.partial(step.init_state, config))
+  state = sharding.with_sharding(state, sharding.replicated(mesh))
+  batch = sharding.with_sharding(
+      step.abstract_batch(config), sharding.batch_sharding(mesh)
+  )
+  train_step = step.jitted(
+      step.train_step, config, donate_argnums=0,
+      out_shardings=sharding.replicated(mesh),
+  )
+  compiled = train_step.lower(state, batch).compile()
+  memory = compiled.memory_analysis()
+  need = (
+      memory.argument_size_in_bytes + memory.output_size_in_bytes
+      - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+  )
+  have = accounting.available_bytes()
+  require(
+      have is None or need <= have, "batch_size", config.batch_size,
+      f"the compiled step needs {need / 1e9:.1f} GB per device and there are "
+      f"{(have or 0) / 1e9:.1f}: reduce it, or raise accumulation_steps",
+  )
+  return compiled, state
+
+
+def restore_or_init(checkpointer, abstract_state, batches, config: Config):
+  """The state to start from, and the step of its checkpoint (None: fresh).
+
+  Of a checkpoint, `batches` is set to where it stood.
+  """
+  restored = checkpointer.restore_latest(abstract_state.to_items())
+  if restored is None:
+    out = jax.tree.map(lambda x: x.sharding, abstract_state)
+    init = jax.jit(
+        functools.partial(step.init_state, config), out_shardings=out
+    )
+    return init(), None
+  batches.set_state(restored.data)
+  return step.TrainState.from_items(restored.items), restored.step
+
+
+def run_steps(state, batches, mesh, config, run_step, validate, save, logs):
+  """Steps until the last one, or until a signal asks to stop.
+
+  Returns:
+    (state, evaluation): the validation of the last step, None if the run was
+    stopped before it.
+  """
+  writer, progress = logs
+  report_usage = step.jitted(step.report_usage, config, donate_argnums=0)
+  tokens = config.batch_size * config.data.seq_len
+  start, began = int(state.step), time.monotonic()
+  with preemption.Preemption() as stop:
+    for n in range(start + 1, config.steps + 1):
+      batch = sharding.to_devices(next(batches), mesh)
+      state, values = run_step(state, batch)
+      stopping = stop.requested(n)
+      if n % config.log_every == 0:
+        state, usage = report_usage(state)
+        values = jax.device_get({**values, **usage})
+        require_finite(values["loss"], n)
+        seconds = time.monotonic() - began
+        speed = (n - start) * tokens / seconds
+        writer.write(n, values)
+        writer.write_timing(n, {
+            "tokens_per_second": speed, "step_seconds": tokens / speed,
+        })
+        progress.update(n, values["loss"], speed)
+        start, began = n, time.monotonic()
+      evaluation = None
+      if n % config.eval_every == 0 or n == config.steps:
+        evaluation = validate(state)
+        writer.write(n, {f"valid/{k}": v for k, v in evaluation.items()})
+        progress.note(describe(n, evaluation))
+      if n % config.checkpoint.every == 0 or n == config.steps or stopping:
+        require_finite(jax.device_get(values["loss"]), n)
+        writer.sync()
+        save(n, state, evaluation)
+      if evaluation or n % config.checkpoint.every == 0:
+        start, began = n, time.monotonic()
+      if stopping and n < config.steps:
+        return state, None
+  return state, evaluation
+
+
+def require_finite(loss, n: int) -> None:
+  """Raises TrainingError if the loss of step n is not a number."""
+  if not math.isfinite(loss):
+    raise TrainingError(
+        f"the loss of step {n} is {loss}; nothing was saved since the last "
+        "checkpoint. Try a lower optim.learning_rate"
+    )
+
+
+def describe(n: int, evaluation: dict[str, float]) -> str:
+  """A line with the results of a validation."""
+  return (
+      f"step {n}: validation loss {evaluation['loss']:.4f}, perplexity "
+      f"{evaluation['perplexity']:.3f}, {evaluation['bits_per_byte']:.4f} bits "
+      "per byte"
+  )
+
+
+def train(config: Config, workdir: str) -> dict[str, float] | None:
+  """Trains in a workdir: fresh, or from its newest checkpoint.
+
+  Args:
+    config: the run.
+    workdir: bound to this config by its first run.
+  Returns:
+    The validation results at the last step; None if stopped by a signal.
+  Raises:
+    ConfigError: before anything is compiled, if the run cannot work.
+    TrainingError: the loss is not a number.
+  """
+  mesh = sharding.make_mesh(config)
+  print(accounting.summary(config), flush=True)
+  accounting.check_memory(config, mesh.size)
+  corpus = sources.describe(config.data)
+  print(f"{corpus}\nworkdir: {workdir}", flush=True)
+  rows = sharding.process_rows(config)
+  valid_batches = pipeline.valid_batches(config, rows)
+  eval_step = step.jitted(step.eval_step, config)
+
+  def validate(state):
+    return evaluate.run(
+        eval_step, state.params, state.buffers,
+        (sharding.to_devices(batch, mesh) for batch in valid_batches),
+    )
+
+  with contextlib.ExitStack() as stack:
+    batches = stack.enter_context(
+        contextlib.closing(pipeline.train_batches(config, rows))
+    )
+    workdir_lib.claim(workdir, config, corpus)
+    checkpointer = stack.enter_context(
+        checkpoint.Checkpointer(workdir, config.checkpoint.keep)
+    )
+    run_step, abstract_state = compile_step(config, mesh)
+    state, restored = restore_or_init(
+        checkpointer, abstract_state, batches, config
+    )
+    writer = stack.enter_context(
+        contextlib.closing(metrics_lib.Writer(workdir, restored))
+    )
+    progress = stack.enter_context(
+        contextlib.closing(metrics_lib.Progress(int(state.step), config.steps))
+    )
+    if restored is not None:
+      progress.note(f"going on from the checkpoint of step {restored}")
+
+    def save(n, state, evaluation):
+      loss = evaluation["loss"] if evaluation else None
+      checkpointer.save(n, state.to_items(), batches.get_state(), loss)
+
+    if int(state.step) == config.steps:
+      evaluation = validate(state)
+      progress.note(describe(config.steps, evaluation))
+    else:
+      state, evaluation = run_steps(
+          state, batches, mesh, config, run_step, validate, save,
+          (writer, progress),
+      )
+  if evaluation is None:
+    print(f"stopped at step {int(state.step)}; the same command goes on")
+  else:
+    print_sample(config, state)
+  return evaluation
+
+
+def print_sample(config: Config, state) -> None:
+  """Prints what the model makes of config.sample.prompt."""
+  if not config.sample.num_tokens:
+    return
+  tokenizer = tokenizer_lib.load(config.data.tokenizer)
+  variables = {"params": state.params, "buffers": state.buffers}
+  prompt = config.sample.prompt
+  (text,) = generate.generate_text(
+      Transformer(config.model), variables, tokenizer, [prompt],
+      config.sample, config.seed,
+  )
+  print(f"sample:\n{prompt}{text}", flush=True)
+
+
+def main() -> None:
+  config = cli.load(CONFIG)
+  name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
+  train(config, WORKDIR.value or f"runs/{name}")
+
+
+if __name__ == "__main__":
+  cli.run(main)

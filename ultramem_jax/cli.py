@@ -1,0 +1,93 @@
+"""Command lines: the config flag, and user errors told in one line."""
+
+import dataclasses
+import re
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from ultramem_jax.config import Config, ConfigError, parse, require
+
+USER_ERROR = 2  # exit status
+
+
+def define_config():
+  """Defines --config=FILE and --config.FIELD=VALUE; returns the holder."""
+  return config_flags.DEFINE_config_file(
+      "config", None, "File whose get_config() returns the run's settings."
+  )
+
+
+def load(holder) -> Config:
+  """The typed Config of the parsed flags.
+
+  Raises:
+    ConfigError: no --config given, or a setting that cannot work.
+  """
+  require(holder.value is not None, "--config", None,
+          "must name a file such as configs/tiny.py")
+  return parse(holder.value)
+
+
+def _check_override(path: str, text: str) -> None:
+  """Raises ConfigError if --config.path=text cannot be a field of Config."""
+  node: Any = Config
+  for depth, name in enumerate(path.split(".")):
+    known = {f.name: f.type for f in dataclasses.fields(node)} if (
+        dataclasses.is_dataclass(node)) else {}
+    field = ".".join(path.split(".")[: depth + 1])
+    require(name in known, field, text,
+            f"no such field; known: {', '.join(known) or 'none below it'}")
+    node = known[name]
+  if node in (int, float):
+    try:
+      node(text)
+    except ValueError:
+      require(False, path, text, f"must be of type {node.__name__}")
+  if node is bool:
+    require(text.lower() in ("true", "false", "1", "0"), path, text,
+            "must be true or false")
+  require(not dataclasses.is_dataclass(node), path, text,
+          "is a section; set one of its fields")
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+  """Parses argv; a flag that cannot be raises ConfigError."""
+  for argument in argv[1:]:
+    override = re.fullmatch(r"--?config\.([\w.]+)=(.*)", argument, re.DOTALL)
+    if override:
+      _check_override(*override.groups())
+  try:
+    return flags.FLAGS(argv)
+  except (flags.Error, AttributeError, OSError) as error:
+    # Of a config file that fails to load, the last line is the cause.
+    raise ConfigError(str(error).splitlines()[-1].strip()) from error
+
+
+def run(main: Callable[[], None]) -> None:
+  """Runs main() with flags parsed; ends a ConfigError in one line.
+
+  The exit status is then 2. Other exceptions keep their traceback.
+  """
+
+  def reported(function, *arguments):
+    try:
+      return function(*arguments)
+    except ConfigError as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(USER_ERROR)
+
+  def checked_main(arguments):
+    # JAX would tell which backends it did not find.
+    logging.set_verbosity(logging.WARNING)
+    if arguments[1:]:
+      raise ConfigError(f"unexpected arguments: {' '.join(arguments[1:])}")
+    main()
+
+  app.run(
+      lambda arguments: reported(checked_main, arguments),
+      flags_parser=lambda argv: reported(_parse_flags, argv),
+  )

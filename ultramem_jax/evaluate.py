@@ -1,0 +1,34 @@
+"""Evaluation: loss, perplexity and bits per byte over a set of batches."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+
+def run(
+    eval_step: Callable[..., dict[str, jax.Array]], params: Any, buffers: Any,
+    batches: Iterable[dict[str, jax.Array]],
+) -> dict[str, float]:
+  """Evaluates a model.
+
+  Args:
+    eval_step: (params, buffers, batch) -> sums of "loss" (nats), "tokens"
+      and "bytes".
+    params, buffers: the model's collections.
+    batches: on device, at least one with a token that counts.
+  Returns:
+    loss (nats per token), perplexity, bits_per_byte, tokens.
+  """
+  sums = {"loss": 0.0, "tokens": 0.0, "bytes": 0.0}
+  for batch in batches:
+    part = jax.device_get(eval_step(params, buffers, batch))
+    sums = {name: total + float(part[name]) for name, total in sums.items()}
+  loss = sums["loss"] / sums["tokens"]
+  return {
+      "loss": loss,
+      "perplexity": math.exp(min(loss, 700.0)),  # finite in float64
+      "bits_per_byte": sums["loss"] / math.log(2) / sums["bytes"],
+      "tokens": int(sums["tokens"]),
+  }

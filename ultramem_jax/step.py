@@ -1,0 +1,261 @@
+"""The training step and the evaluation step: pure functions of a state."""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from ultramem_jax import optim
+from ultramem_jax.config import Config
+from ultramem_jax.layers.ultramem import refresh_buffers
+from ultramem_jax.model import Transformer
+
+Batch = dict[str, jax.Array]
+
+
+class TrainState(struct.PyTreeNode):
+  """All that a run carries from step to step.
+
+  step: int32 scalar, optimizer steps taken.
+  params, buffers: the model's collections.
+  usage: {memory: [E * I] int32}, reads of each virtual row since the last
+    report.
+  opt_state: of `optim.make_optimizer`.
+  key: uint32 data of the PRNG key from which each step's is folded.
+  """
+
+  step: jax.Array
+  params: Any
+  buffers: Any
+  usage: dict[str, jax.Array]
+  opt_state: Any
+  key: jax.Array
+
+  def to_items(self) -> dict[str, Any]:
+    """The parts a checkpoint keeps apart: evaluation needs the first two."""
+    rest = self.replace(params={}, buffers={})
+    return {"params": self.params, "buffers": self.buffers, "rest": rest}
+
+  @classmethod
+  def from_items(cls, items: dict[str, Any]) -> "TrainState":
+    """The state of which `to_items` gave the parts."""
+    return items["rest"].replace(
+        params=items["params"], buffers=items["buffers"]
+    )
+
+
+def init_state(config: Config) -> TrainState:
+  """The state before the first step; deterministic in config.seed."""
+  model = Transformer(config.model)
+  key = jax.random.key(config.seed)
+  tokens_BT = jnp.zeros((1, config.data.seq_len), jnp.int32)
+  variables = nn.meta.unbox(model.init(jax.random.fold_in(key, 0), tokens_BT))
+  memory = config.model.memory
+  params = variables["params"]
+  optimizer = optim.make_optimizer(config.optim, config.steps)
+  return TrainState(
+      step=jnp.int32(0),
+      params=params,
+      buffers=variables.get("buffers", {}),
+      usage={
+          f"memory_{span.index}": jnp.zeros(memory.grid_side**2, jnp.int32)
+          for span in config.model.spans
+      },
+      opt_state=optimizer.init(params),
+      key=jax.random.key_data(jax.random.fold_in(key, 1)),
+  )
+
+
+def abstract_batch(config: Config) -> Batch:
+  """Shapes and dtypes of a training batch, each entry [B, T]."""
+  shape = (config.batch_size, config.data.seq_len)
+  dtypes = {
+      "tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32,
+      "segments": jnp.int32, "positions": jnp.int32,
+  }
+  return {k: jax.ShapeDtypeStruct(shape, v) for k, v in dtypes.items()}
+
+
+def token_losses(logits_BTV, targets_BT):
+  """Cross entropy of each target, and log Z, both [B, T] float32, in nats."""
+  log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+  target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
+  return log_z_BT - target_BT[..., 0], log_z_BT
+
+
+def loss_fn(params, buffers, batch: Batch, key, total_weight, config: Config):
+  """Training loss of a batch, or of a part of one.
+
+  Args:
+    params, buffers: the model's collections.
+    batch: of `abstract_batch`, or some of its rows.
+    key: PRNG key of the dropout.
+    total_weight: sum of the weights of the whole batch, so that the losses
+      (and gradients) of its parts add up to those of the whole.
+    config: the run's.
+  Returns:
+    (loss, (parts, stats, slots)): parts of the loss by name, monitoring
+    scalars by "memory/name", and each memory's slots [B, T, A, M].
+  """
+  logits_BTV, sown = Transformer(config.model).apply(
+      {"params": params, "buffers": buffers},
+      batch["tokens"], batch["segments"], batch["positions"],
+      deterministic=False, rngs={"dropout": key},
+      mutable=["losses", "stats", "intermediates"],
+  )
+  loss_BT, log_z_BT = token_losses(logits_BTV, batch["targets"])
+  weights_BT = batch["weights"]
+  parts = {
+      "loss": (loss_BT * weights_BT).sum() / total_weight,
+      "z_loss": config.optim.z_loss
+      * (jnp.square(log_z_BT) * weights_BT).sum() / total_weight,
+      "auxiliary_loss": sum(jax.tree.leaves(sown.get("losses", {})))
+      / jnp.float32(config.accumulation_steps),
+  }
+  stats = {
+      f"{memory}/{name}": value
+      for memory, values in sown.get("stats", {}).items()
+      for name, (value,) in values.items()
+  }
+  slots = {
+      memory: values["slot_BTAM"][0]
+      for memory, values in sown.get("intermediates", {}).items()
+  }
+  return sum(parts.values()), (parts, stats, slots)
+
+
+def count_usage(usage, slots, segments_BT):
+  """Adds the reads of each memory's slots; padding reads do not count."""
+
+  def count(usage_S, slot_BTAM):
+    present_BT11 = segments_BT[..., None, None] > 0
+    # Past the end, where mode="drop" ignores it.
+    slot_BTAM = jnp.where(present_BT11, slot_BTAM, usage_S.size)
+    return usage_S.at[slot_BTAM].add(1, mode="drop")
+
+  return {name: count(usage_S, slots[name]) for name, usage_S in usage.items()}
+
+
+def _gradients(state: TrainState, buffers, batch: Batch, config: Config):
+  """Gradients and auxiliary outputs, summed over the parts of the batch."""
+  parts = config.accumulation_steps
+  gradient = jax.grad(loss_fn, has_aux=True)
+  total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+
+  def part(index, batch):
+    return gradient(
+        state.params, buffers, batch, jax.random.fold_in(key, index),
+        total_weight, config,
+    )
+
+  if parts == 1:
+    gradients, (losses, stats, slots) = part(0, batch)
+    return gradients, losses, stats, count_usage(
+        state.usage, slots, batch["segments"]
+    )
+
+  def accumulate(carry, inputs):
+    usage, sums = carry
+    index, batch = inputs
+    gradients, (losses, stats, slots) = part(index, batch)
+    usage = count_usage(usage, slots, batch["segments"])
+    stats = jax.tree.map(lambda x: x / parts, stats)
+    sums = jax.tree.map(jnp.add, sums, (gradients, losses, stats))
+    return (usage, sums), None
+
+  split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], split))
+  zeros = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[1][:2])
+  )
+  (usage, (gradients, losses, stats)), _ = jax.lax.scan(
+      accumulate, (state.usage, zeros), (jnp.arange(parts), split)
+  )
+  return gradients, losses, stats, usage
+
+
+def train_step(state: TrainState, batch: Batch, *, config: Config):
+  """One optimizer step.
+
+  Args:
+    state: before the step.
+    batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
+    config: static.
+  Returns:
+    (state, metrics): float32 scalars by name.
+  """
+  buffers = refresh_buffers(state.params, state.buffers)
+  gradients, losses, stats, usage = _gradients(state, buffers, batch, config)
+  optimizer = optim.make_optimizer(config.optim, config.steps)
+  updates, opt_state = optimizer.update(
+      gradients, state.opt_state, state.params
+  )
+  step = state.step + 1
+  rates = optim.schedules(config.optim, config.steps)
+  metrics = {
+      **losses,
+      "gradient_norm": optax.global_norm(gradients),
+      "learning_rate": rates["weights"](step),
+      **stats,
+  }
+  if state.usage:
+    metrics["value_learning_rate"] = rates["values"](step)
+  state = state.replace(
+      step=step,
+      params=optax.apply_updates(state.params, updates),
+      buffers=buffers,
+      usage=usage,
+      opt_state=opt_state,
+  )
+  return state, metrics
+
+
+def eval_step(params, buffers, batch: Batch, *, config: Config):
+  """Sums over a batch: of the losses in nats, weights and bytes.
+
+  `bytes` counts the bytes of text that the targets stand for.
+  """
+  logits_BTV = Transformer(config.model).apply(
+      {"params": params, "buffers": buffers},
+      batch["tokens"], batch["segments"], batch["positions"],
+  )
+  loss_BT, _ = token_losses(logits_BTV, batch["targets"])
+  return {
+      "loss": (loss_BT * batch["weights"]).sum(),
+      "tokens": batch["weights"].sum(),
+      "bytes": batch["bytes"].sum(),
+  }
+
+
+def report_usage(state: TrainState, *, config: Config):
+  """How the tables were used since the last report, and a fresh start.
+
+  Returns:
+    (state with usage at zero, metrics): for each memory, the share of
+    physical and of virtual rows read, and KL(usage of physical rows ||
+    uniform) in nats.
+  """
+  num_rows = config.model.memory.num_rows
+  metrics = {}
+  for memory, usage_S in state.usage.items():
+    usage_I = usage_S.reshape(-1, num_rows).sum(0)
+    share_I = usage_I / jnp.maximum(usage_I.sum(), 1)
+    metrics |= {
+        f"{memory}/coverage": (usage_I > 0).mean(),
+        f"{memory}/coverage_virtual": (usage_S > 0).mean(),
+        f"{memory}/usage_kl": jnp.sum(
+            jax.scipy.special.xlogy(share_I, share_I * num_rows)
+        ),
+    }
+  usage = jax.tree.map(jnp.zeros_like, state.usage)
+  return state.replace(usage=usage), metrics
+
+
+def jitted(function, config: Config, **options):
+  """jax.jit of one of this module's functions, config bound."""
+  return jax.jit(functools.partial(function, config=config), **options)
