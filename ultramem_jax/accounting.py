@@ -1,0 +1,264 @@
+"""What a model costs: parameters, FLOPs, memory access, bytes of training.
+
+Counted on the model's own parameter tree, of which only shapes are computed:
+nothing is allocated. The rules are the paper's (arXiv 2411.12364, tables 1 to
+3 and figure 1): parameters without embeddings and norms; FLOPs of a token are
+twice the dense parameters it uses, plus two for each value it reads.
+
+  python -m ultramem_jax.accounting --config=configs/151m_x12.py --batch=64
+"""
+
+import functools
+import json
+import math
+import os
+import pathlib
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import traverse_util
+
+from ultramem_jax import cli
+from ultramem_jax.config import Config, ConfigError, ModelConfig
+from ultramem_jax.model import Transformer
+
+# The kind of a parameter, by its path; the first pattern that matches wins.
+KINDS = {
+    "embedding": r"^(embed|head)/",
+    "norm": r"norm/",
+    "sparse": r"values$",
+    "dense": r"",
+}
+BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
+
+
+@functools.lru_cache(maxsize=128)
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """The shape of every parameter, by path, such as "block_0/mlp/up/kernel"."""
+  variables = jax.eval_shape(
+      Transformer(model).init, jax.random.key(0),
+      jax.ShapeDtypeStruct((1, 1), jnp.int32),
+  )
+  params = nn.meta.unbox(variables["params"])
+  flat = traverse_util.flatten_dict(params, sep="/")
+  return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def kind(path: str) -> str:
+  """The kind of the parameter at path: dense, sparse, embedding or norm."""
+  return next(k for k, pattern in KINDS.items() if re.search(pattern, path))
+
+
+def parameters(model: ModelConfig) -> dict[str, int]:
+  """Parameters by kind.
+
+  Returns:
+    "dense": attention, MLPs, and of the memories keys, cores, projections and
+    convolutions; "sparse": value tables, of which a token reads a few rows;
+    "embedding": embedding and output head; "norm". The tables of the
+    literature print dense + sparse.
+  """
+  counts = dict.fromkeys(("dense", "sparse", "embedding", "norm"), 0)
+  for path, shape in parameter_shapes(model).items():
+    counts[kind(path)] += math.prod(shape)
+  return counts
+
+
+def dense_parts(model: ModelConfig) -> dict[str, int]:
+  """Dense parameters by part, such as "attention", "mlp", "memory.keys"."""
+  parts = {}
+  for path, shape in parameter_shapes(model).items():
+    if kind(path) == "dense":
+      module, name = path.split("/")[:2]
+      memory = module.startswith("memory")
+      part = f"memory.{name}" if memory else name
+      parts[part] = parts.get(part, 0) + math.prod(shape)
+  return parts
+
+
+def rows_read(model: ModelConfig, batch: int) -> int:
+  """Values of table rows read for batch tokens: layers min(B m A, I) W."""
+  if not model.spans:
+    return 0
+  # A table shared by several layers stands once in the tree, and is read by
+  # each of them: the widths are those of the distinct tables of one layer.
+  widths = {
+      path.split("/")[-1]: shape[-1]
+      for path, shape in parameter_shapes(model).items()
+      if kind(path) == "sparse"
+  }
+  memory = model.memory
+  rows = min(batch * memory.top_m * memory.num_heads, memory.num_rows)
+  return len(model.spans) * rows * sum(widths.values())
+
+
+def flops_per_token(model: ModelConfig) -> dict[str, int]:
+  """FLOPs of a token's forward pass, by part; the total is their sum.
+
+  2 x active dense parameters + 2 x layers m A W. As in the paper, attention
+  scores, norms, embedding and output head are not counted.
+  """
+  flops = {part: 2 * count for part, count in dense_parts(model).items()}
+  if model.spans:
+    flops["memory.values"] = 2 * rows_read(model, 1)
+  return flops
+
+
+def memory_access(model: ModelConfig, batch: int) -> int:
+  """Values read by a decoding step of batch tokens, one per sequence.
+
+  MLP weights and table rows only, as in figure 1: dense L 2 D F; UltraMem
+  adds layers min(B m A, I) W.
+  """
+  return dense_parts(model).get("mlp", 0) + rows_read(model, batch)
+
+
+def activation_bytes_per_token(config: Config) -> int:
+  """Estimate of what the backward pass keeps, in bytes per token.
+
+  Logits and their gradient; the input of each block; and what blocks and
+  memories hold inside, or one block when they are recomputed. Within 25 % of
+  what XLA compiles for a CPU in float32 without recomputing.
+  """
+  m = config.model
+  size = jnp.dtype(m.dtype).itemsize
+  inside = size * (10 * m.embed_dim + 3 * m.mlp_dim)
+  if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
+    inside += 3 * 4 * m.num_heads * config.data.seq_len
+  memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
+  if m.remat == "none":
+    inside = m.num_layers * inside + len(m.spans) * memory
+  return 2 * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside
+
+
+def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
+  """Bytes that a training step holds on each device.
+
+  Args:
+    config: the run. Parameters are replicated, the batch is split.
+    num_devices: devices of the mesh.
+  Returns:
+    "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
+    they are accumulated), all float32; "activations", an estimate; "total".
+  """
+  count = sum(parameters(config.model).values())
+  tokens = config.data.seq_len * math.ceil(
+      config.batch_size / config.accumulation_steps / num_devices
+  )
+  sums = 1 if config.accumulation_steps == 1 else 2
+  parts = {
+      "parameters": 4 * count,
+      "optimizer": 2 * 4 * count,
+      "gradients": sums * 4 * count,
+      "activations": tokens * activation_bytes_per_token(config),
+  }
+  return {**parts, "total": sum(parts.values())}
+
+
+def _host_bytes() -> int | None:
+  """Memory that this process may still take on the host, None if unknown."""
+  limits = []
+  meminfo = pathlib.Path("/proc/meminfo")
+  if meminfo.exists():
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    limits += [1024 * int(found[1])] if found else []
+  elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+    limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+  for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2, 1
+    path = pathlib.Path("/sys/fs/cgroup", name)
+    if path.exists() and (text := path.read_text().strip()).isdecimal():
+      limits.append(int(text))
+  return min(limits, default=None)
+
+
+def available_bytes() -> int | None:
+  """Memory of one local device in bytes; None where nothing tells.
+
+  On a CPU, what the machine and its control group still give, shared between
+  the local devices.
+  """
+  device = jax.local_devices()[0]
+  if device.platform == "cpu":
+    available = _host_bytes()
+    return available and available // jax.local_device_count()
+  return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def check_memory(config: Config, num_devices: int = 1) -> None:
+  """Refuses a run that cannot fit, before anything is allocated.
+
+  Raises:
+    ConfigError: one line, with the memory needed and the memory there is.
+  """
+  need, have = training_bytes(config, num_devices), available_bytes()
+  if have is None or need["total"] <= have:
+    return
+  state = need["total"] - need["activations"]
+  raise ConfigError(
+      f"this run needs {_gigabytes(need['total'])} of memory per device "
+      f"({_gigabytes(state)} for parameters, gradients and Adam's moments, "
+      f"about {_gigabytes(need['activations'])} for activations), and there "
+      f"are {_gigabytes(have)}: use more devices, a smaller model "
+      "(model.memory.num_keys), a smaller batch_size or more "
+      "accumulation_steps"
+  )
+
+
+def _gigabytes(count: int) -> str:
+  return f"{count / 1e9:.1f} GB"
+
+
+def report(config: Config, batches=BATCHES, num_devices: int = 1) -> dict:
+  """Everything above as one dict of plain numbers, ready for JSON."""
+  flops = flops_per_token(config.model)
+  return {
+      "params": parameters(config.model),
+      "flops_per_token": sum(flops.values()),
+      "flops_by_part": flops,
+      "memory_access": {
+          str(batch): memory_access(config.model, batch) for batch in batches
+      },
+      "training_bytes": training_bytes(config, num_devices),
+  }
+
+
+def summary(config: Config, batches=BATCHES, num_devices: int = 1) -> str:
+  """The report as a table for people."""
+  costs = report(config, batches, num_devices)
+  sections = {
+      "parameters": costs["params"],
+      f"FLOPs per token: {costs['flops_per_token']:,}": costs["flops_by_part"],
+      "values read per decoding step": {
+          f"batch {batch}": values
+          for batch, values in costs["memory_access"].items()
+      },
+      f"bytes per device to train on {num_devices}": costs["training_bytes"],
+  }
+  lines = []
+  for title, rows in sections.items():
+    lines.append(title)
+    lines += [f"  {name:<26}{count:>22,}" for name, count in rows.items()]
+  return "\n".join(lines)
+
+
+def main() -> None:
+  config = cli.load(_CONFIG)
+  arguments = (config, flags.FLAGS.batch, flags.FLAGS.devices)
+  if flags.FLAGS.json:
+    print(json.dumps(report(*arguments)))
+  else:
+    print(summary(*arguments))
+
+
+if __name__ == "__main__":
+  _CONFIG = cli.define_config()
+  flags.DEFINE_multi_integer(
+      "batch", list(BATCHES), "Sequences of a decoding step; repeatable.",
+      lower_bound=1,
+  )
+  flags.DEFINE_integer("devices", 1, "Devices that train it.", lower_bound=1)
+  flags.DEFINE_bool("json", False, "Print JSON.")
+  cli.run(main)
