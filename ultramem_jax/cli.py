@@ -29,7 +29,11 @@ def load(holder) -> Config:
   """
   require(holder.value is not None, "--config", None,
           "must name a file such as configs/tiny.py")
-  return parse(holder.value)
+  try:
+    return parse(holder.value)
+  except OSError as error:  # how the config file failed to load
+    cause = str(error).splitlines()[-1].strip()
+    raise ConfigError(f"--config: {cause}") from error
 
 
 def _check_override(path: str, text: str) -> None:

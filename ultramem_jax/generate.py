@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ultramem_jax import checkpoint, cli
+from ultramem_jax import cli, trained
 from ultramem_jax.config import SampleConfig, require
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
@@ -90,7 +90,7 @@ def _prefill(model, variables, cache, tokens_BT, segment_BT, position_BT):
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
 def _decode(
     model, variables, cache, logits_BV, position_B, key, num_tokens, sampling,
     stop,
@@ -193,3 +193,36 @@ def generate_text(
       stop=tokenizer.eos_id,
   )
   return [tokenizer.decode(tokens_N) for tokens_N in new]
+
+
+def main() -> None:
+  values = flags.FLAGS
+  sample = SampleConfig(
+      "", values.num_tokens, values.temperature, values.top_k, values.top_p
+  )
+  prompts = values.prompt
+  if prompts == ["-"]:
+    prompts = [sys.stdin.read()]
+  run = trained.load(values.workdir, values.step)
+  tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
+  texts = generate_text(
+      run.model, run.variables, tokenizer, prompts, sample, values.seed
+  )
+  for prompt, text in zip(prompts, texts, strict=True):
+    print(prompt + text)
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "Directory of the run.")
+  flags.DEFINE_string(
+      "step", "newest", "Checkpoint: newest, best, or the number of a step."
+  )
+  flags.DEFINE_multi_string(
+      "prompt", [""], "Beginning of a text, repeatable; - reads standard input."
+  )
+  flags.DEFINE_integer("num_tokens", 256, "New tokens at most.")
+  flags.DEFINE_float("temperature", 0.7, "0 = always the likeliest token.")
+  flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0 = all.")
+  flags.DEFINE_float("top_p", 0.95, "Keep the likeliest of this probability.")
+  flags.DEFINE_integer("seed", 0, "Of the sampling.")
+  cli.run(main)
