@@ -58,6 +58,13 @@ def get_config() -> ConfigDict:
   c.model.attention = "xla"  # xla | cudnn (flash attention; GPU, bfloat16)
   c.model.remat = "none"  # none | block (recompute blocks in the backward)
 
+  # Mixture of experts in place of the MLP of every block.
+  c.model.moe = ConfigDict()
+  c.model.moe.num_experts = 0  # X; 0 = MLPs
+  c.model.moe.top_k = 2  # experts that a token goes to; none is ever dropped
+  c.model.moe.expert_dim = 256  # width of an expert; its activation is above
+  c.model.moe.balance_loss_weight = 0.01  # of the load-balance loss, per block
+
   # Memory layer (UltraMem); the paper's symbol in brackets.
   c.model.memory = ConfigDict()
   c.model.memory.kind = "none"  # none (dense model) | ultramem

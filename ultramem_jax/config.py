@@ -157,6 +157,26 @@ class MemoryConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class MoeConfig:
+  """Mixture of experts in place of every MLP; see `configs/default.py`."""
+
+  num_experts: int = 0
+  top_k: int = 2
+  expert_dim: int = 256
+  balance_loss_weight: float = 0.01
+
+  def __post_init__(self):
+    path = "model.moe"
+    require_at_least(path, self, 0, "num_experts", "balance_loss_weight")
+    require_at_least(path, self, 1, "top_k", "expert_dim")
+    require(
+        self.num_experts == 0 or self.top_k <= self.num_experts,
+        f"{path}.top_k", self.top_k,
+        f"must be at most num_experts = {self.num_experts}",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
 class Span:
   """Memory `index` reads in block `start`, is added after `end` (0-based)."""
 
@@ -219,6 +239,7 @@ class ModelConfig:
   dtype: str
   attention: str
   remat: str
+  moe: MoeConfig
   memory: MemoryConfig
 
   @property

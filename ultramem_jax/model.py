@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.attention import Attention
 from ultramem_jax.layers.mlp import Mlp
+from ultramem_jax.layers.moe import Moe
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.layers.ultramem import UltraMem
 
@@ -13,8 +14,8 @@ from ultramem_jax.layers.ultramem import UltraMem
 class Block(nn.Module):
   """A pre-norm transformer block.
 
-  Returns the residual stream and the normalized tensor its MLP read, which is
-  also what a memory placed at this block reads.
+  Returns the residual stream and the normalized tensor its MLP (or mixture of
+  experts) read, which is also what a memory placed at this block reads.
   """
 
   config: ModelConfig
@@ -31,7 +32,11 @@ class Block(nn.Module):
     )
     x_BTD += dropout(h_BTD)
     h_BTD = make_norm(*norm, "mlp_norm", "embed", dtype=dtype)(x_BTD)
-    return x_BTD + dropout(Mlp(c, name="mlp")(h_BTD)), h_BTD
+    if c.moe.num_experts:
+      y_BTD = Moe(c, name="moe")(h_BTD, segment_BT)
+    else:
+      y_BTD = Mlp(c, name="mlp")(h_BTD)
+    return x_BTD + dropout(y_BTD), h_BTD
 
 
 class Transformer(nn.Module):

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
+from flax import struct, traverse_util
 
 from ultramem_jax import optim
 from ultramem_jax.config import Config
@@ -99,7 +99,7 @@ def loss_fn(params, buffers, batch: Batch, key, total_weight, config: Config):
     config: the run's.
   Returns:
     (loss, (parts, stats, slots)): parts of the loss by name, monitoring
-    scalars by "memory/name", and each memory's slots [B, T, A, M].
+    scalars by "module/name", and each memory's slots [B, T, A, M].
   """
   logits_BTV, sown = Transformer(config.model).apply(
       {"params": params, "buffers": buffers},
@@ -116,11 +116,8 @@ def loss_fn(params, buffers, batch: Batch, key, total_weight, config: Config):
       "auxiliary_loss": sum(jax.tree.leaves(sown.get("losses", {})))
       / jnp.float32(config.accumulation_steps),
   }
-  stats = {
-      f"{memory}/{name}": value
-      for memory, values in sown.get("stats", {}).items()
-      for name, (value,) in values.items()
-  }
+  stats = traverse_util.flatten_dict(sown.get("stats", {}), sep="/")
+  stats = {name: value for name, (value,) in stats.items()}
   slots = {
       memory: values["slot_BTAM"][0]
       for memory, values in sown.get("intermediates", {}).items()

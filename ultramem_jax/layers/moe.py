@@ -1,0 +1,141 @@
+"""Mixture of experts: routing, grouped matmuls, load balance.
+
+Letters beyond DESIGN's: Y the experts a token goes to, Z = B * T * Y the
+assignments of tokens to experts.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ultramem_jax.config import ModelConfig
+
+
+def route(logits_BTX, top_k: int):
+  """Chooses experts and their weights.
+
+  Probabilities are a softmax over all experts; the weights are those of the
+  chosen ones, renormalized to a sum of 1 as in GShard's top-2 gating
+  (arXiv 2006.16668). A single choice keeps its probability as in Switch
+  (arXiv 2101.03961): renormalized, it would be 1 and teach the router nothing.
+
+  Args:
+    logits_BTX: [B, T, X] float32.
+    top_k: experts per token, at most X.
+  Returns:
+    (expert_BTY int32, best first; weight_BTY; probability_BTX), float32.
+  """
+  probability_BTX = jax.nn.softmax(logits_BTX, axis=-1)
+  weight_BTY, expert_BTY = jax.lax.top_k(probability_BTX, top_k)
+  if top_k > 1:
+    weight_BTY /= weight_BTY.sum(-1, keepdims=True)
+  return expert_BTY, weight_BTY, probability_BTX
+
+
+def balance_loss(probability_BTX, expert_BTY, present_BT):
+  """Load-balance loss of Switch and GShard: 1 if balanced, X if collapsed.
+
+    X * sum_x (share of assignments to x) * (mean probability of x)
+
+  Args:
+    probability_BTX: [B, T, X] float32; the gradient flows through it alone.
+    expert_BTY: [B, T, Y] int32.
+    present_BT: [B, T] bool; other positions are padding and do not count.
+  Returns:
+    (loss, share_X): float32 scalar; [X] float32 of sum 1.
+  """
+  num_experts = probability_BTX.shape[-1]
+  weight_BT1 = (present_BT / jnp.maximum(present_BT.sum(), 1))[..., None]
+  chosen_BTYX = jax.nn.one_hot(expert_BTY, num_experts, dtype=jnp.float32)
+  share_X = (chosen_BTYX.mean(-2) * weight_BT1).sum((0, 1))
+  mean_X = (probability_BTX * weight_BT1).sum((0, 1))
+  return num_experts * (share_X * mean_X).sum(), share_X
+
+
+def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
+  """Weighted sum of each token's experts. No token is ever dropped.
+
+  Assignments are sorted by expert, so that each weight matrix multiplies one
+  contiguous group of rows (`jax.lax.ragged_dot`).
+
+  Args:
+    x_BTD: [B, T, D] float.
+    expert_BTY: [B, T, Y] int32 in [0, X).
+    weight_BTY: [B, T, Y] float32.
+    up_XDF, down_XFD: the experts' matrices, in x's dtype.
+    gate_XDF: (silu(x W_gate) * x W_up) W_down; None: gelu(x W_up) W_down.
+  Returns:
+    [B, T, D] in x's dtype.
+  """
+  width, choices = x_BTD.shape[-1], expert_BTY.shape[-1]
+  expert_Z = expert_BTY.reshape(-1)
+  order_Z = jnp.argsort(expert_Z, stable=True)
+  size_X = jnp.bincount(expert_Z, length=up_XDF.shape[0])
+  x_ZD = x_BTD.reshape(-1, width)[order_Z // choices]
+  h_ZF = jax.lax.ragged_dot(x_ZD, up_XDF, size_X)
+  if gate_XDF is None:
+    h_ZF = nn.gelu(h_ZF)
+  else:
+    h_ZF *= nn.silu(jax.lax.ragged_dot(x_ZD, gate_XDF, size_X))
+  y_ZD = jax.lax.ragged_dot(h_ZF, down_XFD, size_X)
+  place_Z = jnp.zeros_like(order_Z).at[order_Z].set(jnp.arange(order_Z.size))
+  y_BTYD = y_ZD[place_Z].reshape(*expert_BTY.shape, width)
+  return jnp.einsum("BTYD,BTY->BTD", y_BTYD, weight_BTY.astype(x_BTD.dtype))
+
+
+class Moe(nn.Module):
+  """A mixture of experts: each token goes to top_k of X feed-forward layers.
+
+  Sown when the collection is mutable:
+    losses: `balance`, weighted, to be added to the training loss.
+    stats: `load_entropy`, of the assignments, 1 if balanced, 0 if one expert
+      takes all; `top_weight`, mean weight of a token's first expert.
+  """
+
+  config: ModelConfig
+
+  @nn.compact
+  def __call__(self, x_BTD, segment_BT):
+    c = self.config
+    moe, dtype = c.moe, jnp.dtype(c.dtype)
+
+    def matrix(name, std, axes, shape):
+      init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
+      return self.param(name, init, shape)
+
+    into = (
+        c.embed_dim**-0.5, ("experts", "embed", "mlp"),
+        (moe.num_experts, c.embed_dim, moe.expert_dim),
+    )
+    up_XDF = matrix("experts_up", *into)
+    gate_XDF = None
+    if c.activation == "swiglu":
+      gate_XDF = matrix("experts_gate", *into).astype(dtype)
+    down_XFD = matrix(
+        "experts_down", (2 * c.num_layers * moe.expert_dim) ** -0.5,
+        ("experts", "mlp", "embed"),
+        (moe.num_experts, moe.expert_dim, c.embed_dim),
+    )
+    router_DX = matrix(
+        "router", c.embed_dim**-0.5, ("embed", None),
+        (c.embed_dim, moe.num_experts),
+    )
+    # In float32: rounding the logits would change which experts are chosen.
+    logits_BTX = x_BTD.astype(jnp.float32) @ router_DX
+    expert_BTY, weight_BTY, probability_BTX = route(logits_BTX, moe.top_k)
+    if not self.is_initializing():
+      self._sow(expert_BTY, weight_BTY, probability_BTX, segment_BT > 0)
+    return apply_experts(
+        x_BTD, expert_BTY, weight_BTY, up_XDF.astype(dtype),
+        down_XFD.astype(dtype), gate_XDF,
+    )
+
+  def _sow(self, expert_BTY, weight_BTY, probability_BTX, present_BT):
+    moe = self.config.moe
+    loss, share_X = balance_loss(probability_BTX, expert_BTY, present_BT)
+    self.sow("losses", "balance", moe.balance_loss_weight * loss)
+    entropy = jax.scipy.special.entr(share_X).sum()
+    self.sow(
+        "stats", "load_entropy", entropy / jnp.log(max(moe.num_experts, 2))
+    )
+    self.sow("stats", "top_weight", weight_BTY[..., 0].mean())
