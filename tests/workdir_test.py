@@ -1,0 +1,116 @@
+"""Tests of what binds a workdir to one run."""
+
+import dataclasses
+import json
+import re
+
+import pytest
+
+from configs import tiny
+from ultramem_jax import config as config_lib
+from ultramem_jax import workdir as workdir_lib
+
+CORPUS = "standard library of Python 3.11.7"
+
+
+def make_config(**overrides):
+  config = tiny.get_config()
+  config.update_from_flattened_dict(overrides)
+  return config_lib.parse(config)
+
+
+def test_claimed_config_is_read_back(tmp_path):
+  workdir_lib.claim(tmp_path / "a" / "run", make_config(), CORPUS)
+  assert workdir_lib.load_config(tmp_path / "a" / "run") == make_config()
+  workdir_lib.claim(tmp_path / "a" / "run", make_config(), CORPUS)
+  assert [p.name for p in (tmp_path / "a/run").iterdir()] == ["config.json"]
+
+
+def test_another_config_is_refused(tmp_path):
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  other = make_config(**{"optim.eps": 0.5, "seed": 7, "log_every": 77,
+                         "eval_every": 78})
+  held = make_config()
+  with pytest.raises(config_lib.ConfigError) as error:
+    workdir_lib.claim(tmp_path, other, CORPUS)
+  assert re.search(
+      f"seed = 7, held: {held.seed}; log_every = 77, held: {held.log_every}; "
+      f"eval_every = 78, held: {held.eval_every}; and 1 more. Use another "
+      "--workdir or the held value", str(error.value))
+  assert workdir_lib.load_config(tmp_path) == held
+
+
+def test_free_fields_may_differ_and_the_file_stays(tmp_path):
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  other = make_config(**{"mesh.data": 1, "checkpoint.every": 3,
+                         "data.prefetch": 0, "sample.prompt": "x"})
+  assert other != make_config()
+  workdir_lib.claim(tmp_path, other, CORPUS)
+  assert workdir_lib.load_config(tmp_path) == make_config()
+
+
+def test_free_fields_exist():
+  flat = workdir_lib._flatten(dataclasses.asdict(make_config()))
+  for free in workdir_lib.FREE_FIELDS:
+    assert any(f"{name}.".startswith(f"{free}.") for name in flat)
+  assert {name for name in flat if workdir_lib._is_free(name)} == {
+      "checkpoint.every", "checkpoint.keep", "data.prefetch", "mesh.data",
+      "sample.prompt", "sample.num_tokens", "sample.temperature",
+      "sample.top_k", "sample.top_p"}
+
+
+def test_another_corpus_is_refused(tmp_path):
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  with pytest.raises(config_lib.ConfigError) as error:
+    workdir_lib.claim(tmp_path, make_config(), CORPUS.replace("11.7", "12.1"))
+  message = str(error.value)
+  assert "corpus = 'standard library of Python 3.12.1'" in message
+  assert f"holds a run on {CORPUS!r}" in message
+  assert "\n" not in message
+
+
+@pytest.mark.parametrize("content", [b"", b'{"corpus": "x", "con', b"[]",
+                                     b'"corpus config"', b"\xff\xfe",
+                                     b'{"config": {}}',
+                                     b'{"corpus": 1, "config": {}}'])
+def test_damaged_config_is_refused(tmp_path, content):
+  (tmp_path / "config.json").write_bytes(content)
+  with pytest.raises(config_lib.ConfigError, match=r"config.json is damaged"):
+    workdir_lib.load_config(tmp_path)
+  with pytest.raises(config_lib.ConfigError, match=r"config.json is damaged"):
+    workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  assert (tmp_path / "config.json").read_bytes() == content
+
+
+def test_config_of_another_version_is_refused(tmp_path):
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  held = json.loads((tmp_path / "config.json").read_text())
+  held["config"]["optim"]["momentum"] = 0.5
+  del held["config"]["seed"]
+  (tmp_path / "config.json").write_text(json.dumps(held))
+  with pytest.raises(config_lib.ConfigError,
+                     match=r"config.json: (seed|optim.momentum) = "):
+    workdir_lib.load_config(tmp_path)
+  with pytest.raises(config_lib.ConfigError) as error:
+    workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  assert "seed = 0, held: 'no such field'" in str(error.value)
+  assert "momentum = 'no such field', held: 0.5" in str(error.value)
+
+
+def test_missing_workdirs_are_named(tmp_path):
+  with pytest.raises(config_lib.ConfigError, match=r"absent': no such dir"):
+    workdir_lib.load_config(tmp_path / "absent")
+  with pytest.raises(config_lib.ConfigError, match=r"holds no config.json"):
+    workdir_lib.load_config(tmp_path)
+  (tmp_path / "file").write_text("")
+  for bad in (tmp_path / "file", "gs://bucket/run"):
+    with pytest.raises(config_lib.ConfigError, match="workdir = "):
+      workdir_lib.claim(bad, make_config(), CORPUS)
+
+
+def test_checkpoints_of_an_unknown_run_are_not_taken_over(tmp_path):
+  (tmp_path / "checkpoints" / "10").mkdir(parents=True)
+  with pytest.raises(config_lib.ConfigError, match="checkpoints but no config"):
+    workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  (tmp_path / "checkpoints" / "10").rmdir()
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
