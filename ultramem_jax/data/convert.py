@@ -1,0 +1,111 @@
+"""Converts a TFRecord dataset of TensorFlow Datasets to ArrayRecord.
+
+  python -m ultramem_jax.data.convert SRC DST
+
+SRC is the directory that holds `dataset_info.json`, such as
+`~/tensorflow_datasets/c4/en/3.0.1`; DST must not exist. ArrayRecord files
+can be read in any order, so that training shuffles the whole corpus.
+TensorFlow is not needed. DST appears when all is written: the work is done in
+a directory beside it, `DST.partial-...`, removed if the conversion fails.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+
+from array_record.python import array_record_module
+
+from ultramem_jax.config import require
+from ultramem_jax.data import records
+
+
+def convert(source: Path, target: Path) -> None:
+  """Converts the dataset in source to ArrayRecord files in target.
+
+  Args:
+    source: directory with dataset_info.json and TFRecord files.
+    target: directory to make.
+  Raises:
+    ConfigError: source is no such directory, or target exists.
+    ValueError, OSError: a file is missing, truncated or cannot be written;
+      target is not made.
+  """
+  info_path = source / "dataset_info.json"
+  require(info_path.is_file(), "SRC", str(source),
+          "no dataset_info.json there; give the directory of the version, "
+          "such as .../c4/en/3.0.1")
+  parts = _shards(source)
+  info = json.loads(info_path.read_text())
+  found = info.get("fileFormat", "tfrecord")
+  require(found == "tfrecord", "SRC", str(source),
+          f"holds {found} files; only tfrecord is converted")
+  require(not target.exists(), "DST", str(target), "exists already")
+
+  partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+  partial.mkdir(parents=True)
+  try:
+    for count, part in enumerate(parts, 1):
+      _convert_shard(part, partial / _renamed(Path(part.path).name))
+      print(f"{count}/{len(parts)} {part.path}", flush=True)
+    info["fileFormat"] = "array_record"
+    (partial / "dataset_info.json").write_text(json.dumps(info, indent=2))
+    shutil.copy(source / "features.json", partial)
+    partial.rename(target)
+  except BaseException:  # an interruption too leaves nothing behind
+    shutil.rmtree(partial)
+    raise
+
+
+def _renamed(name: str) -> str:
+  return name.replace(".tfrecord", ".array_record")
+
+
+def _shards(source: Path) -> list[records.Part]:
+  """Every file of a dataset, with the count of its records."""
+  # A second to import: not for --help.
+  from ultramem_jax.data import tfds_files
+
+  builder = tfds_files.open_builder(str(source), "SRC", str(source))
+  splits = builder.info.splits.values()
+  return [
+      records.Part(str(path), 0, length)
+      for split in splits
+      for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
+  ]
+
+
+def _convert_shard(part: records.Part, target: Path) -> None:
+  """Copies a file, which must hold the records of part and nothing else."""
+  writer = array_record_module.ArrayRecordWriter(str(target), "group_size:1")
+  end = 0
+  for block in records.blocks(part):
+    for data in block.records:
+      writer.write(data)
+    end = block.next_byte
+  writer.close()
+  size = os.path.getsize(part.path)
+  if end != size:
+    raise records.DamagedRecords(
+        f"{part.path}: goes on after its {part.stop} records, at byte {end} "
+        f"of {size}; dataset_info.json does not belong to it"
+    )
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+      prog="python -m ultramem_jax.data.convert", description=__doc__,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument("SRC", type=Path)
+  parser.add_argument("DST", type=Path)
+  arguments = parser.parse_args()
+  try:
+    convert(arguments.SRC.expanduser(), arguments.DST.expanduser())
+  except (ValueError, OSError) as error:
+    parser.exit(2, f"error: {error}\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,186 @@
+"""TFRecord files without TensorFlow: framing, and endless shuffled lanes.
+
+A record is: length (8 bytes, little endian), checksum of the length (4),
+data, checksum of the data (4). The checksums are not verified; a file that
+ends inside a record is an error.
+"""
+
+import dataclasses
+import math
+import os
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+_HEADER = struct.Struct("<QI")  # length and its checksum
+_FOOTER_BYTES = 4  # checksum of the data
+_READ_AHEAD = 256  # records held at once when a file is read in order
+
+
+class DamagedRecords(ValueError):
+  """A TFRecord file that ends too early; the message names file and place."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """Records first, first + stride, ... below stop of one file, from 0."""
+
+  path: str
+  first: int
+  stop: int
+  stride: int = 1
+
+  def holds(self, record: int) -> bool:
+    return record >= self.first and (record - self.first) % self.stride == 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Consecutive records of a part, and where the next block begins."""
+
+  records: list[bytes]
+  next_record: int  # in the file, counted from 0
+  next_byte: int
+
+
+def read_block(part: Part, record: int, byte: int, limit: int) -> Block:
+  """Reads up to limit records of a part.
+
+  The file is opened and closed here: thousands of lanes may each be in the
+  middle of one, more than a process may hold open.
+
+  Args:
+    part: which records of which file.
+    record: number in the file of the record that starts at byte.
+    byte: where to begin in the file.
+    limit: at most this many records are returned.
+  Returns:
+    The Block.
+  Raises:
+    DamagedRecords: the file ends before record part.stop - 1 does.
+  """
+  records = []
+  with open(part.path, "rb") as file:
+    size = os.fstat(file.fileno()).st_size
+    file.seek(byte)
+    while record < part.stop and len(records) < limit:
+      header = file.read(_HEADER.size)
+      length = _HEADER.unpack(header)[0] if len(header) == 12 else size
+      end = byte + _HEADER.size + length + _FOOTER_BYTES
+      if end > size:
+        raise DamagedRecords(
+            f"{part.path}: ends inside record {record}, at byte {byte} of "
+            f"{size}; {part.stop} records are needed"
+        )
+      if part.holds(record):
+        records.append(file.read(length))
+        file.seek(_FOOTER_BYTES, os.SEEK_CUR)
+      else:
+        file.seek(length + _FOOTER_BYTES, os.SEEK_CUR)
+      record, byte = record + 1, end
+  return Block(records, record, byte)
+
+
+def blocks(file: Part) -> Iterator[Block]:
+  """All records of a file, in order, a few at a time."""
+  block = Block([], 0, 0)
+  while block.next_record < file.stop:
+    block = read_block(
+        file, block.next_record, block.next_byte, _READ_AHEAD
+    )
+    yield block
+
+
+class RecordLane:
+  """Endless shuffled records of the parts lane, lane + num_lanes, ...
+
+  Parts come from an endless order that reshuffles them every epoch. Within a
+  part, each block of `window` records is shuffled.
+  """
+
+  def __init__(
+      self, parts: grain.MapDataset, lane: int, num_lanes: int, seed: int,
+      window: int, parse: Callable[[bytes], str],
+  ):
+    self._parts, self._lane, self._num_lanes = parts, lane, num_lanes
+    self._seed, self._window, self._parse = seed, window, parse
+    self._opened: tuple[int, Part | None] = (-1, None)
+    self.set_state({"part": lane, "record": 0, "byte": 0, "taken": 0})
+
+  def get_state(self) -> dict[str, int]:
+    return {
+        "part": self._part, "record": self._record, "byte": self._byte,
+        "taken": self._taken,
+    }
+
+  def set_state(self, state: dict[str, int]) -> None:
+    self._part, self._taken = state["part"], state["taken"]
+    self._record, self._byte = state["record"], state["byte"]
+    self._block = None
+
+  def __next__(self) -> str:
+    while True:
+      if self._block is None:
+        self._read()
+      if self._taken < len(self._block.records):
+        data = self._block.records[self._order[self._taken]]
+        self._taken += 1
+        return self._parse(data)
+      self._advance()
+
+  def _read(self) -> None:
+    if self._opened[0] != self._part:
+      # Kept, as looking up a place in a short shuffled order takes long.
+      self._opened = self._part, self._parts[self._part]
+    part = self._opened[1]
+    self._block = read_block(part, self._record, self._byte, self._window)
+    rng = np.random.default_rng([self._seed, self._part, self._record])
+    self._order = rng.permutation(len(self._block.records))
+
+  def _advance(self) -> None:
+    """Goes to the next block, in this part or the lane's next one."""
+    record, byte = self._block.next_record, self._block.next_byte
+    if record >= self._opened[1].stop:
+      self._part, record, byte = self._part + self._num_lanes, 0, 0
+    self._record, self._byte, self._taken, self._block = record, byte, 0, None
+
+
+class RecordSource:
+  """Documents in TFRecord files, which can only be read front to back.
+
+  Lane i of n reads the parts i, i + n, ... of an endless order. A part is a
+  file; with fewer files than lanes each file is cut into ceil(n / files)
+  parts, of every so many-th record, whose lanes skip what is not theirs. The
+  lanes together shuffle `window` documents at a time.
+  """
+
+  def __init__(
+      self, files: list[Part], parse: Callable[[bytes], str], window: int,
+      num_bytes: int,
+  ):
+    self._files, self._parse, self._window = files, parse, window
+    self.num_documents = sum(file.stop - file.first for file in files)
+    self.num_bytes = num_bytes
+
+  def documents(self) -> Iterator[str]:
+    """Every document once, in order."""
+    for file in self._files:
+      for block in blocks(file):
+        yield from map(self._parse, block.records)
+
+  def lanes(self, lanes: range, num_lanes: int, seed: int) -> list[Any]:
+    """Endless document iterators, one for each of lanes."""
+    cuts = math.ceil(num_lanes / len(self._files))
+    parts = [
+        dataclasses.replace(file, first=file.first + cut, stride=cuts)
+        for cut in range(cuts) for file in self._files
+    ]
+    order = grain.MapDataset.source(parts).seed(seed).shuffle().repeat()
+    window = math.ceil(self._window / num_lanes)
+    return [
+        RecordLane(order, lane, num_lanes, seed, window, self._parse)
+        for lane in lanes
+    ]
