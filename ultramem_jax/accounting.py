@@ -29,7 +29,7 @@ from ultramem_jax.model import Transformer
 KINDS = {
     "embedding": r"^(embed|head)/",
     "norm": r"norm/",
-    "sparse": r"values$",
+    "sparse": r"values$|/experts_",
     "dense": r"",
 }
 BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
@@ -56,10 +56,10 @@ def parameters(model: ModelConfig) -> dict[str, int]:
   """Parameters by kind.
 
   Returns:
-    "dense": attention, MLPs, and of the memories keys, cores, projections and
-    convolutions; "sparse": value tables, of which a token reads a few rows;
-    "embedding": embedding and output head; "norm". The tables of the
-    literature print dense + sparse.
+    "dense": attention, MLPs, routers, and of the memories keys, cores,
+    projections and convolutions; "sparse": value tables and experts, of which
+    a token uses a small part; "embedding": embedding and output head; "norm".
+    The tables of the literature print dense + sparse.
   """
   counts = dict.fromkeys(("dense", "sparse", "embedding", "norm"), 0)
   for path, shape in parameter_shapes(model).items():
@@ -67,16 +67,23 @@ def parameters(model: ModelConfig) -> dict[str, int]:
   return counts
 
 
-def dense_parts(model: ModelConfig) -> dict[str, int]:
-  """Dense parameters by part, such as "attention", "mlp", "memory.keys"."""
-  parts = {}
+def part(path: str) -> str:
+  """The part of the model at path: "attention", "mlp", "memory.keys" ..."""
+  module, *names = path.split("/")
+  if module.startswith("memory"):
+    return f"memory.{names[0]}"
+  if names[0] == "moe":
+    return f"moe.{names[1].split('_')[0]}"
+  return names[0]
+
+
+def matmul_parts(model: ModelConfig) -> dict[str, int]:
+  """Parameters of dense layers and experts, by part; all X experts."""
+  counts = {}
   for path, shape in parameter_shapes(model).items():
-    if kind(path) == "dense":
-      module, name = path.split("/")[:2]
-      memory = module.startswith("memory")
-      part = f"memory.{name}" if memory else name
-      parts[part] = parts.get(part, 0) + math.prod(shape)
-  return parts
+    if kind(path) == "dense" or part(path) == "moe.experts":
+      counts[part(path)] = counts.get(part(path), 0) + math.prod(shape)
+  return counts
 
 
 def rows_read(model: ModelConfig, batch: int) -> int:
@@ -88,7 +95,7 @@ def rows_read(model: ModelConfig, batch: int) -> int:
   widths = {
       path.split("/")[-1]: shape[-1]
       for path, shape in parameter_shapes(model).items()
-      if kind(path) == "sparse"
+      if path.endswith("values")
   }
   memory = model.memory
   rows = min(batch * memory.top_m * memory.num_heads, memory.num_rows)
@@ -98,10 +105,13 @@ def rows_read(model: ModelConfig, batch: int) -> int:
 def flops_per_token(model: ModelConfig) -> dict[str, int]:
   """FLOPs of a token's forward pass, by part; the total is their sum.
 
-  2 x active dense parameters + 2 x layers m A W. As in the paper, attention
-  scores, norms, embedding and output head are not counted.
+  2 x active dense parameters (k of X experts) + 2 x layers m A W. As in the
+  paper, attention scores, norms, embedding and output head are not counted.
   """
-  flops = {part: 2 * count for part, count in dense_parts(model).items()}
+  flops = {name: 2 * count for name, count in matmul_parts(model).items()}
+  if model.moe.num_experts:
+    flops["moe.experts"] *= model.moe.top_k
+    flops["moe.experts"] //= model.moe.num_experts
   if model.spans:
     flops["memory.values"] = 2 * rows_read(model, 1)
   return flops
@@ -110,10 +120,15 @@ def flops_per_token(model: ModelConfig) -> dict[str, int]:
 def memory_access(model: ModelConfig, batch: int) -> int:
   """Values read by a decoding step of batch tokens, one per sequence.
 
-  MLP weights and table rows only, as in figure 1: dense L 2 D F; UltraMem
-  adds layers min(B m A, I) W.
+  MLP or expert weights and table rows only, as in figure 1: dense L 2 D F;
+  MoE L min(k B, X) 2 D F; UltraMem adds layers min(B m A, I) W.
   """
-  return dense_parts(model).get("mlp", 0) + rows_read(model, batch)
+  counts, moe = matmul_parts(model), model.moe
+  access = counts.get("mlp", 0) + rows_read(model, batch)
+  if moe.num_experts:
+    used = min(moe.top_k * batch, moe.num_experts)
+    access += counts["moe.experts"] // moe.num_experts * used
+  return access
 
 
 def activation_bytes_per_token(config: Config) -> int:
@@ -125,7 +140,8 @@ def activation_bytes_per_token(config: Config) -> int:
   """
   m = config.model
   size = jnp.dtype(m.dtype).itemsize
-  inside = size * (10 * m.embed_dim + 3 * m.mlp_dim)
+  hidden = m.moe.top_k * m.moe.expert_dim if m.moe.num_experts else m.mlp_dim
+  inside = size * (10 * m.embed_dim + 3 * hidden)
   if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
     inside += 3 * 4 * m.num_heads * config.data.seq_len
   memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
