@@ -12,9 +12,17 @@ import time
 import jax
 from absl import flags
 
-from ultramem_jax import accounting, checkpoint, cli, evaluate, generate
+from ultramem_jax import (
+  accounting,
+  checkpoint,
+  cli,
+  evaluate,
+  generate,
+  preemption,
+  sharding,
+  step,
+)
 from ultramem_jax import metrics as metrics_lib
-from ultramem_jax import preemption, sharding, step
 from ultramem_jax import workdir as workdir_lib
 from ultramem_jax.config import Config, require
 from ultramem_jax.data import pipeline, sources
@@ -27,10 +35,6 @@ WORKDIR = flags.DEFINE_string(
     "Directory of the run; a run found there goes on. Default: runs/ and the "
     "name of the config file.",
 )
-
-
-class TrainingError(RuntimeError):
-  """The run cannot go on."""
 
 
 def compile_step(config: Config, mesh):
@@ -124,9 +128,9 @@ def run_steps(state, batches, mesh, config, run_step, validate, save, logs):
 
 
 def require_finite(loss, n: int) -> None:
-  """Raises TrainingError if the loss of step n is not a number."""
+  """Raises step.TrainingError if the loss of step n is not a number."""
   if not math.isfinite(loss):
-    raise TrainingError(
+    raise step.TrainingError(
         f"the loss of step {n} is {loss}; nothing was saved since the last "
         "checkpoint. Try a lower optim.learning_rate"
     )
@@ -151,7 +155,7 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     The validation results at the last step; None if stopped by a signal.
   Raises:
     ConfigError: before anything is compiled, if the run cannot work.
-    TrainingError: the loss is not a number.
+    step.TrainingError: the loss is not a number.
   """
   mesh = sharding.make_mesh(config)
   print(accounting.summary(config), flush=True)

@@ -9,9 +9,13 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ultramem_jax.checkpoint import CheckpointError, TargetError
 from ultramem_jax.config import Config, ConfigError, parse, require
+from ultramem_jax.step import TrainingError
 
-USER_ERROR = 2  # exit status
+# What a user can mend: told in one line, with this exit status.
+USER_ERRORS = (CheckpointError, ConfigError, TargetError, TrainingError)
+EXIT_STATUS = 2
 
 
 def define_config():
@@ -72,7 +76,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def run(main: Callable[[], None]) -> None:
-  """Runs main() with flags parsed; ends a ConfigError in one line.
+  """Runs main() with flags parsed; ends USER_ERRORS in one line.
 
   The exit status is then 2. Other exceptions keep their traceback.
   """
@@ -80,9 +84,9 @@ def run(main: Callable[[], None]) -> None:
   def reported(function, *arguments):
     try:
       return function(*arguments)
-    except ConfigError as error:
+    except USER_ERRORS as error:
       print(f"error: {error}", file=sys.stderr)
-      sys.exit(USER_ERROR)
+      sys.exit(EXIT_STATUS)
 
   def checked_main(arguments):
     # JAX would tell which backends it did not find.

@@ -278,7 +278,7 @@ class ModelConfig:
           "model.memory.value_dim", memory.value_dim,
           f"must equal embed_dim = {self.embed_dim} without value_projection",
       )
-    self.spans  # raises on a bad span
+    _ = self.spans  # raises on a bad span
 
 
 @dataclasses.dataclass(frozen=True)

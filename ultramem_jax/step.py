@@ -17,6 +17,10 @@ from ultramem_jax.model import Transformer
 Batch = dict[str, jax.Array]
 
 
+class TrainingError(RuntimeError):
+  """A run that cannot go on, such as one whose loss is not a number."""
+
+
 class TrainState(struct.PyTreeNode):
   """All that a run carries from step to step.
 

@@ -200,8 +200,9 @@ def retrieve_reference(
   side_BTPARN = jnp.einsum("BTPARK,PARNK->BTPARN", query_BTPARK, keys_PARNK)
   if core_CARR is None:
     filter_PAR = jnp.ones((2, heads, 1))
-    row_BTAN, column_BTAN = side_BTPARN[:, :, 0, :, 0], side_BTPARN[:, :, 1, :, 0]
-    grid_BTANNC = (row_BTAN[..., :, None] + column_BTAN[..., None, :])[..., None]
+    row_BTAN, column_BTAN = jnp.unstack(side_BTPARN[..., 0, :], axis=2)
+    grid_BTANN = row_BTAN[..., :, None] + column_BTAN[..., None, :]
+    grid_BTANNC = grid_BTANN[..., None]
   else:
     grid_BTANNC = jnp.einsum(
         "BTARN,CARr,BTArn->BTANnC",
@@ -212,7 +213,8 @@ def retrieve_reference(
   kept_BTPAN = jax.nn.one_hot(
       jax.lax.top_k(filtered_BTPAN, m)[1], num_keys, dtype=bool
   ).any(-2)
-  candidate_BTANN = kept_BTPAN[:, :, 0, :, :, None] & kept_BTPAN[:, :, 1, :, None]
+  kept_row_BTAN, kept_column_BTAN = jnp.unstack(kept_BTPAN, axis=2)
+  candidate_BTANN = kept_row_BTAN[..., None] & kept_column_BTAN[..., None, :]
   total_BTANN = jnp.where(candidate_BTANN, grid_BTANNC.sum(-1), -jnp.inf)
   flat = (*total_BTANN.shape[:3], num_keys * num_keys)
   cell_BTAM = jax.lax.top_k(total_BTANN.reshape(flat), m)[1]

@@ -1,0 +1,127 @@
+"""Does the memory pay? `tiny` against its dense twin, over several seeds.
+
+  python -m benchmarks.tiny [--seeds=3] [--steps=500]
+
+Both have the same FLOPs per token and take the same steps. Writes
+results/tiny.json and results/tiny.png; about 5 minutes a seed on two cores.
+"""
+
+import importlib
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+
+import jax
+import matplotlib.pyplot as plt
+from absl import app, flags
+
+from benchmarks import report
+from ultramem_jax import config as config_lib
+from ultramem_jax import step
+from ultramem_jax.data import pipeline
+
+MODELS = {"UltraMem": "tiny", "dense": "tiny_dense"}
+ROOT = pathlib.Path(__file__).parent.parent
+
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each model.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 500, "Steps of each run.", lower_bound=1)
+EVALUATIONS = 10  # points of a curve
+
+
+def validation_curve(config: str, seed: int, steps: int) -> dict[int, float]:
+  """Trains a config; its validation bits per byte by step."""
+  with tempfile.TemporaryDirectory() as workdir:
+    subprocess.run(
+        [
+            sys.executable, "train.py", f"--config=configs/{config}.py",
+            f"--workdir={workdir}", f"--config.seed={seed}",
+            f"--config.steps={steps}", "--config.sample.num_tokens=0",
+            f"--config.eval_every={max(1, steps // EVALUATIONS)}",
+        ],
+        cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+    )
+    lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+  records = [json.loads(line) for line in lines]
+  return {
+      record["step"]: record["valid/bits_per_byte"]
+      for record in records
+      if "valid/bits_per_byte" in record
+  }
+
+
+def step_seconds(rounds: int = 20) -> dict[str, float]:
+  """Median seconds of a training step of each model, interleaved."""
+
+  def stepper(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = config_lib.parse(module.get_config())
+    batches = pipeline.train_batches(config, range(config.batch_size))
+    batch = next(batches)
+    batches.close()
+    train_step = step.jitted(step.train_step, config, donate_argnums=0)
+    state = jax.jit(lambda: step.init_state(config))()
+
+    def run():
+      nonlocal state
+      state, metrics = train_step(state, batch)
+      return metrics
+
+    return run
+
+  return report.interleaved_seconds(
+      {label: stepper(name) for label, name in MODELS.items()}, rounds
+  )
+
+
+def plot(curves, path) -> None:
+  """Validation bits per byte against steps, one line a seed."""
+  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  for (label, runs), color in zip(curves.items(), ("C0", "C7"), strict=True):
+    for index, run in enumerate(runs):
+      axes.plot(
+          run.keys(), run.values(), color=color, marker=".",
+          label=label if index == 0 else None,
+      )
+  axes.set(
+      xlabel="step", ylabel="validation bits per byte",
+      title="Python source, byte level, equal FLOPs per token",
+  )
+  axes.legend()
+  axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=150)
+
+
+def main(_) -> None:
+  seconds = step_seconds()
+  curves = {label: [] for label in MODELS}
+  for seed in range(SEEDS.value):
+    for label, name in MODELS.items():
+      curves[label].append(validation_curve(name, seed, STEPS.value))
+      print(f"seed {seed}, {label}: {curves[label][-1]}", flush=True)
+  final = {
+      label: [run[STEPS.value] for run in runs]
+      for label, runs in curves.items()
+  }
+  gaps = [
+      dense - memory
+      for dense, memory in zip(final["dense"], final["UltraMem"], strict=True)
+  ]
+  for label in MODELS:
+    print(
+        f"{label:<10}{statistics.mean(final[label]):8.4f} bits per byte "
+        f"{1e3 * seconds[label]:8.1f} ms per step"
+    )
+  ratio = seconds["UltraMem"] / seconds["dense"]
+  print(f"gap {gaps} bits per byte, time {ratio:.2f}x")
+  path = report.save("tiny", {
+      "steps": STEPS.value, "step_seconds": seconds, "time_ratio": ratio,
+      "bits_per_byte": final, "gap": gaps, "curves": curves,
+  })
+  plot(curves, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+  app.run(main)
