@@ -47,8 +47,8 @@ class CausalConv(nn.Module):
     for tap in range(self.taps):
       window = slice(past - tap, past - tap + length)
       same_BT1 = (segment_BT[:, window] == segment_BT[:, past:])[..., None]
-      tap_D = kernel_JD[tap].astype(x_BTD.dtype)
-      y_BTD += jnp.where(same_BT1, x_BTD[:, window], 0) * tap_D
+      tap_11D = kernel_JD[None, None, tap].astype(x_BTD.dtype)
+      y_BTD += jnp.where(same_BT1, x_BTD[:, window], 0) * tap_11D
     return y_BTD
 
 
