@@ -20,7 +20,7 @@ def rotate(x_BTQH, position_BT, theta: float):
   """
   half = x_BTQH.shape[-1] // 2
   frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BT1H = position_BT[..., None, None] * frequency_H
+  angle_BT1H = jnp.multiply.outer(position_BT, frequency_H)[:, :, None]
   sin, cos = jnp.sin(angle_BT1H), jnp.cos(angle_BT1H)
   first, second = jnp.split(x_BTQH.astype(jnp.float32), 2, axis=-1)
   rotated = [first * cos - second * sin, second * cos + first * sin]
@@ -65,8 +65,9 @@ class Attention(nn.Module):
           key_BSQH, value_BSQH, segment_BT
       )
       slot_T += start
+    slot_S = jnp.arange(segment_BS.shape[1])
     mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
-        slot_T[:, None] >= jnp.arange(segment_BS.shape[1])
+        slot_T[None, :, None] >= slot_S[None, None, :]
     )
     y_BTQH = jax.nn.dot_product_attention(
         query_BTQH, key_BSQH, value_BSQH, mask=mask_BTS[:, None],
