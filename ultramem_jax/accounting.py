@@ -174,17 +174,21 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   return {**parts, "total": sum(parts.values())}
 
 
-def _host_bytes() -> int | None:
-  """Memory that this process may still take on the host, None if unknown."""
+def host_bytes(root: str = "/") -> int | None:
+  """Memory that this process may still take on the host, None if unknown.
+
+  The least of what Linux calls available and the limit of the control group;
+  elsewhere (macOS) the physical memory.
+  """
   limits = []
-  meminfo = pathlib.Path("/proc/meminfo")
+  meminfo = pathlib.Path(root, "proc/meminfo")
   if meminfo.exists():
     found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
     limits += [1024 * int(found[1])] if found else []
-  elif hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+  elif {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
     limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
   for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2, 1
-    path = pathlib.Path("/sys/fs/cgroup", name)
+    path = pathlib.Path(root, "sys/fs/cgroup", name)
     if path.exists() and (text := path.read_text().strip()).isdecimal():
       limits.append(int(text))
   return min(limits, default=None)
@@ -198,7 +202,7 @@ def available_bytes() -> int | None:
   """
   device = jax.local_devices()[0]
   if device.platform == "cpu":
-    available = _host_bytes()
+    available = host_bytes()
     return available and available // jax.local_device_count()
   return (device.memory_stats() or {}).get("bytes_limit")
 
