@@ -34,6 +34,8 @@ def get_config() -> ConfigDict:
   c.data.seq_len = 1024  # T, tokens a row
   c.data.packing = "segments"  # segments: attention and positions stay inside
   # a document | concat: documents run on, as in the paper's training
+  c.data.interleave = 1  # documents that a row of the batch takes turns with;
+  # more for corpora of long documents
   c.data.shuffle_window = 10000  # documents shuffled together where the source
   # is a stream (TFRecord); other sources shuffle globally
   c.data.prefetch = 2  # batches prepared ahead by a thread; 0 = none
@@ -83,7 +85,7 @@ def get_config() -> ConfigDict:
   c.model.memory.expansion = 4  # [E] implicit value expansion; a square
   c.model.memory.shuffle = "hash"  # virtual to physical rows: hash (computed)
   # | permutation (stored buffer) | none (identity)
-  c.model.memory.value_projection = True  # linear from D_v to D; needed if E > 1
+  c.model.memory.value_projection = True  # linear D_v to D; needed if E > 1
   c.model.memory.query_key_norm = "layernorm"  # layernorm | rms | none
   c.model.memory.norm_bias = False  # learn a bias in those LayerNorms
   c.model.memory.norm_eps = 1e-5

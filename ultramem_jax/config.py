@@ -297,6 +297,7 @@ class DataConfig:
   tokenizer: str
   seq_len: int
   packing: str
+  interleave: int
   shuffle_window: int
   prefetch: int
 
@@ -304,7 +305,7 @@ class DataConfig:
     path = "data"
     require_choice(path, self, "source", "stdlib", "text", "tfds")
     require_choice(path, self, "packing", "segments", "concat")
-    require_at_least(path, self, 1, "seq_len", "shuffle_window")
+    require_at_least(path, self, 1, "seq_len", "interleave", "shuffle_window")
     require_at_least(path, self, 0, "prefetch")
     require(0 < self.valid_fraction < 1, "data.valid_fraction",
             self.valid_fraction, "must lie strictly between 0 and 1")
