@@ -93,9 +93,14 @@ def test_equals_a_loop_over_experts_in_value_and_gradient(activation, top_k):
 
 
 def test_bfloat16_routes_in_float32():
-  model = make_config(dtype="bfloat16").model
+  model = make_config(dtype="bfloat16", top_k=1).model
   layer, params, x_BTD, segment_BT = make_layer(model)
-  x_BTD = x_BTD.astype(jnp.bfloat16)
+  x_BTD = (abs(x_BTD) + 0.1).astype(jnp.bfloat16)
+  # Expert 3 leads expert 0 by less than bfloat16 can tell.
+  column_D = abs(params["router"][:, 0]).astype(jnp.bfloat16)
+  column_D = column_D.astype(jnp.float32)
+  router_DX = (-abs(params["router"])).at[:, 0].set(column_D)
+  params["router"] = router_DX.at[:, 3].set(column_D * (1 + 2.0**-12))
   y_BTD = layer.apply({"params": params}, x_BTD, segment_BT)
   assert y_BTD.dtype == jnp.bfloat16
   expected_BTD = loop_over_experts(params, x_BTD.astype(jnp.float32), model)
