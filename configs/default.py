@@ -34,8 +34,6 @@ def get_config() -> ConfigDict:
   c.data.seq_len = 1024  # T, tokens a row
   c.data.packing = "segments"  # segments: attention and positions stay inside
   # a document | concat: documents run on, as in the paper's training
-  c.data.interleave = 1  # documents that a row of the batch takes turns with;
-  # more for corpora of long documents
   c.data.shuffle_window = 10000  # documents shuffled together where the source
   # is a stream (TFRecord); other sources shuffle globally
   c.data.prefetch = 2  # batches prepared ahead by a thread; 0 = none
@@ -69,7 +67,7 @@ def get_config() -> ConfigDict:
 
   # Memory layer (UltraMem); the paper's symbol in brackets.
   c.model.memory = ConfigDict()
-  c.model.memory.kind = "none"  # none (dense model) | ultramem
+  c.model.memory.kind = "none"  # none (dense model) | ultramem | peer
   c.model.memory.spans = ""  # "i:j/i:j": read in block i, added after block j
   c.model.memory.num_keys = 128  # [n] the table has n^2 rows
   c.model.memory.key_dim = 32  # [D_k / r] width of a key per side and rank

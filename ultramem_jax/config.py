@@ -103,7 +103,7 @@ class MemoryConfig:
 
   def __post_init__(self):
     path = "model.memory"
-    require_choice(path, self, "kind", "none", "ultramem")
+    require_choice(path, self, "kind", "none", "ultramem", "peer")
     require_at_least(
         path, self, 1, "num_keys", "key_dim", "value_dim", "top_m",
         "num_heads", "heads_per_query", "tucker_rank", "num_cores",
@@ -146,6 +146,16 @@ class MemoryConfig:
         f"{path}.value_projection", self.value_projection,
         f"must be True with expansion = {self.expansion}: each block of the "
         "table has its own projection",
+    )
+    require(
+        self.kind != "peer" or not self.value_projection,
+        f"{path}.value_projection", self.value_projection,
+        "must be False with kind = 'peer': a row is a neuron of the model's "
+        "own width",
+    )
+    require(
+        self.kind != "peer" or self.num_cores == 1, f"{path}.num_cores",
+        self.num_cores, "must be 1 with kind = 'peer'",
     )
     require(
         self.init == "official"
@@ -297,7 +307,6 @@ class DataConfig:
   tokenizer: str
   seq_len: int
   packing: str
-  interleave: int
   shuffle_window: int
   prefetch: int
 
@@ -305,7 +314,7 @@ class DataConfig:
     path = "data"
     require_choice(path, self, "source", "stdlib", "text", "tfds")
     require_choice(path, self, "packing", "segments", "concat")
-    require_at_least(path, self, 1, "seq_len", "interleave", "shuffle_window")
+    require_at_least(path, self, 1, "seq_len", "shuffle_window")
     require_at_least(path, self, 0, "prefetch")
     require(0 < self.valid_fraction < 1, "data.valid_fraction",
             self.valid_fraction, "must lie strictly between 0 and 1")

@@ -8,7 +8,10 @@ from ultramem_jax.layers.attention import Attention
 from ultramem_jax.layers.mlp import Mlp
 from ultramem_jax.layers.moe import Moe
 from ultramem_jax.layers.norm import make_norm
+from ultramem_jax.layers.peer import Peer
 from ultramem_jax.layers.ultramem import UltraMem
+
+MEMORIES = {"ultramem": UltraMem, "peer": Peer}
 
 
 class Block(nn.Module):
@@ -75,11 +78,12 @@ class Transformer(nn.Module):
       position_BT = jnp.broadcast_to(
           jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
       )
-    block_class, memory_class = Block, UltraMem
+    block_class, memory_class = Block, MEMORIES.get(c.memory.kind)
     if c.remat == "block":
       # Arguments are counted from self; the flags must stay Python values.
       block_class = nn.remat(Block, static_argnums=(4, 5))
-      memory_class = nn.remat(UltraMem, static_argnums=(3,))
+      if memory_class:
+        memory_class = nn.remat(memory_class, static_argnums=(3,))
     embed = nn.Embed(
         c.vocab_size, c.embed_dim, dtype=dtype, name="embed",
         embedding_init=nn.with_logical_partitioning(

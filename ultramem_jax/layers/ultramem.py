@@ -122,12 +122,7 @@ class UltraMem(nn.Module):
     score_BTAMC = found.score_BTAMC
     if c.softmax:
       score_BTAMC = jax.nn.softmax(score_BTAMC, axis=-2)
-    merged = (*slot_BTAM.shape[:2], -1)
-    pooled_BTEW = lookup.pool_rows(
-        self._values(), slot_BTAM.reshape(merged),
-        score_BTAMC.reshape(*merged, c.num_cores), c.expansion,
-    )
-    y_BTD = self._project(pooled_BTEW.astype(self.dtype))
+    y_BTD = self._read(x_BTD, slot_BTAM, score_BTAMC)
     if not self.is_initializing():
       self._sow(found, slot_BTAM, core_CARR, y_BTD)
     return y_BTD
@@ -216,16 +211,27 @@ class UltraMem(nn.Module):
     ).value
     return permutation[cell_BTAM]
 
-  def _values(self):
+  def _values(self, name="values"):
     c = self.config
     std = 0.02
     if c.init == "paper":
       reads = 2 * c.top_m * c.num_heads * self.num_layers
       std = (c.expansion / reads) ** 0.5
     return self._param(
-        "values", nn.initializers.normal(std), ("rows", "value"),
+        name, nn.initializers.normal(std), ("rows", "value"),
         (c.num_rows, c.value_dim),
     )
+
+  def _read(self, x_BTD, slot_BTAM, score_BTAMC):
+    """The sum of the rows at slots, each times its scores; [B, T, D]."""
+    del x_BTD  # for layers whose rows depend on the input
+    c = self.config
+    merged = (*slot_BTAM.shape[:2], -1)
+    pooled_BTEW = lookup.pool_rows(
+        self._values(), slot_BTAM.reshape(merged),
+        score_BTAMC.reshape(*merged, c.num_cores), c.expansion,
+    )
+    return self._project(pooled_BTEW.astype(self.dtype))
 
   def _project(self, pooled_BTEW):
     c = self.config
@@ -310,9 +316,9 @@ def refresh_buffers(params, buffers):
     buffers of the same structure, u and t replaced.
   """
   if "u" in buffers:
-    u_AR, t_AR = tucker.refresh_filter(
-        params["core"], buffers["u"], buffers["t"]
-    )
+    # As `init` returns it, a parameter is in the box of its axes' names.
+    core_CARR = nn.unbox(params["core"])
+    u_AR, t_AR = tucker.refresh_filter(core_CARR, buffers["u"], buffers["t"])
     return {**buffers, "u": u_AR, "t": t_AR}
   return {
       name: refresh_buffers(params[name], child)

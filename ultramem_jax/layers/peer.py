@@ -1,0 +1,29 @@
+"""PEER: a mixture of a million single neurons (arXiv 2407.04153)."""
+
+import flax.linen as nn
+
+from ultramem_jax.layers.ultramem import UltraMem
+from ultramem_jax.ops import lookup
+
+
+class Peer(UltraMem):
+  """Parameter-efficient expert retrieval: every row is a one-neuron expert.
+
+  y = sum over heads and their m rows i of weight_i * gelu(<u_i, x>) * v_i,
+  weight being the softmax of the head's scores (with `softmax`). Queries,
+  keys and retrieval are those of `UltraMem`: the paper's product keys with
+  `score="sum"`. Differs from the paper in the norm of the queries (LayerNorm
+  or RMSNorm for BatchNorm).
+
+  Variables and sown values are those of `UltraMem`, with two tables
+  `down_values` (u) and `up_values` (v), both [I, D], in place of `values`.
+  """
+
+  def _read(self, x_BTD, slot_BTAM, score_BTAMC):
+    index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    hidden_BTK = lookup.dot_rows(self._values("down_values"), index_BTK, x_BTD)
+    weight_BTK = nn.gelu(hidden_BTK) * score_BTAMC.reshape(index_BTK.shape)
+    y_BTED = lookup.pool_rows(
+        self._values("up_values"), index_BTK, weight_BTK[..., None]
+    )
+    return y_BTED.squeeze(-2).astype(self.dtype)
