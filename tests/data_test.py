@@ -324,25 +324,11 @@ def test_training_rows_are_marked_like_validation_rows(corpora, mode):
     np.testing.assert_array_equal(batch["positions"], positions_BT)
 
 
-@pytest.mark.parametrize("interleave", [1, 3])
-def test_interleaved_documents_stay_whole(corpora, interleave):
-  """Every k-th row of a lane carries on the stream of k - 1 rows before."""
-  config = make(batch_size=1, interleave=interleave, **corpora["files"])
-  batches = collect(pipeline.train_batches(config, range(1)), 90)
-  found = [
-      documents_in(train_stream(batches[turn::interleave], 0))
-      for turn in range(interleave)
-  ]
-  texts = {t.encode() for t in TEXTS}
-  assert all(len(part) > 5 and set(part) <= texts for part in found)
-  assert len({tuple(part) for part in found}) == interleave
-
-
-@pytest.mark.parametrize("prefetch, interleave", [(0, 1), (2, 4)])
+@pytest.mark.parametrize("prefetch", [0, 2])
 @pytest.mark.parametrize("kind", KINDS)
-def test_resume_is_exact_at_every_position(corpora, kind, prefetch, interleave):
+def test_resume_is_exact_at_every_position(corpora, kind, prefetch):
   """Through JSON, in a fresh iterator, at 60 positions."""
-  config = make(prefetch=prefetch, interleave=interleave, **corpora[kind])
+  config = make(prefetch=prefetch, **corpora[kind])
   batches = pipeline.train_batches(config, range(3))
   made, states = [], []
   for _ in range(60):
@@ -366,7 +352,7 @@ def test_resume_is_exact_at_every_position(corpora, kind, prefetch, interleave):
 @pytest.mark.parametrize("kind", ["files", "tfrecord"])
 def test_batches_do_not_depend_on_processes(corpora, kind):
   """Two processes make the halves of one process's batch, and hand over."""
-  config = make(batch_size=6, interleave=2, **corpora[kind])
+  config = make(batch_size=6, **corpora[kind])
   one = pipeline.train_batches(config, range(6))
   two = [pipeline.train_batches(config, range(0, 2)),
          pipeline.train_batches(config, range(2, 6))]

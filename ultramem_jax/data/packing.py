@@ -176,28 +176,3 @@ class Lane(Packer):
   def _load(self) -> bool:
     self._before = self._documents.get_state()
     return super()._load()
-
-
-class Turns:
-  """A lane made of several that fill its rows in turn.
-
-  Long documents then do not fill one row of the batch for many steps.
-  """
-
-  def __init__(self, lanes: list[Lane]):
-    self._lanes, self._turn = lanes, 0
-
-  def fill(self, stream: Batch, row: int) -> bool:
-    """As `Packer.fill`, by the lane whose turn it is."""
-    filled = self._lanes[self._turn].fill(stream, row)
-    self._turn = (self._turn + 1) % len(self._lanes)
-    return filled
-
-  def get_state(self) -> dict[str, Any]:
-    lanes = [lane.get_state() for lane in self._lanes]
-    return {"turn": self._turn, "lanes": lanes}
-
-  def set_state(self, state: dict[str, Any]) -> None:
-    self._turn = state["turn"]
-    for lane, lane_state in zip(self._lanes, state["lanes"], strict=True):
-      lane.set_state(lane_state)

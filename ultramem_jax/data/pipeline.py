@@ -1,9 +1,9 @@
 """Batches for training and validation.
 
-Training: row i of every batch is lane i, whose `data.interleave` packers take
-turns, each with its own documents. A process makes the rows of its own
-devices, so the global batch does not depend on the number of processes, and
-the state, kept per lane, resumes under another number.
+Training: row i of every batch is lane i, which packs the documents that its
+lane of the source yields. A process makes the rows of its own devices, so
+the global batch does not depend on the number of processes, and the state,
+kept per lane, resumes under another number.
 
 Validation: the split once, in order, packed as one stream of rows.
 """
@@ -25,9 +25,7 @@ State = dict[str, Any]
 class TrainBatches:
   """Endless training batches, resumable; made by `train_batches`."""
 
-  def __init__(
-      self, lanes: dict[str, packing.Turns], seq_len: int, pad_id: int
-  ):
+  def __init__(self, lanes: dict[str, packing.Lane], seq_len: int, pad_id: int):
     self._lanes, self._seq_len, self._pad_id = lanes, seq_len, pad_id
 
   def __iter__(self) -> "TrainBatches":
@@ -171,17 +169,10 @@ def train_batches(config: Config, lanes: range) -> TrainBatches | Prefetch:
   """
   tokenizer = _tokenizer(config)
   source = sources.load(config.data, "train")
-  turns, num_lanes = config.data.interleave, config.batch_size
-  documents = iter(source.lanes(
-      [lane + turn * num_lanes for lane in lanes for turn in range(turns)],
-      turns * num_lanes, config.seed,
-  ))
+  documents = source.lanes(lanes, config.batch_size, config.seed)
   packers = {
-      str(lane): packing.Turns([
-          packing.Lane(texts, tokenizer, config.data.packing)
-          for texts in itertools.islice(documents, turns)
-      ])
-      for lane in lanes
+      str(lane): packing.Lane(texts, tokenizer, config.data.packing)
+      for lane, texts in zip(lanes, documents, strict=True)
   }
   batches = TrainBatches(packers, config.data.seq_len, tokenizer.pad_id)
   prefetch = config.data.prefetch
