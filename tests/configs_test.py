@@ -69,7 +69,7 @@ def test_every_published_config_is_checked_here():
   prefixes = {re.match(r"[^_]*_", name).group() for name in PUBLISHED}
   sized = {n for n in NAMES if n.startswith(tuple(prefixes))}
   assert sized - set(PUBLISHED) == {
-      "151m_pkm_x10", "151m_x10", "151m_moe_fine"
+      "151m_pkm_x10", "151m_x10", "151m_moe_fine", "151m_peer"
   }
 
 
@@ -133,6 +133,13 @@ def test_each_row_of_the_ladder_changes_only_what_it_names():
 def test_x10_configs_are_the_ends_of_the_ladder():
   assert load("151m_pkm_x10") == load("ablation", "pkm")
   assert load("151m_x10") == load("ablation", "conv")
+
+
+@pytest.mark.parametrize("twin", ["dense", "moe", "pkm", "peer"])
+def test_tiny_twins_cost_the_same(twin):
+  ours, theirs = load("tiny"), load(f"tiny_{twin}")
+  assert costs(theirs.model)[2] == pytest.approx(costs(ours.model)[2], rel=0.01)
+  assert dataclasses.replace(theirs, model=ours.model, optim=ours.optim) == ours
 
 
 @pytest.mark.parametrize("expansion", EXPANSION_FLOPS)

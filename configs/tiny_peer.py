@@ -1,0 +1,11 @@
+"""The PEER twin of `tiny.py` (arXiv 2407.04153): 8100 one-neuron experts."""
+
+from configs import tiny_pkm
+
+
+def get_config():
+  c = tiny_pkm.get_config()
+  c.model.memory.update(
+      kind="peer", num_keys=90, key_dim=168, query_key_norm="layernorm"
+  )
+  return c
