@@ -102,7 +102,7 @@ def run_steps(state, batches, mesh, config, run_step, validate, save, logs):
       if n % config.log_every == 0:
         state, usage = report_usage(state)
         values = jax.device_get({**values, **usage})
-        require_finite(values["loss"], n)
+        require_finite(values, n)
         seconds = time.monotonic() - began
         speed = (n - start) * tokens / seconds
         writer.write(n, values)
@@ -117,7 +117,7 @@ def run_steps(state, batches, mesh, config, run_step, validate, save, logs):
         writer.write(n, {f"valid/{k}": v for k, v in evaluation.items()})
         progress.note(describe(n, evaluation))
       if n % config.checkpoint.every == 0 or n == config.steps or stopping:
-        require_finite(jax.device_get(values["loss"]), n)
+        require_finite(jax.device_get(values), n)
         writer.sync()
         save(n, state, evaluation)
       if evaluation or n % config.checkpoint.every == 0:
@@ -127,13 +127,18 @@ def run_steps(state, batches, mesh, config, run_step, validate, save, logs):
   return state, evaluation
 
 
-def require_finite(loss, n: int) -> None:
-  """Raises step.TrainingError if the loss of step n is not a number."""
-  if not math.isfinite(loss):
-    raise step.TrainingError(
-        f"the loss of step {n} is {loss}; nothing was saved since the last "
-        "checkpoint. Try a lower optim.learning_rate"
-    )
+def require_finite(values: dict[str, float], n: int) -> None:
+  """Raises step.TrainingError if loss or gradient of step n is no number.
+
+  The gradient too, as it may overflow under a finite loss: parameters that
+  are no numbers would otherwise be saved, and no run could go on from them.
+  """
+  for name in ("loss", "gradient_norm"):
+    if not math.isfinite(values[name]):
+      raise step.TrainingError(
+          f"the {name} of step {n} is {values[name]}; nothing was saved since "
+          "the last checkpoint. Try a lower optim.learning_rate"
+      )
 
 
 def describe(n: int, evaluation: dict[str, float]) -> str:
