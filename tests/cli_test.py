@@ -1,0 +1,203 @@
+"""Command lines that cannot work: one line each, before anything compiles."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+import small
+
+# Runs each command line in a process of its own, forked from one that has
+# imported everything. Answers with a line of JSON for each.
+DRIVER = """
+import json, os, sys, time
+import train
+from ultramem_jax import cli
+
+def no_step(*arguments):
+  raise AssertionError("the training step was to be compiled")
+
+train.compile_step = no_step
+for line in sys.stdin:
+  case = json.loads(line)
+  began = time.monotonic()
+  pid = os.fork()
+  if pid == 0:
+    os.dup2(os.open(case["stdout"], os.O_WRONLY | os.O_CREAT), 1)
+    os.dup2(os.open(case["stderr"], os.O_WRONLY | os.O_CREAT), 2)
+    os.environ.update(case["environment"])
+    sys.argv = ["train.py", *case["arguments"]]
+    cli.run(train.main)
+  _, status = os.waitpid(pid, 0)
+  answer = os.waitstatus_to_exitcode(status), time.monotonic() - began
+  print(json.dumps(answer), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def train(tmp_path_factory):
+  """Runs a command line of train.py: (status, stdout, stderr, seconds)."""
+  folder = tmp_path_factory.mktemp("cli")
+  driver = subprocess.Popen(
+      [sys.executable, "-c", DRIVER], cwd=small.ROOT, text=True,
+      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+
+  def train(*arguments, **environment):
+    count = len(list(folder.glob("*.out")))
+    case = {
+        "arguments": [str(a) for a in arguments], "environment": environment,
+        "stdout": str(folder / f"{count}.out"),
+        "stderr": str(folder / f"{count}.err"),
+    }
+    driver.stdin.write(json.dumps(case) + "\n")
+    driver.stdin.flush()
+    status, seconds = json.loads(driver.stdout.readline())
+    output, errors = (
+        pathlib.Path(case[name]).read_text() for name in ("stdout", "stderr")
+    )
+    return status, output, errors, seconds
+
+  yield train
+  driver.stdin.close()
+  assert driver.wait(30) == 0
+
+
+TINY = "--config=configs/tiny.py"
+MEMORY = "model.memory"
+
+
+def assert_one_line(result, *parts):
+  status, _, errors, _ = result
+  assert status == 2, errors
+  assert errors.startswith("error: "), errors
+  assert errors.count("\n") == 1 and errors.endswith("\n"), errors
+  for part in parts:
+    assert part in errors, errors
+
+
+@pytest.mark.parametrize("overrides, expected", [
+    # Wrong type
+    (["steps=many"], "steps = 'many': must be of type int"),
+    (["steps=1.5"], "steps = '1.5': must be of type int"),
+    (["optim.learning_rate=high"], "optim.learning_rate = 'high': must be of"),
+    (["optim.decay_norms=perhaps"], "optim.decay_norms = 'perhaps': must be"),
+    (["model=big"], "model = 'big': is a section"),
+    # Unknown field
+    (["step=5"], "step = '5': no such field; known: seed, steps, "),
+    ([f"{MEMORY}.num_key=5"], f"{MEMORY}.num_key = '5': no such field; known"),
+    (["steps.more=1"], "steps.more = '1': no such field"),
+    # Out of range
+    (["steps=0"], "steps = 0: must be at least 1"),
+    (["steps=-3"], "steps = -3: must be at least 1"),
+    (["model.dropout_rate=1.5"], "model.dropout_rate = 1.5: must lie in [0, 1"),
+    (["optim.learning_rate=nan"], "optim.learning_rate = nan: must be finite"),
+    (["optim.learning_rate=0"], "optim.learning_rate = 0.0: must be positive"),
+    (["model.dtype=float16"], "model.dtype = 'float16': must be one of float3"),
+    (["sample.top_p=0"], "sample.top_p = 0.0: must lie in (0, 1]"),
+    # Fields that do not fit together
+    ([f"{MEMORY}.top_m=257"], f"{MEMORY}.top_m = 257: must be at most the keys"),
+    ([f"{MEMORY}.expansion=3"], f"{MEMORY}.expansion = 3: must be a perfect sq"),
+    ([f"{MEMORY}.value_dim=63"], f"{MEMORY}.value_dim = 63: must be divisible"),
+    ([f"{MEMORY}.spans=1:9"], f"{MEMORY}.spans = '1:9': span '1:9' must satis"),
+    ([f"{MEMORY}.spans=3:1"], f"{MEMORY}.spans = '3:1': span '3:1' must satis"),
+    ([f"{MEMORY}.spans=0:1"], f"{MEMORY}.spans = '0:1': span '0:1' must satis"),
+    ([f"{MEMORY}.spans=1"], f"{MEMORY}.spans = '1': must be 'i:j' parts"),
+    ([f"{MEMORY}.spans="], f"{MEMORY}.spans = '': must name at least one span"),
+    (["model.num_heads=3"], "model.num_heads = 3: must divide embed_dim = 128"),
+    (["accumulation_steps=3"], "batch_size = 8: must be divisible by accumul"),
+    # Data
+    (["data.source=books"], "data.source = 'books': must be one of stdlib, te"),
+    (["data.source=text"], "data.path = '': must be a glob"),
+    (["data.source=text", "data.path=absent/*.txt"], "data.path = 'absent/*"),
+    (["data.source=tfds"], "data.tfds_name = '': must name a dataset"),
+    (["data.tokenizer=absent.json"], "data.tokenizer = 'absent.json': no such"),
+    (["data.tokenizer=README.md"], "data.tokenizer = 'README.md': is not a to"),
+    (["model.vocab_size=258"], "model.vocab_size = 258: must be at least 259,"),
+    # Devices
+    (["mesh.data=2"], "mesh.data = 2: must be -1 or the number of devices, 1"),
+])
+def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
+  result = train(
+      TINY, f"--workdir={tmp_path}/run", *[f"--config.{o}" for o in overrides],
+      XLA_FLAGS="",
+  )
+  assert_one_line(result, f"error: {expected}")
+  assert not (tmp_path / "run").exists()  # nor is anything left behind
+
+
+@pytest.mark.parametrize("arguments, expected", [
+    ([], "--config = None: must name a file such as configs/tiny.py"),
+    (["--config=configs/absent.py"], "configs/absent.py"),
+    ([TINY, "--verbos=1"], "verbos"),
+    ([TINY, "steps=3"], "unexpected arguments: steps=3"),
+    ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),
+    ([TINY, "--config.steps", "many"], "steps"),
+    ([TINY, "--config.nothing", "1"], "nothing"),
+])
+def test_bad_flags_are_told_in_one_line(train, arguments, expected):
+  assert_one_line(train(*arguments), expected)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("x = 1\n", "get_config"),
+    ("def get_config():\n  return {'steps': 1}\n", "seed"),
+])
+def test_config_files_that_cannot_be_are_told_in_one_line(
+    train, tmp_path, text, expected
+):
+  (tmp_path / "mine.py").write_text(text)
+  assert_one_line(train(f"--config={tmp_path / 'mine.py'}"), expected)
+
+
+def test_a_corpus_without_text_is_refused(train, tmp_path):
+  (tmp_path / "empty.txt").write_text("")
+  flags = [TINY, f"--workdir={tmp_path}/run", "--config.data.source=text",
+           f"--config.data.path={tmp_path}/*.txt"]
+  assert_one_line(train(*flags), "error: data.path = ", "holds no text")
+
+
+def test_a_batch_that_does_not_divide_over_the_devices_is_refused(
+    train, tmp_path
+):
+  result = train(
+      TINY, f"--workdir={tmp_path}/run",
+      XLA_FLAGS="--xla_force_host_platform_device_count=3",
+  )
+  assert_one_line(
+      result, "error: batch_size = 8: ", "must be divisible by the 3 devices"
+  )
+
+
+def test_a_workdir_of_another_run_is_refused(train, tmp_path):
+  # The first stops where the step would be compiled, when the workdir is its.
+  flags = [TINY, f"--workdir={tmp_path}/run"]
+  status, _, errors, _ = train(*flags)
+  assert status == 1 and "the training step was to be compiled" in errors
+  before = (tmp_path / "run" / "config.json").read_bytes()
+  assert_one_line(
+      train(*flags, "--config.optim.eps=1e-4"),
+      "holds a run with another config: optim.eps = 0.0001, held: 1e-08",
+      "Use another --workdir",
+  )
+  assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_a_model_too_large_for_the_machine_is_refused_at_once(train, tmp_path):
+  """The published 151M model at its batch of 4 million tokens."""
+  result = train("--config=configs/151m_x12.py", f"--workdir={tmp_path}/run")
+  # Memory comes first: to find data and tokenizer would be in vain.
+  assert_one_line(result, "error: this run needs ", "Adam's moments")
+  states = 16 * 2.05  # GB: float32 parameters, gradients and two moments
+  needed, state, activations, available = (
+      float(word) for word in result[2].replace("(", " ").split()
+      if word.replace(".", "", 1).isdigit()
+  )
+  assert states < state < 1.02 * states + 1
+  assert needed == pytest.approx(state + activations, abs=0.2)
+  assert 0 < available < needed
+  assert result[3] < 20  # seconds
+  assert not (tmp_path / "run").exists()

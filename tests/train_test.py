@@ -1,0 +1,355 @@
+"""Runs from end to end: real commands, real signals, real files."""
+
+import json
+import os
+import random
+import signal
+import time
+
+import jax
+import numpy as np
+import pytest
+import small
+from tensorboardX.proto import event_pb2
+
+import train
+from ultramem_jax import checkpoint, step, trained
+
+STEPS = 40
+SETTINGS = {
+    **small.MODEL, "steps": STEPS, "batch_size": 4, "log_every": 2,
+    "eval_every": 20, "checkpoint.every": 20, "data.seq_len": 32,
+    "data.source": "text", "model.dropout_rate": 0.1,
+    "optim.learning_rate": 0.02, "sample.num_tokens": 8,
+}
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+  """The compilation cache that all commands share."""
+  return tmp_path_factory.getbasetemp() / "jax_cache"
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  """Flags of a small corpus in which there is something to learn."""
+  folder = tmp_path_factory.mktemp("corpus")
+  rng = random.Random(0)
+  words = [f"{a}{b}{c}" for a in "bdk" for b in "aio" for c in "lnr"]
+  for name, count in (("train", 60), ("valid", 5)):
+    for index in range(count):
+      text = " ".join(rng.choice(words) for _ in range(rng.randint(5, 60)))
+      (folder / f"{name}_{index}.txt").write_text(text + ".\n")
+  return {
+      "data.path": folder / "train_*.txt",
+      "data.valid_path": folder / "valid_*.txt",
+  }
+
+
+@pytest.fixture(scope="module")
+def start(corpus, cache):
+  """Starts train.py in a workdir, with overrides of the settings."""
+
+  def start(workdir, overrides=(), **variables):
+    settings = {**SETTINGS, **corpus, **dict(overrides)}
+    return small.start(
+        ["train.py", "--config=configs/tiny.py", f"--workdir={workdir}",
+         *small.flags(settings)], cache, **variables,
+    )
+
+  return start
+
+
+@pytest.fixture(scope="module")
+def unbroken(start, tmp_path_factory):
+  """(workdir, output) of a run that nothing disturbed; not to be changed."""
+  workdir = tmp_path_factory.mktemp("runs") / "unbroken"
+  status, output, errors = small.finish(start(workdir))
+  assert status == 0, errors
+  return workdir, output
+
+
+def records(workdir, name="metrics.jsonl"):
+  """The lines of a log; a last line without its end is left out."""
+  path = workdir / name
+  lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+  return [json.loads(line) for line in lines if line.endswith(b"\n")]
+
+
+def saved_steps(workdir):
+  folder = workdir / "checkpoints"
+  return sorted(int(p.name) for p in folder.glob("*") if p.name.isdecimal())
+
+
+def content(workdir):
+  """Bytes of every file of a run, by name."""
+  return {
+      str(path.relative_to(workdir)): path.read_bytes()
+      for path in sorted(workdir.rglob("*")) if path.is_file()
+  }
+
+
+def restore(workdir, saved="newest"):
+  config = trained.workdir_lib.load_config(workdir)
+  state = jax.eval_shape(lambda: step.init_state(config))
+  return checkpoint.restore(workdir, state.to_items(), saved)
+
+
+def assert_same_run(workdir, expected):
+  """Every bit of the last state, the data's place and the metrics."""
+  assert (workdir / "metrics.jsonl").read_bytes() == (
+      expected / "metrics.jsonl").read_bytes()
+  one, other = restore(workdir), restore(expected)
+  assert (one.step, one.data, one.valid_loss) == (
+      other.step, other.data, other.valid_loss)
+  assert jax.tree.structure(one.items) == jax.tree.structure(other.items)
+  for (path, a), b in zip(
+      jax.tree_util.tree_leaves_with_path(one.items),
+      jax.tree.leaves(other.items), strict=True,
+  ):
+    assert a.dtype == b.dtype
+    assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
+
+
+def test_a_run_learns_and_leaves_its_files(unbroken):
+  workdir, output = unbroken
+  assert {path.name for path in workdir.iterdir()} == {
+      "checkpoints", "config.json", "metrics.jsonl", "tensorboard",
+      "timing.jsonl",
+  }
+  losses = {
+      r["step"]: r["loss"] for r in records(workdir) if "loss" in r
+  }
+  assert list(losses) == list(range(2, STEPS + 1, 2))
+  assert losses[2] > 4.0  # about log 264
+  # Below the entropy of single letters: it uses what came before.
+  assert losses[STEPS] < 0.6 * losses[2]
+  valid = {r["step"]: r for r in records(workdir) if "valid/loss" in r}
+  assert list(valid) == [20, STEPS]
+  assert valid[STEPS]["valid/loss"] < valid[20]["valid/loss"] < losses[2]
+  first = records(workdir)[0]
+  for name in ("gradient_norm", "learning_rate", "value_learning_rate",
+               "auxiliary_loss", "z_loss", "memory_0/coverage",
+               "memory_0/usage_kl", "memory_0/output_std"):
+    assert name in first
+  for record in records(workdir, "timing.jsonl"):
+    assert record["tokens_per_second"] > 0 and record["step_seconds"] > 0
+  assert saved_steps(workdir) == [20, STEPS]
+  assert json.loads((workdir / "config.json").read_text())["config"][
+      "steps"] == STEPS
+  assert "sample:\ndef " in output
+  assert str(workdir) in output
+
+
+def test_tensorboard_shows_what_metrics_hold(unbroken):
+  workdir, _ = unbroken
+  (path,) = (workdir / "tensorboard").iterdir()
+  stream, shown = path.read_bytes(), {}
+  while stream:  # length, its checksum, event, its checksum
+    size = int.from_bytes(stream[:8], "little")
+    event = event_pb2.Event.FromString(stream[12 : 12 + size])
+    stream = stream[16 + size :]
+    for value in event.summary.value:
+      shown[event.step, value.tag] = value.simple_value
+  expected = {
+      (record["step"], name): np.float32(value)
+      for log in ("metrics.jsonl", "timing.jsonl")
+      for record in records(workdir, log)
+      for name, value in record.items() if name != "step"
+  }
+  assert shown == expected and len(shown) > 100
+
+
+def test_the_same_command_again_reports_and_changes_nothing(unbroken, start):
+  workdir, output = unbroken
+  before = content(workdir)
+  status, again, errors = small.finish(start(workdir))
+  assert status == 0, errors
+  assert f"going on from the checkpoint of step {STEPS}" in errors
+  last = records(workdir)[-1]
+  assert f"step {STEPS}: validation loss {last['valid/loss']:.4f}" in errors
+  assert again == output  # the sample too
+  after = content(workdir)
+  # TensorBoard begins a file at every start.
+  new = after.keys() - before.keys()
+  assert all(name.startswith("tensorboard/") for name in new)
+  assert before == {name: after[name] for name in before}
+
+
+def test_evaluation_of_the_workdir_equals_the_last_validation(unbroken, cache):
+  workdir, _ = unbroken
+  evaluations = {}
+  processes = {
+      options: small.start(
+          ["eval.py", f"--workdir={workdir}", *options], cache)
+      for options in ((), ("--step=20", "--batches=2"))
+  }
+  for options, process in processes.items():
+    status, output, errors = small.finish(process)
+    assert status == 0, errors
+    assert output.count("\n") == 1
+    evaluations[options] = json.loads(output)
+  last = {
+      name.removeprefix("valid/"): value
+      for name, value in records(workdir)[-1].items()
+  }
+  assert evaluations[()] == last
+  other = evaluations["--step=20", "--batches=2"]
+  assert other["step"] == 20
+  assert other["tokens"] < last["tokens"]
+  assert other["loss"] > last["loss"]
+
+
+def test_generate_prints_prompts_and_their_texts(unbroken, cache):
+  workdir, _ = unbroken
+  status, output, errors = small.finish(small.start(
+      ["-m", "ultramem_jax.generate", f"--workdir={workdir}", "--prompt=bal ",
+       "--prompt=dor", "--num_tokens=20", "--temperature=0"], cache,
+  ))
+  assert status == 0, errors
+  # Bytes that are no text become U+FFFD; a run this short may make some.
+  assert output.startswith("bal ") and "\ndor" in output
+  assert len(output) > len("bal \ndor\n") + 10
+
+
+def test_trained_models_are_loaded_from_python(unbroken):
+  workdir, _ = unbroken
+  run = trained.load(workdir)
+  assert run.step == STEPS
+  logits_BTV = run.model.apply(run.variables, np.array([[257, 98, 97]]))
+  assert logits_BTV.shape == (1, 3, run.config.model.vocab_size)
+  letter = chr(int(logits_BTV[0, -1].argmax()))
+  assert letter in "lnr"  # what comes after "ba"
+
+
+def wait_for(process, happened, timeout=120):
+  """Waits until happened() or the process has ended; polls often."""
+  until = time.monotonic() + timeout
+  while process.poll() is None and not happened():
+    assert time.monotonic() < until
+    time.sleep(0.001)
+
+
+def test_killed_runs_end_as_the_unbroken_one(unbroken, start, tmp_path):
+  """SIGKILL at start-up, between steps and while a checkpoint is written."""
+  seed = int(os.environ.get("KILL_SEED", "0"))
+  rng = random.Random(seed)
+  workdir = tmp_path / "run"
+  often = {"checkpoint.every": 2}
+  reached = lambda: max((r["step"] for r in records(workdir)), default=0)
+  partial = lambda: any(
+      (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+  unsealed = lambda: any(
+      not (workdir / "checkpoints" / str(s) / "sha256.json").exists()
+      for s in saved_steps(workdir))
+  moments = ["start", "loop", "partial", "unsealed"]
+  rng.shuffle(moments)
+  killed = []
+  for moment in moments:
+    # Beyond all records there are: those of lost steps are dropped first.
+    goal, delay = reached() + rng.randint(1, 3), rng.uniform(0, 0.02)
+    process = start(workdir, often)
+    began = time.monotonic()
+    pause = rng.uniform(0.2, 3)
+    wait_for(process, {
+        "start": lambda: time.monotonic() > began + pause,
+        "loop": lambda: reached() > goal,
+        "partial": lambda: reached() > goal and partial(),
+        "unsealed": lambda: reached() > goal and unsealed(),
+    }[moment])
+    if moment == "loop":
+      time.sleep(delay)
+    process.kill()
+    status, _, errors = small.finish(process)
+    killed.append((moment, reached(), status))
+    assert status in (0, -signal.SIGKILL), errors
+  print(f"KILL_SEED={seed}: {killed}")
+  # Most of them hit a run that was under way.
+  assert sum(status != 0 for _, _, status in killed) >= 3
+  status, output, errors = small.finish(start(workdir, often))
+  assert status == 0, errors
+  assert "sample:" in output
+  assert_same_run(workdir, unbroken[0])
+
+
+def test_sigterm_saves_and_the_run_goes_on(unbroken, start, tmp_path):
+  workdir = tmp_path / "run"
+  process = start(workdir)
+  wait_for(process, lambda: records(workdir))
+  process.send_signal(signal.SIGTERM)
+  status, output, errors = small.finish(process)
+  assert status == 0, errors
+  assert "SIGTERM: saving and stopping" in errors
+  (stopped,) = saved_steps(workdir)
+  assert 2 <= stopped < 20  # not a step at which one would be saved anyway
+  assert f"stopped at step {stopped}; the same command goes on" in output
+  assert "sample:" not in output
+  # Fields that do not change what is computed may change.
+  status, _, errors = small.finish(start(workdir, {
+      "checkpoint.keep": 1, "data.prefetch": 0, "sample.num_tokens": 0,
+  }))
+  assert status == 0, errors
+  assert f"going on from the checkpoint of step {stopped}" in errors
+  assert_same_run(workdir, unbroken[0])
+
+
+def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
+  # At this rate the parameters are 1e28 after two steps, and products of
+  # them overflow. No record is due before step 5, but a checkpoint is.
+  workdir = tmp_path / "run"
+  status, _, errors = small.finish(start(workdir, {
+      "optim.learning_rate": 1e30, "optim.warmup_fraction": 0.5,
+      "checkpoint.every": 1, "log_every": 5,
+  }))
+  assert status == 2
+  assert errors.strip().startswith("error: the loss of step 3 is nan")
+  assert errors.count("\n") == 1
+  # What was good stays, and can be read.
+  assert saved_steps(workdir) == [1, 2]
+  for leaf in jax.tree.leaves(restore(workdir).items["params"]):
+    assert np.isfinite(leaf).all()
+
+
+@pytest.mark.parametrize("name", ["loss", "gradient_norm"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_neither_loss_nor_gradient_may_be_infinite(name, value):
+  values = {"loss": 1.0, "gradient_norm": 2.0}
+  train.require_finite(values, 7)
+  with pytest.raises(step.TrainingError, match=f"{name} of step 7 is {value}"):
+    train.require_finite({**values, name: float(value)}, 7)
+
+
+FULL_WIDTH = pytest.param(
+    {"model.memory.num_keys": 64, "data.seq_len": 64},
+    marks=pytest.mark.skipif(
+        not os.environ.get("SLOW_TESTS"),
+        reason="SLOW_TESTS=1 runs it: 151M dense parameters, 8 GB of memory",
+    ), id="full width",
+)
+
+
+@pytest.mark.parametrize("overrides", [
+    pytest.param({
+        "model.embed_dim": 64, "model.num_layers": 2, "model.num_heads": 2,
+        "model.mlp_dim": 128, "model.memory.spans": "1:1/2:2",
+        "model.memory.num_keys": 24, "model.memory.key_dim": 8,
+        "model.memory.value_dim": 16, "data.seq_len": 32,
+    }, id="narrow"),
+    FULL_WIDTH,
+])
+def test_published_config_trains_on_a_small_machine(
+    corpus, cache, tmp_path, overrides
+):
+  """With its table and data shrunk; dropout, remat and bfloat16 are as is."""
+  settings = {
+      **corpus, "steps": 2, "batch_size": 2, "eval_batches": 1, "log_every": 1,
+      "data.source": "text", "data.tokenizer": "bytes",
+      "sample.num_tokens": 0, **overrides,
+  }
+  status, _, errors = small.finish(small.start(
+      ["train.py", "--config=configs/151m_x12.py", f"--workdir={tmp_path}/run",
+       *small.flags(settings)], cache,
+  ))
+  assert status == 0, errors
+  losses = [r["loss"] for r in records(tmp_path / "run") if "loss" in r]
+  assert len(losses) == 2 and np.isfinite(losses).all()
