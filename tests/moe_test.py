@@ -183,7 +183,7 @@ def test_training_step_adds_the_weighted_loss_of_every_block():
   metrics = {}
   for weight in (0.0, 0.01):
     run = make_config(balance_loss_weight=weight)
-    state = step.init_state(run)
+    state = jax.jit(functools.partial(step.init_state, run))()
     batch = jax.tree.map(
         lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
     )

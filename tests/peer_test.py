@@ -141,7 +141,7 @@ def peer_run(**overrides):
 
 def test_trains():
   run = peer_run(model__remat="block", optim__learning_rate=1e-2)
-  state = step.init_state(run)
+  state = jax.jit(lambda: step.init_state(run))()
   batch = jax.tree.map(
       lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
   )
