@@ -67,8 +67,12 @@ def get_config() -> ConfigDict:
 
   # Memory layer (UltraMem); the paper's symbol in brackets.
   c.model.memory = ConfigDict()
-  c.model.memory.kind = "none"  # none (dense model) | ultramem | peer
+  c.model.memory.kind = "none"  # none (dense model) | ultramem | ultramem_v2
+  # (one table, a ring) | memory_plus (one table; sets score = sum, softmax,
+  # num_cores = expansion = heads_per_query = 1, no shuffle, no convolution,
+  # init = official) | peer
   c.model.memory.spans = ""  # "i:j/i:j": read in block i, added after block j
+  # | full (i:i in every block i)
   c.model.memory.num_keys = 128  # [n] the table has n^2 rows
   c.model.memory.key_dim = 32  # [D_k / r] width of a key per side and rank
   c.model.memory.value_dim = 128  # [D_v] width of a row; divisible by num_cores
@@ -91,6 +95,19 @@ def get_config() -> ConfigDict:
   c.model.memory.init = "paper"  # paper (calibrated) | official (their code)
   c.model.memory.aux_loss_weight = 0.001  # [alpha] of Tucker's auxiliary loss
   c.model.memory.aux_loss_margin = 0.15  # [tau] singular values below are free
+  c.model.memory.num_projections = 0  # of pooled values: 1 | E | 0 (the kind's
+  # own: 1 with ultramem_v2, else E, one for each block of the table)
+  c.model.memory.query_bias = False  # learn a bias in the query projection
+  c.model.memory.projection_bias = False  # in value projection and input gate
+  # ultramem_v2 only:
+  c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
+  c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all
+  c.model.memory.pre_value_dim = 0  # width of pre-values; 0 = none
+  c.model.memory.pre_activation = "none"  # of <pre-value, W_pre x>: none | gelu
+  c.model.memory.spare_queries = 0  # queries no head reads (imported weights)
+  # memory_plus only:
+  c.model.memory.input_gate = True  # pooled values times silu(W_g x)
+  c.model.memory.output_gate = False  # output times sigmoid(<w, x>)
 
   # AdamW.
   c.optim = ConfigDict()

@@ -98,7 +98,8 @@ def rows_read(model: ModelConfig, batch: int) -> int:
       if path.endswith("values")
   }
   memory = model.memory
-  rows = min(batch * memory.top_m * memory.num_heads, memory.num_rows)
+  reach = memory.table_side**2
+  rows = min(batch * memory.top_m * memory.num_heads, reach)
   return len(model.spans) * rows * sum(widths.values())
 
 

@@ -46,6 +46,16 @@ def require_fraction(path: str, config: Any, *fields: str) -> None:
     require(0 <= value <= 1, f"{path}.{field}", value, "must lie in [0, 1]")
 
 
+# What a kind of memory is, whatever its config says about these fields.
+KIND_SETTINGS = {
+    "memory_plus": {
+        "score": "sum", "softmax": True, "num_cores": 1, "heads_per_query": 1,
+        "expansion": 1, "shuffle": "none", "query_conv": 0, "init": "official",
+    },
+    "ultramem_v2": {"value_projection": True, "init": "official"},
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
   """One memory layer (UltraMem, arXiv 2411.12364); defaults are the paper's.
@@ -53,7 +63,8 @@ class MemoryConfig:
   The switches of the paper's ablation ladder are all here, so that plain
   product-key memory is a setting: `score="sum"`, `softmax=True`,
   `expansion=1`, `num_cores=1`, `heads_per_query=1`, `query_key_norm="none"`,
-  `query_conv=0`, `shuffle="none"`, `init="official"`.
+  `query_conv=0`, `shuffle="none"`, `init="official"`. A kind may fix some of
+  them (`KIND_SETTINGS`): the object then holds what the kind says.
   Every field is explained in `configs/default.py`.
   """
 
@@ -78,18 +89,51 @@ class MemoryConfig:
   init: str = "paper"
   aux_loss_weight: float = 0.001
   aux_loss_margin: float = 0.15
+  num_projections: int = 0
+  query_bias: bool = False
+  projection_bias: bool = False
+  share_ratio: float = 1.0
+  ring_layers: int = 0
+  pre_value_dim: int = 0
+  pre_activation: str = "none"
+  spare_queries: int = 0
+  input_gate: bool = True
+  output_gate: bool = False
   kind: str = "ultramem"
   spans: str = ""
 
   @property
-  def grid_side(self) -> int:
-    """N: keys on one side of the grid, sqrt(E) * n."""
-    return math.isqrt(self.expansion) * self.num_keys
+  def shares_table(self) -> bool:
+    """Whether all memories of a model read one table."""
+    return self.kind in ("memory_plus", "ultramem_v2")
 
   @property
   def num_rows(self) -> int:
-    """I: physical rows of the table, n^2."""
-    return self.num_keys**2
+    """I: physical rows of the table, n^2; n^2 for each memory of a ring."""
+    ring = self.ring_layers if self.kind == "ultramem_v2" else 1
+    return self.num_keys**2 * max(ring, 1)
+
+  @property
+  def table_side(self) -> int:
+    """Side of the square of rows that a memory reaches: n, or on a ring more.
+
+    The authors' rounding: int(sqrt(I * share_ratio)).
+    """
+    if self.kind != "ultramem_v2":
+      return self.num_keys
+    return int((self.num_rows * self.share_ratio) ** 0.5)
+
+  @property
+  def grid_side(self) -> int:
+    """N: keys on one side of the grid, sqrt(E) * n."""
+    return math.isqrt(self.expansion) * self.table_side
+
+  @property
+  def projections(self) -> int:
+    """Projections of the pooled values: E, one per block, or one for all."""
+    if self.kind == "ultramem_v2":
+      return self.num_projections or 1
+    return self.num_projections or self.expansion
 
   @property
   def rank(self) -> int:
@@ -98,43 +142,50 @@ class MemoryConfig:
 
   @property
   def num_queries(self) -> int:
-    """G: distinct queries, each read by `heads_per_query` heads."""
-    return self.num_heads // self.heads_per_query
+    """G: distinct queries; head a reads query a // heads_per_query."""
+    return -(-self.num_heads // self.heads_per_query) + self.spare_queries
 
   def __post_init__(self):
+    for field, value in KIND_SETTINGS.get(self.kind, {}).items():
+      object.__setattr__(self, field, value)
     path = "model.memory"
-    require_choice(path, self, "kind", "none", "ultramem", "peer")
+    require_choice(path, self, "kind", "none", "ultramem", "ultramem_v2",
+                   "memory_plus", "peer")
     require_at_least(
         path, self, 1, "num_keys", "key_dim", "value_dim", "top_m",
         "num_heads", "heads_per_query", "tucker_rank", "num_cores",
         "expansion",
     )
     require_at_least(path, self, 0, "query_conv", "aux_loss_weight",
-                     "aux_loss_margin")
+                     "aux_loss_margin", "ring_layers", "pre_value_dim",
+                     "spare_queries")
     require_choice(path, self, "score", "tucker", "sum")
     require_choice(path, self, "shuffle", "hash", "permutation", "none")
     require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
     require_choice(path, self, "init", "paper", "official")
+    require_choice(path, self, "pre_activation", "none", "gelu")
     require(
         math.isqrt(self.expansion) ** 2 == self.expansion,
         f"{path}.expansion", self.expansion, "must be a perfect square",
     )
     require(
-        self.grid_side <= MAX_GRID_SIDE, f"{path}.num_keys", self.num_keys,
-        f"sqrt(expansion) * num_keys = {self.grid_side} must be at most "
-        f"{MAX_GRID_SIDE}, so that a cell fits in int32",
+        self.num_projections in (0, 1, self.expansion),
+        f"{path}.num_projections", self.num_projections,
+        f"must be 0 (the kind's own), 1 or expansion = {self.expansion}",
     )
     require(
-        self.top_m <= self.grid_side, f"{path}.top_m", self.top_m,
-        f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
-        f"{self.grid_side}",
+        0 < self.share_ratio <= 1, f"{path}.share_ratio", self.share_ratio,
+        "must lie in (0, 1]: the share of the ring that a memory reaches",
     )
+    if self.kind != "ultramem_v2" or self.ring_layers:
+      self._require_grid(path)
     require(
         self.value_dim % self.num_cores == 0, f"{path}.value_dim",
         self.value_dim, f"must be divisible by num_cores = {self.num_cores}",
     )
     require(
-        self.num_heads % self.heads_per_query == 0, f"{path}.heads_per_query",
+        self.num_heads % self.heads_per_query == 0 or self.spare_queries > 0
+        or self.kind == "ultramem_v2", f"{path}.heads_per_query",
         self.heads_per_query, f"must divide num_heads = {self.num_heads}",
     )
     require(
@@ -142,10 +193,10 @@ class MemoryConfig:
         self.num_cores, "must be 1 with score = 'sum', which has no core",
     )
     require(
-        self.expansion == 1 or self.value_projection,
+        self.projections == 1 or self.value_projection,
         f"{path}.value_projection", self.value_projection,
-        f"must be True with expansion = {self.expansion}: each block of the "
-        "table has its own projection",
+        f"must be True with {self.projections} projections: each block of the "
+        "table has its own",
     )
     require(
         self.kind != "peer" or not self.value_projection,
@@ -163,6 +214,18 @@ class MemoryConfig:
         f"{path}.init", self.init,
         "'paper' calibrates the query norm for scores used as they are: "
         "needs query_key_norm and no softmax, or choose 'official'",
+    )
+
+  def _require_grid(self, path):
+    require(
+        1 <= self.grid_side <= MAX_GRID_SIDE, f"{path}.num_keys",
+        self.num_keys, f"sqrt(expansion) * num_keys = {self.grid_side} must be "
+        f"at most {MAX_GRID_SIDE}, so that a cell fits in int32",
+    )
+    require(
+        self.top_m <= self.grid_side, f"{path}.top_m", self.top_m,
+        f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
+        f"{self.grid_side}",
     )
 
 
@@ -200,7 +263,7 @@ def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
 
   Args:
     spans: where each memory reads (i) and after which block it is added (j).
-      Spans may overlap or touch.
+      Spans may overlap or touch. "full" is a memory i:i in every block.
     num_layers: L, blocks of the transformer.
   Returns:
     One Span per memory, 0-based, in the order written.
@@ -208,6 +271,8 @@ def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
     ConfigError: not of that form, a block out of range, j < i, a repeated i.
   """
   field = "model.memory.spans"
+  if spans == "full":
+    return tuple(Span(layer, layer, layer) for layer in range(num_layers))
   parsed = []
   for index, text in enumerate(spans.split("/")):
     start, _, end = text.partition(":")
@@ -288,7 +353,14 @@ class ModelConfig:
           "model.memory.value_dim", memory.value_dim,
           f"must equal embed_dim = {self.embed_dim} without value_projection",
       )
-    _ = self.spans  # raises on a bad span
+    spans = self.spans  # raises on a bad span
+    if memory.kind == "ultramem_v2":
+      require(
+          memory.ring_layers in (0, len(spans)), "model.memory.ring_layers",
+          memory.ring_layers, f"must be 0 or the number of spans, {len(spans)}",
+      )
+      memory = dataclasses.replace(memory, ring_layers=len(spans))
+      object.__setattr__(self, "memory", memory)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,13 +5,19 @@ import jax.numpy as jnp
 
 from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.attention import Attention
+from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.mlp import Mlp
 from ultramem_jax.layers.moe import Moe
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.layers.peer import Peer
+from ultramem_jax.layers.tables import SharedTables
 from ultramem_jax.layers.ultramem import UltraMem
+from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 
-MEMORIES = {"ultramem": UltraMem, "peer": Peer}
+MEMORIES = {
+    "ultramem": UltraMem, "ultramem_v2": UltraMemV2,
+    "memory_plus": MemoryPlus, "peer": Peer,
+}
 
 
 class Block(nn.Module):
@@ -95,6 +101,9 @@ class Transformer(nn.Module):
     )
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
     x_BTD = dropout(embed(tokens_BT))
+    tables = None
+    if c.memory.shares_table and c.spans:
+      tables = SharedTables(c.memory, c.num_layers, name="memory_tables")()
     read_BTD = {}
     for layer in range(c.num_layers):
       x_BTD, h_BTD = block_class(c, name=f"block_{layer}")(
@@ -105,7 +114,7 @@ class Transformer(nn.Module):
           y_BTD = memory_class(
               c.memory, c.embed_dim, c.num_layers, span.index, dtype,
               name=f"memory_{span.index}",
-          )(h_BTD, segment_BT, decode)
+          )(h_BTD, segment_BT, decode, tables)
           read_BTD[span.index] = dropout(y_BTD)
         if span.end == layer:
           x_BTD += read_BTD.pop(span.index)

@@ -238,10 +238,10 @@ def report_usage(state: TrainState, *, config: Config):
 
   Returns:
     (state with usage at zero, metrics): for each memory, the share of
-    physical and of virtual rows read, and KL(usage of physical rows ||
+    physical and of virtual rows in reach read, and KL(usage of physical rows ||
     uniform) in nats.
   """
-  num_rows = config.model.memory.num_rows
+  num_rows = config.model.memory.table_side**2
   metrics = {}
   for memory, usage_S in state.usage.items():
     usage_I = usage_S.reshape(-1, num_rows).sum(0)

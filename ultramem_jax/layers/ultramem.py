@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.config import MemoryConfig
+from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.ops import lookup, retrieval, shuffle, tucker
 
@@ -69,7 +70,8 @@ class UltraMem(nn.Module):
     cache: the convolution's last inputs, when decoding.
   Sown when the collection is mutable:
     intermediates: `index_BTAM` (virtual, before the shuffle, best first),
-      `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC`.
+      `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC` (after
+      the softmax, if any).
     losses: `auxiliary`, to be added to the training loss.
     stats: scalars for monitoring.
 
@@ -88,8 +90,14 @@ class UltraMem(nn.Module):
   layer_index: int = 0
   dtype: jnp.dtype = jnp.float32
 
+  # The authors initialize the weights of query and key norm with
+  # K^-NORM_EXPONENT.
+  NORM_EXPONENT = 0.33
+
   @nn.compact
-  def __call__(self, x_BTD, segment_BT=None, decode: bool = False):
+  def __call__(
+      self, x_BTD, segment_BT=None, decode: bool = False, tables=None
+  ):
     """Reads the memory.
 
     Args:
@@ -97,6 +105,8 @@ class UltraMem(nn.Module):
       segment_BT: [B, T] int32, the document of each position (from 1); the
         convolution does not cross documents. None: one document.
       decode: keep the convolution's history in the "cache" collection.
+      tables: value tables by name, of a model whose layers share them; None:
+        the layer has its own.
     Returns:
       [B, T, D] in `dtype`.
     Raises:
@@ -122,24 +132,39 @@ class UltraMem(nn.Module):
     score_BTAMC = found.score_BTAMC
     if c.softmax:
       score_BTAMC = jax.nn.softmax(score_BTAMC, axis=-2)
-    y_BTD = self._read(x_BTD, slot_BTAM, score_BTAMC)
+    if tables is None:
+      tables = self._tables()
+    y_BTD = self._read(x_BTD, slot_BTAM, score_BTAMC, tables)
     if not self.is_initializing():
-      self._sow(found, slot_BTAM, core_CARR, y_BTD)
+      self._sow(found, slot_BTAM, score_BTAMC, core_CARR, y_BTD)
     return y_BTD
 
   def _param(self, name, initializer, axes, shape):
     initializer = nn.with_logical_partitioning(initializer, axes)
     return self.param(name, initializer, shape)
 
+  def _initializers(self):
+    """Of keys, query and value projection."""
+    c = self.config
+    fan_in = {"paper": self.embed_dim, "official": c.key_dim}[c.init]
+    return {
+        "keys": nn.initializers.normal(c.key_dim**-0.5),
+        "query": nn.initializers.normal(fan_in**-0.5),
+        "value_projection": nn.initializers.normal(
+            (c.projections * c.value_dim) ** -0.5
+        ),
+    }
+
   def _keys(self):
     """Keys [P, A, R, N, K], normalized in `dtype` and raw in float32."""
     c = self.config
     raw_PARNK = self._param(
-        "keys", nn.initializers.normal(c.key_dim**-0.5),
+        "keys", self._initializers()["keys"],
         ("side", "memory_heads", "rank", "keys", "key"),
         (2, c.num_heads, c.rank, c.grid_side, c.key_dim),
     )
-    weight = {"paper": c.key_dim**-0.5, "official": c.key_dim**-0.33}[c.init]
+    exponent = 0.5 if c.init == "paper" else self.NORM_EXPONENT
+    weight = c.key_dim**-exponent
     return self._normalize("key_norm", raw_PARNK, weight), raw_PARNK
 
   def _normalize(self, name, x, weight):
@@ -170,28 +195,34 @@ class UltraMem(nn.Module):
     return core_CARR, jnp.stack([u_AR, t_AR])
 
   def _query(self, x_BTD, segment_BT, decode, keys_PARNK, core, filter_PAR):
-    """Normalized queries [B, T, P, G, R, K]."""
+    """Normalized queries [B, T, P, G, R, K], of as many G as divide A."""
     c = self.config
     if c.query_conv:
       x_BTD = CausalConv(c.query_conv, name="query_conv")(
           x_BTD, segment_BT, decode
       )
     ranks = c.rank if c.query_per_rank else 1
-    fan_in = {"paper": self.embed_dim, "official": c.key_dim}[c.init]
     kernel = self._param(
-        "query", nn.initializers.normal(fan_in**-0.5),
+        "query", self._initializers()["query"],
         ("embed", "side", "memory_heads", "rank", "key"),
         (self.embed_dim, 2, c.num_queries, ranks, c.key_dim),
     )
     query_BTPGRK = jnp.einsum(
         "BTD,DPGRK->BTPGRK", x_BTD, kernel.astype(self.dtype)
     )
-    weight = c.key_dim**-0.33
+    if c.query_bias:
+      query_BTPGRK += self._param(
+          "query_bias", nn.initializers.zeros,
+          ("side", "memory_heads", "rank", "key"), kernel.shape[1:],
+      ).astype(self.dtype)[None, None]
+    weight = c.key_dim**-self.NORM_EXPONENT
     if c.init == "paper" and self.is_initializing():
       weight = calibrated_query_weight(
           c, self.make_rng("params"), keys_PARNK, core, filter_PAR
       )
-    return self._normalize("query_norm", query_BTPGRK, weight)
+    return queries_read(
+        c, self._normalize("query_norm", query_BTPGRK, weight)
+    )
 
   def _shuffle(self, row_BTAM, column_BTAM):
     """Slots in [0, E * I) of the grid's cells."""
@@ -211,48 +242,49 @@ class UltraMem(nn.Module):
     ).value
     return permutation[cell_BTAM]
 
-  def _values(self, name="values"):
-    c = self.config
-    std = 0.02
-    if c.init == "paper":
-      reads = 2 * c.top_m * c.num_heads * self.num_layers
-      std = (c.expansion / reads) ** 0.5
-    return self._param(
-        name, nn.initializers.normal(std), ("rows", "value"),
-        (c.num_rows, c.value_dim),
-    )
+  def _tables(self):
+    """The layer's own tables, by name."""
+    return tables_lib.value_tables(self, self.config, self.num_layers)
 
-  def _read(self, x_BTD, slot_BTAM, score_BTAMC):
+  def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     """The sum of the rows at slots, each times its scores; [B, T, D]."""
     del x_BTD  # for layers whose rows depend on the input
     c = self.config
-    merged = (*slot_BTAM.shape[:2], -1)
+    index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    if c.projections == 1:
+      index_BTK %= c.num_rows
     pooled_BTEW = lookup.pool_rows(
-        self._values(), slot_BTAM.reshape(merged),
-        score_BTAMC.reshape(*merged, c.num_cores), c.expansion,
+        tables["values"], index_BTK,
+        score_BTAMC.reshape(*index_BTK.shape, -1), c.projections,
     )
     return self._project(pooled_BTEW.astype(self.dtype))
 
   def _project(self, pooled_BTEW):
+    """[B, T, E, W] -> [B, T, D]; E = 1 where one projection serves all."""
     c = self.config
     if not c.value_projection:
       return pooled_BTEW.squeeze(-2)
-    std = (c.expansion * c.value_dim) ** -0.5
     projection_EWD = self._param(
-        "value_projection", nn.initializers.normal(std),
+        "value_projection", self._initializers()["value_projection"],
         ("expansion", "value", "embed"),
-        (c.expansion, c.value_dim, self.embed_dim),
+        (c.projections, c.value_dim, self.embed_dim),
     )
-    return jnp.einsum(
+    y_BTD = jnp.einsum(
         "BTEW,EWD->BTD", pooled_BTEW, projection_EWD.astype(self.dtype)
     )
+    if c.projection_bias:
+      y_BTD += self._param(
+          "value_projection_bias", nn.initializers.zeros, ("embed",),
+          (self.embed_dim,),
+      ).astype(self.dtype)[None, None]
+    return y_BTD
 
-  def _sow(self, found, slot_BTAM, core_CARR, y_BTD):
+  def _sow(self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD):
     c = self.config
     index_BTAM = found.row_BTAM * c.grid_side + found.column_BTAM
     self.sow("intermediates", "index_BTAM", index_BTAM)
     self.sow("intermediates", "slot_BTAM", slot_BTAM)
-    self.sow("intermediates", "score_BTAMC", found.score_BTAMC)
+    self.sow("intermediates", "score_BTAMC", score_BTAMC)
     total_BTAM = found.score_BTAMC.sum(-1)
     self.sow("stats", "score_top_1", total_BTAM[..., 0].mean())
     self.sow("stats", "score_top_m", total_BTAM[..., -1].mean())
@@ -267,6 +299,18 @@ class UltraMem(nn.Module):
     self.sow(
         "stats", "core_lambda_ratio", (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
     )
+
+
+def queries_read(config, query_BTPGRK):
+  """Queries such that the heads divide evenly over them.
+
+  Head a reads query a // heads_per_query. Where that leaves a query with
+  fewer heads than another, or with none, each head gets its own copy.
+  """
+  heads, share = config.num_heads, config.heads_per_query
+  if config.num_queries * share == heads:
+    return query_BTPGRK
+  return query_BTPGRK[:, :, :, jnp.arange(heads) // share]
 
 
 def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
@@ -290,6 +334,7 @@ def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
       key, (1, CALIBRATION_QUERIES, 2, c.num_queries,
             c.rank if c.query_per_rank else 1, c.key_dim),
   )
+  sample_BTPGRK = queries_read(c, sample_BTPGRK)
   standardize = jax.nn.standardize
   if c.query_key_norm == "rms":
     def standardize(x, epsilon):

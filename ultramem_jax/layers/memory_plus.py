@@ -1,0 +1,72 @@
+"""Memory+ (Memory Layers at Scale, arXiv 2412.09764)."""
+
+import flax.linen as nn
+import jax
+
+from ultramem_jax.layers.ultramem import UltraMem
+from ultramem_jax.ops import lookup
+
+
+class MemoryPlus(UltraMem):
+  """Product-key memory with an input-dependent gate and a shared table.
+
+    y = W_o (sum of m rows of each head, softmax of its scores * silu(W_g x))
+
+  Queries are normalized. Keys are not: `key_norm` is a parameter, as in the
+  UltraMem authors' implementation of Memory+, and is not used. Each head has
+  a query of its own; all layers of a model share the table.
+
+  Variables and sown values are those of `UltraMem`; also `gate` (with
+  `input_gate`) and `output_gate`, linear maps. `values` is a parameter of the
+  layer only where no `tables` are passed.
+  """
+
+  NORM_EXPONENT = 0.0
+
+  def _initializers(self):
+    c = self.config
+    fan_out = 2 * c.num_heads * c.key_dim
+    key_bound = (2 * c.key_dim) ** -0.5
+    query_bound = (6 / (self.embed_dim + fan_out)) ** 0.5
+    return {
+        "keys": _uniform(key_bound), "query": _uniform(query_bound),
+        "value_projection": nn.initializers.normal(c.value_dim**-0.5),
+    }
+
+  def _keys(self):
+    _, raw_PARNK = super()._keys()
+    return raw_PARNK.astype(self.dtype), raw_PARNK
+
+  def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
+    c = self.config
+    index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    pooled_BTEW = lookup.pool_rows(
+        tables["values"], index_BTK, score_BTAMC.reshape(*index_BTK.shape, 1)
+    ).astype(self.dtype)
+    if c.input_gate:
+      gate_BTW = self._linear("gate", c.value_dim, c.projection_bias)(x_BTD)
+      pooled_BTEW *= nn.silu(gate_BTW)[:, :, None]
+    y_BTD = self._project(pooled_BTEW)
+    if c.output_gate:
+      y_BTD *= nn.sigmoid(self._linear("output_gate", 1, True)(x_BTD))
+    return y_BTD
+
+  def _linear(self, name, width, bias):
+    std = self.config.value_dim**-0.5
+    axes = ("embed", "value" if name == "gate" else None)
+    return nn.Dense(
+        width, use_bias=bias, dtype=self.dtype, name=name,
+        kernel_init=nn.with_logical_partitioning(
+            nn.initializers.normal(std), axes
+        ),
+        bias_init=nn.with_logical_partitioning(
+            nn.initializers.zeros, axes[1:]
+        ),
+    )
+
+
+def _uniform(bound: float):
+  """Initializer: uniform in [-bound, bound)."""
+  return lambda key, shape: jax.random.uniform(
+      key, shape, minval=-bound, maxval=bound
+  )
