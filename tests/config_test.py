@@ -1,0 +1,229 @@
+"""The configuration's rules: what is refused, and what the refusal says."""
+
+import dataclasses
+import importlib
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import default, tiny
+from ultramem_jax import Transformer, config
+from ultramem_jax.config import ConfigError, MemoryConfig, Span
+
+NAN, INF = float("nan"), float("inf")
+
+# Changes to configs/tiny.py, the field that the error must name, and a part of
+# what it says is allowed. "x" is no choice of any field.
+BAD = [
+    (dict(seed=-1), "seed", "at least 0"),
+    *((dict([(name, 0)]), name, "at least 1") for name in (
+        "steps", "batch_size", "accumulation_steps", "log_every", "eval_every"
+    )),
+    (dict(eval_batches=-1), "eval_batches", "at least 0"),
+    (dict(batch_size=6, accumulation_steps=4), "batch_size",
+     "divisible by accumulation_steps = 4"),
+    *(({name: "x"}, name, "one of") for name in (
+        "data.source", "data.packing", "model.activation", "model.norm",
+        "model.dtype", "model.attention", "model.remat", "model.memory.kind",
+        "model.memory.score", "model.memory.shuffle",
+        "model.memory.query_key_norm", "model.memory.init",
+    )),
+    *(({name: 0}, name, "at least 1") for name in (
+        "data.seq_len", "data.shuffle_window", "model.vocab_size",
+        "model.embed_dim", "model.num_layers", "model.num_heads",
+        "model.mlp_dim", "model.memory.num_keys", "model.memory.key_dim",
+        "model.memory.value_dim", "model.memory.top_m",
+        "model.memory.num_heads", "model.memory.heads_per_query",
+        "model.memory.tucker_rank", "model.memory.num_cores",
+        "model.memory.expansion", "checkpoint.every", "checkpoint.keep",
+    )),
+    *(({name: -1}, name, "at least 0") for name in (
+        "data.prefetch", "model.memory.query_conv",
+        "model.memory.aux_loss_weight", "model.memory.aux_loss_margin",
+        "optim.weight_decay", "optim.clip_norm", "optim.value_lr_multiplier",
+        "optim.z_loss", "sample.num_tokens", "sample.temperature",
+        "sample.top_k",
+    )),
+    *(({name: value}, name, "in [0, 1]") for value in (-0.1, 1.1) for name in (
+        "model.dropout_rate", "optim.warmup_fraction", "optim.init_fraction",
+        "optim.final_fraction", "optim.beta1", "optim.beta2",
+    )),
+    *(({name: value}, name, "finite") for value in (NAN, INF) for name in (
+        "model.rope_theta", "optim.learning_rate", "model.dropout_rate",
+    )),
+    (dict([("optim.learning_rate", 0.0)]), "optim.learning_rate", "positive"),
+    (dict([("optim.eps", 0.0)]), "optim.eps", "positive"),
+    *(({"optim.value_lr_horizon": value}, "optim.value_lr_horizon",
+       "in (0, 1]") for value in (0.0, 1.5)),
+    *(({"sample.top_p": value}, "sample.top_p", "in (0, 1]")
+      for value in (0.0, 1.5)),
+    *(({"data.valid_fraction": value}, "data.valid_fraction",
+       "strictly between 0 and 1") for value in (0.0, 1.0)),
+    *(({"mesh.data": value}, "mesh.data", "-1 (all devices) or at least 1")
+      for value in (0, -2)),
+    ({"data.source": "text"}, "data.path", "glob"),
+    ({"data.source": "tfds"}, "data.tfds_name", "c4/en"),
+    ({"model.num_heads": 3}, "model.num_heads", "embed_dim = 128"),
+    ({"model.embed_dim": 4}, "model.num_heads", "even head width"),
+    ({"model.memory.expansion": 5}, "model.memory.expansion", "square"),
+    ({"model.memory.num_keys": 23171}, "model.memory.num_keys",
+     "= 46342 must be at most 46340"),
+    ({"model.memory.top_m": 257}, "model.memory.top_m", "= 256"),
+    ({"model.memory.value_dim": 65}, "model.memory.value_dim",
+     "num_cores = 2"),
+    ({"model.memory.heads_per_query": 3}, "model.memory.heads_per_query",
+     "num_heads = 2"),
+    ({"model.memory.score": "sum"}, "model.memory.num_cores", "must be 1"),
+    ({"model.memory.value_projection": False},
+     "model.memory.value_projection", "must be True"),
+    ({"model.memory.query_key_norm": "none"}, "model.memory.init", "official"),
+    ({"model.memory.softmax": True}, "model.memory.init", "official"),
+    ({"model.memory.value_projection": False, "model.memory.expansion": 1},
+     "model.memory.value_dim", "embed_dim = 128"),
+    ({"model.memory.spans": ""}, "model.memory.spans", "at least one span"),
+    *(({"model.memory.spans": spans}, "model.memory.spans", allowed)
+      for spans, allowed in (
+          ("1", "'i:j' parts"), ("1:2/", "got ''"), ("1:2,3:4", "'i:j'"),
+          ("a:b", "got 'a:b'"), ("-1:2", "got '-1:2'"), ("1:2:3", "'1:2:3'"),
+          ("0:1", "1 <= i <= j"), ("2:1", "1 <= i <= j"),
+          ("3:5", "num_layers = 4"), ("1:2/1:3", "same block"),
+      )),
+]
+
+
+def tiny_with(name, value):
+  """The nested dict of configs/tiny.py with one field changed or added."""
+  c = tiny.get_config().to_dict()
+  *groups, field = name.split(".")
+  group = c
+  for part in groups:
+    group = group[part]
+  group[field] = value
+  return c
+
+
+@pytest.mark.parametrize(
+    ("changes", "field", "allowed"), BAD,
+    ids=[",".join(f"{k}={v}" for k, v in changes.items())
+         for changes, *_ in BAD],
+)
+def test_bad_value_names_field_value_and_what_is_allowed(
+    changes, field, allowed
+):
+  c = tiny.get_config()
+  c.update_from_flattened_dict(changes)
+  value = c
+  for part in field.split("."):
+    value = value[part]
+  with pytest.raises(ConfigError) as error:
+    config.parse(c)
+  message = str(error.value)
+  assert message.startswith(f"{field} = {value!r}: ")
+  assert allowed in message.split(": ", 1)[1]
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), [
+    ("steps", "10", "of type int"),
+    ("steps", 10.0, "of type int"),
+    ("steps", True, "of type int"),
+    ("model.norm_bias", 1, "of type bool"),
+    ("optim.eps", "1e-8", "of type float"),
+    ("optim.eps", None, "of type float"),
+    ("data.path", 3, "of type str"),
+    ("model.memory", 3, "must hold the fields num_keys, "),
+    ("model.memory.typo", 3, "no such field; known: num_keys, "),
+    ("typo", 3, "no such field; known: seed, "),
+])
+def test_wrong_types_and_unknown_fields(name, value, allowed):
+  with pytest.raises(ConfigError) as error:
+    config.parse(tiny_with(name, value))
+  message = str(error.value)
+  assert message.startswith(f"{name} = {value!r}: ")
+  assert allowed in message
+
+
+@pytest.mark.parametrize("name", ["steps", "model", "data.seq_len"])
+def test_missing_fields(name):
+  c = tiny_with(name, 0)
+  *groups, field = name.split(".")
+  group = c[groups[0]] if groups else c
+  del group[field]
+  with pytest.raises(ConfigError, match=rf"^{name} = None: is missing$"):
+    config.parse(c)
+
+
+def test_round_trip():
+  """ConfigDict -> Config -> dict -> JSON -> dict -> Config."""
+  c = config.parse(tiny.get_config())
+  as_dict = config.to_dict(c)
+  assert as_dict == tiny.get_config().to_dict()
+  again = config.parse(json.loads(json.dumps(as_dict)))
+  assert again == c
+  assert hash(again) == hash(c)
+  other = dataclasses.replace(c, seed=1)
+  assert config.parse(config.to_dict(other)) == other != c
+  with pytest.raises(dataclasses.FrozenInstanceError):
+    c.seed = 2
+
+
+def test_an_integer_is_a_float():
+  c = config.parse(tiny_with("optim.clip_norm", 2))
+  assert c.optim.clip_norm == 2.0
+  assert type(c.optim.clip_norm) is float
+
+
+def test_the_largest_grid_fits_int32():
+  side = config.MAX_GRID_SIDE
+  assert side**2 - 1 <= np.iinfo(np.int32).max < (side + 1) ** 2 - 1
+  memory = dict(key_dim=1, value_dim=2, top_m=1)
+  assert MemoryConfig(num_keys=side // 2, **memory).grid_side == side
+
+
+def test_derived_sizes_of_a_memory():
+  memory = MemoryConfig(
+      num_keys=5, key_dim=3, value_dim=8, top_m=15, expansion=9, num_heads=6,
+      heads_per_query=3, tucker_rank=4,
+  )
+  derived = (
+      memory.grid_side, memory.num_rows, memory.rank, memory.num_queries
+  )
+  assert derived == (15, 25, 4, 2)
+  product_keys = dataclasses.replace(memory, score="sum", num_cores=1)
+  assert product_keys.rank == 1
+
+
+def test_spans():
+  assert config.parse_spans("1:2/2:3", 4) == (Span(0, 0, 1), Span(1, 1, 2))
+  assert config.parse_spans("3:4/1:3", 4) == (Span(0, 2, 3), Span(1, 0, 2))
+  assert config.parse_spans("4:4", 4) == (Span(0, 3, 3),)
+  dense = tiny.get_config()
+  dense.model.memory.update(kind="none", spans="")
+  assert config.parse(dense).model.spans == ()
+
+
+def test_default_config_states_the_defaults_of_a_memory():
+  """A field has one default, whichever way a memory is configured."""
+  stated = default.get_config().model.memory
+  fields = {f.name: f for f in dataclasses.fields(MemoryConfig)}
+  assert set(stated) == set(fields)
+  for name, field in fields.items():
+    if field.default is not dataclasses.MISSING and name != "kind":
+      assert stated[name] == field.default, name
+
+
+def test_published_size_of_151m_x12():
+  """2.03 B parameters, embedding and head aside; nothing is allocated."""
+  published = importlib.import_module("configs.151m_x12")
+  model = config.parse(published.get_config()).model
+  tokens_BT = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+  params = jax.eval_shape(
+      Transformer(model).init, jax.random.key(0), tokens_BT
+  )["params"]
+  count = sum(
+      np.prod(x.shape) for name, child in params.items()
+      if name not in ("embed", "head") for x in jax.tree.leaves(child)
+  )
+  np.testing.assert_allclose(count, 2.03e9, rtol=0.01)

@@ -1,0 +1,414 @@
+"""The transformer: against numpy and a plain loop, and its properties."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from conftest import assert_close
+
+from ultramem_jax import Transformer, UltraMem, refresh_buffers
+from ultramem_jax.model import Block
+from ultramem_jax.ops import tucker
+
+B, T = 2, 6
+# Every position of a row has its own token.
+TOKENS = np.stack([np.arange(T), np.arange(T)[::-1] + T]).astype(np.int32)
+
+
+def config(spans="1:2/2:2", **overrides):
+  """Two blocks and two memories, one of them around a block."""
+  overrides = {f"model__{name}": value for name, value in overrides.items()}
+  return small.config(**{
+      "model__vocab_size": 32, "model__memory__spans": spans, **overrides,
+  }).model
+
+
+def dense_config(**overrides):
+  return config("", memory__kind="none", **overrides)
+
+
+@functools.cache
+def initialized(c):
+  model = Transformer(c)
+  return jax.jit(lambda key: nn.unbox(model.init(key, TOKENS)))(
+      jax.random.key(0)
+  )
+
+
+ONES = np.ones((B, T), np.int32)
+POSITIONS = np.arange(T, dtype=np.int32) * ONES
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply(c, variables, tokens_BT, segment_BT=ONES, position_BT=POSITIONS):
+  return Transformer(c).apply(variables, tokens_BT, segment_BT, position_BT)
+
+
+def logits_of(c, tokens_BT, segment_BT=ONES, position_BT=POSITIONS):
+  return apply(c, initialized(c), tokens_BT, segment_BT, position_BT)
+
+
+# Dense transformer, from its definition.
+
+
+def numpy_norm(c, params, x, kind=None):
+  if (kind or c.norm) == "layernorm":
+    x = x - x.mean(-1, keepdims=True)
+  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps)
+  return x * params["scale"] + params.get("bias", 0)
+
+
+def numpy_rotate(c, x_TQH):
+  """Pairs (i, i + H / 2) turned by position * theta^(-2 i / H)."""
+  half = c.head_dim // 2
+  rate_H = c.rope_theta ** (-np.arange(half) / half)
+  turn_TH = np.exp(1j * np.arange(len(x_TQH))[:, None] * rate_H)
+  z_TQH = (x_TQH[..., :half] + 1j * x_TQH[..., half:]) * turn_TH[:, None]
+  return np.concatenate([z_TQH.real, z_TQH.imag], -1)
+
+
+def numpy_attention(c, params, x_TD):
+  query, key, value = (
+      np.einsum("TD,DQH->TQH", x_TD, params[name]["kernel"])
+      for name in ("query", "key", "value")
+  )
+  if c.qk_norm:
+    query = numpy_norm(c, params["query_norm"], query, "rms")
+    key = numpy_norm(c, params["key_norm"], key, "rms")
+  query, key = numpy_rotate(c, query), numpy_rotate(c, key)
+  score_QTS = np.einsum("TQH,SQH->QTS", query, key) / c.head_dim**0.5
+  weight_QTS = np.exp(score_QTS) * np.tri(len(x_TD))
+  weight_QTS /= weight_QTS.sum(-1, keepdims=True)
+  y_TQH = np.einsum("QTS,SQH->TQH", weight_QTS, value)
+  return np.einsum("TQH,QHD->TD", y_TQH, params["out"]["kernel"])
+
+
+def numpy_mlp(c, params, x_TD):
+  h_TF = x_TD @ params["up"]["kernel"]
+  if c.activation == "swiglu":
+    gate_TF = x_TD @ params["gate"]["kernel"]
+    h_TF *= gate_TF / (1 + np.exp(-gate_TF))
+  else:  # the tanh form of GELU
+    inner = np.sqrt(2 / np.pi) * (h_TF + 0.044715 * h_TF**3)
+    h_TF *= 0.5 * (1 + np.tanh(inner))
+  return h_TF @ params["down"]["kernel"]
+
+
+def numpy_dense(c, params, tokens_T):
+  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+  embedding_VD = params["embed"]["embedding"]
+  x_TD = embedding_VD[tokens_T]
+  for layer in range(c.num_layers):
+    p = params[f"block_{layer}"]
+    h_TD = numpy_norm(c, p["attention_norm"], x_TD)
+    x_TD = x_TD + numpy_attention(c, p["attention"], h_TD)
+    x_TD = x_TD + numpy_mlp(c, p["mlp"], numpy_norm(c, p["mlp_norm"], x_TD))
+  x_TD = numpy_norm(c, params["final_norm"], x_TD)
+  if c.tie_embeddings:
+    return x_TD @ embedding_VD.T
+  return x_TD @ params["head"]["kernel"]
+
+
+@pytest.mark.parametrize("overrides", [
+    dict(),
+    dict(norm_bias=True, rope_theta=100.0),
+    dict(norm="rms", activation="swiglu", qk_norm=True, tie_embeddings=True),
+], ids=str)
+def test_dense_model_is_the_slow_one(overrides):
+  c = dense_config(**overrides)
+  variables = initialized(c)
+  assert set(variables) == {"params"}
+  random = np.random.default_rng(0)
+  # Norm weights and biases off their initial ones and zeros.
+  params = jax.tree.map(
+      lambda x: x + 0.1 * random.normal(size=x.shape).astype(np.float32)
+      if x.ndim == 1 else x, variables["params"],
+  )
+  logits_BTV = apply(c, {"params": params}, TOKENS)
+  assert logits_BTV.shape == (B, T, c.vocab_size)
+  assert logits_BTV.dtype == jnp.float32
+  for logits_TV, tokens_T in zip(logits_BTV, TOKENS, strict=True):
+    assert_close(logits_TV, numpy_dense(c, params, tokens_T))
+
+
+def test_a_block_returns_what_its_mlp_read():
+  """The normalized residual stream after attention: what a memory reads."""
+  c = dense_config()
+  params = initialized(c)["params"]["block_0"]
+  x_BTD = np.random.default_rng(0).normal(size=(B, T, c.embed_dim))
+  _, h_BTD = apply_block(c, params, x_BTD.astype(np.float32))
+  params = jax.tree.map(np.float64, params)
+  for h_TD, x_TD in zip(h_BTD, x_BTD, strict=True):
+    read_TD = numpy_norm(c, params["attention_norm"], x_TD)
+    x_TD = x_TD + numpy_attention(c, params["attention"], read_TD)
+    assert_close(h_TD, numpy_norm(c, params["mlp_norm"], x_TD))
+
+
+def test_dense_blocks_have_12_d_squared_parameters():
+  c = dense_config(embed_dim=32, mlp_dim=128)
+  for layer in range(c.num_layers):
+    kernels = [
+        x.size for x in jax.tree.leaves(
+            initialized(c)["params"][f"block_{layer}"]
+        ) if x.ndim > 1
+    ]
+    assert sum(kernels) == 12 * 32**2
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def apply_block(c, params, x_BTD):
+  return Block(c).apply({"params": params}, x_BTD, ONES, POSITIONS, False, True)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def apply_memory(c, memory, variables, h_BTD):
+  layer = UltraMem(c.memory, c.embed_dim, c.num_layers, memory)
+  return layer.apply(variables, h_BTD)
+
+
+def plain_loop(c, spans, variables, tokens_BT):
+  """Blocks one by one; a memory's output waits in a list until its block."""
+  params, buffers = variables["params"], variables["buffers"]
+  x_BTD = params["embed"]["embedding"][tokens_BT]
+  waiting = {}
+  for block in range(1, c.num_layers + 1):
+    x_BTD, h_BTD = apply_block(c, params[f"block_{block - 1}"], x_BTD)
+    for memory, (i, j) in enumerate(spans):
+      name = f"memory_{memory}"
+      if i == block:
+        of_memory = {"params": params[name], "buffers": buffers[name]}
+        y_BTD = apply_memory(c, memory, of_memory, h_BTD)
+        waiting.setdefault(j, []).append(y_BTD)
+    x_BTD = sum(waiting.pop(block, []), x_BTD)
+  assert not waiting
+  final, head = jax.tree.map(np.asarray, (params["final_norm"], params["head"]))
+  return numpy_norm(c, final, np.asarray(x_BTD)) @ head["kernel"]
+
+
+@pytest.mark.parametrize("spans", [
+    ((1, 2), (2, 3)), ((1, 3), (2, 4)), ((4, 4), (1, 3), (2, 3)),
+], ids=str)
+def test_spans_are_a_plain_loop(spans):
+  """Touching, overlapping, of one block, out of order, ending together."""
+  text = "/".join(f"{i}:{j}" for i, j in spans)
+  c = config(text, num_layers=4)
+  variables = initialized(c)
+  # The loop's own config has other spans: it must not read them.
+  other = config("1:1", num_layers=4)
+  expected = plain_loop(other, spans, variables, TOKENS)
+  assert_close(logits_of(c, TOKENS), expected)
+
+
+def test_causal():
+  """No gradient to the embeddings of later tokens, some to all earlier."""
+  c = config()
+  variables = initialized(c)
+
+  def at(embedding_VD, position):
+    params = {**variables["params"], "embed": {"embedding": embedding_VD}}
+    logits_BTV = Transformer(c).apply({**variables, "params": params}, TOKENS)
+    return jax.lax.dynamic_index_in_dim(logits_BTV[0], position, 0).sum()
+
+  gradient = jax.jit(jax.grad(at))
+  for position in range(T):
+    gradient_VD = gradient(
+        variables["params"]["embed"]["embedding"], position
+    )
+    reached = np.flatnonzero(gradient_VD.any(-1))
+    np.testing.assert_array_equal(reached, np.arange(position + 1))
+
+
+@functools.cache
+def loss_and_gradient(c):
+  """With the parameters of `config()`."""
+  variables = initialized(config())
+
+  def loss(params):
+    logits_BTV, sown = Transformer(c).apply(
+        {**variables, "params": params}, TOKENS, mutable=["losses"]
+    )
+    losses = sown["losses"]
+    return (logits_BTV**2).mean() + sum(jax.tree.leaves(losses)), losses
+
+  return jax.jit(jax.value_and_grad(loss, has_aux=True))(variables["params"])
+
+
+def test_remat_changes_neither_value_nor_gradient():
+  kept, recomputed = config(remat="none"), config(remat="block")
+  assert kept != recomputed
+  shapes = [
+      jax.eval_shape(Transformer(c).init, jax.random.key(0), TOKENS)
+      for c in (kept, recomputed)
+  ]
+  assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
+  assert_close(loss_and_gradient(recomputed), loss_and_gradient(kept))
+  jaxpr = {
+      c.remat: str(jax.make_jaxpr(functools.partial(apply, c))(
+          initialized(kept), TOKENS
+      )) for c in (kept, recomputed)
+  }
+  assert "prevent_cse" in jaxpr["block"]  # a parameter of jax.checkpoint
+  assert "prevent_cse" not in jaxpr["none"]
+
+
+def test_every_parameter_has_a_gradient():
+  c = config()
+  (_, losses), gradient = loss_and_gradient(c)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+    assert np.isfinite(leaf).all() and leaf.any(), path
+  for name in ("memory_0", "memory_1"):
+    core = initialized(c)["params"][name]["core"]
+    assert_close(
+        losses[name]["auxiliary"][0], tucker.auxiliary_loss(core, 1e-3, 0.15)
+    )
+
+
+def test_packed_documents_are_separate_documents():
+  c = config()
+  lengths = (2, 4)
+  segment_BT = jnp.array([[1, 1, 2, 2, 2, 2]] * B)
+  position_BT = jnp.array([[0, 1, 0, 1, 2, 3]] * B)
+  packed = logits_of(c, TOKENS, segment_BT, position_BT)
+  start = 0
+  for length in lengths:
+    # Alone at the front of a row; what follows cannot matter.
+    alone = np.roll(TOKENS, -start, 1)
+    expected = logits_of(c, alone, ONES)
+    assert_close(packed[:, start:start + length], expected[:, :length])
+    start += length
+  assert abs(packed - logits_of(c, TOKENS)).max() > 1e-2
+
+
+def test_positions():
+  """0, 1, ... by default; only differences matter; and they do matter."""
+  c = config()
+  logits_BTV = jax.jit(Transformer(c).apply)(initialized(c), TOKENS)
+  at = lambda position_BT: logits_of(c, TOKENS, ONES, position_BT)
+  assert_close(at(POSITIONS), logits_BTV)
+  # Angles of 100 radians are rounded to 1e-5.
+  assert_close(at(POSITIONS + 100), logits_BTV, tolerance=1e-4)
+  assert abs(at(POSITIONS * 3) - logits_BTV).max() > 1e-3
+
+
+def test_dropout():
+  c = config(dropout_rate=0.5)
+  variables = initialized(c)
+  masks = {}
+
+  def record(next_function, args, kwargs, context):
+    y = next_function(*args, **kwargs)
+    if isinstance(context.module, nn.Dropout):
+      masks.setdefault("all", []).append(y != 0)
+    return y
+
+  @jax.jit
+  def noisy(key):
+    masks.clear()
+    with nn.intercept_methods(record):
+      logits_BTV = Transformer(c).apply(
+          variables, TOKENS, deterministic=False, rngs={"dropout": key}
+      )
+    return logits_BTV, jnp.stack(masks["all"])
+
+  (one, mask), (other, _) = (noisy(jax.random.key(i)) for i in (0, 1))
+  np.testing.assert_array_equal(one, noisy(jax.random.key(0))[0])
+  assert abs(one - other).max() > 0.1
+  # Embedding, attention and MLP of two blocks, two memories: all different.
+  mask = np.asarray(mask).reshape(len(mask), -1)
+  assert len(mask) == 1 + 2 * 2 + 2
+  # 192 coin flips a mask: std 0.036.
+  np.testing.assert_allclose(mask.mean(-1), 0.5, atol=0.2)
+  equal = (mask[:, None] == mask).mean(-1) - np.eye(len(mask))
+  assert equal.max() < 0.7
+  # Without noise, the rate does not matter.
+  np.testing.assert_array_equal(
+      logits_of(c, TOKENS), apply(config(), variables, TOKENS)
+  )
+
+
+def test_prefill_and_decoding_are_the_full_forward():
+  """The second prompt is padded on its left, with segment 0."""
+  c = config()
+  variables = initialized(c)
+  segment_BT = jnp.array([[1] * T, [0, 0, 1, 1, 1, 1]])
+  position_BT = jnp.array([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]])
+  model = Transformer(c)
+  cache = jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype),
+      jax.eval_shape(lambda: model.init(
+          jax.random.key(0), TOKENS, segment_BT, position_BT, decode=True
+      ))["cache"],
+  )
+
+  @jax.jit
+  def step(cache, tokens_BT, segment_BT, position_BT):
+    return model.apply(
+        {**variables, "cache": cache}, tokens_BT, segment_BT, position_BT,
+        decode=True, mutable=["cache"],
+    )
+
+  logits = []
+  for now in (slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6)):
+    logits_BTV, updated = step(
+        cache, TOKENS[:, now], segment_BT[:, now], position_BT[:, now]
+    )
+    cache = updated["cache"]
+    logits.append(logits_BTV)
+  logits_BTV = jnp.concatenate(logits, 1)
+  expected_BTV = logits_of(c, TOKENS, segment_BT, position_BT)
+  assert_close(logits_BTV[0], expected_BTV[0])
+  assert_close(logits_BTV[1, 2:], expected_BTV[1, 2:])
+  # The padded prompt is the prompt: moved to the front of the row.
+  alone_BTV = logits_of(c, np.roll(TOKENS, -2, 1))
+  assert_close(logits_BTV[1, 2:], alone_BTV[1, :4])
+
+
+def test_bfloat16_is_close():
+  """Matmuls rounded to 8 bits; parameters and logits stay float32."""
+  exact, rounded = dense_config(), dense_config(dtype="bfloat16")
+  variables = initialized(rounded)
+  for leaf in jax.tree.leaves(variables["params"]):
+    assert leaf.dtype == jnp.float32
+  logits_BTV = logits_of(rounded, TOKENS)
+  assert logits_BTV.dtype == jnp.float32
+  assert (logits_BTV != apply(exact, variables, TOKENS)).any()
+  assert_close(logits_BTV, apply(exact, variables, TOKENS), "bfloat16")
+
+
+def test_bfloat16_with_memories():
+  """Where rounding changes a choice it costs much: looser, on average."""
+  variables = initialized(config())
+  exact = logits_of(config(), TOKENS)
+  rounded = apply(config(dtype="bfloat16"), variables, TOKENS)
+  assert (rounded - exact).std() < 0.15 * exact.std()
+
+
+def test_refresh_buffers_of_a_whole_model():
+  c = config(memory__shuffle="permutation")
+  variables = initialized(c)
+  params, buffers = variables["params"], variables["buffers"]
+  assert set(buffers) == {"memory_0", "memory_1"}
+  negated = {
+      name: {**child, "core": -child["core"]}
+      if name.startswith("memory") else child for name, child in params.items()
+  }
+  refreshed = jax.jit(refresh_buffers)(negated, buffers)
+  assert jax.tree.structure(refreshed) == jax.tree.structure(buffers)
+  for name, old in buffers.items():
+    new = refreshed[name]
+    np.testing.assert_array_equal(new["permutation"], old["permutation"])
+    u_AR, t_AR = tucker.filter_vectors(negated[name]["core"])
+    assert_close(abs(new["u"]), abs(u_AR))
+    assert_close(new["u"] * new["t"], u_AR * t_AR)
+  assert refresh_buffers(initialized(dense_config())["params"], {}) == {}
+
+
+def test_memories_do_not_share():
+  params = initialized(config())["params"]
+  one, other = params["memory_0"]["values"], params["memory_1"]["values"]
+  assert one.shape == other.shape
+  assert (one != other).all()
