@@ -163,7 +163,7 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     step.TrainingError: the loss is not a number.
   """
   mesh = sharding.make_mesh(config)
-  print(accounting.summary(config), flush=True)
+  print(accounting.summary(config, num_devices=mesh.size), flush=True)
   accounting.check_memory(config, mesh.size)
   corpus = sources.describe(config.data)
   print(f"{corpus}\nworkdir: {workdir}", flush=True)

@@ -36,8 +36,7 @@ def load(holder) -> Config:
   try:
     return parse(holder.value)
   except OSError as error:  # how the config file failed to load
-    cause = str(error).splitlines()[-1].strip()
-    raise ConfigError(f"--config: {cause}") from error
+    raise ConfigError(_cause(error)) from error
 
 
 def _check_override(path: str, text: str) -> None:
@@ -71,8 +70,13 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, OSError) as error:
-    # Of a config file that fails to load, the last line is the cause.
-    raise ConfigError(str(error).splitlines()[-1].strip()) from error
+    raise ConfigError(_cause(error)) from error
+
+
+def _cause(error: Exception) -> str:
+  """Of a config file that fails to load: the last line of its traceback."""
+  line = str(error).splitlines()[-1].strip()
+  return re.sub(r"^[\w.]*ConfigError: ", "", line)
 
 
 def run(main: Callable[[], None]) -> None:
