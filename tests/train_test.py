@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import time
 
@@ -247,18 +248,15 @@ def test_killed_runs_end_as_the_unbroken_one(unbroken, start, tmp_path):
   killed = []
   for moment in moments:
     # Beyond all records there are: those of lost steps are dropped first.
-    goal, delay = reached() + rng.randint(1, 3), rng.uniform(0, 0.02)
+    goal = reached() + rng.randint(1, 3)
+    pause = rng.uniform(0.2, 3) if moment == "start" else rng.uniform(0, 0.02)
     process = start(workdir, often)
-    began = time.monotonic()
-    pause = rng.uniform(0.2, 3)
-    wait_for(process, {
-        "start": lambda: time.monotonic() > began + pause,
-        "loop": lambda: reached() > goal,
-        "partial": lambda: reached() > goal and partial(),
-        "unsealed": lambda: reached() > goal and unsealed(),
-    }[moment])
-    if moment == "loop":
-      time.sleep(delay)
+    if moment != "start":
+      happened = {"partial": partial, "unsealed": unsealed}.get(moment)
+      wait_for(process, lambda goal=goal: reached() > goal)
+      wait_for(process, happened or (lambda: True))
+    if moment in ("start", "loop"):
+      time.sleep(pause)
     process.kill()
     status, _, errors = small.finish(process)
     killed.append((moment, reached(), status))
@@ -294,7 +292,7 @@ def test_sigterm_saves_and_the_run_goes_on(unbroken, start, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
-  # At this rate the parameters are 1e28 after two steps, and products of
+  # At this rate the first step makes parameters of 5e28, and products of
   # them overflow. No record is due before step 5, but a checkpoint is.
   workdir = tmp_path / "run"
   status, _, errors = small.finish(start(workdir, {
@@ -302,10 +300,12 @@ def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
       "checkpoint.every": 1, "log_every": 5,
   }))
   assert status == 2
-  assert errors.strip().startswith("error: the loss of step 3 is nan")
-  assert errors.count("\n") == 1
+  assert re.fullmatch(
+      r"error: the (loss|gradient_norm) of step 2 is (nan|inf); nothing was "
+      r"saved since .*\n", errors
+  ), errors
   # What was good stays, and can be read.
-  assert saved_steps(workdir) == [1, 2]
+  assert saved_steps(workdir) == [1]
   for leaf in jax.tree.leaves(restore(workdir).items["params"]):
     assert np.isfinite(leaf).all()
 

@@ -1,0 +1,62 @@
+"""The notebook, run from a clean kernel with few steps."""
+
+import pathlib
+import re
+
+import nbclient
+import nbformat
+import pytest
+import small
+
+PATH = small.ROOT / "notebooks" / "quickstart.ipynb"
+
+
+@pytest.fixture(scope="module")
+def notebook():
+  return nbformat.read(PATH, as_version=4)
+
+
+def test_form(notebook):
+  """A badge, text before code, and nothing big in the file."""
+  nbformat.validate(notebook)
+  cells = notebook.cells
+  assert 16 <= len(cells) <= 25
+  badge = (
+      "https://colab.research.google.com/github/ultramem-jax/ultramem-jax/"
+      "blob/main/notebooks/quickstart.ipynb"
+  )
+  assert badge in cells[0].source
+  kinds = [cell.cell_type for cell in cells]
+  assert kinds[0] == kinds[1] == "markdown"
+  # A text introduces one code cell, or two.
+  assert "code code code" not in " ".join(kinds)
+  assert PATH.stat().st_size < 500_000
+
+
+def test_it_runs(notebook, monkeypatch, tmp_path_factory):
+  monkeypatch.setenv("QUICKSTART_STEPS", "3")
+  cache = tmp_path_factory.getbasetemp() / "jax_cache"
+  for name, value in small.environment(cache).items():
+    monkeypatch.setenv(name, value)
+  folder = {"metadata": {"path": str(PATH.parent)}}
+  nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()
+  texts, pictures = [], 0
+  for cell in notebook.cells:
+    for output in cell.get("outputs", []):
+      assert output.output_type != "error"
+      texts.append(output.get("text", ""))
+      picture = output.get("data", {}).get("image/png", "")
+      pictures += len(picture) > 10_000
+  text = "".join(texts)
+  assert pictures == 3  # the losses, the rows of a line, the use of the table
+  assert "'bits_per_byte': " in text
+  assert "def " in text and "import " in text
+  assert "26 tokens read " in text
+  losses = re.findall(r"step \d+: loss ([\d.]+)", text)
+  assert len(losses) == 4  # of the layer in a model of one's own
+  assert float(losses[-1]) < 0.1 * float(losses[0])
+
+
+def test_readme_names_it():
+  assert f"notebooks/{PATH.name}" in (
+      pathlib.Path(small.ROOT) / "README.md").read_text()
