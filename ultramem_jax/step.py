@@ -200,7 +200,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config):
   rates = optim.schedules(config.optim, config.steps)
   metrics = {
       **losses,
-      "gradient_norm": optax.global_norm(gradients),
+      "gradient_norm": optax.tree.norm(gradients),
       "learning_rate": rates["weights"](step),
       **stats,
   }

@@ -1,0 +1,102 @@
+"""Every kind of model learns, resumes and decodes by the same code."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from conftest import assert_close
+
+from configs import ablation
+from ultramem_jax import checkpoint, generate, step
+from ultramem_jax.data import pipeline
+from ultramem_jax.model import Transformer
+
+PKM = {
+    f"model__memory__{name}": value
+    for name, value in ablation.ROWS["pkm"].items()
+}
+SMALL_MEMORY = {
+    "model__memory__spans": "2:2", "model__memory__num_keys": 16,
+    "model__memory__key_dim": 8, "model__memory__top_m": 4,
+}
+KINDS = {
+    "dense": {"model__memory__kind": "none"},
+    "moe": {
+        "model__memory__kind": "none", "model__moe__num_experts": 4,
+        "model__moe__expert_dim": 32,
+    },
+    "pkm": {**PKM, **SMALL_MEMORY, "model__memory__value_dim": 32},
+    "ultramem": {"model__memory__spans": "1:2/2:2"},
+    "peer": {
+        **PKM, **SMALL_MEMORY, "model__memory__kind": "peer",
+        "model__memory__value_dim": 32,
+    },
+    "memory_plus": {
+        "model__memory__kind": "memory_plus", "model__memory__spans": "1:1/2:2",
+        "model__memory__init": "official",
+    },
+    "ultramem_v2": {
+        "model__memory__kind": "ultramem_v2", "model__memory__spans": "1:1/2:2",
+        "model__memory__init": "official",
+    },
+}
+STEPS, SAVED = 200, 120
+
+
+def run(config, train_step, state, batches, steps):
+  losses = []
+  for _ in range(steps):
+    state, metrics = train_step(state, next(batches))
+    losses.append(metrics["loss"])
+  return state, np.array(losses)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_learns_resumes_and_decodes(kind, tmp_path):
+  """200 steps on the embedded corpus, resumed bit for bit at step 120."""
+  config = small.config(
+      model__embed_dim=32, data__seq_len=32, steps=STEPS, data__prefetch=0,
+      optim__learning_rate=5e-3, **KINDS[kind],
+  )
+  lanes = range(config.batch_size)
+  train_step = step.jitted(step.train_step, config)
+  init = jax.jit(functools.partial(step.init_state, config))
+  batches = pipeline.train_batches(config, lanes)
+  state, before = run(config, train_step, init(), batches, SAVED)
+  with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
+    checkpointer.save(SAVED, state.to_items(), batches.get_state())
+  state, after = run(config, train_step, state, batches, STEPS - SAVED)
+  # A model that knew only how often each byte occurs would stay near 3.3.
+  assert before[:10].mean() > 4 and after[-20:].mean() < 3
+
+  abstract = jax.eval_shape(init)
+  with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
+    restored = checkpointer.restore_latest(abstract.to_items())
+  batches = pipeline.train_batches(config, lanes)
+  batches.set_state(restored.data)
+  resumed, losses = run(
+      config, train_step, step.TrainState.from_items(restored.items), batches,
+      STEPS - SAVED,
+  )
+  np.testing.assert_array_equal(losses, after)
+  jax.tree.map(np.testing.assert_array_equal, resumed, state)
+
+  model = Transformer(config.model)
+  variables = {"params": state.params, "buffers": state.buffers}
+  tokens_BT = next(batches)["tokens"][:, :12]
+  cache = generate.init_cache(model, len(tokens_BT), 12)
+  decode = jax.jit(functools.partial(generate.apply_cached, model, variables))
+  ones_BT = jnp.ones_like(tokens_BT[:, :1])
+  logits = []
+  for position in range(12):
+    here = slice(position, position + 1)
+    cache, logits_BV = decode(
+        cache, tokens_BT[:, here], ones_BT, position * ones_BT
+    )
+    logits.append(logits_BV)
+  assert_close(
+      jnp.stack(logits, 1), jax.jit(model.apply)(variables, tokens_BT)
+  )
