@@ -13,7 +13,7 @@ def get_config():
   c = default.get_config()
   c.steps = 500
   c.batch_size = 8
-  c.eval_every = 250
+  c.eval_every = 500
   c.checkpoint.every = 100
   c.data.seq_len = 256
   c.model.update(embed_dim=128, num_layers=4, num_heads=4, mlp_dim=512)

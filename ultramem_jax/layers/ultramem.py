@@ -57,8 +57,8 @@ class UltraMem(nn.Module):
   """Ultra-sparse memory: reads a few rows of a large table per token.
 
   y = sum_p W_p^T (sum of the selected rows of block p, each times its score),
-  the rows found by product keys with a Tucker-decomposed score; see DESIGN in
-  the documentation of `MemoryConfig` for the switches that turn parts off.
+  the rows found by product keys with a Tucker-decomposed score; `MemoryConfig`
+  has the switches that turn parts off.
 
   Variables:
     params: `values` [I, W] the table; `keys` [P, A, R, N, K]; `core`
