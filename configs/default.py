@@ -48,8 +48,8 @@ def get_config() -> ConfigDict:
   c.model.activation = "gelu"  # gelu | swiglu
   c.model.norm = "layernorm"  # layernorm | rms
   c.model.norm_eps = 1e-5
-  c.model.norm_bias = False  # learn a bias in LayerNorm
-  c.model.qk_norm = False  # RMSNorm of attention's queries and keys, per head
+  c.model.norm_bias = False  # learn a bias in norms
+  c.model.qk_norm = False  # the norm on attention's queries and keys, per head
   c.model.tie_embeddings = False  # the output head shares the embedding
   c.model.rope_theta = 10000.0  # base of the rotary wavelengths
   c.model.dropout_rate = 0.0  # after attention, MLP and memory; in [0, 1]
@@ -89,7 +89,7 @@ def get_config() -> ConfigDict:
   # | permutation (stored buffer) | none (identity)
   c.model.memory.value_projection = True  # linear D_v to D; needed if E > 1
   c.model.memory.query_key_norm = "layernorm"  # layernorm | rms | none
-  c.model.memory.norm_bias = False  # learn a bias in those LayerNorms
+  c.model.memory.norm_bias = False  # learn a bias in those norms
   c.model.memory.norm_eps = 1e-5
   c.model.memory.query_conv = 5  # taps of the causal convolution; 0 = none
   c.model.memory.init = "paper"  # paper (calibrated) | official (their code)

@@ -53,7 +53,7 @@ class Attention(nn.Module):
     query_BTQH, key_BSQH, value_BSQH = map(project, ("query", "key", "value"))
     if c.qk_norm:
       query_BTQH, key_BSQH = (
-          make_norm("rms", c.norm_eps, name=name, dtype=dtype)(x)
+          make_norm(c.norm, c.norm_eps, c.norm_bias, name, dtype=dtype)(x)
           for name, x in (("query_norm", query_BTQH), ("key_norm", key_BSQH))
       )
     query_BTQH = rotate(query_BTQH, position_BT, c.rope_theta)

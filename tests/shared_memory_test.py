@@ -1,0 +1,199 @@
+"""UltraMemV2 and Memory+ in a model: one table, read by every memory."""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from conftest import assert_close
+
+from ultramem_jax import MemoryConfig, Transformer
+from ultramem_jax.config import ConfigError
+from ultramem_jax.layers.memory_plus import MemoryPlus
+from ultramem_jax.layers.ultramem_v2 import UltraMemV2
+
+# Short settings of two memories, the second of which the first overlaps.
+MODELS = {
+    "ultramem_v2": dict(
+        model__memory__kind="ultramem_v2", model__memory__spans="full",
+        model__memory__pre_value_dim=4, model__memory__share_ratio=0.6,
+        model__memory__query_conv=3,
+    ),
+    "memory_plus": dict(
+        model__memory__kind="memory_plus", model__memory__spans="1:2/2:2",
+    ),
+}
+TOKENS = np.random.default_rng(0).integers(0, 250, (2, 7))
+
+
+def model_of(kind, **overrides):
+  return Transformer(small.config(**{**MODELS[kind], **overrides}).model)
+
+
+def variables_of(model):
+  return nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))
+
+
+@pytest.mark.parametrize("kind,tables,remat", [
+    ("ultramem_v2", {"values": (128, 8), "pre_values": (128, 4)}, "none"),
+    ("memory_plus", {"values": (64, 8)}, "block"),
+])
+def test_one_table_learns_from_every_memory(kind, tables, remat):
+  model = model_of(kind, model__remat=remat)
+  variables = variables_of(model)
+  params = variables["params"]
+  shapes = jax.tree.map(jnp.shape, params["memory_tables"])
+  assert shapes == tables
+  assert not {"values", "pre_values"} & set(params["memory_0"])
+
+  def loss(params, layer):
+    _, sown = model.apply(
+        {**variables, "params": params}, TOKENS, mutable=["intermediates"],
+        capture_intermediates=lambda module, method: (
+            (module.name, method) == (layer, "__call__")
+        ),
+    )
+    (y_BTD,) = sown["intermediates"][layer]["__call__"]
+    return jnp.square(y_BTD).sum()
+
+  gradient = jax.jit(jax.grad(loss), static_argnums=1)
+  touched = [
+      np.asarray(gradient(params, f"memory_{i}")["memory_tables"]["values"])
+      .any(-1) for i in (0, 1)
+  ]
+  assert touched[0].any() and touched[1].any()
+  if kind == "ultramem_v2":
+    # Memory l reaches int(sqrt(0.6 * 128))^2 = 64 rows from 64 l on; what the
+    # second reads depends on the first's output.
+    assert touched[0][:64].any() and not touched[0][64:].any()
+    assert touched[1][64:].any()
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_decoding_step_by_step_is_the_full_forward(kind):
+  model = model_of(kind)
+  variables = variables_of(model)
+  position_BT = np.broadcast_to(np.arange(TOKENS.shape[1]), TOKENS.shape)
+  expected = jax.jit(model.apply)(variables, TOKENS)
+  cache = jax.jit(
+      lambda: model.init(
+          jax.random.key(0), TOKENS, position_BT=position_BT, decode=True
+      )["cache"]
+  )()
+
+  @jax.jit
+  def step(cache, tokens_BT, position_BT):
+    return model.apply(
+        {**variables, "cache": cache}, tokens_BT, position_BT=position_BT,
+        decode=True, mutable=["cache"],
+    )
+
+  steps = []
+  for t in range(TOKENS.shape[1]):
+    at = slice(t, t + 1)
+    logits_BTV, updated = step(cache, TOKENS[:, at], position_BT[:, at])
+    cache = updated["cache"]
+    steps.append(logits_BTV)
+  assert_close(np.concatenate(steps, 1), expected)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_memory_stays_inside_a_document(kind):
+  """A document gives the same logits alone and after another one."""
+  model = model_of(kind)
+  variables = variables_of(model)
+  segment_BT = np.array([[1, 1, 1, 2, 2, 2, 2]] * 2)
+  position_BT = np.array([[0, 1, 2, 0, 1, 2, 3]] * 2)
+  both = jax.jit(model.apply)(variables, TOKENS, segment_BT, position_BT)
+  alone = jax.jit(model.apply)(variables, TOKENS[:, 3:])
+  assert_close(both[:, 3:], alone)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_every_parameter_names_its_axes(kind):
+  boxed = jax.eval_shape(model_of(kind).init, jax.random.key(0), TOKENS)
+
+  def check(path, leaf):
+    name = jax.tree_util.keystr(path)
+    assert isinstance(leaf, nn.LogicallyPartitioned), name
+    assert len(leaf.names) == leaf.value.ndim, name
+
+  jax.tree_util.tree_map_with_path(
+      check, boxed["params"],
+      is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+  )
+
+
+def test_memory_plus_is_what_its_kind_says():
+  plain = MemoryConfig(
+      num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus",
+      score="sum", softmax=True, num_cores=1, heads_per_query=1, expansion=1,
+      shuffle="none", query_conv=0, init="official",
+  )
+  assert MemoryConfig(
+      num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus"
+  ) == plain
+  assert plain.num_queries == plain.num_heads == 2
+
+
+def test_official_inits():
+  x_BTD = jnp.zeros((1, 1, 64))
+  c = MemoryConfig(
+      num_keys=32, key_dim=16, value_dim=48, top_m=8, kind="memory_plus"
+  )
+  params = nn.unbox(MemoryPlus(c, 64).init(jax.random.key(0), x_BTD))["params"]
+  uniform_std = lambda bound: bound / 3**0.5
+  stds = {
+      "query": uniform_std((6 / (64 + 64)) ** 0.5),
+      "keys": uniform_std((2 * 16) ** -0.5), "values": 48**-0.5,
+      "value_projection": 48**-0.5,
+  }
+  for name, std in stds.items():
+    assert np.std(params[name]) == pytest.approx(std, rel=0.05), name
+  assert np.std(params["gate"]["kernel"]) == pytest.approx(48**-0.5, rel=0.05)
+  for name in ("query_norm", "key_norm"):
+    assert (params[name]["scale"] == 1).all()
+
+  c = dataclasses.replace(
+      c, kind="ultramem_v2", pre_value_dim=24, score="tucker", softmax=False,
+      num_cores=2, expansion=4,
+  )
+  params = nn.unbox(UltraMemV2(c, 64).init(jax.random.key(0), x_BTD))["params"]
+  stds = {
+      "query": 0.25, "keys": 0.25, "values": 0.02, "pre_values": 0.02,
+      "value_projection": 48**-0.5, "pre_projection": 64**-0.5,
+  }
+  for name, std in stds.items():
+    assert np.std(params[name]) == pytest.approx(std, rel=0.05), name
+  for name in ("query_norm", "key_norm"):
+    assert_close(params[name]["scale"], np.full(16, 16**-0.4))
+
+
+V2 = dict(model__memory__kind="ultramem_v2", model__memory__spans="full")
+
+
+@pytest.mark.parametrize("overrides,message", [
+    ({"share_ratio": 0.0}, r"share_ratio = 0.0: must lie in \(0, 1\]"),
+    ({"share_ratio": 1.1}, r"share_ratio = 1.1: must lie in \(0, 1\]"),
+    ({"ring_layers": 3}, "ring_layers = 3: must be 0 or the number of spans"),
+    ({"pre_value_dim": -1}, "pre_value_dim = -1: must be at least 0"),
+    ({"pre_activation": "relu"}, "pre_activation = 'relu': must be one of"),
+    ({"num_projections": 2}, r"num_projections = 2: must be 0 .*, 1 or exp"),
+    ({"share_ratio": 0.02, "expansion": 1}, "top_m = 3: must be at most"),
+    ({"heads_per_query": 0}, "heads_per_query = 0: must be at least 1"),
+])
+def test_bad_settings_are_named(overrides, message):
+  with pytest.raises(ConfigError, match=message):
+    small.config(**V2, **{
+        f"model__memory__{name}": value for name, value in overrides.items()
+    })
+
+
+def test_full_is_a_memory_in_every_block():
+  spans = small.config(**V2).model.spans
+  assert spans == small.config(
+      **{**V2, "model__memory__spans": "1:1/2:2"}
+  ).model.spans
