@@ -34,6 +34,9 @@ def get_config() -> ConfigDict:
   c.data.seq_len = 1024  # T, tokens a row
   c.data.packing = "segments"  # segments: attention and positions stay inside
   # a document | concat: documents run on, as in the paper's training
+  c.data.cut_bytes = 0  # cut longer text files into documents of at most this
+  # size for training, so that a long one does not fill a row of the batch for
+  # many steps; 0 = leave them whole
   c.data.shuffle_window = 10000  # documents shuffled together where the source
   # is a stream (TFRecord); other sources shuffle globally
   c.data.prefetch = 2  # batches prepared ahead by a thread; 0 = none

@@ -15,7 +15,7 @@ def get_config():
   c.batch_size = 8
   c.eval_every = 500
   c.checkpoint.every = 100
-  c.data.seq_len = 256
+  c.data.update(seq_len=256, cut_bytes=2048)
   c.model.update(embed_dim=128, num_layers=4, num_heads=4, mlp_dim=512)
   c.model.memory.update(
       kind="ultramem", spans="1:2/3:4", num_keys=128, key_dim=16,

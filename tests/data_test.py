@@ -490,6 +490,34 @@ def test_files_are_found_below_directories_and_read_as_they_are(tmp_path):
   )
 
 
+@pytest.mark.parametrize("packing", ["", ".gz"])
+def test_long_files_are_cut_for_training_alone(tmp_path, packing):
+  """At line ends where they fit, else between characters; nothing is lost."""
+  texts = {
+      "lines": "".join(f"line {i}\n" for i in range(40)),
+      "one_line": "\u20ac" * 50,  # 3 bytes each, 16 bytes do not divide by 3
+      "short": "short\n",
+  }
+  opener = gzip.open if packing else open
+  for name, text in texts.items():
+    with opener(tmp_path / f"{name}.txt{packing}", "wt") as file:
+      file.write(text)
+  glob = f"{tmp_path}/*"
+  data = make(
+      source="text", path=glob, valid_path=glob, cut_bytes=16
+  ).data
+  pieces = list(sources.load(data, "train").documents())
+  assert "".join(pieces) == "".join(texts[name] for name in sorted(texts))
+  assert max(len(piece.encode()) for piece in pieces) <= 16
+  lines = [piece for piece in pieces if piece.startswith("line")]
+  assert len(lines) == 20 and all(piece.endswith("\n") for piece in lines)
+  assert [p for p in pieces if "\u20ac" in p][:-1] == ["\u20ac" * 5] * 9
+  assert list(sources.load(data, "valid").documents()) == [
+      texts[name] for name in sorted(texts)
+  ]
+  assert "3 train documents" in sources.describe(data)
+
+
 def test_jsonl_oddities(tmp_path):
   """Blank lines, an escaped half surrogate, no newline at the end."""
   (tmp_path / "a.jsonl").write_bytes(

@@ -379,6 +379,7 @@ class DataConfig:
   tokenizer: str
   seq_len: int
   packing: str
+  cut_bytes: int
   shuffle_window: int
   prefetch: int
 
@@ -387,7 +388,7 @@ class DataConfig:
     require_choice(path, self, "source", "stdlib", "text", "tfds")
     require_choice(path, self, "packing", "segments", "concat")
     require_at_least(path, self, 1, "seq_len", "shuffle_window")
-    require_at_least(path, self, 0, "prefetch")
+    require_at_least(path, self, 0, "cut_bytes", "prefetch")
     require(0 < self.valid_fraction < 1, "data.valid_fraction",
             self.valid_fraction, "must lie strictly between 0 and 1")
     require(self.source != "text" or bool(self.path), "data.path", self.path,

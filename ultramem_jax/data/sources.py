@@ -5,6 +5,7 @@ endless shuffled iterators with a state; `num_documents` and `num_bytes`
 (as stored; 0 = unknown). Documents are str.
 """
 
+import dataclasses
 import os
 import platform
 import sysconfig
@@ -41,6 +42,8 @@ def load(data: DataConfig, split: str) -> Any:
             "holds no document with text")
     return source
   documents = _text_documents(data, split)
+  if split == "train" and data.cut_bytes:
+    documents = documents.cut(data.cut_bytes)
   return indexed.IndexedSource(documents, documents.num_bytes)
 
 
@@ -53,6 +56,8 @@ def describe(data: DataConfig) -> str:
   else:
     name = data.path if data.source == "text" else data.tfds_name
     label, unit = f"{data.source} {name}", "documents"
+  # As they lie there, not cut.
+  data = dataclasses.replace(data, cut_bytes=0)
   train, valid = load(data, "train"), load(data, "valid")
   return (f"{label}: {_size(train, 'train', unit)}; "
           f"{_size(valid, 'validation', unit)}")

@@ -14,6 +14,7 @@ import functools
 import glob
 import gzip
 import hashlib
+import itertools
 import json
 import os
 import tempfile
@@ -95,7 +96,15 @@ class TextDocuments:
     return f"TextDocuments({len(self)} in {len(self._files)} files)"
 
   def __getitem__(self, index: int) -> str:
-    number, line, offset, length = map(int, self._place_D4[index])
+    number, line, _, _ = map(int, self._place_D4[index])
+    data = self._bytes(index)
+    if line:
+      return _parse(data, self._files[number], line, self._text_field)
+    return data.decode(errors="replace")
+
+  def _bytes(self, index: int) -> bytes:
+    """A document as it is stored, unpacked."""
+    number, _, offset, length = map(int, self._place_D4[index])
     file = self._files[number]
     if file.packing:
       data = os.pread(_unpacked().fileno(), length, offset)
@@ -106,9 +115,7 @@ class TextDocuments:
         data = os.pread(stream.fileno(), length, offset)
     if len(data) < length:
       raise ValueError(f"{file.path}: was cut short while in use")
-    if line:
-      return _parse(data, file, line, self._text_field)
-    return data.decode(errors="replace")
+    return data
 
   @property
   def num_bytes(self) -> int:
@@ -129,6 +136,39 @@ class TextDocuments:
     return TextDocuments(
         self._files, self._place_D4[mask_D], self._text_field
     )
+
+  def cut(self, limit: int) -> "TextDocuments":
+    """Whole files of more than limit bytes cut into documents of their own.
+
+    At the last end of a line that fits, or, where a line is longer than
+    limit, between two characters. Lines of .jsonl are left whole.
+    """
+    places = []
+    for index, place in enumerate(self._place_D4.tolist()):
+      number, line, offset, length = place
+      if line or length <= limit:
+        places.append(place)
+        continue
+      ends = [*_piece_ends(self._bytes(index), limit), length]
+      for start, end in itertools.pairwise([0, *ends]):
+        places.append([number, line, offset + start, end - start])
+    return TextDocuments(
+        self._files, np.array(places, np.int64), self._text_field
+    )
+
+
+def _piece_ends(data: bytes, limit: int) -> Iterator[int]:
+  """Where to cut data into pieces of 1 to limit bytes; not its own end."""
+  start = 0
+  while len(data) - start > limit:
+    end = data.rfind(b"\n", start, start + limit) + 1
+    if end <= start:
+      end = start + limit
+      # Not before the second, third or fourth byte of a character.
+      while end > start + 1 and data[end] & 0xC0 == 0x80:
+        end -= 1
+    yield end
+    start = end
 
 
 def index(
