@@ -330,8 +330,8 @@ FULL_WIDTH = pytest.param(
 
 @pytest.mark.parametrize("overrides", [
     pytest.param({
-        "model.embed_dim": 64, "model.num_layers": 2, "model.num_heads": 2,
-        "model.mlp_dim": 128, "model.memory.spans": "1:1/2:2",
+        "model.embed_dim": 64, "model.num_layers": 1, "model.num_heads": 2,
+        "model.mlp_dim": 128, "model.memory.spans": "1:1",
         "model.memory.num_keys": 24, "model.memory.key_dim": 8,
         "model.memory.value_dim": 16, "data.seq_len": 32,
     }, id="narrow"),
