@@ -358,6 +358,8 @@ CASES = {
         "ultramem_v2", {**SMALL_V2, "mem_layer_num": 2, "layer_id": 1,
                         "share_ratio": 0.7, "mem_key_expand_time": 3,
                         "value_expand_time": 9, "pre_vdim": 7}),
+    "v2 outside its ring": (
+        "ultramem_v2", {**SMALL_V2, "mem_layer_num": 2, "layer_id": 5}),
     "v2 pre-values": ("ultramem_v2", {**SMALL_V2, "pre_vdim": 5, "head": 2}),
     "v2 gated": (
         "ultramem_v2", {**SMALL_V2, "pre_vdim": 6, "mem_use_glu_act": True,
@@ -717,7 +719,6 @@ REFUSED = [
     ("ultramem_v2", "mem_key_balance_reg_coef", 0.01),
     ("ultramem_v2", "mem_output_dropout_rate", 0.1),
     ("ultramem_v2", "share_ratio", 1.5),
-    ("ultramem_v2", "layer_id", 1),
     ("memory_plus", "layer_norm_type", "instance"),
     ("meta_memory", "peer_variant", True),
     ("meta_memory", "mem_query_batchnorm", True),

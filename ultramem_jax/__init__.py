@@ -7,16 +7,20 @@ from ultramem_jax.config import (
     ModelConfig,
     MoeConfig,
 )
+from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem import UltraMem, refresh_buffers
+from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 from ultramem_jax.model import Transformer
 
 __all__ = [
     "Config",
     "ConfigError",
     "MemoryConfig",
+    "MemoryPlus",
     "ModelConfig",
     "MoeConfig",
     "Transformer",
     "UltraMem",
+    "UltraMemV2",
     "refresh_buffers",
 ]

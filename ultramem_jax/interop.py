@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 from flax import traverse_util
 
@@ -234,16 +233,13 @@ def _v2_config(settings: Settings) -> MemoryConfig:
         "gradients, is not supported")
   _only(settings, "mem_output_dropout_rate", (0, None),
         "must be 0: dropout inside the layer is not supported")
-  layers = settings.get("mem_layer_num", 1)
-  layer = settings.get("layer_id", 0)
-  require(0 <= layer < layers, "layer_id", layer,
-          f"must be at least 0 and below mem_layer_num = {layers}")
   rank = settings.get("tucker_rank", 2)
   return _tucker_config(
       settings, kind="ultramem_v2", expansion=expansion,
       num_projections=projections,
       pairs=rank if settings.get("mem_q_for_each_tucker_rank") else 1,
-      ring_layers=layers, share_ratio=float(settings.get("share_ratio", 1)),
+      ring_layers=settings.get("mem_layer_num", 1),
+      share_ratio=float(settings.get("share_ratio", 1)),
       pre_value_dim=settings.get("pre_vdim", 0),
       pre_activation="gelu" if settings.get("mem_use_glu_act") else "none",
   )
@@ -685,12 +681,16 @@ def _read(entries: dict[str, Entry], arrays: Mapping[str, Any]):
 
 def _write(entries: dict[str, Entry], variables: Any) -> dict[str, np.ndarray]:
   """Their tensors from our variables, after one check of all of them."""
+  variables = {
+      name: nn.unbox(variables[name])
+      for name in ("params", "buffers") if name in variables
+  }
   flat = {}
-  for path, array in traverse_util.flatten_dict(nn.unbox(variables)).items():
-    flat[path] = np.asarray(array)
+  for path, array in traverse_util.flatten_dict(variables).items():
     if path[-1] == "core":
-      del flat[path]
-      flat |= {(*path, i): np.asarray(part) for i, part in enumerate(array)}
+      flat |= {(*path, i): part for i, part in enumerate(np.asarray(array))}
+    else:
+      flat[path] = np.asarray(array)
   entries = {
       name: entry for name, entry in entries.items()
       if entry.paths[0][0] in variables
@@ -722,10 +722,10 @@ def _write(entries: dict[str, Entry], variables: Any) -> dict[str, np.ndarray]:
   }
 
 
-# dtypes of the safetensors format; ml_dtypes has those that numpy lacks.
+# dtypes of the safetensors format.
 SAFETENSORS_DTYPES = {
     "F64": np.float64, "F32": np.float32, "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
+    "BF16": jnp.bfloat16, "I64": np.int64, "I32": np.int32,
     "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }
 
