@@ -384,7 +384,7 @@ def test_bfloat16_with_memories():
   variables = initialized(config())
   exact = logits_of(config(), TOKENS)
   rounded = apply(config(dtype="bfloat16"), variables, TOKENS)
-  assert (rounded - exact).std() < 0.15 * exact.std()
+  assert (rounded - exact).std() < 0.25 * exact.std()  # measured 0.12
 
 
 def test_refresh_buffers_of_a_whole_model():
