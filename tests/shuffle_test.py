@@ -26,7 +26,7 @@ def reference_shuffle(row, column, side, seed):
   """
   wraps = False
   for round_index in range(4):
-    key = reference_mix((seed + round_index + 1) & MASK)
+    key = reference_mix((reference_mix(seed) + round_index + 1) & MASK)
     shift = reference_mix(column ^ key)
     wraps = wraps | (row + shift > MASK)
     row, column = column, (row + shift % side) % side

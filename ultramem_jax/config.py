@@ -30,6 +30,13 @@ def require_at_least(path: str, config: Any, low: float, *fields: str) -> None:
     require(value >= low, f"{path}.{field}", value, f"must be at least {low}")
 
 
+def require_positive(path: str, config: Any, *fields: str) -> None:
+  """Requires every named field of config to be above 0."""
+  for field in fields:
+    value = getattr(config, field)
+    require(value > 0, f"{path}.{field}", value, "must be positive")
+
+
 def require_choice(path: str, config: Any, field: str, *choices: str) -> None:
   """Requires the named field of config to be one of choices."""
   value = getattr(config, field)
@@ -159,6 +166,7 @@ class MemoryConfig:
     require_at_least(path, self, 0, "query_conv", "aux_loss_weight",
                      "aux_loss_margin", "ring_layers", "pre_value_dim",
                      "spare_queries")
+    require_positive(path, self, "norm_eps")
     require_choice(path, self, "score", "tucker", "sum")
     require_choice(path, self, "shuffle", "hash", "permutation", "none")
     require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
@@ -339,6 +347,7 @@ class ModelConfig:
     require_choice(path, self, "attention", "xla", "cudnn")
     require_choice(path, self, "remat", "none", "block")
     require_fraction(path, self, "dropout_rate")
+    require_positive(path, self, "norm_eps", "rope_theta")
     require(
         self.embed_dim % self.num_heads == 0 and self.head_dim % 2 == 0,
         "model.num_heads", self.num_heads,
@@ -418,9 +427,7 @@ class OptimConfig:
 
   def __post_init__(self):
     path = "optim"
-    require(self.learning_rate > 0, "optim.learning_rate", self.learning_rate,
-            "must be positive")
-    require(self.eps > 0, "optim.eps", self.eps, "must be positive")
+    require_positive(path, self, "learning_rate", "eps")
     require(0 < self.value_lr_horizon <= 1, "optim.value_lr_horizon",
             self.value_lr_horizon, "must lie in (0, 1], as a share of steps")
     require_fraction(path, self, "warmup_fraction", "init_fraction",

@@ -41,7 +41,8 @@ def hash_shuffle(row, column, side: int, seed: int):
   right = jnp.asarray(column, jnp.uint32)
   modulus = jnp.uint32(side)
   for round_index in range(NUM_ROUNDS):
-    round_key = mix(jnp.uint32(seed) + jnp.uint32(round_index + 1))
+    # Hashed twice: consecutive seeds must not share round keys.
+    round_key = mix(mix(seed) + jnp.uint32(round_index + 1))
     # Reduce before adding: the sum of two numbers below s cannot wrap around
     # 2^32, which would break the bijection.
     shift = mix(right ^ round_key) % modulus

@@ -1,0 +1,70 @@
+"""Arrays by name, from the files that hold them."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from ultramem_jax.config import ConfigError, require
+
+# dtypes of the safetensors format.
+SAFETENSORS_DTYPES = {
+    "F64": np.float64, "F32": np.float32, "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
+    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+}
+
+
+def load(state_dict: Any) -> Mapping[str, np.ndarray]:
+  """Arrays by name: as they are, or from a .safetensors or .pt file.
+
+  Raises:
+    ConfigError: another suffix, a broken file, or a .pt file without torch.
+  """
+  if not isinstance(state_dict, str | os.PathLike):
+    return state_dict
+  path = pathlib.Path(state_dict)
+  require(path.suffix in (".safetensors", ".pt"), "state_dict", str(path),
+          "must end in .safetensors or .pt")
+  require(path.is_file(), "state_dict", str(path), "is not a file")
+  if path.suffix == ".safetensors":
+    return _load_safetensors(path)
+  try:
+    import torch  # optional, and slow to import
+  except ImportError as error:
+    raise ConfigError(
+        f"state_dict = {str(path)!r}: reading .pt needs torch; install it, or "
+        "save the tensors as .safetensors"
+    ) from error
+  tensors = torch.load(path, map_location="cpu", weights_only=True)
+  return {
+      name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+      for name, tensor in tensors.items()
+  }
+
+
+def _load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """The format: length of the header (uint64), header (JSON), raw bytes."""
+  data = np.memmap(path, np.uint8, mode="r")
+  try:
+    length = int(data[:8].view("<u8")[0])
+    header = json.loads(bytes(data[8 : 8 + length]))
+    header.pop("__metadata__", None)
+    arrays = {}
+    for name, tensor in header.items():
+      start, end = tensor["data_offsets"]
+      raw = data[8 + length + start : 8 + length + end]
+      dtype = np.dtype(SAFETENSORS_DTYPES[tensor["dtype"]])
+      arrays[name] = (
+          np.frombuffer(raw.tobytes(), dtype).reshape(tensor["shape"])
+      )
+  except (ValueError, KeyError, IndexError) as error:
+    raise ConfigError(
+        f"state_dict = {str(path)!r}: is not a safetensors file that we can "
+        f"read ({error!r})"
+    ) from error
+  return arrays
