@@ -22,12 +22,6 @@ from ultramem_jax.data import sources
 
 SPECIALS = ["<pad>", "<bos>", "<eos>"]
 
-_CONFIG = cli.define_config()
-_VOCAB_SIZE = flags.DEFINE_integer(
-    "vocab_size", 8192, "Tokens, 3 specials and 256 bytes among them."
-)
-_OUTPUT = flags.DEFINE_string("output", None, "File to write.", required=True)
-
 
 def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   """Trains a byte-level BPE.
@@ -56,13 +50,13 @@ def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 
 def main() -> None:
-  output = _OUTPUT.value
+  output = flags.FLAGS.output
   require(os.path.isdir(os.path.dirname(output) or "."), "--output", output,
           "must be a file of an existing directory")
   data = cli.load(_CONFIG).data
   source = sources.load(data, "train")
   print(f"{source.num_documents} documents of {data.source}", flush=True)
-  tokenizer = train(source.documents(), _VOCAB_SIZE.value)
+  tokenizer = train(source.documents(), flags.FLAGS.vocab_size)
   # Renamed into place, so that no half-written file is ever loaded.
   partial = f"{output}.partial-{os.getpid()}"
   with open(partial, "w", encoding="utf-8") as file:
@@ -74,4 +68,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+  _CONFIG = cli.define_config()
+  flags.DEFINE_integer(
+      "vocab_size", 8192, "Tokens, 3 specials and 256 bytes among them."
+  )
+  flags.DEFINE_string("output", None, "File to write.", required=True)
   cli.run(main)
