@@ -11,13 +11,16 @@ from conftest import assert_close
 
 from configs import ablation
 from ultramem_jax import checkpoint, generate, step
+from ultramem_jax.config import KIND_SETTINGS
 from ultramem_jax.data import pipeline
 from ultramem_jax.model import Transformer
 
-PKM = {
-    f"model__memory__{name}": value
-    for name, value in ablation.ROWS["pkm"].items()
-}
+
+def memory(settings):
+  return {f"model__memory__{name}": value for name, value in settings.items()}
+
+
+PKM = memory(ablation.ROWS["pkm"])
 SMALL_MEMORY = {
     "model__memory__spans": "2:2", "model__memory__num_keys": 16,
     "model__memory__key_dim": 8, "model__memory__top_m": 4,
@@ -36,11 +39,11 @@ KINDS = {
     },
     "memory_plus": {
         "model__memory__kind": "memory_plus", "model__memory__spans": "1:1/2:2",
-        "model__memory__init": "official",
+        **memory(KIND_SETTINGS["memory_plus"]),
     },
     "ultramem_v2": {
         "model__memory__kind": "ultramem_v2", "model__memory__spans": "1:1/2:2",
-        "model__memory__init": "official",
+        **memory(KIND_SETTINGS["ultramem_v2"]),
     },
 }
 STEPS, SAVED = 200, 120

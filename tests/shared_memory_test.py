@@ -11,18 +11,24 @@ import small
 from conftest import assert_close
 
 from ultramem_jax import MemoryConfig, Transformer
-from ultramem_jax.config import ConfigError
+from ultramem_jax.config import KIND_SETTINGS, ConfigError
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 
 # Short settings of two memories, the second of which the first overlaps.
+FIXED = {
+    kind: {f"model__memory__{name}": value for name, value in fixed.items()}
+    for kind, fixed in KIND_SETTINGS.items()
+}
 MODELS = {
     "ultramem_v2": dict(
+        **FIXED["ultramem_v2"],
         model__memory__kind="ultramem_v2", model__memory__spans="full",
         model__memory__pre_value_dim=4, model__memory__share_ratio=0.6,
         model__memory__query_conv=3,
     ),
     "memory_plus": dict(
+        **FIXED["memory_plus"],
         model__memory__kind="memory_plus", model__memory__spans="1:2/2:2",
     ),
 }
@@ -127,22 +133,25 @@ def test_every_parameter_names_its_axes(kind):
   )
 
 
-def test_memory_plus_is_what_its_kind_says():
-  plain = MemoryConfig(
-      num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus",
-      score="sum", softmax=True, num_cores=1, heads_per_query=1, expansion=1,
-      shuffle="none", query_conv=0, init="official",
-  )
-  assert MemoryConfig(
-      num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus"
-  ) == plain
-  assert plain.num_queries == plain.num_heads == 2
+@pytest.mark.parametrize("field,value", [
+    ("score", "tucker"), ("softmax", False), ("expansion", 4),
+    ("init", "paper"),
+])
+def test_what_a_kind_fixes_cannot_be_otherwise(field, value):
+  fields = {**KIND_SETTINGS["memory_plus"], field: value}
+  with pytest.raises(ConfigError, match=rf"memory\.{field} = .*: must be .* "
+                                        "with kind = 'memory_plus'"):
+    MemoryConfig(
+        num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus",
+        **fields,
+    )
 
 
 def test_official_inits():
   x_BTD = jnp.zeros((1, 1, 64))
   c = MemoryConfig(
-      num_keys=32, key_dim=16, value_dim=48, top_m=8, kind="memory_plus"
+      num_keys=32, key_dim=16, value_dim=48, top_m=8, kind="memory_plus",
+      **KIND_SETTINGS["memory_plus"],
   )
   params = nn.unbox(MemoryPlus(c, 64).init(jax.random.key(0), x_BTD))["params"]
   uniform_std = lambda bound: bound / 3**0.5
@@ -172,7 +181,10 @@ def test_official_inits():
     assert_close(params[name]["scale"], np.full(16, 16**-0.4))
 
 
-V2 = dict(model__memory__kind="ultramem_v2", model__memory__spans="full")
+V2 = dict(
+    model__memory__kind="ultramem_v2", model__memory__spans="full",
+    **FIXED["ultramem_v2"],
+)
 
 
 @pytest.mark.parametrize("overrides,message", [

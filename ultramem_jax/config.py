@@ -53,13 +53,16 @@ def require_fraction(path: str, config: Any, *fields: str) -> None:
     require(0 <= value <= 1, f"{path}.{field}", value, "must lie in [0, 1]")
 
 
-# What a kind of memory is, whatever its config says about these fields.
+# Fields of MemoryConfig that a kind of memory fixes: a config of that kind
+# sets them so.
 KIND_SETTINGS = {
     "memory_plus": {
         "score": "sum", "softmax": True, "num_cores": 1, "heads_per_query": 1,
         "expansion": 1, "shuffle": "none", "query_conv": 0, "init": "official",
     },
     "ultramem_v2": {"value_projection": True, "init": "official"},
+    # A row is a neuron of the model's own width.
+    "peer": {"value_projection": False, "num_cores": 1},
 }
 
 
@@ -70,9 +73,8 @@ class MemoryConfig:
   The switches of the paper's ablation ladder are all here, so that plain
   product-key memory is a setting: `score="sum"`, `softmax=True`,
   `expansion=1`, `num_cores=1`, `heads_per_query=1`, `query_key_norm="none"`,
-  `query_conv=0`, `shuffle="none"`, `init="official"`. A kind may fix some of
-  them (`KIND_SETTINGS`): the object then holds what the kind says.
-  Every field is explained in `configs/default.py`.
+  `query_conv=0`, `shuffle="none"`, `init="official"`. Some kinds fix some of
+  them (`KIND_SETTINGS`). Every field is explained in `configs/default.py`.
   """
 
   num_keys: int
@@ -153,11 +155,13 @@ class MemoryConfig:
     return -(-self.num_heads // self.heads_per_query) + self.spare_queries
 
   def __post_init__(self):
-    for field, value in KIND_SETTINGS.get(self.kind, {}).items():
-      object.__setattr__(self, field, value)
     path = "model.memory"
     require_choice(path, self, "kind", "none", "ultramem", "ultramem_v2",
                    "memory_plus", "peer")
+    for field, fixed in KIND_SETTINGS.get(self.kind, {}).items():
+      value = getattr(self, field)
+      require(value == fixed, f"{path}.{field}", value,
+              f"must be {fixed!r} with kind = {self.kind!r}")
     require_at_least(
         path, self, 1, "num_keys", "key_dim", "value_dim", "top_m",
         "num_heads", "heads_per_query", "tucker_rank", "num_cores",
@@ -205,16 +209,6 @@ class MemoryConfig:
         f"{path}.value_projection", self.value_projection,
         f"must be True with {self.projections} projections: each block of the "
         "table has its own",
-    )
-    require(
-        self.kind != "peer" or not self.value_projection,
-        f"{path}.value_projection", self.value_projection,
-        "must be False with kind = 'peer': a row is a neuron of the model's "
-        "own width",
-    )
-    require(
-        self.kind != "peer" or self.num_cores == 1, f"{path}.num_cores",
-        self.num_cores, "must be 1 with kind = 'peer'",
     )
     require(
         self.init == "official"

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ultramem_jax.config import MemoryConfig, require
+from ultramem_jax.config import KIND_SETTINGS, MemoryConfig, require
 from ultramem_jax.interop.files import load
 from ultramem_jax.interop.settings import (
     Settings,
@@ -157,7 +157,9 @@ def _v2_config(settings: Settings) -> MemoryConfig:
 
 
 def _memory_plus_config(settings: Settings) -> MemoryConfig:
-  return MemoryConfig(kind="memory_plus", **_sizes(settings))
+  return MemoryConfig(
+      kind="memory_plus", **KIND_SETTINGS["memory_plus"], **_sizes(settings)
+  )
 
 
 def _v1_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
@@ -200,7 +202,8 @@ def _meta_config(settings: Settings) -> MemoryConfig:
     only(settings, name, (0,), "must be 0: dropout is not supported")
   gated = settings.get("swilu_projection", True)
   return MemoryConfig(
-      kind="memory_plus", num_keys=settings.get("mem_n_keys", 1024),
+      kind="memory_plus", **KIND_SETTINGS["memory_plus"],
+      num_keys=settings.get("mem_n_keys", 1024),
       key_dim=sides // 2, value_dim=width, top_m=settings.get("mem_knn", 32),
       num_heads=settings.get("mem_heads", 4), query_key_norm="none",
       query_bias=settings.get("mem_query_bias", True), input_gate=gated,

@@ -1,0 +1,16 @@
+"""`tiny.py` with UltraMemV2 (arXiv 2508.18756): a memory in every block.
+
+The four memories share a ring of tables, a quarter of `tiny.py`'s rows each.
+"""
+
+from configs import tiny
+from ultramem_jax.config import KIND_SETTINGS
+
+
+def get_config():
+  c = tiny.get_config()
+  c.model.memory.update(
+      kind="ultramem_v2", spans="full", num_keys=64, share_ratio=0.5,
+      pre_value_dim=16, **KIND_SETTINGS["ultramem_v2"],
+  )
+  return c
