@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each model.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 500, "Steps of each run.", lower_bound=1)
-EVALUATIONS = 10  # points of a curve
+EVALUATIONS = 2  # points of a curve; one takes about 20 s
 
 
 def validation_curve(config: str, seed: int, steps: int) -> dict[int, float]:
@@ -95,7 +95,6 @@ def plot(curves, path) -> None:
 
 
 def main(_) -> None:
-  seconds = step_seconds()
   curves = {label: [] for label in MODELS}
   for seed in range(SEEDS.value):
     for label, name in MODELS.items():
@@ -109,6 +108,7 @@ def main(_) -> None:
       dense - memory
       for dense, memory in zip(final["dense"], final["UltraMem"], strict=True)
   ]
+  seconds = step_seconds()
   for label in MODELS:
     print(
         f"{label:<10}{statistics.mean(final[label]):8.4f} bits per byte "
