@@ -135,11 +135,11 @@ def get_config() -> ConfigDict:
 
   # The sample printed when training ends.
   c.sample = ConfigDict()
-  c.sample.prompt = "def "
+  c.sample.prompt = "class Reader:\n    def __init__(self, "
   c.sample.num_tokens = 256
-  c.sample.temperature = 0.7  # 0 = greedy
+  c.sample.temperature = 0.9  # 0 = greedy
   c.sample.top_k = 0  # keep the k likeliest tokens; 0 = all
-  c.sample.top_p = 0.95  # keep the likeliest tokens of this total probability
+  c.sample.top_p = 0.9  # keep the likeliest tokens of this total probability
 
   # Devices.
   c.mesh = ConfigDict()
