@@ -138,7 +138,7 @@ def test_a_run_learns_and_leaves_its_files(unbroken):
   assert saved_steps(workdir) == [20, STEPS]
   assert json.loads((workdir / "config.json").read_text())["config"][
       "steps"] == STEPS
-  assert "sample:\ndef " in output
+  assert "sample:\nclass Reader:" in output
   assert str(workdir) in output
 
 
