@@ -1,5 +1,6 @@
 """Tests of the logs, with real files and real kills."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -170,8 +171,23 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch):
     progress.update(40, 3.14159, 12345.6)
     progress.note("validation loss 3.2")
     progress.close()
-    shown = os.read(leader, 1 << 16).decode()
-  os.close(leader)
+  shown = _read_all(leader)
   assert "40/100" in shown
   assert "loss 3.1416, 12,346 tokens/s" in shown
   assert "validation loss 3.2\r\n" in shown
+
+
+def _read_all(leader: int) -> str:
+  """What was written to a terminal, once its other side is closed.
+
+  The kernel hands it over in pieces, whenever it likes.
+  """
+  pieces = []
+  # At the end Linux raises EIO, other systems return nothing.
+  with (
+      contextlib.suppress(OSError),
+      os.fdopen(leader, "rb", buffering=0) as terminal,
+  ):
+    while piece := terminal.read(1 << 16):
+      pieces.append(piece)
+  return b"".join(pieces).decode()
