@@ -113,6 +113,50 @@ def test_bfloat16_table():
   assert_close(gradient, expected_gradient, "bfloat16")
 
 
+@pytest.mark.parametrize("dtype", ["uint16", "int8"])
+def test_integer_tables(dtype):
+  """Read like the float32 table of the same numbers; no gradient."""
+  table_IW, *rest = random_inputs()
+  if dtype == "uint16":
+    half_IW = jnp.bfloat16(table_IW)
+    stored_IW = jax.lax.bitcast_convert_type(half_IW, jnp.uint16)
+    float_IW = jnp.float32(half_IW)
+  else:
+    float_IW = np.round(127 * table_IW / abs(table_IW).max())
+    stored_IW = jnp.int8(float_IW)
+
+  def loss(table_IW, index_BTK, score_BTKC):
+    pooled_BTEW = lookup.pool_rows(table_IW, index_BTK, score_BTKC, 4)
+    dot_BTK = lookup.dot_rows(table_IW, index_BTK % ROWS, pooled_BTEW[:, :, 0])
+    return dot_BTK.sum()
+
+  gradient = jax.jit(jax.value_and_grad(loss, (0, 2), allow_int=True))
+  value, (table_gradient, score_gradient) = gradient(stored_IW, *rest)
+  expected, (_, expected_score_gradient) = gradient(float_IW, *rest)
+  assert table_gradient.dtype == jax.dtypes.float0
+  assert_close(value, expected)
+  assert_close(score_gradient, expected_score_gradient)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "uint16", "int8"])
+@pytest.mark.parametrize("function", ["pool_rows", "dot_rows"])
+def test_nothing_of_the_size_of_the_table(function, dtype):
+  """Forward and backward, where the table is not differentiated."""
+  width, rows = 8, 2**20
+
+  def loss(table_IW, index_BTK, x):
+    function_ = getattr(lookup, function)
+    return (function_(table_IW, index_BTK, x) ** 2).sum()
+
+  x_shape = (1, 4, 6, 2) if function == "pool_rows" else (1, 4, width)
+  compiled = jax.jit(jax.grad(loss, 2)).lower(
+      jax.ShapeDtypeStruct((rows, width), dtype),
+      jax.ShapeDtypeStruct((1, 4, 6), jnp.int32),
+      jax.ShapeDtypeStruct(x_shape, jnp.float32),
+  ).compile()
+  assert compiled.memory_analysis().temp_size_in_bytes < rows
+
+
 def test_temporaries_do_not_hold_all_rows():
   """Memory of forward and backward must not grow like T * K * W."""
   width, reads = 128, 32

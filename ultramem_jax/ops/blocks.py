@@ -1,5 +1,6 @@
 """Running an op over blocks of tokens, so that temporaries stay small."""
 
+import functools
 import math
 
 import jax
@@ -11,10 +12,29 @@ CPU_BLOCK_BYTES = 2**21
 ACCELERATOR_BLOCK_BYTES = 2**28
 
 
-def block_length(batch: int, length: int, bytes_per_token: int) -> int:
+def with_budget(function, *args):
+  """function(budget, *args), the budget being that of the platform.
+
+  The platform is the one that the program is lowered for, which need not be
+  the one that it is lowered on.
+
+  Args:
+    function: (bytes that a block may hold, *args) -> pytree of arrays. Not to
+      be differentiated: `platform_dependent` would keep the residuals of all
+      platforms.
+    args: pytrees of arrays.
+  """
+  return jax.lax.platform_dependent(
+      *args,
+      cpu=functools.partial(function, CPU_BLOCK_BYTES),
+      default=functools.partial(function, ACCELERATOR_BLOCK_BYTES),
+  )
+
+
+def block_length(
+    budget: int, batch: int, length: int, bytes_per_token: int
+) -> int:
   """Positions per block for [batch, length, ...] inputs; at least 1."""
-  cpu = jax.default_backend() == "cpu"
-  budget = CPU_BLOCK_BYTES if cpu else ACCELERATOR_BLOCK_BYTES
   block = budget // max(1, batch * bytes_per_token)
   return max(1, min(length, block))
 

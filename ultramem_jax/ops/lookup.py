@@ -2,6 +2,11 @@
 
 K is the number of rows a token reads, over all heads; U the width of a core's
 slice of a row, W / C.
+
+Tables are float, or low precision stored as integers: uint16 is the bits of
+bfloat16, which XLA's CPU compiler would convert to float32 as a whole before
+a loop that reads them; int8 is a number times a scale of the caller's. The
+integers have no gradient (float0).
 """
 
 import functools
@@ -10,22 +15,6 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import blocks
-
-
-def _gather(table_IW, row_BTK, num_cores):
-  """The chosen rows as float32 [B, T, K, C, U]."""
-  rows_BTKW = jnp.take(table_IW, row_BTK, axis=0, mode="clip")
-  shape = (*row_BTK.shape, num_cores, table_IW.shape[1] // num_cores)
-  return rows_BTKW.astype(jnp.float32).reshape(shape)
-
-
-def _block_length(table_IW, row_BTK):
-  batch, length, rows = row_BTK.shape
-  return blocks.block_length(batch, length, 4 * rows * table_IW.shape[1])
-
-
-def _one_hot(block_BTK, num_blocks):
-  return jax.nn.one_hot(block_BTK, num_blocks, dtype=jnp.float32)
 
 
 def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
@@ -40,70 +29,170 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
   [B, T, K, W] is ever held, forward or backward.
 
   Args:
-    table_IW: [I, W] float; W divisible by C.
+    table_IW: [I, W] float, uint16 (bits of bfloat16) or int8; W divisible
+      by C.
     index_BTK: [B, T, K] int32 in [0, E * I), K rows a token.
     score_BTKC: [B, T, K, C] float32.
     num_blocks: E.
   Returns:
-    [B, T, E, W] float32. Differentiable in table and score.
+    [B, T, E, W] float32. Differentiable in table, if float, and score.
   """
   block_BTK, row_BTK = jnp.divmod(index_BTK, table_IW.shape[0])
   return _pool(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC)
 
 
+def dot_rows(table_IW, index_BTK, x_BTW):
+  """Inner products of chosen table rows with each position's own vector.
+
+    out[k] = <table[index[k]], x>
+
+  Runs in blocks of positions like `pool_rows`.
+
+  Args:
+    table_IW: [I, W] float, uint16 (bits of bfloat16) or int8.
+    index_BTK: [B, T, K] int32 in [0, I).
+    x_BTW: [B, T, W] float.
+  Returns:
+    [B, T, K] float32. Differentiable in table, if float, and x.
+  """
+  x_BTEW = x_BTW.astype(jnp.float32)[:, :, None]
+  return _dot(1, table_IW, index_BTK, jnp.zeros_like(index_BTK), x_BTEW)[..., 0]
+
+
+# The two are each other's gradients: of `_pool` in the scores it is `_dot`,
+# and the reverse. Gradients of scores and table are two loops, so that the
+# table's is dead code where it is not asked for.
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pool(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC):
-  return _pool_forward(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC)[0]
+  """[B, T, E, W]: the sum of each block's rows times their scores."""
+  return blocks.with_budget(
+      functools.partial(_pool_in_blocks, num_blocks),
+      table_IW, row_BTK, block_BTK, score_BTKC,
+  )
 
 
-def _pool_forward(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dot(num_cores, table_IW, row_BTK, block_BTK, x_BTEW):
+  """[B, T, K, C]: slices of rows times those of their blocks' vectors."""
+  return blocks.with_budget(
+      functools.partial(_dot_in_blocks, num_cores),
+      table_IW, row_BTK, block_BTK, x_BTEW,
+  )
+
+
+def _pool_forward(num_blocks, *inputs):
+  return _pool(num_blocks, *inputs), inputs
+
+
+def _pool_backward(num_blocks, residuals, gradient_BTEW):
+  del num_blocks
+  table_IW, row_BTK, block_BTK, score_BTKC = residuals
   num_cores = score_BTKC.shape[-1]
+  return (
+      _table_gradient(*residuals, gradient_BTEW), None, None,
+      _dot(num_cores, table_IW, row_BTK, block_BTK, gradient_BTEW),
+  )
 
+
+def _dot_forward(num_cores, *inputs):
+  return _dot(num_cores, *inputs), inputs
+
+
+def _dot_backward(num_cores, residuals, gradient_BTKC):
+  del num_cores
+  table_IW, row_BTK, block_BTK, x_BTEW = residuals
+  num_blocks = x_BTEW.shape[2]
+  return (
+      _table_gradient(table_IW, row_BTK, block_BTK, gradient_BTKC, x_BTEW),
+      None, None,
+      _pool(num_blocks, table_IW, row_BTK, block_BTK, gradient_BTKC),
+  )
+
+
+_pool.defvjp(_pool_forward, _pool_backward)
+_dot.defvjp(_dot_forward, _dot_backward)
+
+
+def _table_gradient(table_IW, *inputs):
+  """Of the sum of score * row * x over all reads; None for integers."""
+  if not jnp.issubdtype(table_IW.dtype, jnp.floating):
+    return None
+  return blocks.with_budget(_table_gradient_in_blocks, table_IW, *inputs)
+
+
+def _pool_in_blocks(num_blocks, budget, table_IW, *inputs):
   def pool_block(_, inputs):
     row_BTK, block_BTK, score_BTKC = inputs
-    rows_BTKCU = _gather(table_IW, row_BTK, num_cores)
+    rows_BTKCU = _split(_gather(table_IW, row_BTK), score_BTKC.shape[-1])
     weight_BTKEC = (
         _one_hot(block_BTK, num_blocks)[..., None] * score_BTKC[..., None, :]
     )
     pooled_BTECU = jnp.einsum("BTKEC,BTKCU->BTECU", weight_BTKEC, rows_BTKCU)
-    return None, pooled_BTECU.reshape(*pooled_BTECU.shape[:3], -1)
+    return None, _join(pooled_BTECU)
 
-  inputs = (row_BTK, block_BTK, score_BTKC)
-  block = _block_length(table_IW, row_BTK)
-  pooled_BTEW = blocks.scan_blocks(pool_block, None, inputs, block)[1]
-  return pooled_BTEW, (table_IW, *inputs)
+  return _scan(pool_block, None, inputs, budget, table_IW)[1]
 
 
-def _pool_backward(num_blocks, residuals, gradient_BTEW):
-  table_IW, row_BTK, block_BTK, score_BTKC = residuals
-  num_cores = score_BTKC.shape[-1]
-  gradient_BTECU = gradient_BTEW.reshape(
-      *gradient_BTEW.shape[:3], num_cores, -1
-  )
+def _dot_in_blocks(num_cores, budget, table_IW, *inputs):
+  def dot_block(_, inputs):
+    row_BTK, block_BTK, x_BTEW = inputs
+    product_BTKW = _gather(table_IW, row_BTK) * _of_block(block_BTK, x_BTEW)
+    return None, _split(product_BTKW, num_cores).sum(-1)
 
-  def backward_block(table_gradient_IW, inputs):
-    row_BTK, block_BTK, score_BTKC, gradient_BTECU = inputs
-    rows_BTKCU = _gather(table_IW, row_BTK, num_cores)
-    gradient_BTKCU = jnp.einsum(
-        "BTKE,BTECU->BTKCU", _one_hot(block_BTK, num_blocks), gradient_BTECU
-    )
-    score_gradient_BTKC = (rows_BTKCU * gradient_BTKCU).sum(-1)
-    update_BTKCU = score_BTKC[..., None] * gradient_BTKCU
-    update_BTKW = update_BTKCU.reshape(*row_BTK.shape, -1)
-    table_gradient_IW = table_gradient_IW.at[row_BTK].add(
+  return _scan(dot_block, None, inputs, budget, table_IW)[1]
+
+
+def _table_gradient_in_blocks(budget, table_IW, *inputs):
+  def add_block(table_gradient_IW, inputs):
+    row_BTK, block_BTK, score_BTKC, x_BTEW = inputs
+    x_BTKCU = _split(_of_block(block_BTK, x_BTEW), score_BTKC.shape[-1])
+    update_BTKW = _join(score_BTKC[..., None] * x_BTKCU)
+    return table_gradient_IW.at[row_BTK].add(
         update_BTKW.astype(table_IW.dtype), mode="promise_in_bounds"
-    )
-    return table_gradient_IW, score_gradient_BTKC
+    ), None
 
-  inputs = (row_BTK, block_BTK, score_BTKC, gradient_BTECU)
-  table_gradient_IW, score_gradient_BTKC = blocks.scan_blocks(
-      backward_block, jnp.zeros_like(table_IW), inputs,
-      _block_length(table_IW, row_BTK),
+  return _scan(
+      add_block, jnp.zeros_like(table_IW), inputs, budget, table_IW
+  )[0]
+
+
+def _scan(function, carry, inputs, budget, table_IW):
+  batch, length, rows = inputs[0].shape
+  block = blocks.block_length(
+      budget, batch, length, 4 * rows * table_IW.shape[1]
   )
-  return table_gradient_IW, None, None, score_gradient_BTKC
+  return blocks.scan_blocks(function, carry, inputs, block)
 
 
-_pool.defvjp(_pool_forward, _pool_backward)
+def _gather(table_IW, row_BTK):
+  """The chosen rows as float32 [B, T, K, W]."""
+  rows_BTKW = jnp.take(table_IW, row_BTK, axis=0, mode="clip")
+  if table_IW.dtype == jnp.uint16:
+    bits_BTKW = rows_BTKW.astype(jnp.uint32) << 16
+    return jax.lax.bitcast_convert_type(bits_BTKW, jnp.float32)
+  return rows_BTKW.astype(jnp.float32)
+
+
+def _of_block(block_BTK, x_BTEW):
+  """The vector of each row's block, [B, T, K, W]."""
+  one_hot_BTKE = _one_hot(block_BTK, x_BTEW.shape[2])
+  return jnp.einsum("BTKE,BTEW->BTKW", one_hot_BTKE, x_BTEW)
+
+
+def _one_hot(block_BTK, num_blocks):
+  return jax.nn.one_hot(block_BTK, num_blocks, dtype=jnp.float32)
+
+
+def _split(x, num_cores):
+  """[..., W] -> [..., C, U]."""
+  return x.reshape(*x.shape[:-1], num_cores, -1)
+
+
+def _join(x):
+  """[..., C, U] -> [..., W]."""
+  return x.reshape(*x.shape[:-2], -1)
 
 
 def pool_rows_reference(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
@@ -118,62 +207,6 @@ def pool_rows_reference(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
       for block in range(num_blocks)
   ]
   return jnp.stack(pooled, axis=-2)
-
-
-@jax.custom_vjp
-def dot_rows(table_IW, index_BTK, x_BTW):
-  """Inner products of chosen table rows with each position's own vector.
-
-    out[k] = <table[index[k]], x>
-
-  Runs in blocks of positions like `pool_rows`.
-
-  Args:
-    table_IW: [I, W] float.
-    index_BTK: [B, T, K] int32 in [0, I).
-    x_BTW: [B, T, W] float.
-  Returns:
-    [B, T, K] float32. Differentiable in table and x.
-  """
-  return _dot_forward(table_IW, index_BTK, x_BTW)[0]
-
-
-def _dot_forward(table_IW, index_BTK, x_BTW):
-
-  def dot_block(_, inputs):
-    index_BTK, x_BTW = inputs
-    rows_BTKW = _gather(table_IW, index_BTK, 1)[..., 0, :]
-    return None, jnp.einsum(
-        "BTKW,BTW->BTK", rows_BTKW, x_BTW.astype(jnp.float32)
-    )
-
-  inputs = (index_BTK, x_BTW)
-  block = _block_length(table_IW, index_BTK)
-  out_BTK = blocks.scan_blocks(dot_block, None, inputs, block)[1]
-  return out_BTK, (table_IW, *inputs)
-
-
-def _dot_backward(residuals, gradient_BTK):
-  table_IW, index_BTK, x_BTW = residuals
-
-  def backward_block(table_gradient_IW, inputs):
-    index_BTK, x_BTW, gradient_BTK = inputs
-    rows_BTKW = _gather(table_IW, index_BTK, 1)[..., 0, :]
-    x_gradient_BTW = jnp.einsum("BTK,BTKW->BTW", gradient_BTK, rows_BTKW)
-    update_BTKW = gradient_BTK[..., None] * x_BTW[..., None, :]
-    table_gradient_IW = table_gradient_IW.at[index_BTK].add(
-        update_BTKW.astype(table_IW.dtype), mode="promise_in_bounds"
-    )
-    return table_gradient_IW, x_gradient_BTW.astype(x_BTW.dtype)
-
-  table_gradient_IW, x_gradient_BTW = blocks.scan_blocks(
-      backward_block, jnp.zeros_like(table_IW),
-      (index_BTK, x_BTW, gradient_BTK), _block_length(table_IW, index_BTK),
-  )
-  return table_gradient_IW, None, x_gradient_BTW
-
-
-dot_rows.defvjp(_dot_forward, _dot_backward)
 
 
 def dot_rows_reference(table_IW, index_BTK, x_BTW):

@@ -48,7 +48,6 @@ def side_scores(query_BTPGRK, keys_PGJRNK):
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m: int):
   """Keeps the m keys of each side that score highest under the filter.
 
@@ -60,7 +59,6 @@ def filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m: int):
     m: keys kept per side.
   Returns:
     index_PGBTJM, int32, best first, and their scores chosen_PGRBTJM, float32.
-    The choice has no gradient, the scores have.
   """
   scores_PGRBTJN = side_scores(query_BTPGRK, keys_PGJRNK)
   filtered_PGBTJN = jnp.einsum(
@@ -73,36 +71,10 @@ def filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m: int):
   return index_PGBTJM, chosen_PGRBTJM
 
 
-def _filter_keys_forward(query_BTPGRK, keys_PGJRNK, filter_PGJR, m):
-  index, chosen = filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m)
-  # The scores of all keys are not kept: their gradient needs only the index.
-  return (index, chosen), (query_BTPGRK, keys_PGJRNK, filter_PGJR, index)
-
-
-def _filter_keys_backward(m, residuals, gradients):
-  query_BTPGRK, keys_PGJRNK, filter_PGJR, index_PGBTJM = residuals
-  _, chosen_PGRBTJM = gradients
-  index_PGRBTJM = jnp.broadcast_to(
-      index_PGBTJM[:, :, None], chosen_PGRBTJM.shape
-  )
-  num_keys = keys_PGJRNK.shape[-2]
-  scores_PGRBTJN = jnp.put_along_axis(
-      jnp.zeros((*chosen_PGRBTJM.shape[:-1], num_keys), jnp.float32),
-      index_PGRBTJM, chosen_PGRBTJM, axis=-1, inplace=False,
-      mode="promise_in_bounds",
-  ).astype(keys_PGJRNK.dtype)
-  query = jnp.einsum("PGRBTJN,PGJRNK->BTPGRK", scores_PGRBTJN, keys_PGJRNK)
-  keys = jnp.einsum("PGRBTJN,BTPGRK->PGJRNK", scores_PGRBTJN, query_BTPGRK)
-  return query, keys, jnp.zeros_like(filter_PGJR)
-
-
-filter_keys.defvjp(_filter_keys_forward, _filter_keys_backward)
-
-
-def _merge_heads(x_GBTJ):
-  """[G, B, T, J, ...] -> [B, T, A, ...]."""
-  x_BTGJ = jnp.moveaxis(x_GBTJ, 0, 2)
-  return x_BTGJ.reshape(*x_BTGJ.shape[:2], -1, *x_BTGJ.shape[4:])
+def _to_heads(x_PGBTJ):
+  """[P, G, B, T, J, ...] -> [B, T, P, A, ...]."""
+  x_BTPGJ = jnp.moveaxis(x_PGBTJ, (2, 3), (0, 1))
+  return x_BTPGJ.reshape(*x_BTPGJ.shape[:3], -1, *x_BTPGJ.shape[5:])
 
 
 def _take(x, index_BTAM):
@@ -112,9 +84,14 @@ def _take(x, index_BTAM):
   return jnp.take_along_axis(x, index, axis=-1)
 
 
-def _refine(index_PBTAM, chosen_PBTARM, core_CARR, m):
-  """Exact scores of the M x M candidates; keeps the best m of them."""
-  row_BTARM, column_BTARM = chosen_PBTARM
+def _refine(index_BTPAM, chosen_BTPARM, core_CARR, m):
+  """Exact scores of the M x M candidates; keeps the best m of them.
+
+  Returns:
+    index [B, T, P, A, m] of the best cells and their scores by side
+    [B, T, P, A, R, m].
+  """
+  row_BTARM, column_BTARM = jnp.unstack(chosen_BTPARM, axis=2)
   if core_CARR is None:
     grid_BTAMM = row_BTARM[..., 0, :, None] + column_BTARM[..., 0, None, :]
   else:
@@ -123,18 +100,23 @@ def _refine(index_PBTAM, chosen_PBTARM, core_CARR, m):
     )
   cell_BTAM = top_m(grid_BTAMM.reshape(*grid_BTAMM.shape[:3], -1), m)
   row_BTAM, column_BTAM = jnp.divmod(cell_BTAM, grid_BTAMM.shape[-1])
-  row_BTARM = _take(row_BTARM, row_BTAM)
-  column_BTARM = _take(column_BTARM, column_BTAM)
+  index_BTPAM = jnp.stack([
+      _take(index_BTPAM[:, :, 0], row_BTAM),
+      _take(index_BTPAM[:, :, 1], column_BTAM),
+  ], axis=2)
+  side_BTPARM = jnp.stack(
+      [_take(row_BTARM, row_BTAM), _take(column_BTARM, column_BTAM)], axis=2
+  )
+  return index_BTPAM, side_BTPARM
+
+
+def _cell_scores(side_BTPARM, core_CARR):
+  """Each core's score of cells, [B, T, A, M, C], from those by side."""
+  row_BTARM, column_BTARM = jnp.unstack(side_BTPARM, axis=2)
   if core_CARR is None:
-    score_BTAMC = (row_BTARM + column_BTARM).swapaxes(-1, -2)
-  else:
-    score_BTAMC = jnp.einsum(
-        "BTARM,CARr,BTArM->BTAMC", row_BTARM, core_CARR, column_BTARM
-    )
-  return Retrieved(
-      _take(index_PBTAM[0], row_BTAM),
-      _take(index_PBTAM[1], column_BTAM),
-      score_BTAMC,
+    return (row_BTARM + column_BTARM).swapaxes(-1, -2)
+  return jnp.einsum(
+      "BTARM,CARr,BTArM->BTAMC", row_BTARM, core_CARR, column_BTARM
   )
 
 
@@ -159,29 +141,109 @@ def retrieve(query_BTPGRK, keys_PARNK, m: int, core_CARR=None, filter_PAR=None):
     Retrieved, C = 1 without a core. Scores are differentiable in query, keys
     and core; the choice is not.
   """
-  batch, length, sides, groups, _, width = query_BTPGRK.shape
-  _, heads, rank, num_keys, _ = keys_PARNK.shape
-  keys_PGJRNK = keys_PARNK.reshape(sides, groups, -1, rank, num_keys, width)
+  sides, heads, rank, num_keys, width = keys_PARNK.shape
+  groups = query_BTPGRK.shape[3]
   if filter_PAR is None:
     filter_PAR = jnp.ones((sides, heads, rank), jnp.float32)
-  filter_PGJR = filter_PAR.reshape(sides, groups, -1, rank)
+  query_BTPGRK = jnp.broadcast_to(
+      query_BTPGRK, (*query_BTPGRK.shape[:4], rank, width)
+  )
+  keys_PGJRNK = keys_PARNK.reshape(sides, groups, -1, rank, num_keys, width)
+  filter_PGJR = jax.lax.stop_gradient(filter_PAR).reshape(keys_PGJRNK.shape[:4])
+  index_BTPAM, side_BTPARM = _retrieve(
+      m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR
+  )
+  row_BTAM, column_BTAM = jnp.unstack(index_BTPAM, axis=2)
+  return Retrieved(row_BTAM, column_BTAM, _cell_scores(side_BTPARM, core_CARR))
 
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _retrieve(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR):
+  """The best cells: their index [B, T, P, A, M], scores [B, T, P, A, R, M]."""
+  return blocks.with_budget(
+      functools.partial(_retrieve_in_blocks, m),
+      query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR,
+  )
+
+
+def _retrieve_in_blocks(
+    m, budget, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR
+):
   def retrieve_block(_, query_BTPGRK):
-    query_BTPGRK = jnp.broadcast_to(
-        query_BTPGRK, (*query_BTPGRK.shape[:4], rank, width)
-    )
     index_PGBTJM, chosen_PGRBTJM = filter_keys(
         query_BTPGRK, keys_PGJRNK, filter_PGJR, m
     )
-    index_PBTAM = jax.vmap(_merge_heads)(index_PGBTJM)
-    chosen_PBTARM = jax.vmap(_merge_heads)(
-        jnp.moveaxis(chosen_PGRBTJM, 2, -2)
+    chosen_PGBTJRM = jnp.moveaxis(chosen_PGRBTJM, 2, -2)
+    return None, _refine(
+        _to_heads(index_PGBTJM), _to_heads(chosen_PGBTJRM), core_CARR, m
     )
-    return None, _refine(index_PBTAM, chosen_PBTARM, core_CARR, m)
 
-  bytes_per_token = 4 * heads * (sides * rank * num_keys + m * m)
-  block = blocks.block_length(batch, length, bytes_per_token)
+  sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
+  block = blocks.block_length(
+      budget, *query_BTPGRK.shape[:2],
+      4 * groups * sharing * (sides * rank * num_keys + m * m),
+  )
   return blocks.scan_blocks(retrieve_block, None, query_BTPGRK, block)[1]
+
+
+def _retrieve_forward(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR):
+  found = _retrieve(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR)
+  # The scores of all keys are not kept: their gradient needs only the index.
+  return found, (query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR, found[0])
+
+
+def _retrieve_backward(m, residuals, gradients):
+  del m
+  query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR, index_BTPAM = residuals
+  query, keys = blocks.with_budget(
+      _key_gradient_in_blocks,
+      query_BTPGRK, keys_PGJRNK, index_BTPAM, gradients[1],
+  )
+  # The core takes part in the choice only.
+  zeros = jax.tree.map(jnp.zeros_like, (core_CARR, filter_PGJR))
+  return query, keys, *zeros
+
+
+def _key_gradient_in_blocks(
+    budget, query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM
+):
+  """Gradients of queries and keys from those of the chosen scores."""
+  sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
+
+  def block_gradient(keys_gradient_PGJRNK, inputs):
+    query_BTPGRK, index_BTPAM, gradient_BTPARM = inputs
+    position = jnp.ix_(*map(jnp.arange, gradient_BTPARM.shape[:-1]))
+    # A key is chosen once for each of its cells.
+    scores_BTPARN = (
+        jnp.zeros((*gradient_BTPARM.shape[:-1], num_keys), jnp.float32)
+        .at[(*(axis[..., None] for axis in position),
+             index_BTPAM[:, :, :, :, None])]
+        .add(gradient_BTPARM, mode="promise_in_bounds")
+    )
+    scores_BTPGJRN = scores_BTPARN.reshape(
+        *scores_BTPARN.shape[:3], groups, sharing, rank, num_keys
+    ).astype(keys_PGJRNK.dtype)
+    query_gradient = jnp.einsum(
+        "BTPGJRN,PGJRNK->BTPGRK", scores_BTPGJRN, keys_PGJRNK
+    )
+    keys_gradient_PGJRNK += jnp.einsum(
+        "BTPGJRN,BTPGRK->PGJRNK", scores_BTPGJRN, query_BTPGRK,
+        preferred_element_type=jnp.float32,
+    )
+    return keys_gradient_PGJRNK, query_gradient
+
+  block = blocks.block_length(
+      budget, *query_BTPGRK.shape[:2],
+      4 * sides * groups * sharing * rank * num_keys,
+  )
+  keys, query = blocks.scan_blocks(
+      block_gradient, jnp.zeros(keys_PGJRNK.shape, jnp.float32),
+      (query_BTPGRK, index_BTPAM, gradient_BTPARM), block,
+  )
+  return query, keys.astype(keys_PGJRNK.dtype)
+
+
+_retrieve.defvjp(_retrieve_forward, _retrieve_backward)
 
 
 def retrieve_reference(
