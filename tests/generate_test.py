@@ -142,7 +142,7 @@ def test_cache_holds_attention_and_convolution():
   width = CONFIG.model.embed_dim
   for index in range(2):
     attention = cache[f"block_{index}"]["attention"]
-    assert attention["cached_key"].shape == (2, 24, 2, width // 2)
+    assert attention["cached_key"].shape == (2, 2, 24, width // 2)
     convolution = cache[f"memory_{index}"]["query_conv"]
     assert convolution["input"].shape == (2, taps - 1, width)
   assert not any(leaf.any() for leaf in jax.tree.leaves(cache))

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.norm import make_norm
+from ultramem_jax.ops import cached_attention
 
 
 def rotate(x_BTQH, position_BT, theta: float):
@@ -30,8 +31,10 @@ def rotate(x_BTQH, position_BT, theta: float):
 class Attention(nn.Module):
   """Multi-head causal self-attention within segments.
 
-  In decoding, keys, values and segments of all positions so far are kept in
-  the "cache" collection, whose length is that of the call which created it.
+  In decoding, `cached_key` and `cached_value` [B, Q, S, H] and
+  `cached_segment` [B, S] of all positions so far are kept in the "cache"
+  collection, and their number `index`; S is the length of the call which
+  created it.
   """
 
   config: ModelConfig
@@ -50,29 +53,27 @@ class Attention(nn.Module):
           ),
       )(x_BTD)
 
-    query_BTQH, key_BSQH, value_BSQH = map(project, ("query", "key", "value"))
+    query_BTQH, key_BTQH, value_BTQH = map(project, ("query", "key", "value"))
     if c.qk_norm:
-      query_BTQH, key_BSQH = (
+      query_BTQH, key_BTQH = (
           make_norm(c.norm, c.norm_eps, c.norm_bias, name, dtype=dtype)(x)
-          for name, x in (("query_norm", query_BTQH), ("key_norm", key_BSQH))
+          for name, x in (("query_norm", query_BTQH), ("key_norm", key_BTQH))
       )
     query_BTQH = rotate(query_BTQH, position_BT, c.rope_theta)
-    key_BSQH = rotate(key_BSQH, position_BT, c.rope_theta)
-    slot_T = jnp.arange(x_BTD.shape[1])
-    segment_BS = segment_BT
+    key_BTQH = rotate(key_BTQH, position_BT, c.rope_theta)
     if decode:
-      key_BSQH, value_BSQH, segment_BS, start = self._cached(
-          key_BSQH, value_BSQH, segment_BT
+      y_BTQH = self._attend_cached(
+          query_BTQH, key_BTQH, value_BTQH, segment_BT
       )
-      slot_T += start
-    slot_S = jnp.arange(segment_BS.shape[1])
-    mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
-        slot_T[None, :, None] >= slot_S[None, None, :]
-    )
-    y_BTQH = jax.nn.dot_product_attention(
-        query_BTQH, key_BSQH, value_BSQH, mask=mask_BTS[:, None],
-        implementation=c.attention,
-    )
+    else:
+      slot_T = jnp.arange(x_BTD.shape[1])
+      mask_BTS = (segment_BT[:, :, None] == segment_BT[:, None, :]) & (
+          slot_T[None, :, None] >= slot_T[None, None, :]
+      )
+      y_BTQH = jax.nn.dot_product_attention(
+          query_BTQH, key_BTQH, value_BTQH, mask=mask_BTS[:, None],
+          implementation=c.attention,
+      )
     out_std = (2 * c.num_layers * c.embed_dim) ** -0.5
     return nn.DenseGeneral(
         c.embed_dim, axis=(-2, -1), use_bias=False, dtype=dtype, name="out",
@@ -81,10 +82,11 @@ class Attention(nn.Module):
         ),
     )(y_BTQH)
 
-  def _cached(self, key_BTQH, value_BTQH, segment_BT):
-    """Writes the new positions; returns all, and the first new slot."""
+  def _attend_cached(self, query_BTQH, key_BTQH, value_BTQH, segment_BT):
+    """Writes the new positions into the cache and attends over it."""
     new = {
-        "cached_key": key_BTQH, "cached_value": value_BTQH,
+        "cached_key": key_BTQH.swapaxes(1, 2),
+        "cached_value": value_BTQH.swapaxes(1, 2),
         "cached_segment": segment_BT,
     }
     is_initialized = self.has_variable("cache", "cached_key")
@@ -97,7 +99,10 @@ class Attention(nn.Module):
     if is_initialized:
       for name, x in new.items():
         cache[name].value = jax.lax.dynamic_update_slice_in_dim(
-            cache[name].value, x, start, axis=1
+            cache[name].value, x, start, axis=-2 if x.ndim == 4 else 1
         )
       index.value = start + segment_BT.shape[1]
-    return *(cache[name].value for name in new), start
+    return cached_attention.attend(
+        query_BTQH, cache["cached_key"].value, cache["cached_value"].value,
+        segment_BT, cache["cached_segment"].value, start,
+    )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.config import ModelConfig
+from ultramem_jax.ops.grouped import grouped_dot
 
 
 def route(logits_BTX, top_k: int):
@@ -56,7 +57,7 @@ def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
   """Weighted sum of each token's experts. No token is ever dropped.
 
   Assignments are sorted by expert, so that each weight matrix multiplies one
-  contiguous group of rows (`jax.lax.ragged_dot`).
+  contiguous group of rows (`grouped_dot`).
 
   Args:
     x_BTD: [B, T, D] float.
@@ -72,12 +73,12 @@ def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
   order_Z = jnp.argsort(expert_Z, stable=True)
   size_X = jnp.bincount(expert_Z, length=up_XDF.shape[0])
   x_ZD = x_BTD.reshape(-1, width)[order_Z // choices]
-  h_ZF = jax.lax.ragged_dot(x_ZD, up_XDF, size_X)
+  h_ZF = grouped_dot(x_ZD, up_XDF, size_X)
   if gate_XDF is None:
     h_ZF = nn.gelu(h_ZF)
   else:
-    h_ZF *= nn.silu(jax.lax.ragged_dot(x_ZD, gate_XDF, size_X))
-  y_ZD = jax.lax.ragged_dot(h_ZF, down_XFD, size_X)
+    h_ZF *= nn.silu(grouped_dot(x_ZD, gate_XDF, size_X))
+  y_ZD = grouped_dot(h_ZF, down_XFD, size_X)
   place_Z = jnp.zeros_like(order_Z).at[order_Z].set(jnp.arange(order_Z.size))
   y_BTYD = y_ZD[place_Z].reshape(*expert_BTY.shape, width)
   return jnp.einsum("BTYD,BTY->BTD", y_BTYD, weight_BTY.astype(x_BTD.dtype))

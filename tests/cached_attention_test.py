@@ -1,0 +1,68 @@
+"""Attention over a cache against attention with a mask over all of it."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import assert_close
+
+from ultramem_jax.ops import cached_attention
+
+B, Q, H = 3, 2, 4
+BLOCK = cached_attention.CPU_BLOCK
+
+
+def make_inputs(size, start, length):
+  """A query of slots start ..., a cache, and the segments of both."""
+  keys = jax.random.split(jax.random.key(0), 3)
+  query_BTQH = jax.random.normal(keys[0], (B, length, Q, H))
+  key_BQSH, value_BQSH = (
+      jax.random.normal(key, (B, Q, size, H)) for key in keys[1:]
+  )
+  # Rows padded by nothing, by a block and more, and of several documents.
+  segment_BS = np.ones((B, size), np.int32)
+  segment_BS[1, : max(0, start - 3)] = 0
+  segment_BS[2] = np.arange(size) // 50 + 1
+  segment_BT = segment_BS[:, start : start + length]
+  return query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start
+
+
+def masked(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
+  slot_T = start + np.arange(query_BTQH.shape[1])
+  slot_S = np.arange(segment_BS.shape[1])
+  mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
+      slot_S[None, None, :] <= slot_T[None, :, None]
+  )
+  return jax.nn.dot_product_attention(
+      query_BTQH, key_BQSH.swapaxes(1, 2), value_BQSH.swapaxes(1, 2),
+      mask=mask_BTS[:, None],
+  )
+
+
+@pytest.mark.parametrize("size", [7, BLOCK, 2 * BLOCK, 2 * BLOCK + 37])
+@pytest.mark.parametrize("length", [1, 5])
+def test_equals_masked_attention(size, length):
+  attend = jax.jit(cached_attention.attend)
+  for start in sorted({0, (size - length) // 2, size - length}):
+    inputs = make_inputs(size, start, length)
+    assert_close(attend(*inputs), masked(*inputs))
+
+
+def test_only_blocks_in_use_are_read():
+  start = BLOCK + 5
+  inputs = make_inputs(4 * BLOCK, start, 1)
+  query_BTQH, key_BQSH, value_BQSH, *rest = inputs
+  poisoned = (
+      x.at[:, :, 2 * BLOCK :].set(jnp.nan) for x in (key_BQSH, value_BQSH)
+  )
+  y_BTQH = cached_attention.attend(query_BTQH, *poisoned, *rest)
+  assert_close(y_BTQH, masked(*inputs))
+
+
+def test_bfloat16():
+  inputs = make_inputs(2 * BLOCK, BLOCK + 9, 2)
+  narrow = [x.astype(jnp.bfloat16) for x in inputs[:3]]
+  y_BTQH = cached_attention.attend(*narrow, *inputs[3:])
+  assert y_BTQH.dtype == jnp.bfloat16
+  wide = [x.astype(jnp.float32) for x in narrow]
+  assert_close(y_BTQH, masked(*wide, *inputs[3:]), "bfloat16")
