@@ -6,24 +6,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ultramem_jax.config import Config, require
 
 
-def make_mesh(config: Config) -> Mesh:
-  """The mesh of config.mesh over all devices.
+def make_mesh(config: Config, devices=None) -> Mesh:
+  """The mesh of config.mesh.
 
+  Args:
+    config: the run.
+    devices: of the mesh; None: all devices of all processes.
   Raises:
     ConfigError: sizes that do not match the devices, or a batch that does not
       divide over them.
   """
-  devices = jax.device_count()
-  size = devices if config.mesh.data == -1 else config.mesh.data
-  require(size == devices, "mesh.data", config.mesh.data,
-          f"must be -1 or the number of devices, {devices}")
+  count = jax.device_count() if devices is None else len(devices)
+  size = count if config.mesh.data == -1 else config.mesh.data
+  require(size == count, "mesh.data", config.mesh.data,
+          f"must be -1 or the number of devices, {count}")
   part = config.batch_size // config.accumulation_steps
   require(
       part % size == 0, "batch_size", config.batch_size,
       f"batch_size / accumulation_steps = {part} must be divisible by the "
       f"{size} devices along mesh.data",
   )
-  return jax.make_mesh((size,), ("data",), axis_types=(AxisType.Auto,))
+  return jax.make_mesh((size,), ("data",), axis_types=(AxisType.Auto,),
+                       devices=devices)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

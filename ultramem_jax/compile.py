@@ -1,0 +1,193 @@
+"""Compiles a run's training and decoding step without running them.
+
+  python -m ultramem_jax.compile --config=configs/151m_x12.py \\
+      --topology=v5e:16x16
+
+The devices need not be here (`topology` says which there are): a TPU's
+compiler is in libtpu, which a machine without a TPU can have as well.
+
+  pip install -e ".[tpu-compile]"
+
+Prints, for each program: bytes a device holds, and whether it has them; the
+operations between devices and the bytes they bring to each; FLOPs; and what
+the compiled schedule runs beside the memories' collectives.
+"""
+
+import collections
+import functools
+import json
+import pathlib
+import re
+import time
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from ultramem_jax import cli, generate, hlo, sharding, step, topology
+from ultramem_jax.config import Config, require
+from ultramem_jax.model import Transformer
+
+STEPS = ("train", "decode")
+
+
+def lower_train_step(config: Config, mesh):
+  """The training step as `train.py` runs it: (lowered, abstract state)."""
+  state = jax.eval_shape(functools.partial(step.init_state, config))
+  state = sharding.with_sharding(state, sharding.replicated(mesh))
+  batch = sharding.with_sharding(
+      step.abstract_batch(config), sharding.batch_sharding(mesh)
+  )
+  train_step = step.jitted(
+      step.train_step, config, donate_argnums=0,
+      out_shardings=sharding.replicated(mesh),
+  )
+  return train_step.lower(state, batch), state
+
+
+def lower_decode_step(config: Config, mesh, batch: int, length: int):
+  """A step of generation: one token for each sequence, the cache donated.
+
+  Args:
+    config: the run whose model decodes.
+    mesh: of devices; the sequences are split over it as a batch is.
+    batch: sequences.
+    length: positions that the cache holds.
+  Raises:
+    ConfigError: sequences that do not divide over the devices.
+  """
+  split = sharding.batch_sharding(mesh)
+  require(batch % mesh.size == 0, "batch", batch,
+          f"must be divisible by the {mesh.size} devices")
+  model = Transformer(config.model)
+  state = jax.eval_shape(functools.partial(step.init_state, config))
+  variables = sharding.with_sharding(
+      {"params": state.params, "buffers": state.buffers},
+      sharding.replicated(mesh),
+  )
+  cache = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+          x.shape, x.dtype,
+          sharding=split if x.ndim else sharding.replicated(mesh),
+      ),
+      jax.eval_shape(lambda: generate.init_cache(model, batch, length)),
+  )
+  token_B1 = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=split)
+  decode_step = jax.jit(
+      functools.partial(generate.apply_cached, model), donate_argnums=1
+  )
+  return decode_step.lower(variables, cache, token_B1, token_B1, token_B1)
+
+
+def report(compiled, mesh) -> dict:
+  """What a compiled program costs, in plain numbers.
+
+  Args:
+    compiled: of `jax.stages.Lowered.compile`.
+    mesh: its devices.
+  Returns:
+    "bytes" on each device: arguments, outputs beside the donated arguments,
+    temporaries, code, and peak, all of them; "available", what a device has,
+    None if unknown; "fits"; "flops" of each device, as XLA counts them;
+    "collectives", their count and the bytes a device receives, by operation
+    and group size; "overlap", `hlo.Overlap`s by module.
+  """
+  memory = compiled.memory_analysis()
+  sizes = {
+      "arguments": memory.argument_size_in_bytes,
+      "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+      "temporaries": memory.temp_size_in_bytes,
+      "code": memory.generated_code_size_in_bytes,
+  }
+  sizes["peak"] = sum(sizes.values())
+  available = topology.memory_bytes(mesh.devices.flat[0])
+  program = hlo.Program(compiled.as_text())
+  collectives = collections.defaultdict(lambda: {"count": 0, "bytes": 0.0})
+  for found in program.collectives(mesh.size):
+    total = collectives[f"{found.opcode} of {found.group}"]
+    total["count"] += found.count
+    total["bytes"] += found.received
+  return {
+      "bytes": sizes,
+      "available": available,
+      "fits": available is None or sizes["peak"] <= available,
+      "flops": compiled.cost_analysis().get("flops", 0.0),
+      "collectives": dict(collectives),
+      "overlap": [
+          {
+              "collective": f"{found.opcode} of {module(found.op_name)}",
+              "matmuls": len(found.meanwhile),
+              "of": sorted({module(name) for name in found.meanwhile}),
+          }
+          for found in program.overlaps()
+      ],
+  }
+
+
+def module(op_name: str) -> str:
+  """The block or memory that an operation belongs to, and its pass."""
+  found = re.search(r"\b((?:block|memory)_\d+)(?:/(\w+))?", op_name)
+  name = "/".join(filter(None, found.groups())) if found else "model"
+  return f"{name} backward" if "transpose(" in op_name else name
+
+
+def summary(costs: dict) -> str:
+  """A report as lines for people."""
+  lines = ["bytes per device"]
+  lines += [f"  {name:<26}{size:>22,}" for name, size in costs["bytes"].items()]
+  available = costs["available"]
+  if available is not None:
+    verdict = "fits in" if costs["fits"] else "DOES NOT FIT in"
+    lines.append(f"  {verdict} the {available / 2**30:.2f} GiB of a device")
+  lines.append(f"FLOPs per device  {costs['flops']:.4g}")
+  lines.append("collectives: count, bytes a device receives")
+  for name, total in sorted(costs["collectives"].items()):
+    lines.append(
+        f"  {name:<26}{total['count']:>8}{round(total['bytes']):>22,}"
+    )
+  if costs["overlap"]:
+    lines.append("collectives that run beside matmuls, in schedule order")
+  for found in costs["overlap"]:
+    lines.append(
+        f"  {found['collective']}: beside {found['matmuls']} matmuls of "
+        f"{', '.join(found['of'])}"
+    )
+  return "\n".join(lines)
+
+
+def main() -> None:
+  values = flags.FLAGS
+  config = cli.load(_CONFIG)
+  if values.topology != "local":
+    jax.config.update("jax_platforms", "cpu")
+  devices = topology.devices(values.topology)
+  mesh = sharding.make_mesh(config, devices)
+  for name in values.step or STEPS:
+    if name == "train":
+      lowered, _ = lower_train_step(config, mesh)
+    else:
+      lowered = lower_decode_step(config, mesh, values.batch, values.cache)
+    began = time.monotonic()
+    compiled = lowered.compile()
+    seconds = time.monotonic() - began
+    if values.text:
+      path = pathlib.Path(values.text, f"{name}.txt")
+      path.parent.mkdir(parents=True, exist_ok=True)
+      path.write_text(compiled.as_text())
+    costs = report(compiled, mesh)
+    if values.json:
+      print(json.dumps({"step": name, "topology": values.topology, **costs}))
+    else:
+      print(f"{name} step for {values.topology}, {mesh.size} devices "
+            f"(compiled in {seconds:.0f} s)\n{summary(costs)}", flush=True)
+
+
+if __name__ == "__main__":
+  _CONFIG = cli.define_config()
+  flags.DEFINE_string("topology", "local", topology.FORM.removeprefix("must "))
+  flags.DEFINE_multi_enum("step", None, STEPS, "Default: both.")
+  flags.DEFINE_integer("batch", 64, "Sequences that decode.", lower_bound=1)
+  flags.DEFINE_integer("cache", 2048, "Positions they have.", lower_bound=1)
+  flags.DEFINE_string("text", None, "Directory for the compiled text.")
+  flags.DEFINE_bool("json", False, "Print a line of JSON for each step.")
+  cli.run(main)
