@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from ultramem_jax import cli, trained
+from ultramem_jax import cli, serving, trained
 from ultramem_jax.config import SampleConfig, require
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
@@ -83,11 +83,8 @@ class _Loop(NamedTuple):
   tokens_BN: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _prefill(model, variables, cache, tokens_BT, segment_BT, position_BT):
-  return apply_cached(
-      model, variables, cache, tokens_BT, segment_BT, position_BT
-  )
+# Compiled, the cache updated in place: of a prompt, and of one token a row.
+decode_step = jax.jit(apply_cached, static_argnums=0, donate_argnums=2)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
@@ -159,7 +156,7 @@ def generate(
   position_BT = np.arange(width) - (width - lengths)[:, None]
   segment_BT = (position_BT >= 0).astype(np.int32)
   cache = init_cache(model, len(prompts), width + num_tokens)
-  cache, logits_BV = _prefill(
+  cache, logits_BV = decode_step(
       model, variables, cache, tokens_BT, segment_BT,
       np.maximum(position_BT, 0),
   )
@@ -205,8 +202,9 @@ def main() -> None:
     prompts = [sys.stdin.read()]
   run = trained.load(values.workdir, values.step)
   tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
+  variables = serving.prepare(run.model, run.variables)
   texts = generate_text(
-      run.model, run.variables, tokenizer, prompts, sample, values.seed
+      run.model, variables, tokenizer, prompts, sample, values.seed
   )
   for prompt, text in zip(prompts, texts, strict=True):
     print(prompt + text)

@@ -13,6 +13,10 @@ from ultramem_jax.ops import lookup, retrieval, shuffle, tucker
 # square of the selected scores is then known to about 1 %.
 CALIBRATION_QUERIES = 256
 
+# Up to as many tokens merged keys are faster than the scores of all ranks
+# (`python -m benchmarks.inference`).
+MERGED_TOKENS = 8
+
 
 class CausalConv(nn.Module):
   """Causal depthwise convolution: y[t] = sum_j w[j] * x[t - j], j < taps.
@@ -68,6 +72,9 @@ class UltraMem(nn.Module):
       training step by `refresh_buffers`; `permutation` [E * I] with the
       stored shuffle.
     cache: the convolution's last inputs, when decoding.
+    serving: what depends on parameters alone, and is read in place of them
+      where it is present; `serving.prepare` makes it. `keys`, normalized;
+      `merged_keys`, folded with u and t (see `retrieval.merge_keys`).
   Sown when the collection is mutable:
     intermediates: `index_BTAM` (virtual, before the shuffle, best first),
       `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC` (after
@@ -120,14 +127,19 @@ class UltraMem(nn.Module):
     if segment_BT is None:
       segment_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
     x_BTD = x_BTD.astype(self.dtype)
-    keys_PARNK, raw_keys_PARNK = self._keys()
     core_CARR, filter_PAR = self._core()
+    keys_PARNK, merged_PANK, raw_keys_PARNK = self._prepared_keys(filter_PAR)
     query_BTPGRK = self._query(
         x_BTD, segment_BT, decode, raw_keys_PARNK, core_CARR, filter_PAR
     )
-    found = retrieval.retrieve(
-        query_BTPGRK, keys_PARNK, c.top_m, core_CARR, filter_PAR
-    )
+    if merged_PANK is None or x_BTD.shape[0] * x_BTD.shape[1] > MERGED_TOKENS:
+      found = retrieval.retrieve(
+          query_BTPGRK, keys_PARNK, c.top_m, core_CARR, filter_PAR
+      )
+    else:
+      found = retrieval.retrieve_merged(
+          query_BTPGRK, keys_PARNK, merged_PANK, c.top_m, core_CARR
+      )
     slot_BTAM = self._shuffle(found.row_BTAM, found.column_BTAM)
     score_BTAMC = found.score_BTAMC
     if c.softmax:
@@ -154,6 +166,24 @@ class UltraMem(nn.Module):
             (c.projections * c.value_dim) ** -0.5
         ),
     }
+
+  def _prepared_keys(self, filter_PAR):
+    """Normalized keys; merged and raw ones, or None where not at hand."""
+    if self.has_variable("serving", "keys"):
+      merged_PANK = None
+      if self.has_variable("serving", "merged_keys"):
+        merged_PANK = self.get_variable("serving", "merged_keys")
+      return self.get_variable("serving", "keys"), merged_PANK, None
+    keys_PARNK, raw_keys_PARNK = self._keys()
+    if self.is_mutable_collection("serving") and not self.is_initializing():
+      self.put_variable("serving", "keys", keys_PARNK)
+      # In bfloat16 a merged key would be rounded, and choose other rows.
+      if self.config.rank > 1 and keys_PARNK.dtype == jnp.float32:
+        merged_PANK = retrieval.merge_keys(
+            keys_PARNK, filter_PAR, not self.config.query_per_rank
+        )
+        self.put_variable("serving", "merged_keys", merged_PANK)
+    return keys_PARNK, None, raw_keys_PARNK
 
   def _keys(self):
     """Keys [P, A, R, N, K], normalized in `dtype` and raw in float32."""

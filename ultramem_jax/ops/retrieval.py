@@ -246,6 +246,67 @@ def _key_gradient_in_blocks(
 _retrieve.defvjp(_retrieve_forward, _retrieve_backward)
 
 
+def merge_keys(keys_PARNK, filter_PAR, one_query: bool):
+  """Keys such that one inner product gives a key's score under the filter.
+
+  Args:
+    keys_PARNK: [P, A, R, N, K] normalized keys.
+    filter_PAR: [P, A, R] float32.
+    one_query: all ranks share one query; else each has its own.
+  Returns:
+    [P, A, N, K], the ranks added up, or [P, A, N, R * K], for ranks' queries
+    laid end to end.
+  """
+  weighted_PARNK = filter_PAR[..., None, None] * keys_PARNK
+  if one_query:
+    return weighted_PARNK.sum(2)
+  weighted_PANRK = weighted_PARNK.swapaxes(2, 3)
+  return weighted_PANRK.reshape(*weighted_PANRK.shape[:3], -1)
+
+
+def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
+  """`retrieve` for a few tokens, with keys that were merged once before.
+
+  Filters by the merged keys and scores each rank of the chosen keys alone:
+  the least that a token can read. Equal up to the rounding of float32, and
+  not differentiable.
+
+  Args:
+    query_BTPGRK, keys_PARNK, m, core_CARR: see `retrieve`.
+    merged_PANK: of `merge_keys`.
+  Returns:
+    Retrieved.
+  """
+  sides, heads, rank, num_keys, width = keys_PARNK.shape
+  batch, length, _, groups = query_BTPGRK.shape[:4]
+  filtered_PGBTJN = jnp.einsum(
+      "BTPGK,PGJNK->PGBTJN",
+      query_BTPGRK.reshape(batch, length, sides, groups, -1),
+      merged_PANK.reshape(sides, groups, -1, num_keys, merged_PANK.shape[-1]),
+      preferred_element_type=jnp.float32,
+  )
+  index_BTPAM = _to_heads(top_m(filtered_PGBTJN, m))
+  first_PAR = jnp.arange(sides * heads * rank).reshape(sides, heads, rank)
+  row_BTPARM = (
+      num_keys * first_PAR[None, None, ..., None]
+      + index_BTPAM[:, :, :, :, None]
+  )
+  chosen_BTPARMK = jnp.take(
+      keys_PARNK.reshape(-1, width), row_BTPARM, axis=0, mode="clip"
+  )
+  query_BTPARK = jnp.broadcast_to(
+      jnp.repeat(query_BTPGRK, heads // groups, axis=3),
+      (*row_BTPARM.shape[:-1], width),
+  )
+  chosen_BTPARM = jnp.einsum(
+      "BTPARMK,BTPARK->BTPARM", chosen_BTPARMK, query_BTPARK,
+      preferred_element_type=jnp.float32,
+  )
+  index_BTPAM, side_BTPARM = _refine(index_BTPAM, chosen_BTPARM, core_CARR, m)
+  row_BTAM, column_BTAM = jnp.unstack(index_BTPAM, axis=2)
+  return Retrieved(row_BTAM, column_BTAM, _cell_scores(side_BTPARM, core_CARR))
+
+
 def retrieve_reference(
     query_BTPGRK, keys_PARNK, m, core_CARR=None, filter_PAR=None
 ):

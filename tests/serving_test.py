@@ -1,0 +1,139 @@
+"""Serving: prepared variables give what the others give, and read less."""
+
+import functools
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import small
+from conftest import assert_close
+
+from ultramem_jax import (
+    MemoryConfig,
+    MemoryPlus,
+    UltraMem,
+    generate,
+    serving,
+    step,
+)
+from ultramem_jax.config import KIND_SETTINGS
+from ultramem_jax.layers import ultramem
+from ultramem_jax.model import Transformer
+
+
+@functools.cache
+def make_model(**overrides):
+  config = small.config(**overrides)
+  state = jax.jit(functools.partial(step.init_state, config))()
+  return Transformer(config.model), {
+      "params": state.params, "buffers": state.buffers
+  }
+
+
+LAYERS = {
+    "query_per_rank": (UltraMem, {}),
+    "shared_query": (
+        UltraMem, {"query_per_rank": False, "tucker_rank": 3, "num_heads": 4}
+    ),
+    "sum": (UltraMem, {"score": "sum", "num_cores": 1}),
+    "memory_plus": (
+        MemoryPlus, {"kind": "memory_plus", **KIND_SETTINGS["memory_plus"]}
+    ),
+}
+# Tokens of two rows, with merged keys and without.
+LENGTHS = ultramem.MERGED_TOKENS // 2, ultramem.MERGED_TOKENS
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_prepared_equals_unprepared(case):
+  layer_class, settings = LAYERS[case]
+  config = MemoryConfig(
+      num_keys=16, key_dim=4, value_dim=8, top_m=5,
+      **{"init": "official", **settings},
+  )
+  layer = layer_class(config, embed_dim=12)
+  x_BTD = jax.random.normal(jax.random.key(0), (2, max(LENGTHS), 12))
+  variables = nn.meta.unbox(jax.jit(layer.init)(jax.random.key(1), x_BTD))
+  prepared = serving.prepare(layer, variables, x_BTD)
+  merged = "merged_keys" in prepared["serving"]
+  assert merged == (config.score == "tucker")
+  # The parameters are not looked at again.
+  params = {**prepared["params"]}
+  params["keys"] *= jnp.nan
+  prepared["params"] = params
+  forward = jax.jit(functools.partial(layer.apply, mutable=["intermediates"]))
+  for length in LENGTHS:
+    y_BTD, sown = forward(prepared, x_BTD[:, :length])
+    expected_BTD, expected = forward(variables, x_BTD[:, :length])
+    assert_close(y_BTD, expected_BTD)
+    for name in ("index_BTAM", "slot_BTAM"):
+      np.testing.assert_array_equal(
+          sown["intermediates"][name][0], expected["intermediates"][name][0]
+      )
+
+
+def test_bfloat16_weights_are_cast_once_and_change_nothing():
+  model, variables = make_model(model__dtype="bfloat16")
+  prepared = serving.prepare(model, variables)
+  params, cast = variables["params"], prepared["params"]
+  assert cast["block_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+  assert cast["memory_0"]["value_projection"].dtype == jnp.bfloat16
+  for name in ("values", "core"):
+    assert cast["memory_0"][name] is params["memory_0"][name]
+  tokens_BT = jnp.arange(2 * ultramem.MERGED_TOKENS).reshape(2, -1)
+  forward = jax.jit(model.apply)
+  np.testing.assert_array_equal(
+      forward(prepared, tokens_BT), forward(variables, tokens_BT)
+  )
+
+
+def decode_step_text(num_keys, **overrides):
+  """The compiled text of a decoding step."""
+  model, variables = make_model(
+      model__memory__num_keys=num_keys, model__memory__spans="1:2/2:2",
+      **overrides
+  )
+  variables = serving.prepare(model, variables)
+  cache = generate.init_cache(model, 3, 300)
+  token_B1 = jnp.ones((3, 1), jnp.int32)
+  return generate.decode_step.lower(
+      model, variables, cache, token_B1, token_B1, token_B1
+  ).compile().as_text()
+
+
+# Instructions that hand arrays on and make none.
+HANDED_ON = r" (parameter|tuple|get-tuple-element|bitcast|while|conditional)\("
+
+
+def makers(text, shapes):
+  """Lines that make an array whose shape begins with one of shapes."""
+  pattern = rf"= \w+\[({'|'.join(shapes)})[,\]]"
+  return [
+      line for line in text.splitlines()
+      if re.search(pattern, line) and not re.search(HANDED_ON, line)
+  ]
+
+
+def test_a_decoding_step_makes_nothing_of_the_tables_size():
+  side = 31  # 961 rows, 3844 virtual ones: numbers of nothing else
+  text = decode_step_text(side)
+  assert not makers(text, [str(side**2), str(4 * side**2)])
+  # What the pattern finds in a program that makes such arrays.
+  assert makers("%a = f32[961,8]{1,0} copy(%b)", [str(side**2)])
+  assert " sort(" not in text
+
+
+def test_a_decoding_step_writes_its_cache_in_place():
+  text = decode_step_text(8)
+  aliased = re.search(r"input_output_alias=\{(.*?)\}, entry", text)[1]
+  model, _ = make_model(model__memory__num_keys=8,
+                        model__memory__spans="1:2/2:2")
+  leaves = jax.tree.leaves(generate.init_cache(model, 3, 300))
+  assert aliased.count("may-alias") + aliased.count("must-alias") == len(leaves)
+  # No array as long as the cache is made but by updates in place.
+  updates = [line for line in makers(text, ["3,2,300"])
+             if "dynamic-update-slice" not in line]
+  assert not updates
