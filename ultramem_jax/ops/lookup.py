@@ -16,6 +16,10 @@ import jax.numpy as jnp
 
 from ultramem_jax.ops import blocks
 
+# Rows that one pass over the pooled vectors reads, on a CPU. From 12 on the
+# memory's bandwidth is reached (benchmarks/layer.py).
+UNROLL = 12
+
 
 def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
   """Weighted sums of table rows, one for each block of implicit expansion.
@@ -67,19 +71,31 @@ def dot_rows(table_IW, index_BTK, x_BTW):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _pool(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC):
   """[B, T, E, W]: the sum of each block's rows times their scores."""
-  return blocks.with_budget(
-      functools.partial(_pool_in_blocks, num_blocks),
+  return jax.lax.platform_dependent(
       table_IW, row_BTK, block_BTK, score_BTKC,
+      cpu=functools.partial(_pool_in_turn, num_blocks),
+      default=functools.partial(_pool_at_once, num_blocks),
   )
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _dot(num_cores, table_IW, row_BTK, block_BTK, x_BTEW):
   """[B, T, K, C]: slices of rows times those of their blocks' vectors."""
-  return blocks.with_budget(
-      functools.partial(_dot_in_blocks, num_cores),
-      table_IW, row_BTK, block_BTK, x_BTEW,
-  )
+
+  def dot(of_block, budget, table_IW, *inputs):
+    def dot_block(_, inputs):
+      row_BTK, block_BTK, x_BTEW = inputs
+      product_BTKW = _gather(table_IW, row_BTK) * of_block(block_BTK, x_BTEW)
+      # A product with ones, since into a sum XLA would fuse the gather, and
+      # then read and add on a CPU number by number.
+      product_BTKCU = _split(product_BTKW, num_cores)
+      ones_U = jnp.ones(product_BTKCU.shape[-1:], jnp.float32)
+      return None, jnp.einsum("BTKCU,U->BTKC", product_BTKCU, ones_U)
+
+    block = _block_length(budget, table_IW, inputs[0])
+    return blocks.scan_blocks(dot_block, None, inputs, block)[1]
+
+  return _by_platform(dot, table_IW, row_BTK, block_BTK, x_BTEW)
 
 
 def _pool_forward(num_blocks, *inputs):
@@ -119,10 +135,64 @@ def _table_gradient(table_IW, *inputs):
   """Of the sum of score * row * x over all reads; None for integers."""
   if not jnp.issubdtype(table_IW.dtype, jnp.floating):
     return None
-  return blocks.with_budget(_table_gradient_in_blocks, table_IW, *inputs)
+
+  def gradient(of_block, budget, table_IW, *inputs):
+    def add_block(table_gradient_IW, inputs):
+      row_BTK, block_BTK, score_BTKC, x_BTEW = inputs
+      x_BTKCU = _split(of_block(block_BTK, x_BTEW), score_BTKC.shape[-1])
+      update_BTKW = _join(score_BTKC[..., None] * x_BTKCU)
+      return table_gradient_IW.at[row_BTK].add(
+          update_BTKW.astype(table_IW.dtype), mode="promise_in_bounds"
+      ), None
+
+    block = _block_length(budget, table_IW, inputs[0])
+    zeros_IW = jnp.zeros_like(table_IW)
+    return blocks.scan_blocks(add_block, zeros_IW, inputs, block)[0]
+
+  return _by_platform(gradient, table_IW, *inputs)
 
 
-def _pool_in_blocks(num_blocks, budget, table_IW, *inputs):
+def _pool_in_turn(num_blocks, table_IW, *inputs):
+  """Adds up the first row of every token, then the second, and so on.
+
+  One loop over the numbers of the sums reads UNROLL rows at a time, of which
+  XLA's CPU compiler makes vector instructions that wait for memory UNROLL at
+  once. A sum whose block a row does not belong to reads the token's first row
+  with score 0: a row in the cache, unlike a branch, costs little.
+  """
+  block_E = jnp.arange(num_blocks)
+
+  def pool_block(_, inputs):
+    first_BT1 = inputs[0][..., :1]
+
+    def add_rows(pooled_BTECU, read):
+      row_BT, block_BT, score_BTC = read
+      inside_BTE = block_BT[..., None] == block_E[None, None]
+      row_BTE = jnp.where(inside_BTE, row_BT[..., None], first_BT1)
+      score_BTEC = jnp.where(
+          inside_BTE[..., None], score_BTC[:, :, None], 0
+      )
+      rows_BTECU = _split(_gather(table_IW, row_BTE), score_BTC.shape[-1])
+      return pooled_BTECU + score_BTEC[..., None] * rows_BTECU, None
+
+    batch, length, _, num_cores = inputs[-1].shape
+    zeros_BTECU = jnp.zeros(
+        (batch, length, num_blocks, num_cores, table_IW.shape[1] // num_cores)
+    )
+    reads = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
+    pooled_BTECU, _ = jax.lax.scan(add_rows, zeros_BTECU, reads, unroll=UNROLL)
+    return None, _join(pooled_BTECU)
+
+  block = blocks.block_length(
+      blocks.CPU_BLOCK_BYTES, *inputs[0].shape[:2],
+      4 * num_blocks * table_IW.shape[1],
+  )
+  return blocks.scan_blocks(pool_block, None, inputs, block)[1]
+
+
+def _pool_at_once(num_blocks, table_IW, *inputs):
+  """Gathers a block's rows and multiplies them by a matrix of scores."""
+
   def pool_block(_, inputs):
     row_BTK, block_BTK, score_BTKC = inputs
     rows_BTKCU = _split(_gather(table_IW, row_BTK), score_BTKC.shape[-1])
@@ -132,38 +202,41 @@ def _pool_in_blocks(num_blocks, budget, table_IW, *inputs):
     pooled_BTECU = jnp.einsum("BTKEC,BTKCU->BTECU", weight_BTKEC, rows_BTKCU)
     return None, _join(pooled_BTECU)
 
-  return _scan(pool_block, None, inputs, budget, table_IW)[1]
+  block = _block_length(blocks.ACCELERATOR_BLOCK_BYTES, table_IW, inputs[0])
+  return blocks.scan_blocks(pool_block, None, inputs, block)[1]
 
 
-def _dot_in_blocks(num_cores, budget, table_IW, *inputs):
-  def dot_block(_, inputs):
-    row_BTK, block_BTK, x_BTEW = inputs
-    product_BTKW = _gather(table_IW, row_BTK) * _of_block(block_BTK, x_BTEW)
-    return None, _split(product_BTKW, num_cores).sum(-1)
+def _by_platform(function, *args):
+  """function(of_block, budget of a block in bytes, *args).
 
-  return _scan(dot_block, None, inputs, budget, table_IW)[1]
-
-
-def _table_gradient_in_blocks(budget, table_IW, *inputs):
-  def add_block(table_gradient_IW, inputs):
-    row_BTK, block_BTK, score_BTKC, x_BTEW = inputs
-    x_BTKCU = _split(_of_block(block_BTK, x_BTEW), score_BTKC.shape[-1])
-    update_BTKW = _join(score_BTKC[..., None] * x_BTKCU)
-    return table_gradient_IW.at[row_BTK].add(
-        update_BTKW.astype(table_IW.dtype), mode="promise_in_bounds"
-    ), None
-
-  return _scan(
-      add_block, jnp.zeros_like(table_IW), inputs, budget, table_IW
-  )[0]
+  `of_block` gives the vector of each row's block, [B, T, K, W], from block
+  [B, T, K] and x [B, T, E, W]: by a gather on a CPU, by a product elsewhere.
+  """
+  return jax.lax.platform_dependent(
+      *args,
+      cpu=functools.partial(function, _take_block, blocks.CPU_BLOCK_BYTES),
+      default=functools.partial(
+          function, _multiply_block, blocks.ACCELERATOR_BLOCK_BYTES
+      ),
+  )
 
 
-def _scan(function, carry, inputs, budget, table_IW):
-  batch, length, rows = inputs[0].shape
-  block = blocks.block_length(
+def _take_block(block_BTK, x_BTEW):
+  return jnp.take_along_axis(
+      x_BTEW, block_BTK[..., None], axis=2, mode="promise_in_bounds"
+  )
+
+
+def _multiply_block(block_BTK, x_BTEW):
+  one_hot_BTKE = _one_hot(block_BTK, x_BTEW.shape[2])
+  return jnp.einsum("BTKE,BTEW->BTKW", one_hot_BTKE, x_BTEW)
+
+
+def _block_length(budget, table_IW, row_BTK):
+  batch, length, rows = row_BTK.shape
+  return blocks.block_length(
       budget, batch, length, 4 * rows * table_IW.shape[1]
   )
-  return blocks.scan_blocks(function, carry, inputs, block)
 
 
 def _gather(table_IW, row_BTK):
@@ -173,12 +246,6 @@ def _gather(table_IW, row_BTK):
     bits_BTKW = rows_BTKW.astype(jnp.uint32) << 16
     return jax.lax.bitcast_convert_type(bits_BTKW, jnp.float32)
   return rows_BTKW.astype(jnp.float32)
-
-
-def _of_block(block_BTK, x_BTEW):
-  """The vector of each row's block, [B, T, K, W]."""
-  one_hot_BTKE = _one_hot(block_BTK, x_BTEW.shape[2])
-  return jnp.einsum("BTKE,BTEW->BTKW", one_hot_BTKE, x_BTEW)
 
 
 def _one_hot(block_BTK, num_blocks):
