@@ -4,6 +4,7 @@ import os
 
 import jax
 import numpy as np
+import pytest
 
 # Compiling dominates these tests: four times faster to compile, unless
 # XLA_FLAGS says otherwise. The second flag is gone from later versions, which
@@ -38,3 +39,14 @@ def _assert_array_close(actual, expected, tolerance):
   np.testing.assert_allclose(
       actual / scale, expected / scale, rtol=0, atol=tolerance
   )
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform(request, monkeypatch):
+  """The forms that ops have for CPUs, and those for all other platforms."""
+  if request.param == "accelerator":
+    monkeypatch.setattr(
+        jax.lax, "platform_dependent",
+        lambda *args, default, **_: default(*args),
+    )
+  return request.param

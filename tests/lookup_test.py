@@ -55,7 +55,7 @@ def test_by_hand():
 @pytest.mark.parametrize(
     ("expansion", "cores"), [*itertools.product((1, 4, 9), (1, 2))]
 )
-def test_fast_is_reference(expansion, cores, monkeypatch):
+def test_fast_is_reference(expansion, cores, platform, monkeypatch):
   """Five positions in blocks of two, the last one padded."""
   inputs = random_inputs(expansion, cores)
   expected = value_and_gradient(lookup.pool_rows_reference, inputs, expansion)

@@ -12,7 +12,7 @@ CPU_BLOCK_BYTES = 2**21
 ACCELERATOR_BLOCK_BYTES = 2**28
 
 
-def with_budget(function, *args):
+def with_budget(function, *args, cpu_blocks: int = 1):
   """function(budget, *args), the budget being that of the platform.
 
   The platform is the one that the program is lowered for, which need not be
@@ -23,10 +23,11 @@ def with_budget(function, *args):
       be differentiated: `platform_dependent` would keep the residuals of all
       platforms.
     args: pytrees of arrays.
+    cpu_blocks: multiplies the budget on a CPU.
   """
   return jax.lax.platform_dependent(
       *args,
-      cpu=functools.partial(function, CPU_BLOCK_BYTES),
+      cpu=functools.partial(function, cpu_blocks * CPU_BLOCK_BYTES),
       default=functools.partial(function, ACCELERATOR_BLOCK_BYTES),
   )
 
@@ -51,7 +52,7 @@ def scan_blocks(function, carry, inputs, block: int):
       position of zeros leave the carry as it is.
     carry: any pytree.
     inputs: pytree of [B, T, ...] arrays.
-    block: positions per block.
+    block: positions per block, at most.
   Returns:
     (carry, outputs [B, T, ...]).
   """
@@ -59,6 +60,7 @@ def scan_blocks(function, carry, inputs, block: int):
   count = math.ceil(length / block)
   if count == 1:
     return function(carry, inputs)
+  block = math.ceil(length / count)  # equal blocks need the least padding
   padding = count * block - length
 
   def split(x):

@@ -5,12 +5,19 @@ queries, J heads that share a query (A = G * J, head a reads query a // J).
 """
 
 import functools
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from ultramem_jax.ops import blocks
+from ultramem_jax.ops import blocks, lookup
+from ultramem_jax.ops.top_k import top_m
+
+# Blocks' worth of scores that go with one reading of all keys on a CPU: the
+# keys are larger than the cache that a block's size is meant for.
+FORWARD_BLOCKS = 3
 
 
 class Retrieved(NamedTuple):
@@ -26,24 +33,18 @@ class Retrieved(NamedTuple):
   score_BTAMC: jax.Array
 
 
-def top_m(scores, m: int):
-  """Indices of the m largest along the last axis, best first; no gradient.
-
-  float32 only: XLA sorts every other type in full on a CPU. The barrier keeps
-  XLA from merging a later slice into the top-k, which turns it into a full
-  sort as well.
-  """
-  scores = jax.lax.stop_gradient(scores)
-  return jax.lax.optimization_barrier(jax.lax.top_k(scores, m))[1]
-
-
 def side_scores(query_BTPGRK, keys_PGJRNK):
-  """Scores of every key of both sides, float32 [P, G, R, B, T, J, N].
+  """Scores of every key of both sides, float32 [P, G, J, R, B, T, N].
 
-  The order of axes is the one a batched matmul produces.
+  The order of axes is the one a batched matmul produces, from keys as they
+  lie in memory.
   """
+  query_PGJRBTK = jnp.broadcast_to(
+      jnp.moveaxis(query_BTPGRK, (0, 1), (-3, -2))[:, :, None],
+      (*keys_PGJRNK.shape[:4], *query_BTPGRK.shape[:2], keys_PGJRNK.shape[-1]),
+  )
   return jnp.einsum(
-      "BTPGRK,PGJRNK->PGRBTJN", query_BTPGRK, keys_PGJRNK,
+      "PGJRBTK,PGJRNK->PGJRBTN", query_PGJRBTK, keys_PGJRNK,
       preferred_element_type=jnp.float32,
   )
 
@@ -58,23 +59,27 @@ def filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m: int):
       r of filter[r] times its score of rank r.
     m: keys kept per side.
   Returns:
-    index_PGBTJM, int32, best first, and their scores chosen_PGRBTJM, float32.
+    index_BTPAM, int32, best first, and their scores chosen_BTPARM, float32.
   """
-  scores_PGRBTJN = side_scores(query_BTPGRK, keys_PGJRNK)
-  filtered_PGBTJN = jnp.einsum(
-      "PGRBTJN,PGJR->PGBTJN", scores_PGRBTJN, filter_PGJR
+  scores_PGJRBTN = side_scores(query_BTPGRK, keys_PGJRNK)
+  filtered_PGJBTN = sum(
+      filter_PGJR[:, :, :, r, None, None, None] * scores_PGJRBTN[:, :, :, r]
+      for r in range(filter_PGJR.shape[-1])
   )
-  index_PGBTJM = top_m(filtered_PGBTJN, m)
-  chosen_PGRBTJM = jnp.take_along_axis(
-      scores_PGRBTJN, index_PGBTJM[:, :, None], axis=-1
+  index_PGJBTM = top_m(filtered_PGJBTN, m)
+  chosen_PGJRBTM = jnp.take_along_axis(
+      scores_PGJRBTN, index_PGJBTM[:, :, :, None], axis=-1
   )
-  return index_PGBTJM, chosen_PGRBTJM
+  return (
+      _to_heads(index_PGJBTM),
+      _to_heads(jnp.moveaxis(chosen_PGJRBTM, 3, -2)),
+  )
 
 
-def _to_heads(x_PGBTJ):
-  """[P, G, B, T, J, ...] -> [B, T, P, A, ...]."""
-  x_BTPGJ = jnp.moveaxis(x_PGBTJ, (2, 3), (0, 1))
-  return x_BTPGJ.reshape(*x_BTPGJ.shape[:3], -1, *x_BTPGJ.shape[5:])
+def _to_heads(x_PGJBT):
+  """[P, G, J, B, T, ...] -> [B, T, P, A, ...]."""
+  x_PABT = x_PGJBT.reshape(x_PGJBT.shape[0], -1, *x_PGJBT.shape[3:])
+  return jnp.moveaxis(x_PABT, (2, 3), (0, 1))
 
 
 def _take(x, index_BTAM):
@@ -92,14 +97,25 @@ def _refine(index_BTPAM, chosen_BTPARM, core_CARR, m):
     [B, T, P, A, R, m].
   """
   row_BTARM, column_BTARM = jnp.unstack(chosen_BTPARM, axis=2)
+  num_candidates = chosen_BTPARM.shape[-1]
   if core_CARR is None:
-    grid_BTAMM = row_BTARM[..., 0, :, None] + column_BTARM[..., 0, None, :]
+    # Both sides are sorted: a cell (i, j) is no better than any (i', j') with
+    # i' <= i and j' <= j, so it can only count if those are at most m.
+    grid_i, grid_j = np.indices((num_candidates, num_candidates)) + 1
+    cells_L = np.flatnonzero(grid_i * grid_j <= m)
+    row_L, column_L = np.divmod(cells_L, num_candidates)
+    grid_BTAL = row_BTARM[..., 0, row_L] + column_BTARM[..., 0, column_L]
+    cell_BTAM = jnp.asarray(cells_L, jnp.int32)[top_m(grid_BTAL, m)]
   else:
-    grid_BTAMM = jnp.einsum(
-        "BTARm,ARr,BTArn->BTAmn", row_BTARM, core_CARR.sum(0), column_BTARM
+    folded_BTARM = jnp.einsum(
+        "BTARm,ARr->BTArm", row_BTARM, core_CARR.sum(0)
     )
-  cell_BTAM = top_m(grid_BTAMM.reshape(*grid_BTAMM.shape[:3], -1), m)
-  row_BTAM, column_BTAM = jnp.divmod(cell_BTAM, grid_BTAMM.shape[-1])
+    grid_BTAMM = sum(
+        folded_BTARM[..., r, :, None] * column_BTARM[..., r, None, :]
+        for r in range(folded_BTARM.shape[-2])
+    )
+    cell_BTAM = top_m(grid_BTAMM.reshape(*grid_BTAMM.shape[:3], -1), m)
+  row_BTAM, column_BTAM = jnp.divmod(cell_BTAM, num_candidates)
   index_BTPAM = jnp.stack([
       _take(index_BTPAM[:, :, 0], row_BTAM),
       _take(index_BTPAM[:, :, 1], column_BTAM),
@@ -163,6 +179,7 @@ def _retrieve(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR):
   return blocks.with_budget(
       functools.partial(_retrieve_in_blocks, m),
       query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR,
+      cpu_blocks=FORWARD_BLOCKS,
   )
 
 
@@ -170,13 +187,10 @@ def _retrieve_in_blocks(
     m, budget, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR
 ):
   def retrieve_block(_, query_BTPGRK):
-    index_PGBTJM, chosen_PGRBTJM = filter_keys(
+    index_BTPAM, chosen_BTPARM = filter_keys(
         query_BTPGRK, keys_PGJRNK, filter_PGJR, m
     )
-    chosen_PGBTJRM = jnp.moveaxis(chosen_PGRBTJM, 2, -2)
-    return None, _refine(
-        _to_heads(index_PGBTJM), _to_heads(chosen_PGBTJRM), core_CARR, m
-    )
+    return None, _refine(index_BTPAM, chosen_BTPARM, core_CARR, m)
 
   sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
   block = blocks.block_length(
@@ -195,45 +209,88 @@ def _retrieve_forward(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR):
 def _retrieve_backward(m, residuals, gradients):
   del m
   query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR, index_BTPAM = residuals
-  query, keys = blocks.with_budget(
-      _key_gradient_in_blocks,
+  query, keys = jax.lax.platform_dependent(
       query_BTPGRK, keys_PGJRNK, index_BTPAM, gradients[1],
+      cpu=_gradient_by_rows, default=_gradient_by_products,
   )
   # The core takes part in the choice only.
   zeros = jax.tree.map(jnp.zeros_like, (core_CARR, filter_PGJR))
   return query, keys, *zeros
 
 
-def _key_gradient_in_blocks(
-    budget, query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM
+def _gradient_by_rows(
+    query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM
 ):
-  """Gradients of queries and keys from those of the chosen scores."""
+  """Gradients of queries and keys from those of the chosen scores.
+
+  A chosen score is the product of a query with one key: the keys are a table
+  of which `lookup.dot_rows` reads rows. Few keys are chosen, so that on a CPU
+  this is several times faster than products with the gradients of all scores.
+  """
+  batch, length, sides, groups, rank, width = query_BTPGRK.shape
+  first_PGJR = keys_PGJRNK.shape[4] * jnp.arange(
+      math.prod(keys_PGJRNK.shape[:4])
+  ).reshape(keys_PGJRNK.shape[:4])
+  to_queries = lambda x_BTPGJRM: x_BTPGJRM.swapaxes(4, 5).reshape(
+      batch, length * sides * groups * rank, -1
+  )
+  index_BTPGJ1M = index_BTPAM.reshape(
+      batch, length, sides, groups, -1, 1, index_BTPAM.shape[-1]
+  )
+  _, pullback = jax.vjp(
+      lambda keys_PGJRNK, query_BTPGRK: lookup.dot_rows(
+          keys_PGJRNK.reshape(-1, width).astype(jnp.float32),
+          to_queries(index_BTPGJ1M + first_PGJR[None, None, ..., None]),
+          query_BTPGRK.reshape(batch, -1, width),
+      ),
+      keys_PGJRNK, query_BTPGRK,
+  )
+  keys, query = pullback(
+      to_queries(gradient_BTPARM.reshape(
+          *index_BTPGJ1M.shape[:5], *gradient_BTPARM.shape[4:]
+      ))
+  )
+  return query, keys
+
+
+def _gradient_by_products(
+    query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM
+):
+  """The same by matmuls, in blocks of positions."""
   sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
 
   def block_gradient(keys_gradient_PGJRNK, inputs):
     query_BTPGRK, index_BTPAM, gradient_BTPARM = inputs
-    position = jnp.ix_(*map(jnp.arange, gradient_BTPARM.shape[:-1]))
+    index_PABTM = jnp.moveaxis(index_BTPAM, (0, 1), (2, 3))
+    gradient_PARBTM = jnp.moveaxis(gradient_BTPARM, (0, 1), (3, 4))
+    shape = gradient_PARBTM.shape[:-1]
+    position = (axis[..., None] for axis in jnp.ix_(*map(jnp.arange, shape)))
     # A key is chosen once for each of its cells.
-    scores_BTPARN = (
-        jnp.zeros((*gradient_BTPARM.shape[:-1], num_keys), jnp.float32)
-        .at[(*(axis[..., None] for axis in position),
-             index_BTPAM[:, :, :, :, None])]
-        .add(gradient_BTPARM, mode="promise_in_bounds")
+    scores_PARBTN = (
+        jnp.zeros((*shape, num_keys), jnp.float32)
+        .at[*position, index_PABTM[:, :, None]]
+        .add(gradient_PARBTM, mode="promise_in_bounds")
     )
-    scores_BTPGJRN = scores_BTPARN.reshape(
-        *scores_BTPARN.shape[:3], groups, sharing, rank, num_keys
+    scores_PGJRBTN = scores_PARBTN.reshape(
+        sides, groups, sharing, *scores_PARBTN.shape[2:]
     ).astype(keys_PGJRNK.dtype)
-    query_gradient = jnp.einsum(
-        "BTPGJRN,PGJRNK->BTPGRK", scores_BTPGJRN, keys_PGJRNK
-    )
-    keys_gradient_PGJRNK += jnp.einsum(
-        "BTPGJRN,BTPGRK->PGJRNK", scores_BTPGJRN, query_BTPGRK,
+    query_gradient_PGJRBTK = jnp.einsum(
+        "PGJRBTN,PGJRNK->PGJRBTK", scores_PGJRBTN, keys_PGJRNK,
         preferred_element_type=jnp.float32,
     )
-    return keys_gradient_PGJRNK, query_gradient
+    keys_gradient_PGJRNK += jnp.einsum(
+        "PGJRBTN,BTPGRK->PGJRNK", scores_PGJRBTN, query_BTPGRK,
+        preferred_element_type=jnp.float32,
+    )
+    query_gradient_BTPGRK = jnp.moveaxis(
+        query_gradient_PGJRBTK.sum(2), (-3, -2), (0, 1)
+    )
+    return keys_gradient_PGJRNK, query_gradient_BTPGRK.astype(
+        query_BTPGRK.dtype
+    )
 
   block = blocks.block_length(
-      budget, *query_BTPGRK.shape[:2],
+      blocks.ACCELERATOR_BLOCK_BYTES, *query_BTPGRK.shape[:2],
       4 * sides * groups * sharing * rank * num_keys,
   )
   keys, query = blocks.scan_blocks(
@@ -279,13 +336,13 @@ def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
   """
   sides, heads, rank, num_keys, width = keys_PARNK.shape
   batch, length, _, groups = query_BTPGRK.shape[:4]
-  filtered_PGBTJN = jnp.einsum(
-      "BTPGK,PGJNK->PGBTJN",
-      query_BTPGRK.reshape(batch, length, sides, groups, -1),
-      merged_PANK.reshape(sides, groups, -1, num_keys, merged_PANK.shape[-1]),
-      preferred_element_type=jnp.float32,
+  filtered_PGJRBTN = side_scores(
+      query_BTPGRK.reshape(batch, length, sides, groups, 1, -1),
+      merged_PANK.reshape(
+          sides, groups, -1, 1, num_keys, merged_PANK.shape[-1]
+      ),
   )
-  index_BTPAM = _to_heads(top_m(filtered_PGBTJN, m))
+  index_BTPAM = _to_heads(top_m(filtered_PGJRBTN[:, :, :, 0], m))
   first_PAR = jnp.arange(sides * heads * rank).reshape(sides, heads, rank)
   row_BTPARM = (
       num_keys * first_PAR[None, None, ..., None]
