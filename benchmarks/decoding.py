@@ -1,0 +1,186 @@
+"""Decoding steps to time: models of the paper with random weights, in memory.
+
+Weights are made in place, leaf by leaf, in the type that they are served in:
+nothing is initialized in float32 first, nothing is copied.
+"""
+
+import dataclasses
+import functools
+import importlib
+import math
+import zlib
+from collections.abc import Callable, Iterator
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import report
+from ultramem_jax import accounting, generate, serving
+from ultramem_jax import config as config_lib
+from ultramem_jax.config import ModelConfig
+from ultramem_jax.model import Transformer
+
+# Of three sizes, the configs at equal parameters and FLOPs.
+SIZES = {
+    "tiny": {"dense": "tiny_dense", "MoE": "tiny_moe", "UltraMem": "tiny"},
+    "151m": {
+        "dense": "151m_dense", "MoE": "151m_moe_2in32", "UltraMem": "151m_x12",
+    },
+    "1b6": {
+        "dense": "1b6_dense", "MoE": "1b6_moe_2in34", "UltraMem": "1b6_x12",
+    },
+}
+WEIGHT_STD = 0.02
+TOKENS = 64  # different inputs, taken in turn
+
+
+def model_config(name: str, dtype: str, vocab_size: int, **memory):
+  """The ModelConfig of configs/NAME.py, served in dtype.
+
+  Args:
+    name: of a config.
+    dtype: of weights, tables and matmuls.
+    vocab_size: of embedding and head; 0 = the config's.
+    **memory: overrides of model.memory.
+  """
+  config = importlib.import_module(f"configs.{name}").get_config()
+  config.model.dtype = dtype
+  config.model.memory.update(memory)
+  if vocab_size:
+    config.model.vocab_size = vocab_size
+  return config_lib.parse(config).model
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _filled(shape, dtype, std, seed):
+  """Hashed counters as numbers of mean 0: one pass, no temporaries."""
+  x = jax.lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(2654435761)
+  x = (x ^ (x >> 15) ^ seed) * jnp.uint32(2246822519)
+  x = ((x ^ (x >> 13)) >> 8).astype(jnp.float32) * 2**-23 - 1  # in [-1, 1)
+  return (math.sqrt(3) * std * x).astype(dtype).reshape(shape)
+
+
+def _seed(name: str):
+  return jnp.uint32(zlib.crc32(name.encode()))
+
+
+def random_variables(config: ModelConfig):
+  """Params and buffers of a model, prepared for serving.
+
+  On a CPU all memories share one table, so that several models fit in
+  memory; random rows of it are in no cache either way.
+  """
+  model = Transformer(config)
+  shapes = nn.unbox(jax.eval_shape(
+      model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
+  ))
+  tables = {}
+
+  def leaf(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name.endswith(("scale", "core", "/u", "/t")):
+      return jnp.ones(x.shape, x.dtype)
+    dtype = x.dtype
+    if not name.endswith(("router", "keys")):
+      dtype = jnp.dtype(config.dtype)
+    if not name.endswith("values"):
+      return _filled(x.shape, dtype, WEIGHT_STD, _seed(name))
+    shared = name.split("/")[-1] if jax.default_backend() == "cpu" else name
+    if shared not in tables:
+      tables[shared] = _filled(x.shape, dtype, WEIGHT_STD, _seed(name))
+    return tables[shared]
+
+  variables = jax.tree_util.tree_map_with_path(leaf, shapes)
+  return serving.prepare(model, variables)
+
+
+def cache_length(config: ModelConfig, batch: int, longest: int, budget: int):
+  """The largest power of two up to longest whose cache fits in budget bytes."""
+  size = jnp.dtype(config.dtype).itemsize
+  token = 2 * size * config.num_layers * config.embed_dim * batch
+  fits = max(1, budget // token)
+  return min(longest, 1 << (fits.bit_length() - 1))
+
+
+def filled_cache(model: Transformer, batch: int, length: int, used: int):
+  """A cache of which `used` positions hold random keys and values."""
+  cache = generate.init_cache(model, batch, length)
+
+  def leaf(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    if name.endswith("index"):
+      return jnp.int32(used)
+    if name.endswith("segment"):
+      return jnp.ones_like(x)
+    return _filled(x.shape, x.dtype, 1.0, _seed(name))
+
+  return jax.tree_util.tree_map_with_path(leaf, cache)
+
+
+@dataclasses.dataclass
+class Step:
+  """One decoding step of a model at a batch, to be called again and again.
+
+  call: runs a step on other tokens than the one before; returns logits.
+  counted_bytes: what `accounting.memory_access` counts.
+  program_bytes: what the compiled program says it accesses; loops of unknown
+    length count once. None where the backend does not tell.
+  """
+
+  call: Callable[[], jax.Array]
+  counted_bytes: int
+  program_bytes: float | None
+
+
+def make_step(
+    config: ModelConfig, variables, batch: int, length: int, steps: int
+) -> Step:
+  """A step over a cache that is full after `steps` of them."""
+  model = Transformer(config)
+  used = max(0, length - steps)
+  cache = filled_cache(model, batch, length, used)
+  tokens = _tokens(config, batch)
+  ones_B1 = jnp.ones((batch, 1), jnp.int32)
+  compiled = generate.decode_step.lower(
+      model, variables, cache, ones_B1, ones_B1, used * ones_B1
+  ).compile()
+  costs = compiled.cost_analysis() or {}
+
+  def call():
+    nonlocal cache
+    cache, logits_BV = compiled(
+        variables, cache, next(tokens), ones_B1, used * ones_B1
+    )
+    return logits_BV
+
+  size = jnp.dtype(config.dtype).itemsize
+  return Step(
+      call, size * accounting.memory_access(config, batch),
+      costs.get("bytes accessed"),
+  )
+
+
+def _tokens(config: ModelConfig, batch: int) -> Iterator[jax.Array]:
+  """Batches of one token a row, different ones in turn, on the device."""
+  rng = np.random.default_rng(0)
+  batches = [
+      jnp.asarray(rng.integers(0, config.vocab_size, (batch, 1)), jnp.int32)
+      for _ in range(TOKENS)
+  ]
+  while True:
+    yield from batches
+
+
+def bandwidth(size: int = 2**28) -> float:
+  """Bytes a second that a copy in place reads and writes."""
+  x = _filled((size // 4,), jnp.float32, 1.0, jnp.uint32(0))
+  step = jax.jit(lambda x: x + 1, donate_argnums=0)
+
+  def call():
+    nonlocal x
+    x = step(x)
+    return x
+
+  return 2 * size / report.interleaved_seconds({"copy": call}, 9)["copy"]

@@ -1,0 +1,356 @@
+"""Decoding: dense, MoE and UltraMem at equal parameters and FLOPs.
+
+  python -m benchmarks.inference [--size=151m] [--batch=1 --batch=8 ...]
+
+One token a sequence, as in figures 1 and 6 of the paper (arXiv 2411.12364):
+
+  models   latency of a step of the whole models against the batch (1b, 7),
+           values read as the paper counts them (1c), and as the compiled
+           program counts them
+  growth   latency of a step against the size of the table (6c): of the
+           UltraMem model, of its memory layer alone and of the row reads
+  keys     latency of the layer with keys prepared in each way
+
+Published sizes in bfloat16 on an accelerator; on a CPU the 151M models in
+float32, with the vocabulary of bytes: embedding and head are the same in all
+models, and no figure counts them. The cache holds 2048 positions, or as many
+as fit, which is said. The models take turns where all fit in memory, and come
+one after another where not. Writes results/inference_SIZE.json and .png; the
+machine should do nothing else.
+"""
+
+import dataclasses
+import functools
+import gc
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+from absl import app, flags
+
+from benchmarks import decoding, report
+from ultramem_jax import accounting
+from ultramem_jax.config import ModelConfig
+from ultramem_jax.layers import ultramem
+from ultramem_jax.layers.ultramem import UltraMem
+from ultramem_jax.ops import lookup
+
+LONGEST_CACHE = 2048
+GROWTH = (250, 500, 1000, 2000)  # n, keys of a side; the table has n^2 rows
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+  """What is measured, and on what.
+
+  size: of decoding.SIZES.
+  dtype: of weights and matmuls.
+  vocab_size: of embedding and head; 0 = the config's.
+  batches: sequences that decode at once.
+  cache_bytes: that one model's cache may take.
+  sides: n of the tables that grow.
+  rounds: timed steps.
+  """
+
+  size: str
+  dtype: str
+  vocab_size: int
+  batches: tuple[int, ...]
+  cache_bytes: int
+  sides: tuple[int, ...] = GROWTH
+  rounds: int = 21
+
+  def config(self, model: str, **memory) -> ModelConfig:
+    name = decoding.SIZES[self.size][model]
+    return decoding.model_config(name, self.dtype, self.vocab_size, **memory)
+
+
+def default_setting(size: str | None, batches: list[int]) -> Setting:
+  """The setting of this machine; size and batches may be given."""
+  if jax.default_backend() == "cpu":
+    return Setting(
+        size or "151m", "float32", 264, tuple(batches or (1, 8, 64)), 2**30
+    )
+  return Setting(
+      size or "1b6", "bfloat16", 0,
+      tuple(batches or (1, 4, 16, 64, 128, 256, 512)), 20 * 2**30,
+  )
+
+
+def weight_bytes(config: ModelConfig) -> int:
+  counts = accounting.parameters(config)
+  return jnp.dtype(config.dtype).itemsize * sum(counts.values())
+
+
+def groups(setting: Setting) -> list[list[str]]:
+  """The models by whether they fit in memory together."""
+  models = list(decoding.SIZES[setting.size])
+  need = sum(weight_bytes(setting.config(model)) for model in models)
+  need += len(models) * setting.cache_bytes
+  have = accounting.available_bytes()
+  together = have is None or need < 0.9 * have
+  return [models] if together else [[model] for model in models]
+
+
+def compare_models(setting: Setting) -> list[dict[str, Any]]:
+  """One record for each model and batch."""
+  records = []
+  for group in groups(setting):
+    configs = {model: setting.config(model) for model in group}
+    variables = {
+        model: decoding.random_variables(config)
+        for model, config in configs.items()
+    }
+    for batch in setting.batches:
+      warmup, rounds = 2, max(5, setting.rounds // (1 + batch // 16))
+      steps = warmup + rounds
+      length = min(
+          decoding.cache_length(
+              config, batch, LONGEST_CACHE, setting.cache_bytes
+          )
+          for config in configs.values()
+      )
+      made = {
+          model: decoding.make_step(
+              configs[model], variables[model], batch, length, steps
+          )
+          for model in group
+      }
+      seconds = report.interleaved_seconds(
+          {model: step.call for model, step in made.items()}, rounds, warmup
+      )
+      for model, step in made.items():
+        records.append({
+            "model": model, "batch": batch, "cache": length,
+            "seconds": seconds[model], "counted_bytes": step.counted_bytes,
+            "program_bytes": step.program_bytes,
+        })
+        print(_line(records[-1]), flush=True)
+      del made
+    del variables
+    gc.collect()
+  return records
+
+
+def _line(record) -> str:
+  achieved = record["counted_bytes"] / record["seconds"]
+  return (
+      f"{record['model']:<9} batch {record['batch']:>4}  "
+      f"cache {record['cache']:>4}  {1e3 * record['seconds']:9.2f} ms  "
+      f"{1e-9 * record['counted_bytes']:8.3f} GB counted  "
+      f"{1e-9 * achieved:7.1f} GB/s"
+  )
+
+
+def ratios(records) -> dict[str, dict[int, float]]:
+  """MoE / UltraMem and UltraMem / dense in time, by batch."""
+  seconds = {(r["model"], r["batch"]): r["seconds"] for r in records}
+  batches = sorted({r["batch"] for r in records})
+  pairs = {"MoE / UltraMem": ("MoE", "UltraMem"),
+           "UltraMem / dense": ("UltraMem", "dense")}
+  return {
+      name: {b: seconds[over, b] / seconds[under, b] for b in batches}
+      for name, (over, under) in pairs.items()
+  }
+
+
+def _varied(function, *inputs):
+  """A call of a compiled function on one of several inputs, in turn."""
+  compiled = jax.jit(function).lower(*(x[0] for x in inputs)).compile()
+  index = 0
+
+  def call():
+    nonlocal index
+    index = (index + 1) % len(inputs[0])
+    return compiled(*(x[index] for x in inputs))
+
+  return call
+
+
+def layer_call(config: ModelConfig, variables, batch: int = 1):
+  """A call of the first memory layer of a model on one token a row."""
+  layer = UltraMem(
+      config.memory, config.embed_dim, config.num_layers,
+      dtype=jnp.dtype(config.dtype),
+  )
+  own = {
+      name: tree["memory_0"]
+      for name, tree in variables.items() if "memory_0" in tree
+  }
+  keys = jax.random.split(jax.random.key(0), decoding.TOKENS)
+  x = [
+      jax.random.normal(key, (batch, 1, config.embed_dim), config.dtype)
+      for key in keys
+  ]
+  call = _varied(layer.apply, [own] * len(x), x)
+  return call
+
+
+def rows_call(config: ModelConfig, table_IW, batch: int = 1):
+  """A call that pools random rows, as many as a layer reads."""
+  c = config.memory
+  rng = np.random.default_rng(0)
+  shape = (batch, 1, c.num_heads * c.top_m)
+  index = [
+      jnp.asarray(rng.integers(0, c.expansion * c.num_rows, shape), jnp.int32)
+      for _ in range(decoding.TOKENS)
+  ]
+  score = [jnp.ones((*shape, c.num_cores), jnp.float32)] * len(index)
+  return _varied(
+      functools.partial(lookup.pool_rows, num_blocks=c.projections),
+      [table_IW] * len(index), index, score,
+  )
+
+
+def compare_growth(setting: Setting) -> list[dict[str, Any]]:
+  """Latencies of one token as the table grows, all sizes in turn."""
+  batch = 1 if jax.default_backend() == "cpu" else 512
+  dense, functions = None, {}
+  steps = setting.rounds + 2
+  for side in setting.sides:
+    config = setting.config("UltraMem", num_keys=side)
+    variables = decoding.random_variables(config)
+    # The dense part is the same array in all models.
+    dense = dense or variables["params"]
+    params = {
+        name: tree if name.startswith("memory") else dense[name]
+        for name, tree in variables["params"].items()
+    }
+    variables = {**variables, "params": params}
+    length = decoding.cache_length(
+        config, batch, LONGEST_CACHE, setting.cache_bytes
+    )
+    step = decoding.make_step(config, variables, batch, length, steps)
+    functions |= {
+        ("model", side): step.call,
+        ("layer", side): layer_call(config, variables, batch),
+        ("rows", side): rows_call(
+            config, params["memory_0"]["values"], batch
+        ),
+    }
+  seconds = report.interleaved_seconds(functions, setting.rounds)
+  records = [
+      {
+          "side": side, "batch": batch,
+          **{part: seconds[part, side] for part in ("model", "layer", "rows")},
+      }
+      for side in setting.sides
+  ]
+  for record in records:
+    print(
+        f"n {record['side']:>5}  batch {batch}  "
+        + "  ".join(f"{part} {1e3 * record[part]:8.3f} ms"
+                    for part in ("model", "layer", "rows")),
+        flush=True,
+    )
+  return records
+
+
+def compare_keys(setting: Setting) -> list[dict[str, Any]]:
+  """Latencies of the layer: keys not prepared, normalized, merged as well."""
+  records = []
+  for query_per_rank in (True, False):
+    config = setting.config("UltraMem", query_per_rank=query_per_rank)
+    merged = decoding.random_variables(config)
+    plain = {k: v for k, v in merged.items() if k != "serving"}
+    normalized = {
+        **plain, "serving": {"memory_0": {
+            "keys": merged["serving"]["memory_0"]["keys"]
+        }},
+    }
+    # The first is compiled with merged keys whatever the number of tokens.
+    limit, ultramem.MERGED_TOKENS = ultramem.MERGED_TOKENS, 10**9
+    for batch in (1, 4, 8, 16, 64):
+      seconds = report.interleaved_seconds({
+          name: layer_call(config, variables, batch)
+          for name, variables in (
+              ("merged", merged), ("normalized", normalized), ("plain", plain)
+          )
+      }, setting.rounds)
+      records.append({
+          "query_per_rank": query_per_rank, "batch": batch, **seconds
+      })
+      print(
+          f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "
+          + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),
+          flush=True,
+      )
+    ultramem.MERGED_TOKENS = limit
+  return records
+
+
+def plot(result, path) -> None:
+  """Latency with its roofline, values read, growth."""
+  figure, (time, access, growth) = plt.subplots(
+      1, 3, figsize=(14, 4), layout="constrained"
+  )
+  records = result.get("models", [])
+  for color, model in zip(
+      ("C7", "C1", "C0"), decoding.SIZES[result["size"]], strict=True
+  ):
+    own = [r for r in records if r["model"] == model]
+    batches = [r["batch"] for r in own]
+    counted = np.array([r["counted_bytes"] for r in own])
+    time.plot(batches, [1e3 * r["seconds"] for r in own], "o-", color=color,
+              label=model)
+    time.plot(batches, 1e3 * counted / result["bandwidth"], ":", color=color)
+    access.plot(batches, 1e-9 * counted, "o-", color=color, label=model)
+  time.set(xlabel="batch", ylabel="ms a step", xscale="log", yscale="log",
+           title="latency; dotted: counted bytes / bandwidth")
+  access.set(xlabel="batch", ylabel="GB a step", xscale="log", yscale="log",
+             title="weights and rows read, as counted")
+  for part, color in (("model", "C0"), ("layer", "C2"), ("rows", "C3")):
+    own = result.get("growth", [])
+    growth.plot([r["side"] ** 2 for r in own], [1e3 * r[part] for r in own],
+                "o-", color=color, label=part)
+  growth.set(xlabel="rows of a table", ylabel="ms a step", xscale="log",
+             yscale="log", title="growing table")
+  for axes in (time, access, growth):
+    axes.legend()
+    axes.grid(alpha=0.3)
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+PARTS = {
+    "models": compare_models, "growth": compare_growth, "keys": compare_keys,
+}
+
+
+def run(setting: Setting, parts=("models", "growth")) -> dict[str, Any]:
+  """Measures, prints and returns what `main` saves."""
+  result = {
+      **dataclasses.asdict(setting), "bandwidth": decoding.bandwidth(),
+      **{part: PARTS[part](setting) for part in parts},
+  }
+  if "models" in result:
+    result["ratios"] = ratios(result["models"])
+    for name, by_batch in result["ratios"].items():
+      print(name, {b: round(ratio, 2) for b, ratio in by_batch.items()})
+  return result
+
+
+def main(_) -> None:
+  setting = default_setting(flags.FLAGS.size, flags.FLAGS.batch)
+  if flags.FLAGS.n:
+    setting = dataclasses.replace(setting, sides=tuple(flags.FLAGS.n))
+  result = run(setting, flags.FLAGS.part)
+  path = report.save(f"inference_{setting.size}", result)
+  plot(result, path.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+  flags.DEFINE_enum(
+      "size", None, list(decoding.SIZES), "Of the models; by default 1b6 on an "
+      "accelerator, 151m on a CPU."
+  )
+  flags.DEFINE_multi_integer(
+      "batch", [], "Sequences that decode at once; repeatable.", lower_bound=1
+  )
+  flags.DEFINE_multi_integer("n", [], "Sides of the growing table; repeatable.")
+  flags.DEFINE_multi_enum(
+      "part", ["models", "growth"], list(PARTS), "What to measure; repeatable."
+  )
+  app.run(main)
