@@ -33,7 +33,6 @@ from absl import app, flags
 from benchmarks import decoding, report
 from ultramem_jax import accounting
 from ultramem_jax.config import ModelConfig
-from ultramem_jax.layers import ultramem
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup
 
@@ -220,7 +219,7 @@ def compare_growth(setting: Setting) -> list[dict[str, Any]]:
     }
     variables = {**variables, "params": params}
     length = decoding.cache_length(
-        config, batch, LONGEST_CACHE, setting.cache_bytes
+        config, batch, LONGEST_CACHE, setting.cache_bytes // len(setting.sides)
     )
     step = decoding.make_step(config, variables, batch, length, steps)
     functions |= {
@@ -253,21 +252,19 @@ def compare_keys(setting: Setting) -> list[dict[str, Any]]:
   records = []
   for query_per_rank in (True, False):
     config = setting.config("UltraMem", query_per_rank=query_per_rank)
-    merged = decoding.random_variables(config)
-    plain = {k: v for k, v in merged.items() if k != "serving"}
-    normalized = {
-        **plain, "serving": {"memory_0": {
-            "keys": merged["serving"]["memory_0"]["keys"]
-        }},
+    prepared = decoding.random_variables(config)
+    plain = {k: v for k, v in prepared.items() if k != "serving"}
+    keys = {"keys": prepared["serving"]["memory_0"]["keys"]}
+    forms = {
+        "plain": plain,
+        "normalized": {**plain, "serving": {"memory_0": keys}},
     }
-    # The first is compiled with merged keys whatever the number of tokens.
-    limit, ultramem.MERGED_TOKENS = ultramem.MERGED_TOKENS, 10**9
-    for batch in (1, 4, 8, 16, 64):
+    if not query_per_rank:
+      forms["merged"] = prepared
+    for batch in (1, 8, 64):
       seconds = report.interleaved_seconds({
           name: layer_call(config, variables, batch)
-          for name, variables in (
-              ("merged", merged), ("normalized", normalized), ("plain", plain)
-          )
+          for name, variables in forms.items()
       }, setting.rounds)
       records.append({
           "query_per_rank": query_per_rank, "batch": batch, **seconds
@@ -277,7 +274,6 @@ def compare_keys(setting: Setting) -> list[dict[str, Any]]:
           + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),
           flush=True,
       )
-    ultramem.MERGED_TOKENS = limit
   return records
 
 
@@ -286,7 +282,7 @@ def plot(result, path) -> None:
   figure, (time, access, growth) = plt.subplots(
       1, 3, figsize=(14, 4), layout="constrained"
   )
-  records = result.get("models", [])
+  records = result["models"]
   for color, model in zip(
       ("C7", "C1", "C0"), decoding.SIZES[result["size"]], strict=True
   ):
@@ -302,7 +298,7 @@ def plot(result, path) -> None:
   access.set(xlabel="batch", ylabel="GB a step", xscale="log", yscale="log",
              title="weights and rows read, as counted")
   for part, color in (("model", "C0"), ("layer", "C2"), ("rows", "C3")):
-    own = result.get("growth", [])
+    own = result["growth"]
     growth.plot([r["side"] ** 2 for r in own], [1e3 * r[part] for r in own],
                 "o-", color=color, label=part)
   growth.set(xlabel="rows of a table", ylabel="ms a step", xscale="log",
@@ -319,7 +315,7 @@ PARTS = {
 }
 
 
-def run(setting: Setting, parts=("models", "growth")) -> dict[str, Any]:
+def run(setting: Setting, parts=tuple(PARTS)) -> dict[str, Any]:
   """Measures, prints and returns what `main` saves."""
   result = {
       **dataclasses.asdict(setting), "bandwidth": decoding.bandwidth(),
@@ -338,7 +334,8 @@ def main(_) -> None:
     setting = dataclasses.replace(setting, sides=tuple(flags.FLAGS.n))
   result = run(setting, flags.FLAGS.part)
   path = report.save(f"inference_{setting.size}", result)
-  plot(result, path.with_suffix(".png"))
+  if {"models", "growth"} <= result.keys():
+    plot(result, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":
@@ -351,6 +348,6 @@ if __name__ == "__main__":
   )
   flags.DEFINE_multi_integer("n", [], "Sides of the growing table; repeatable.")
   flags.DEFINE_multi_enum(
-      "part", ["models", "growth"], list(PARTS), "What to measure; repeatable."
+      "part", list(PARTS), list(PARTS), "What to measure; repeatable."
   )
   app.run(main)

@@ -13,9 +13,9 @@ from ultramem_jax.ops import lookup, retrieval, shuffle, tucker
 # square of the selected scores is then known to about 1 %.
 CALIBRATION_QUERIES = 256
 
-# Up to as many tokens merged keys are faster than the scores of all ranks
-# (`python -m benchmarks.inference`).
-MERGED_TOKENS = 8
+# Up to as many tokens merged keys are faster than the scores of all ranks; it
+# is the most that was tried (`python -m benchmarks.inference --part=keys`).
+MERGED_TOKENS = 64
 
 
 class CausalConv(nn.Module):
@@ -74,7 +74,7 @@ class UltraMem(nn.Module):
     cache: the convolution's last inputs, when decoding.
     serving: what depends on parameters alone, and is read in place of them
       where it is present; `serving.prepare` makes it. `keys`, normalized;
-      `merged_keys`, folded with u and t (see `retrieval.merge_keys`).
+      `merged_keys`, folded with u and t, where ranks share a query.
   Sown when the collection is mutable:
     intermediates: `index_BTAM` (virtual, before the shuffle, best first),
       `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC` (after
@@ -178,10 +178,9 @@ class UltraMem(nn.Module):
     if self.is_mutable_collection("serving") and not self.is_initializing():
       self.put_variable("serving", "keys", keys_PARNK)
       # In bfloat16 a merged key would be rounded, and choose other rows.
-      if self.config.rank > 1 and keys_PARNK.dtype == jnp.float32:
-        merged_PANK = retrieval.merge_keys(
-            keys_PARNK, filter_PAR, not self.config.query_per_rank
-        )
+      if (self.config.rank > 1 and not self.config.query_per_rank
+          and keys_PARNK.dtype == jnp.float32):
+        merged_PANK = retrieval.merge_keys(keys_PARNK, filter_PAR)
         self.put_variable("serving", "merged_keys", merged_PANK)
     return keys_PARNK, None, raw_keys_PARNK
 

@@ -303,44 +303,33 @@ def _gradient_by_products(
 _retrieve.defvjp(_retrieve_forward, _retrieve_backward)
 
 
-def merge_keys(keys_PARNK, filter_PAR, one_query: bool):
-  """Keys such that one inner product gives a key's score under the filter.
+def merge_keys(keys_PARNK, filter_PAR):
+  """Keys whose inner product with a query is their score under the filter.
 
-  Args:
-    keys_PARNK: [P, A, R, N, K] normalized keys.
-    filter_PAR: [P, A, R] float32.
-    one_query: all ranks share one query; else each has its own.
-  Returns:
-    [P, A, N, K], the ranks added up, or [P, A, N, R * K], for ranks' queries
-    laid end to end.
+  For one query that all ranks share; [P, A, N, K].
   """
-  weighted_PARNK = filter_PAR[..., None, None] * keys_PARNK
-  if one_query:
-    return weighted_PARNK.sum(2)
-  weighted_PANRK = weighted_PARNK.swapaxes(2, 3)
-  return weighted_PANRK.reshape(*weighted_PANRK.shape[:3], -1)
+  return jnp.einsum("PARNK,PAR->PANK", keys_PARNK, filter_PAR)
 
 
 def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
   """`retrieve` for a few tokens, with keys that were merged once before.
 
-  Filters by the merged keys and scores each rank of the chosen keys alone:
-  the least that a token can read. Equal up to the rounding of float32, and
-  not differentiable.
+  Where all ranks share one query. Filters by the merged keys, an R-th of
+  them all, and scores each rank of the chosen keys alone. Equal up to the
+  rounding of float32, and not differentiable.
 
   Args:
-    query_BTPGRK, keys_PARNK, m, core_CARR: see `retrieve`.
+    query_BTPGRK, keys_PARNK, m, core_CARR: see `retrieve`; one query for all
+      ranks.
     merged_PANK: of `merge_keys`.
   Returns:
     Retrieved.
   """
   sides, heads, rank, num_keys, width = keys_PARNK.shape
-  batch, length, _, groups = query_BTPGRK.shape[:4]
+  groups = query_BTPGRK.shape[3]
   filtered_PGJRBTN = side_scores(
-      query_BTPGRK.reshape(batch, length, sides, groups, 1, -1),
-      merged_PANK.reshape(
-          sides, groups, -1, 1, num_keys, merged_PANK.shape[-1]
-      ),
+      query_BTPGRK[..., :1, :],
+      merged_PANK.reshape(sides, groups, -1, 1, num_keys, width),
   )
   index_BTPAM = _to_heads(top_m(filtered_PGJRBTN[:, :, :, 0], m))
   first_PAR = jnp.arange(sides * heads * rank).reshape(sides, heads, rank)
@@ -351,12 +340,9 @@ def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
   chosen_BTPARMK = jnp.take(
       keys_PARNK.reshape(-1, width), row_BTPARM, axis=0, mode="clip"
   )
-  query_BTPARK = jnp.broadcast_to(
-      jnp.repeat(query_BTPGRK, heads // groups, axis=3),
-      (*row_BTPARM.shape[:-1], width),
-  )
+  query_BTPAK = jnp.repeat(query_BTPGRK[..., 0, :], heads // groups, axis=3)
   chosen_BTPARM = jnp.einsum(
-      "BTPARMK,BTPARK->BTPARM", chosen_BTPARMK, query_BTPARK,
+      "BTPARMK,BTPAK->BTPARM", chosen_BTPARMK, query_BTPAK,
       preferred_element_type=jnp.float32,
   )
   index_BTPAM, side_BTPARM = _refine(index_BTPAM, chosen_BTPARM, core_CARR, m)
