@@ -36,7 +36,6 @@ from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup
 
-LONGEST_CACHE = 2048
 GROWTH = (250, 500, 1000, 2000)  # n, keys of a side; the table has n^2 rows
 
 
@@ -48,6 +47,7 @@ class Setting:
   dtype: of weights and matmuls.
   vocab_size: of embedding and head; 0 = the config's.
   batches: sequences that decode at once.
+  cache: positions that it holds, where they fit.
   cache_bytes: that one model's cache may take.
   sides: n of the tables that grow.
   rounds: timed steps.
@@ -58,6 +58,7 @@ class Setting:
   vocab_size: int
   batches: tuple[int, ...]
   cache_bytes: int
+  cache: int = 2048
   sides: tuple[int, ...] = GROWTH
   rounds: int = 21
 
@@ -107,7 +108,7 @@ def compare_models(setting: Setting) -> list[dict[str, Any]]:
       steps = warmup + rounds
       length = min(
           decoding.cache_length(
-              config, batch, LONGEST_CACHE, setting.cache_bytes
+              config, batch, setting.cache, setting.cache_bytes
           )
           for config in configs.values()
       )
@@ -219,7 +220,7 @@ def compare_growth(setting: Setting) -> list[dict[str, Any]]:
     }
     variables = {**variables, "params": params}
     length = decoding.cache_length(
-        config, batch, LONGEST_CACHE, setting.cache_bytes // len(setting.sides)
+        config, batch, setting.cache, setting.cache_bytes // len(setting.sides)
     )
     step = decoding.make_step(config, variables, batch, length, steps)
     functions |= {
@@ -330,6 +331,7 @@ def run(setting: Setting, parts=tuple(PARTS)) -> dict[str, Any]:
 
 def main(_) -> None:
   setting = default_setting(flags.FLAGS.size, flags.FLAGS.batch)
+  setting = dataclasses.replace(setting, cache=flags.FLAGS.cache)
   if flags.FLAGS.n:
     setting = dataclasses.replace(setting, sides=tuple(flags.FLAGS.n))
   result = run(setting, flags.FLAGS.part)
@@ -346,6 +348,7 @@ if __name__ == "__main__":
   flags.DEFINE_multi_integer(
       "batch", [], "Sequences that decode at once; repeatable.", lower_bound=1
   )
+  flags.DEFINE_integer("cache", 2048, "Positions in the cache.", lower_bound=1)
   flags.DEFINE_multi_integer("n", [], "Sides of the growing table; repeatable.")
   flags.DEFINE_multi_enum(
       "part", list(PARTS), list(PARTS), "What to measure; repeatable."

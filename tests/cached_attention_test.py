@@ -39,9 +39,12 @@ def masked(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
   )
 
 
+@pytest.mark.parametrize("budget", [1, cached_attention.CPU_BYTES])
 @pytest.mark.parametrize("size", [7, BLOCK, 2 * BLOCK, 2 * BLOCK + 37])
 @pytest.mark.parametrize("length", [1, 5])
-def test_equals_masked_attention(size, length):
+def test_equals_masked_attention(size, length, budget, monkeypatch):
+  """Whole batches at a time, and where they are too large, row by row."""
+  monkeypatch.setattr(cached_attention, "CPU_BYTES", budget)
   attend = jax.jit(cached_attention.attend)
   for start in sorted({0, (size - length) // 2, size - length}):
     inputs = make_inputs(size, start, length)

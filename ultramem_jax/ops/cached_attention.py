@@ -5,10 +5,10 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Cached positions read at a time. On a CPU a block stays in cache; on an
-# accelerator a loop's step costs more than reading unused positions.
-CPU_BLOCK = 128
-ACCELERATOR_BLOCK = 2048
+# Cached positions read at a time, and bytes of keys: on a CPU what its cache
+# keeps; an accelerator's loop costs more a step than reading unused positions.
+CPU_BLOCK, CPU_BYTES = 128, 2**21
+ACCELERATOR_BLOCK, ACCELERATOR_BYTES = 2048, 2**40
 MASKED = -1e30  # a score that no softmax sees
 
 
@@ -30,17 +30,49 @@ def attend(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
   arrays = (query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start)
   return jax.lax.platform_dependent(
       *arrays,
-      cpu=functools.partial(_attend_in_blocks, CPU_BLOCK),
-      default=functools.partial(_attend_in_blocks, ACCELERATOR_BLOCK),
+      cpu=functools.partial(_attend_in_groups, CPU_BLOCK, CPU_BYTES),
+      default=functools.partial(
+          _attend_in_groups, ACCELERATOR_BLOCK, ACCELERATOR_BYTES
+      ),
+  )
+
+
+def _attend_in_groups(block, budget, query_BTQH, *arrays):
+  """Attends for as many rows of the batch at a time as budget holds."""
+  *cache, start = arrays
+  batch, heads, size, width = cache[0].shape
+  block = min(block, size)
+  row_bytes = heads * block * width * cache[0].dtype.itemsize
+  group = max(
+      rows for rows in range(1, batch + 1)
+      if batch % rows == 0 and rows * row_bytes <= max(budget, row_bytes)
+  )
+  attend_rows = functools.partial(_attend_in_blocks, block, group)
+  if group == batch:
+    return attend_rows(0, query_BTQH, *cache, start)
+
+  def add_rows(index, y_BTQH):
+    rows_BTQH = attend_rows(index * group, query_BTQH, *cache, start)
+    return jax.lax.dynamic_update_slice_in_dim(
+        y_BTQH, rows_BTQH, index * group, 0
+    )
+
+  return jax.lax.fori_loop(
+      0, batch // group, add_rows, jnp.zeros_like(query_BTQH)
   )
 
 
 def _attend_in_blocks(
-    block, query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start
+    block, group, row, query_BTQH, key_BQSH, value_BQSH, segment_BT,
+    segment_BS, start,
 ):
-  batch, length, heads, width = query_BTQH.shape
+  """Attends for `group` rows of the batch from `row` on."""
   size = segment_BS.shape[1]
-  block = min(block, size)
+  query_BTQH, segment_BT, segment_BS = (
+      jax.lax.dynamic_slice_in_dim(x, row, group)
+      for x in (query_BTQH, segment_BT, segment_BS)
+  )
+  _, length, heads, width = query_BTQH.shape
   slot_T = start + jnp.arange(length)
 
   def add_block(index, sums):
@@ -49,17 +81,22 @@ def _attend_in_blocks(
     # and leaves out what the one before it had.
     first = jnp.minimum(index * block, size - block)
     slot_S = first + jnp.arange(block)
-    take = functools.partial(
-        jax.lax.dynamic_slice_in_dim, start_index=first, slice_size=block
-    )
-    segment_B1S = take(segment_BS, axis=1)[:, None, :]
+
+    def take(x_BQSH):
+      return jax.lax.dynamic_slice(
+          x_BQSH, (row, 0, first, 0), (group, heads, block, width)
+      )
+
+    segment_B1S = jax.lax.dynamic_slice_in_dim(
+        segment_BS, first, block, axis=1
+    )[:, None]
     seen_BTS = (
         (segment_BT[:, :, None] == segment_B1S)
         & (slot_S[None, None] <= slot_T[None, :, None])
         & (slot_S[None, None] >= index * block)
     )
     score_BQTS = width**-0.5 * jnp.einsum(
-        "BTQH,BQSH->BQTS", query_BTQH, take(key_BQSH, axis=2),
+        "BTQH,BQSH->BQTS", query_BTQH, take(key_BQSH),
         preferred_element_type=jnp.float32,
     )
     score_BQTS = jnp.where(seen_BTS[:, None], score_BQTS, MASKED)
@@ -68,7 +105,7 @@ def _attend_in_blocks(
     weight_BQTS = jnp.exp(score_BQTS - new_maximum_BQT[..., None])
     added_BQTH = jnp.einsum(
         "BQTS,BQSH->BQTH", weight_BQTS.astype(value_BQSH.dtype),
-        take(value_BQSH, axis=2), preferred_element_type=jnp.float32,
+        take(value_BQSH), preferred_element_type=jnp.float32,
     )
     return (
         new_maximum_BQT,
@@ -77,9 +114,9 @@ def _attend_in_blocks(
     )
 
   sums = (
-      jnp.full((batch, heads, length), MASKED, jnp.float32),
-      jnp.zeros((batch, heads, length), jnp.float32),
-      jnp.zeros((batch, heads, length, width), jnp.float32),
+      jnp.full((group, heads, length), MASKED, jnp.float32),
+      jnp.zeros((group, heads, length), jnp.float32),
+      jnp.zeros((group, heads, length, width), jnp.float32),
   )
   if block == size:
     sums = add_block(0, sums)
