@@ -39,7 +39,7 @@ def main() -> None:
   fields["mesh"] = {"data": -1}
   config = config_lib.parse(fields)
   mesh = sharding.make_mesh(config)
-  batches = pipeline.valid_batches(config, sharding.process_rows(config))
+  batches = pipeline.valid_batches(config, sharding.process_rows(config, mesh))
   result = evaluate.run(
       step.jitted(step.eval_step, config),
       run.variables["params"], run.variables["buffers"],

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import functools
 import math
 import pathlib
 import time
@@ -37,20 +36,21 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
-def compile_step(config: Config, mesh):
+def compile_step(config: Config, layout):
   """Compiles the training step: (compiled, abstract state), nothing allocated.
 
   Raises:
     ConfigError: the step needs more memory than there is.
   """
-  state = jax.eval_shape(functools.partial(step.init_state, config))
-  state = sharding.with_sharding(state, sharding.replicated(mesh))
+  state = step.abstract_state(config, layout)
   batch = sharding.with_sharding(
-      step.abstract_batch(config), sharding.batch_sharding(mesh)
+      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
   )
   train_step = step.jitted(
-      step.train_step, config, donate_argnums=0,
-      out_shardings=sharding.replicated(mesh),
+      step.train_step, config, layout, donate_argnums=0,
+      out_shardings=(
+          sharding.of(state), sharding.replicated(layout.mesh)
+      ),
   )
   compiled = train_step.lower(state, batch).compile()
   memory = compiled.memory_analysis()
@@ -67,23 +67,25 @@ def compile_step(config: Config, mesh):
   return compiled, state
 
 
-def restore_or_init(checkpointer, abstract_state, batches, config: Config):
+def restore_or_init(
+    checkpointer, abstract_state, batches, config: Config, layout
+):
   """The state to start from, and the step of its checkpoint (None: fresh).
 
   Of a checkpoint, `batches` is set to where it stood.
   """
   restored = checkpointer.restore_latest(abstract_state.to_items())
   if restored is None:
-    out = jax.tree.map(lambda x: x.sharding, abstract_state)
-    init = jax.jit(
-        functools.partial(step.init_state, config), out_shardings=out
+    init = step.jitted(
+        step.init_state, config, layout,
+        out_shardings=sharding.of(abstract_state),
     )
     return init(), None
   batches.set_state(restored.data)
   return step.TrainState.from_items(restored.items), restored.step
 
 
-def run_steps(state, batches, mesh, config, run_step, validate, save, logs):
+def run_steps(state, batches, layout, config, run_step, validate, save, logs):
   """Steps until the last one, or until a signal asks to stop.
 
   Returns:
@@ -91,12 +93,15 @@ def run_steps(state, batches, mesh, config, run_step, validate, save, logs):
     stopped before it.
   """
   writer, progress = logs
-  report_usage = step.jitted(step.report_usage, config, donate_argnums=0)
+  report_usage = step.jitted(
+      step.report_usage, config, layout, donate_argnums=0,
+      out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
+  )
   tokens = config.batch_size * config.data.seq_len
   start, began = int(state.step), time.monotonic()
   with preemption.Preemption() as stop:
     for n in range(start + 1, config.steps + 1):
-      batch = sharding.to_devices(next(batches), mesh)
+      batch = sharding.to_devices(next(batches), layout.mesh)
       state, values = run_step(state, batch)
       stopping = stop.requested(n)
       if n % config.log_every == 0:
@@ -163,13 +168,17 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     step.TrainingError: the loss is not a number.
   """
   mesh = sharding.make_mesh(config)
+  layout = sharding.make_layout(config, mesh)
   print(accounting.summary(config, num_devices=mesh.size), flush=True)
   accounting.check_memory(config, mesh.size)
   corpus = sources.describe(config.data)
-  print(f"{corpus}\nworkdir: {workdir}", flush=True)
-  rows = sharding.process_rows(config)
+  print(f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
+        flush=True)
+  rows = sharding.process_rows(config, mesh)
   valid_batches = pipeline.valid_batches(config, rows)
-  eval_step = step.jitted(step.eval_step, config)
+  eval_step = step.jitted(
+      step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
+  )
 
   def validate(state):
     return evaluate.run(
@@ -185,9 +194,9 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     checkpointer = stack.enter_context(
         checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
-    run_step, abstract_state = compile_step(config, mesh)
+    run_step, abstract_state = compile_step(config, layout)
     state, restored = restore_or_init(
-        checkpointer, abstract_state, batches, config
+        checkpointer, abstract_state, batches, config, layout
     )
     writer = stack.enter_context(
         contextlib.closing(metrics_lib.Writer(workdir, restored))
@@ -207,7 +216,7 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
       progress.note(describe(config.steps, evaluation))
     else:
       state, evaluation = run_steps(
-          state, batches, mesh, config, run_step, validate, save,
+          state, batches, layout, config, run_step, validate, save,
           (writer, progress),
       )
   if evaluation is None:

@@ -102,6 +102,9 @@ def get_config() -> ConfigDict:
   # own: 1 with ultramem_v2, else E, one for each block of the table)
   c.model.memory.query_bias = False  # learn a bias in the query projection
   c.model.memory.projection_bias = False  # in value projection and input gate
+  c.model.memory.partition = "auto"  # of tables over mesh.table_axes: rows
+  # (number-wise) | columns (dimension-wise) | auto (what moves fewer bytes) |
+  # rows_pooled, rows_unpooled (rows, summed before or after they travel)
   # ultramem_v2 only:
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all
@@ -141,7 +144,12 @@ def get_config() -> ConfigDict:
   c.sample.top_k = 0  # keep the k likeliest tokens; 0 = all
   c.sample.top_p = 0.9  # keep the likeliest tokens of this total probability
 
-  # Devices.
+  # Devices along each axis of the mesh; README, "On many devices".
   c.mesh = ConfigDict()
-  c.mesh.data = -1  # devices over which a batch is split; -1 = all
+  c.mesh.data = -1  # split the batch; -1 = all devices that remain
+  c.mesh.fsdp = 1  # split the batch and all weights, gathered for their use
+  c.mesh.tensor = 1  # split attention heads, MLP width and vocabulary
+  c.mesh.table = 1  # split value tables and experts alone
+  c.mesh.table_axes = "fsdp,tensor,table"  # axes that value tables are split
+  # over, joined by ","; with data too no device holds a copy of another's
   return c.lock()

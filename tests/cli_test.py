@@ -118,7 +118,9 @@ def assert_one_line(result, *parts):
     (["data.tokenizer=README.md"], "data.tokenizer = 'README.md': is not a to"),
     (["model.vocab_size=258"], "model.vocab_size = 258: must be at least 259,"),
     # Devices
-    (["mesh.data=2"], "mesh.data = 2: must be -1 or the number of devices, 1"),
+    (["mesh.data=2"], "mesh.data = 2: data * fsdp * tensor * table = 2 must"),
+    (["mesh.fsdp=2"], "mesh.data = -1: fsdp * tensor * table = 2 must divide"),
+    (["mesh.table_axes=row"], "mesh.table_axes = 'row': must name axes of the"),
 ])
 def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
   result = train(

@@ -73,7 +73,8 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
   mesh = sharding.make_mesh(config)
   batches = [
       sharding.to_devices(batch, mesh)
-      for batch in pipeline.valid_batches(config, sharding.process_rows(config))
+      for batch in pipeline.valid_batches(
+          config, sharding.process_rows(config, mesh))
   ]
   assert len(batches) > 1
   result = evaluate.run(

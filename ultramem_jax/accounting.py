@@ -20,8 +20,9 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from flax import traverse_util
+from jax.sharding import AbstractMesh, NamedSharding
 
-from ultramem_jax import cli
+from ultramem_jax import cli, sharding
 from ultramem_jax.config import Config, ConfigError, ModelConfig
 from ultramem_jax.model import Transformer
 
@@ -155,15 +156,23 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   """Bytes that a training step holds on each device.
 
   Args:
-    config: the run. Parameters are replicated, the batch is split.
-    num_devices: devices of the mesh.
+    config: the run.
+    num_devices: devices of the mesh, which config.mesh must fit.
   Returns:
     "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
     they are accumulated), all float32; "activations", an estimate; "total".
   """
-  count = sum(parameters(config.model).values())
-  tokens = config.data.seq_len * math.ceil(
-      config.batch_size / config.accumulation_steps / num_devices
+  sizes = sharding.mesh_shape(config, num_devices)
+  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  specs = sharding.parameter_specs(config, sharding.make_layout(config, mesh))
+  count = sum(
+      math.prod(NamedSharding(mesh, specs[tuple(path.split("/"))])
+                .shard_shape(shape))
+      for path, shape in parameter_shapes(config.model).items()
+  )
+  split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+  tokens = config.data.seq_len * (
+      config.batch_size // config.accumulation_steps // split
   )
   sums = 1 if config.accumulation_steps == 1 else 2
   parts = {

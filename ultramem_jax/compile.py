@@ -25,50 +25,50 @@ import jax.numpy as jnp
 from absl import flags
 
 from ultramem_jax import cli, generate, hlo, sharding, step, topology
+from ultramem_jax import layout as layout_lib
 from ultramem_jax.config import Config, require
+from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
 
 STEPS = ("train", "decode")
 
 
-def lower_train_step(config: Config, mesh):
+def lower_train_step(config: Config, layout: Layout):
   """The training step as `train.py` runs it: (lowered, abstract state)."""
-  state = jax.eval_shape(functools.partial(step.init_state, config))
-  state = sharding.with_sharding(state, sharding.replicated(mesh))
+  state = step.abstract_state(config, layout)
   batch = sharding.with_sharding(
-      step.abstract_batch(config), sharding.batch_sharding(mesh)
+      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
   )
   train_step = step.jitted(
-      step.train_step, config, donate_argnums=0,
-      out_shardings=sharding.replicated(mesh),
+      step.train_step, config, layout, donate_argnums=0,
+      out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
   )
   return train_step.lower(state, batch), state
 
 
-def lower_decode_step(config: Config, mesh, batch: int, length: int):
+def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
   """A step of generation: one token for each sequence, the cache donated.
 
   Args:
     config: the run whose model decodes.
-    mesh: of devices; the sequences are split over it as a batch is.
+    layout: on a mesh; the sequences are split over it as a batch is.
     batch: sequences.
     length: positions that the cache holds.
   Raises:
     ConfigError: sequences that do not divide over the devices.
   """
-  split = sharding.batch_sharding(mesh)
-  require(batch % mesh.size == 0, "batch", batch,
-          f"must be divisible by the {mesh.size} devices")
+  split = sharding.batch_sharding(layout.mesh)
+  devices = layout.size(layout.batch_axes)
+  require(batch % devices == 0, "batch", batch,
+          f"must be divisible by the {devices} devices along mesh.data and "
+          "mesh.fsdp")
   model = Transformer(config.model)
-  state = jax.eval_shape(functools.partial(step.init_state, config))
-  variables = sharding.with_sharding(
-      {"params": state.params, "buffers": state.buffers},
-      sharding.replicated(mesh),
-  )
+  state = step.abstract_state(config, layout)
+  variables = {"params": state.params, "buffers": state.buffers}
   cache = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
           x.shape, x.dtype,
-          sharding=split if x.ndim else sharding.replicated(mesh),
+          sharding=split if x.ndim else sharding.replicated(layout.mesh),
       ),
       jax.eval_shape(lambda: generate.init_cache(model, batch, length)),
   )
@@ -76,7 +76,8 @@ def lower_decode_step(config: Config, mesh, batch: int, length: int):
   decode_step = jax.jit(
       functools.partial(generate.apply_cached, model), donate_argnums=1
   )
-  return decode_step.lower(variables, cache, token_B1, token_B1, token_B1)
+  with layout_lib.using(layout):
+    return decode_step.lower(variables, cache, token_B1, token_B1, token_B1)
 
 
 def report(compiled, mesh) -> dict:
@@ -162,11 +163,12 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
   devices = topology.devices(values.topology)
   mesh = sharding.make_mesh(config, devices)
+  layout = sharding.make_layout(config, mesh)
   for name in values.step or STEPS:
     if name == "train":
-      lowered, _ = lower_train_step(config, mesh)
+      lowered, _ = lower_train_step(config, layout)
     else:
-      lowered = lower_decode_step(config, mesh, values.batch, values.cache)
+      lowered = lower_decode_step(config, layout, values.batch, values.cache)
     began = time.monotonic()
     compiled = lowered.compile()
     seconds = time.monotonic() - began

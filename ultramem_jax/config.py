@@ -108,6 +108,7 @@ class MemoryConfig:
   spare_queries: int = 0
   input_gate: bool = True
   output_gate: bool = False
+  partition: str = "auto"
   kind: str = "ultramem"
   spans: str = ""
 
@@ -176,6 +177,8 @@ class MemoryConfig:
     require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
     require_choice(path, self, "init", "paper", "official")
     require_choice(path, self, "pre_activation", "none", "gelu")
+    require_choice(path, self, "partition", "auto", "columns", "rows",
+                   "rows_pooled", "rows_unpooled")
     require(
         math.isqrt(self.expansion) ** 2 == self.expansion,
         f"{path}.expansion", self.expansion, "must be a perfect square",
@@ -459,13 +462,25 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis of the mesh; -1 takes all that remain."""
+  """Devices along each axis of the mesh; see `configs/default.py`."""
 
   data: int
+  fsdp: int = 1
+  tensor: int = 1
+  table: int = 1
+  table_axes: str = "fsdp,tensor,table"
 
   def __post_init__(self):
     require(self.data == -1 or self.data >= 1, "mesh.data", self.data,
-            "must be -1 (all devices) or at least 1")
+            "must be -1 (all devices that remain) or at least 1")
+    require_at_least("mesh", self, 1, "fsdp", "tensor", "table")
+    axes = self.table_axes.split(",")
+    known = ("data", "fsdp", "tensor", "table")
+    require(
+        set(axes) <= set(known) and len(set(axes)) == len(axes),
+        "mesh.table_axes", self.table_axes,
+        f"must name axes of the mesh ({', '.join(known)}), joined by ','",
+    )
 
 
 @dataclasses.dataclass(frozen=True)

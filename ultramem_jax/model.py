@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ultramem_jax import layout
 from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.attention import Attention
 from ultramem_jax.layers.memory_plus import MemoryPlus
@@ -18,6 +19,16 @@ MEMORIES = {
     "ultramem": UltraMem, "ultramem_v2": UltraMemV2,
     "memory_plus": MemoryPlus, "peer": Peer,
 }
+
+
+class Embed(nn.Embed):
+  """nn.Embed whose devices each look up their own tokens."""
+
+  def __call__(self, tokens_BT):
+    return layout.over_tokens(
+        lambda tokens_BT, table_VD: table_VD[tokens_BT],
+        tokens_BT, self.embedding.astype(self.dtype),
+    )
 
 
 class Block(nn.Module):
@@ -45,7 +56,7 @@ class Block(nn.Module):
       y_BTD = Moe(c, name="moe")(h_BTD, segment_BT)
     else:
       y_BTD = Mlp(c, name="mlp")(h_BTD)
-    return x_BTD + dropout(y_BTD), h_BTD
+    return layout.constrain_batch(x_BTD + dropout(y_BTD)), h_BTD
 
 
 class Transformer(nn.Module):
@@ -90,7 +101,7 @@ class Transformer(nn.Module):
       block_class = nn.remat(Block, static_argnums=(4, 5))
       if memory_class:
         memory_class = nn.remat(memory_class, static_argnums=(3,))
-    embed = nn.Embed(
+    embed = Embed(
         c.vocab_size, c.embed_dim, dtype=dtype, name="embed",
         embedding_init=nn.with_logical_partitioning(
             nn.initializers.normal(
@@ -100,7 +111,7 @@ class Transformer(nn.Module):
         ),
     )
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
-    x_BTD = dropout(embed(tokens_BT))
+    x_BTD = layout.constrain_batch(dropout(embed(tokens_BT)))
     tables = None
     if c.memory.shares_table and c.spans:
       tables = SharedTables(c.memory, c.num_layers, name="memory_tables")()

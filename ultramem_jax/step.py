@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
 
-from ultramem_jax import optim
+from ultramem_jax import layout as layout_lib
+from ultramem_jax import optim, sharding
 from ultramem_jax.config import Config
 from ultramem_jax.layers.ultramem import refresh_buffers
+from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
 
 Batch = dict[str, jax.Array]
@@ -71,6 +73,14 @@ def init_state(config: Config) -> TrainState:
       },
       opt_state=optimizer.init(params),
       key=jax.random.key_data(jax.random.fold_in(key, 1)),
+  )
+
+
+def abstract_state(config: Config, layout: Layout) -> TrainState:
+  """Shapes, dtypes and shardings of `init_state`; nothing is allocated."""
+  state = jax.eval_shape(functools.partial(init_state, config))
+  return sharding.with_sharding(
+      state, sharding.state_shardings(state, config, layout)
   )
 
 
@@ -169,7 +179,11 @@ def _gradients(state: TrainState, buffers, batch: Batch, config: Config):
     sums = jax.tree.map(jnp.add, sums, (gradients, losses, stats))
     return (usage, sums), None
 
-  split = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+  # Part i takes the rows i, i + parts, ..., so that every device finds its
+  # share of each part among its own rows.
+  split = jax.tree.map(
+      lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+  )
   shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], split))
   zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[1][:2])
@@ -257,6 +271,18 @@ def report_usage(state: TrainState, *, config: Config):
   return state.replace(usage=usage), metrics
 
 
-def jitted(function, config: Config, **options):
-  """jax.jit of one of this module's functions, config bound."""
-  return jax.jit(functools.partial(function, config=config), **options)
+def jitted(function, config: Config, layout: Layout | None = None, **options):
+  """jax.jit of one of this module's functions, config bound.
+
+  Args:
+    function: takes arrays, and config by name.
+    config: the run.
+    layout: of the arrays on a mesh; None: one device.
+    **options: of jax.jit.
+  """
+
+  def traced(*arguments):
+    with layout_lib.using(layout):
+      return function(*arguments, config=config)
+
+  return jax.jit(traced, **options)

@@ -36,7 +36,7 @@ class IndexedSource:
     """Every document once, in order."""
     return (self._sequence[i] for i in range(self.num_documents))
 
-  def lanes(self, lanes: range, num_lanes: int, seed: int) -> list[Any]:
+  def lanes(self, lanes: Sequence[int], num_lanes: int, seed: int) -> list[Any]:
     """Endless document iterators, one for each of lanes.
 
     Lane i of n yields the documents i, i + n, ... of an order that is

@@ -10,7 +10,7 @@ Validation: the split once, in order, packed as one stream of rows.
 
 import collections
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
@@ -121,9 +121,9 @@ class Prefetch:
 class ValidBatches:
   """The validation split, once per iteration; made by `valid_batches`."""
 
-  def __init__(self, config: Config, lanes: range, source: Any):
+  def __init__(self, config: Config, lanes: Sequence[int], source: Any):
     """Args: config; the rows of this process; the split to read."""
-    self._config, self._lanes, self._source = config, lanes, source
+    self._config, self._lanes, self._source = config, list(lanes), source
     self._tokenizer = _tokenizer(config)
 
   def __iter__(self) -> Iterator[Batch]:
@@ -131,7 +131,6 @@ class ValidBatches:
     packer = packing.Packer(
         self._source.documents(), self._tokenizer, c.data.packing
     )
-    rows = slice(self._lanes.start, self._lanes.stop)
     for count in itertools.count(1):
       stream = packing.empty_stream(
           c.batch_size, c.data.seq_len, self._tokenizer.pad_id,
@@ -141,17 +140,19 @@ class ValidBatches:
       filled = [packer.fill(stream, row) for row in range(c.batch_size)]
       if not any(filled):
         return
-      yield packing.to_batch({k: v[rows] for k, v in stream.items()})
+      yield packing.to_batch({k: v[self._lanes] for k, v in stream.items()})
       if count == c.eval_batches or not all(filled):
         return
 
 
-def train_batches(config: Config, lanes: range) -> TrainBatches | Prefetch:
+def train_batches(
+    config: Config, lanes: Sequence[int]
+) -> TrainBatches | Prefetch:
   """Endless training batches of the rows in lanes.
 
   Args:
     config: the run; uses data, batch_size, seed, model.vocab_size.
-    lanes: rows of the global batch that this process holds, within
+    lanes: rows of the global batch that this process holds, ascending, within
       range(batch_size).
   Returns:
     An iterator of dicts, each array [len(lanes), seq_len], int32 but for
@@ -179,7 +180,7 @@ def train_batches(config: Config, lanes: range) -> TrainBatches | Prefetch:
   return Prefetch(batches, prefetch) if prefetch else batches
 
 
-def valid_batches(config: Config, lanes: range) -> ValidBatches:
+def valid_batches(config: Config, lanes: Sequence[int]) -> ValidBatches:
   """Batches that hold the validation split once, in order.
 
   Args:

@@ -9,7 +9,7 @@ import dataclasses
 import math
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
@@ -171,7 +171,7 @@ class RecordSource:
       for block in blocks(file):
         yield from map(self._parse, block.records)
 
-  def lanes(self, lanes: range, num_lanes: int, seed: int) -> list[Any]:
+  def lanes(self, lanes: Sequence[int], num_lanes: int, seed: int) -> list[Any]:
     """Endless document iterators, one for each of lanes."""
     cuts = math.ceil(num_lanes / len(self._files))
     parts = [

@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from ultramem_jax.config import MemoryConfig
+from ultramem_jax.ops import random
 
 
 def value_table(
@@ -21,7 +22,7 @@ def value_table(
   elif c.kind == "memory_plus":
     std = c.value_dim**-0.5
   initializer = nn.with_logical_partitioning(
-      nn.initializers.normal(std), ("rows", "value")
+      lambda key, shape: std * random.normal(key, shape), ("rows", "columns")
   )
   return module.param(name, initializer, (c.num_rows, width or c.value_dim))
 

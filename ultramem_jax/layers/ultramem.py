@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax import layout
 from ultramem_jax.config import MemoryConfig
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.norm import make_norm
@@ -132,14 +133,10 @@ class UltraMem(nn.Module):
     query_BTPGRK = self._query(
         x_BTD, segment_BT, decode, raw_keys_PARNK, core_CARR, filter_PAR
     )
-    if merged_PANK is None or x_BTD.shape[0] * x_BTD.shape[1] > MERGED_TOKENS:
-      found = retrieval.retrieve(
-          query_BTPGRK, keys_PARNK, c.top_m, core_CARR, filter_PAR
-      )
-    else:
-      found = retrieval.retrieve_merged(
-          query_BTPGRK, keys_PARNK, merged_PANK, c.top_m, core_CARR
-      )
+    found = layout.over_tokens(
+        self._find, query_BTPGRK,
+        (keys_PARNK, merged_PANK, core_CARR, filter_PAR),
+    )
     slot_BTAM = self._shuffle(found.row_BTAM, found.column_BTAM)
     score_BTAMC = found.score_BTAMC
     if c.softmax:
@@ -251,6 +248,18 @@ class UltraMem(nn.Module):
       )
     return queries_read(
         c, self._normalize("query_norm", query_BTPGRK, weight)
+    )
+
+  def _find(self, query_BTPGRK, weights):
+    """The cells that the queries of some tokens choose."""
+    keys_PARNK, merged_PANK, core_CARR, filter_PAR = weights
+    tokens = query_BTPGRK.shape[0] * query_BTPGRK.shape[1]
+    if merged_PANK is None or tokens > MERGED_TOKENS:
+      return retrieval.retrieve(
+          query_BTPGRK, keys_PARNK, self.config.top_m, core_CARR, filter_PAR
+      )
+    return retrieval.retrieve_merged(
+        query_BTPGRK, keys_PARNK, merged_PANK, self.config.top_m, core_CARR
     )
 
   def _shuffle(self, row_BTAM, column_BTAM):
@@ -368,10 +377,13 @@ def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
   if c.query_key_norm == "rms":
     def standardize(x, epsilon):
       return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-  found = retrieval.retrieve(
+  found = layout.over_tokens(
+      lambda query, weights: retrieval.retrieve(
+          query, weights[0], c.top_m, *weights[1:]
+      ),
       standardize(sample_BTPGRK, epsilon=c.norm_eps),
-      standardize(raw_keys_PARNK, epsilon=c.norm_eps) * c.key_dim**-0.5,
-      c.top_m, core_CARR, filter_PAR,
+      (standardize(raw_keys_PARNK, epsilon=c.norm_eps) * c.key_dim**-0.5,
+       core_CARR, filter_PAR),
   )
   degree = 2 if c.score == "tucker" else 1
   return jnp.square(found.score_BTAMC).mean() ** (-0.5 / degree)

@@ -33,8 +33,9 @@ def top_m(scores, m: int):
 
 def _top_k(scores, m):
   # The barrier keeps XLA from merging a later slice into the top-k, which
-  # turns it into a full sort.
-  return jax.lax.optimization_barrier(jax.lax.top_k(scores, m))[1]
+  # turns it into a full sort. It holds the index alone: XLA for several devices
+  # aborts on a barrier of both results.
+  return jax.lax.optimization_barrier(jax.lax.top_k(scores, m)[1])
 
 
 def tournament(scores, m: int):
