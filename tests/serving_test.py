@@ -120,6 +120,9 @@ def test_a_decoding_step_makes_nothing_of_the_tables_size():
   side = 31  # 961 rows, 3844 virtual ones: numbers of nothing else
   text = decode_step_text(side)
   assert not makers(text, [str(side**2), str(4 * side**2)])
+  # Nor are the keys copied: [2 sides, 2 heads, 2 ranks, 62, 4], transposed.
+  width = small.MODEL["model.memory.key_dim"]
+  assert not makers(text, [rf"[\d,]+,{width},{2 * side}"])
   # What the pattern finds in a program that makes such arrays.
   assert makers("%a = f32[961,8]{1,0} copy(%b)", [str(side**2)])
   assert " sort(" not in text

@@ -37,16 +37,21 @@ def side_scores(query_BTPGRK, keys_PGJRNK):
   """Scores of every key of both sides, float32 [P, G, J, R, B, T, N].
 
   The order of axes is the one a batched matmul produces, from keys as they
-  lie in memory.
+  lie in memory. Its batch is one axis (Z): of several, XLA's CPU compiler
+  would transpose all keys.
   """
+  batch, length = query_BTPGRK.shape[:2]
+  *leading, num_keys, width = keys_PGJRNK.shape
   query_PGJRBTK = jnp.broadcast_to(
       jnp.moveaxis(query_BTPGRK, (0, 1), (-3, -2))[:, :, None],
-      (*keys_PGJRNK.shape[:4], *query_BTPGRK.shape[:2], keys_PGJRNK.shape[-1]),
+      (*leading, batch, length, width),
   )
-  return jnp.einsum(
-      "PGJRBTK,PGJRNK->PGJRBTN", query_PGJRBTK, keys_PGJRNK,
+  scores_ZTN = jnp.einsum(
+      "ZTK,ZNK->ZTN", query_PGJRBTK.reshape(-1, batch * length, width),
+      keys_PGJRNK.reshape(-1, num_keys, width),
       preferred_element_type=jnp.float32,
   )
+  return scores_ZTN.reshape(*leading, batch, length, num_keys)
 
 
 def filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m: int):
