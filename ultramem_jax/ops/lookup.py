@@ -10,15 +10,16 @@ integers have no gradient (float0).
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import blocks
 
-# Rows that one pass over the pooled vectors reads, on a CPU. From 12 on the
-# memory's bandwidth is reached (benchmarks/layer.py).
-UNROLL = 12
+# Rows that one pass over the pooled vectors reads at most, on a CPU. From
+# about 12 on the memory's bandwidth is reached.
+ROWS_PER_PASS = 21
 
 
 def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
@@ -41,7 +42,10 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
   Returns:
     [B, T, E, W] float32. Differentiable in table, if float, and score.
   """
-  block_BTK, row_BTK = jnp.divmod(index_BTK, table_IW.shape[0])
+  if num_blocks == 1:
+    block_BTK, row_BTK = jnp.zeros_like(index_BTK), index_BTK
+  else:
+    block_BTK, row_BTK = jnp.divmod(index_BTK, table_IW.shape[0])
   return _pool(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC)
 
 
@@ -155,10 +159,10 @@ def _table_gradient(table_IW, *inputs):
 def _pool_in_turn(num_blocks, table_IW, *inputs):
   """Adds up the first row of every token, then the second, and so on.
 
-  One loop over the numbers of the sums reads UNROLL rows at a time, of which
-  XLA's CPU compiler makes vector instructions that wait for memory UNROLL at
-  once. A sum whose block a row does not belong to reads the token's first row
-  with score 0: a row in the cache, unlike a branch, costs little.
+  A pass over the sums reads ROWS_PER_PASS rows, of which XLA's CPU compiler
+  makes one loop of vector instructions that waits for as many rows at once. A
+  sum of another block than a row's reads the token's first row instead, with
+  score 0: from the cache, which costs little.
   """
   block_E = jnp.arange(num_blocks)
 
@@ -167,20 +171,23 @@ def _pool_in_turn(num_blocks, table_IW, *inputs):
 
     def add_rows(pooled_BTECU, read):
       row_BT, block_BT, score_BTC = read
-      inside_BTE = block_BT[..., None] == block_E[None, None]
-      row_BTE = jnp.where(inside_BTE, row_BT[..., None], first_BT1)
-      score_BTEC = jnp.where(
-          inside_BTE[..., None], score_BTC[:, :, None], 0
-      )
+      row_BTE, score_BTEC = row_BT[..., None], score_BTC[:, :, None]
+      if num_blocks > 1:
+        inside_BTE = block_BT[..., None] == block_E[None, None]
+        row_BTE = jnp.where(inside_BTE, row_BTE, first_BT1)
+        score_BTEC = jnp.where(inside_BTE[..., None], score_BTEC, 0)
       rows_BTECU = _split(_gather(table_IW, row_BTE), score_BTC.shape[-1])
       return pooled_BTECU + score_BTEC[..., None] * rows_BTECU, None
 
-    batch, length, _, num_cores = inputs[-1].shape
+    batch, length, num_rows, num_cores = inputs[-1].shape
+    passes = math.ceil(num_rows / ROWS_PER_PASS)
     zeros_BTECU = jnp.zeros(
         (batch, length, num_blocks, num_cores, table_IW.shape[1] // num_cores)
     )
     reads = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
-    pooled_BTECU, _ = jax.lax.scan(add_rows, zeros_BTECU, reads, unroll=UNROLL)
+    pooled_BTECU, _ = jax.lax.scan(
+        add_rows, zeros_BTECU, reads, unroll=math.ceil(num_rows / passes)
+    )
     return None, _join(pooled_BTECU)
 
   block = blocks.block_length(

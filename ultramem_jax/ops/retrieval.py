@@ -17,7 +17,7 @@ from ultramem_jax.ops.top_k import top_m
 
 # Blocks' worth of scores that go with one reading of all keys on a CPU: the
 # keys are larger than the cache that a block's size is meant for.
-FORWARD_BLOCKS = 3
+FORWARD_BLOCKS = 8
 
 
 class Retrieved(NamedTuple):
