@@ -1,0 +1,130 @@
+"""The peers of benchmarks.layer: torch's embedding_bag, and ultra-mem.
+
+Runs in an environment of its own, without JAX; asked by benchmarks.layer
+through `benchmarks.worker`. ultra-mem 0.1.2 computes less than the layer of
+the paper: its two heads share one grid of keys and one query of the full
+width for both ranks (2.8 times fewer products), each head reads rows of half
+the width from a table of its own, and rows of one block of the expansion
+overwrite each other where they should be added.
+"""
+
+import functools
+import itertools
+
+import torch
+import torch.nn.functional as F
+from ultra_mem import UltraMem
+
+from benchmarks import worker
+from benchmarks.layer_shape import (
+  CORES,
+  EMBED_DIM,
+  EXPANSION,
+  GRID_SIDE,
+  HEADS,
+  KEY_DIM,
+  NUM_ROWS,
+  RANK,
+  TOP_M,
+  VALUE_DIM,
+  read_sets,
+)
+
+
+@functools.cache
+def table():
+  return torch.randn(1100, VALUE_DIM).repeat(NUM_ROWS // 1100, 1)
+
+
+def reads(tokens):
+  shape = (tokens, TOP_M * HEADS)
+  return torch.randint(NUM_ROWS, shape), torch.randn(shape)
+
+
+def bag(tokens):
+  sets = itertools.cycle([reads(tokens) for _ in range(read_sets(tokens))])
+
+  @torch.no_grad()
+  def run():
+    index, weight = next(sets)
+    F.embedding_bag(index, table(), per_sample_weights=weight, mode="sum")
+
+  return run
+
+
+def bag_backward(tokens, sparse, optimizer=None):
+  index, weight = reads(tokens)
+  weight.requires_grad_()
+  values = table().requires_grad_()
+  step = optimizer([values]).step if optimizer else lambda: None
+  gradient = torch.randn(tokens, VALUE_DIM)
+
+  def run():
+    values.grad = weight.grad = None
+    F.embedding_bag(
+        index, values, per_sample_weights=weight, mode="sum", sparse=sparse
+    ).backward(gradient)
+    step()
+
+  return run
+
+
+@functools.cache
+def model():
+  return UltraMem(
+      EMBED_DIM, dim_values=VALUE_DIM // CORES, num_memories=GRID_SIDE**2,
+      topk=TOP_M, dim_queries_keys=KEY_DIM, core_rank=RANK, core_heads=CORES,
+      value_expansion=EXPANSION,
+  )
+
+
+def layer(compiled):
+  return torch.compile(model()) if compiled else model()
+
+
+def forward(tokens, compiled):
+  run_layer = layer(compiled).eval()
+  x = torch.randn(1, tokens, EMBED_DIM)
+
+  @torch.no_grad()
+  def run():
+    run_layer(x)
+
+  return run
+
+
+def backward(tokens, compiled, optimizer=None):
+  run_layer = layer(compiled).train()
+  step = optimizer(model().parameters()).step if optimizer else lambda: None
+  x = torch.randn(1, tokens, EMBED_DIM, requires_grad=True)
+  gradient = torch.randn(1, tokens, EMBED_DIM)
+
+  def run():
+    model().zero_grad(set_to_none=True)
+    y, _, auxiliary = run_layer(x)
+    ((y * gradient).sum() + auxiliary).backward()
+    step()
+
+  return run
+
+
+CASES = {
+    "gather/embedding_bag": bag,
+    "forward/ultra-mem": lambda tokens: forward(tokens, False),
+    "forward/ultra-mem compiled": lambda tokens: forward(tokens, True),
+    "backward/ultra-mem": lambda tokens: backward(tokens, False),
+    "backward/embedding_bag dense": lambda tokens: bag_backward(tokens, False),
+    "backward/embedding_bag sparse": lambda tokens: bag_backward(tokens, True),
+    "step/ultra-mem AdamW": lambda tokens: backward(
+        tokens, False, torch.optim.AdamW
+    ),
+    "step/embedding_bag Adam": lambda tokens: bag_backward(
+        tokens, False, torch.optim.Adam
+    ),
+    "step/embedding_bag SparseAdam": lambda tokens: bag_backward(
+        tokens, True, torch.optim.SparseAdam
+    ),
+}
+
+if __name__ == "__main__":
+  worker.serve(CASES)

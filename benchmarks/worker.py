@@ -1,0 +1,70 @@
+"""A process that times functions when asked, so that two can alternate.
+
+The asking side writes a JSON line [case, tokens, calls] to the process and
+reads back a line: the seconds of each call, after one that is not counted,
+since caches and heap are then another process's. A case is made when it is
+first asked for, and kept until a line `null` comes.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+
+
+def serve(cases) -> None:
+  """Answers until the input ends. cases: name -> (tokens -> function())."""
+  # What libraries print must not mix with the answers.
+  answers = os.fdopen(os.dup(1), "w")
+  os.dup2(2, 1)
+  made = {}
+  for line in sys.stdin:
+    asked = json.loads(line)
+    if asked is None:
+      made.clear()
+      gc.collect()
+      continue
+    name, tokens, calls = asked
+    if (name, tokens) not in made:
+      made[name, tokens] = cases[name](tokens)
+      made[name, tokens]()
+    run = made[name, tokens]
+    run()
+    seconds = []
+    for _ in range(calls):
+      began = time.perf_counter()
+      run()
+      seconds.append(time.perf_counter() - began)
+    print(json.dumps(seconds), file=answers, flush=True)
+
+
+class Worker:
+  """The asking side of one process."""
+
+  def __init__(self, command, environment):
+    self.process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **environment},
+    )
+
+  def seconds(self, name: str, tokens: int, calls: int) -> list[float]:
+    """Asks for `calls` timed calls; raises RuntimeError if the process died."""
+    self._write((name, tokens, calls))
+    answer = self.process.stdout.readline()
+    if not answer:
+      raise RuntimeError(f"the process of {name} ended: see its output above")
+    return json.loads(answer)
+
+  def forget(self) -> None:
+    """Frees what the cases hold."""
+    self._write(None)
+
+  def _write(self, message) -> None:
+    self.process.stdin.write(json.dumps(message) + "\n")
+    self.process.stdin.flush()
+
+  def close(self) -> None:
+    self.process.stdin.close()
+    self.process.wait()
