@@ -14,9 +14,9 @@ One token a sequence, as in figures 1 and 6 of the paper (arXiv 2411.12364):
 Published sizes in bfloat16 on an accelerator; on a CPU the 151M models in
 float32, with the vocabulary of bytes: embedding and head are the same in all
 models, and no figure counts them. The cache holds 2048 positions, or as many
-as fit, which is said. The models take turns where all fit in memory, and come
-one after another where not. Writes results/inference_SIZE.json and .png; the
-machine should do nothing else.
+as fit, which is said. On a CPU the models take turns; on an accelerator, which
+cannot hold them all, they come one after another. Writes
+results/inference_SIZE.json and .png; the machine should do nothing else.
 """
 
 import dataclasses
@@ -31,7 +31,6 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import decoding, report
-from ultramem_jax import accounting
 from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup
@@ -79,25 +78,12 @@ def default_setting(size: str | None, batches: list[int]) -> Setting:
   )
 
 
-def weight_bytes(config: ModelConfig) -> int:
-  counts = accounting.parameters(config)
-  return jnp.dtype(config.dtype).itemsize * sum(counts.values())
-
-
-def groups(setting: Setting) -> list[list[str]]:
-  """The models by whether they fit in memory together."""
-  models = list(decoding.SIZES[setting.size])
-  need = sum(weight_bytes(setting.config(model)) for model in models)
-  need += len(models) * setting.cache_bytes
-  have = accounting.available_bytes()
-  together = have is None or need < 0.9 * have
-  return [models] if together else [[model] for model in models]
-
-
 def compare_models(setting: Setting) -> list[dict[str, Any]]:
   """One record for each model and batch."""
   records = []
-  for group in groups(setting):
+  models = list(decoding.SIZES[setting.size])
+  together = jax.default_backend() == "cpu"
+  for group in [models] if together else [[model] for model in models]:
     configs = {model: setting.config(model) for model in group}
     variables = {
         model: decoding.random_variables(config)
