@@ -14,9 +14,9 @@ from ultramem_jax.ops import lookup, retrieval, shuffle, tucker
 # square of the selected scores is then known to about 1 %.
 CALIBRATION_QUERIES = 256
 
-# Up to as many tokens merged keys are faster than the scores of all ranks; it
-# is the most that was tried (`python -m benchmarks.inference --part=keys`).
-MERGED_TOKENS = 64
+# Up to as many tokens merged keys are faster than the scores of all ranks: they
+# are at 8, and not at 64 (`python -m benchmarks.inference --part=keys`).
+MERGED_TOKENS = 8
 
 
 class CausalConv(nn.Module):
