@@ -37,7 +37,7 @@ from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup
 
 ROOT = pathlib.Path(__file__).parent.parent
-TRAINING_SECONDS = 100  # for a model to come under way
+TRAINING_SECONDS = 150  # for a model to come under way
 
 TINY = flags.DEFINE_bool("tiny", False, "Small sizes, to try the script out.")
 
@@ -136,7 +136,7 @@ def measure_training(tiny: bool) -> list[dict[str, float]]:
           [
               sys.executable, "train.py", f"--config=configs/{name}.py",
               f"--workdir={workdir}", "--config.data.source=stdlib",
-              "--config.data.tokenizer=bytes", "--config.log_every=5",
+              "--config.data.tokenizer=bytes", "--config.log_every=2",
               f"--config.batch_size={batch_size}",
           ],
           cwd=ROOT, stdout=subprocess.DEVNULL,
