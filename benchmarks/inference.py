@@ -16,7 +16,8 @@ float32, with the vocabulary of bytes: embedding and head are the same in all
 models, and no figure counts them. The cache holds 2048 positions, or as many
 as fit, which is said. On a CPU the models take turns; on an accelerator, which
 cannot hold them all, they come one after another. Writes
-results/inference_SIZE.json and .png; the machine should do nothing else.
+results/inference_SIZE.json and .png, after --part with the parts' names; the
+machine should do nothing else.
 """
 
 import dataclasses
@@ -265,36 +266,48 @@ def compare_keys(setting: Setting) -> list[dict[str, Any]]:
 
 
 def plot(result, path) -> None:
-  """Latency with its roofline, values read, growth."""
-  figure, (time, access, growth) = plt.subplots(
-      1, 3, figsize=(14, 4), layout="constrained"
+  """Latency with its roofline and values read, growth: what was measured."""
+  panels = 2 * ("models" in result) + ("growth" in result)
+  figure, axes = plt.subplots(
+      1, panels, figsize=(4.7 * panels, 4), layout="constrained", squeeze=False
   )
-  records = result["models"]
+  axes = list(axes[0])
+  if "models" in result:
+    _plot_models(result, axes.pop(0), axes.pop(0))
+  if "growth" in result:
+    _plot_growth(result["growth"], axes.pop())
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
+
+
+def _plot_models(result, time, access) -> None:
   for color, model in zip(
       ("C7", "C1", "C0"), decoding.SIZES[result["size"]], strict=True
   ):
-    own = [r for r in records if r["model"] == model]
+    own = [r for r in result["models"] if r["model"] == model]
     batches = [r["batch"] for r in own]
     counted = np.array([r["counted_bytes"] for r in own])
     time.plot(batches, [1e3 * r["seconds"] for r in own], "o-", color=color,
               label=model)
     time.plot(batches, 1e3 * counted / result["bandwidth"], ":", color=color)
     access.plot(batches, 1e-9 * counted, "o-", color=color, label=model)
-  time.set(xlabel="batch", ylabel="ms a step", xscale="log", yscale="log",
-           title="latency; dotted: counted bytes / bandwidth")
-  access.set(xlabel="batch", ylabel="GB a step", xscale="log", yscale="log",
-             title="weights and rows read, as counted")
-  for part, color in (("model", "C0"), ("layer", "C2"), ("rows", "C3")):
-    own = result["growth"]
-    growth.plot([r["side"] ** 2 for r in own], [1e3 * r[part] for r in own],
-                "o-", color=color, label=part)
-  growth.set(xlabel="rows of a table", ylabel="ms a step", xscale="log",
-             yscale="log", title="growing table")
-  for axes in (time, access, growth):
-    axes.legend()
-    axes.grid(alpha=0.3)
-  figure.savefig(path, dpi=150)
-  plt.close(figure)
+  _label(time, "batch", "ms a step",
+         "latency; dotted: counted bytes / bandwidth")
+  _label(access, "batch", "GB a step", "weights and rows read, as counted")
+
+
+def _plot_growth(records, axes) -> None:
+  for part in ("model", "layer", "rows"):
+    axes.plot([r["side"] ** 2 for r in records],
+              [1e3 * r[part] for r in records], "o-", label=part)
+  _label(axes, "rows of a table", "ms a step", "growing table")
+
+
+def _label(axes, xlabel, ylabel, title) -> None:
+  axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log",
+           yscale="log")
+  axes.legend()
+  axes.grid(alpha=0.3)
 
 
 PARTS = {
@@ -320,9 +333,11 @@ def main(_) -> None:
   setting = dataclasses.replace(setting, cache=flags.FLAGS.cache)
   if flags.FLAGS.n:
     setting = dataclasses.replace(setting, sides=tuple(flags.FLAGS.n))
-  result = run(setting, flags.FLAGS.part)
-  path = report.save(f"inference_{setting.size}", result)
-  if {"models", "growth"} <= result.keys():
+  parts = flags.FLAGS.part
+  result = run(setting, parts)
+  chosen = [] if set(parts) == set(PARTS) else parts
+  path = report.save("_".join(["inference", setting.size, *chosen]), result)
+  if parts != ["keys"]:
     plot(result, path.with_suffix(".png"))
 
 
