@@ -15,12 +15,14 @@ from ultramem_jax import (
   accounting,
   checkpoint,
   cli,
+  compiler_options,
   evaluate,
   generate,
   preemption,
   sharding,
   step,
 )
+from ultramem_jax import compile as compile_lib
 from ultramem_jax import metrics as metrics_lib
 from ultramem_jax import workdir as workdir_lib
 from ultramem_jax.config import Config, require
@@ -42,17 +44,10 @@ def compile_step(config: Config, layout):
   Raises:
     ConfigError: the step needs more memory than there is.
   """
-  state = step.abstract_state(config, layout)
-  batch = sharding.with_sharding(
-      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
+  lowered, state = compile_lib.lower_train_step(config, layout)
+  compiled = lowered.compile(
+      compiler_options.for_device(layout.mesh.devices.flat[0])
   )
-  train_step = step.jitted(
-      step.train_step, config, layout, donate_argnums=0,
-      out_shardings=(
-          sharding.of(state), sharding.replicated(layout.mesh)
-      ),
-  )
-  compiled = train_step.lower(state, batch).compile()
   memory = compiled.memory_analysis()
   need = (
       memory.argument_size_in_bytes + memory.output_size_in_bytes

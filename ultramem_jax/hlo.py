@@ -114,13 +114,6 @@ class Program:
       elif found := _INSTRUCTION.match(line):
         lines.append(Instruction(*found.groups()))
 
-  def instructions(self, *opcodes: str) -> list[Instruction]:
-    """All instructions of these opcodes, fused ones too."""
-    return [
-        line for lines in self.computations.values() for line in lines
-        if line.opcode in opcodes
-    ]
-
   def run_counts(self) -> dict[str, int]:
     """How often each computation runs; all branches count as taken."""
     counts = dict.fromkeys(self.computations, 0)

@@ -32,10 +32,14 @@ def top_m(scores, m: int):
 
 
 def _top_k(scores, m):
-  # The barrier keeps XLA from merging a later slice into the top-k, which
-  # turns it into a full sort. It holds the index alone: XLA for several devices
-  # aborts on a barrier of both results.
-  return jax.lax.optimization_barrier(jax.lax.top_k(scores, m)[1])
+  # In two dimensions: in more, the TPU's compiler sorts in full, where it has a
+  # top-k of its own for more than about 64 m scores. The barrier keeps XLA from
+  # merging a later slice into the top-k, which turns it into a full sort. It
+  # holds the index alone: XLA for several devices aborts on a barrier of both
+  # results.
+  *leading, num_scores = scores.shape
+  index = jax.lax.top_k(scores.reshape(-1, num_scores), m)[1]
+  return jax.lax.optimization_barrier(index).reshape(*leading, m)
 
 
 def tournament(scores, m: int):
