@@ -18,11 +18,12 @@ from ultramem_jax import (
   compiler_options,
   evaluate,
   generate,
+  optim,
   preemption,
+  program,
   sharding,
   step,
 )
-from ultramem_jax import compile as compile_lib
 from ultramem_jax import metrics as metrics_lib
 from ultramem_jax import workdir as workdir_lib
 from ultramem_jax.config import Config, require
@@ -44,15 +45,15 @@ def compile_step(config: Config, layout):
   Raises:
     ConfigError: the step needs more memory than there is.
   """
-  lowered, state = compile_lib.lower_train_step(config, layout)
-  compiled = lowered.compile(
-      compiler_options.for_device(layout.mesh.devices.flat[0])
+  state = step.abstract_state(config, layout)
+  batch = sharding.with_sharding(
+      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
   )
-  memory = compiled.memory_analysis()
-  need = (
-      memory.argument_size_in_bytes + memory.output_size_in_bytes
-      - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+  compiled = program.TrainProgram(
+      config, state, batch, layout,
+      compiler_options.for_device(layout.mesh.devices.flat[0]),
   )
+  need = compiled.bytes_needed
   have = accounting.available_bytes()
   require(
       have is None or need <= have, "batch_size", config.batch_size,
@@ -166,6 +167,8 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   layout = sharding.make_layout(config, mesh)
   print(accounting.summary(config, num_devices=mesh.size), flush=True)
   accounting.check_memory(config, mesh.size)
+  if config.model.spans:
+    print(optim.describe_table_update(config))
   corpus = sources.describe(config.data)
   print(f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
         flush=True)

@@ -105,6 +105,8 @@ def get_config() -> ConfigDict:
   c.model.memory.partition = "auto"  # of tables over mesh.table_axes: rows
   # (number-wise) | columns (dimension-wise) | auto (what moves fewer bytes) |
   # rows_pooled, rows_unpooled (rows, summed before or after they travel)
+  c.model.memory.table_dtype = "float32"  # values in storage: float32 |
+  # bfloat16 (rounded at random when updated; sparse updates only)
   # ultramem_v2 only:
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all
@@ -129,6 +131,13 @@ def get_config() -> ConfigDict:
   c.optim.clip_norm = 1.0  # of the global gradient; 0 = no clipping
   c.optim.value_lr_multiplier = 10.0  # [k] of the value tables at step 0 ...
   c.optim.value_lr_horizon = 1.0  # ... falling linearly to 1 at this share
+  c.optim.table_update = "auto"  # of value tables: dense (all rows) | sparse
+  # (the rows that were read; others neither decay nor move by their momentum)
+  # | auto (sparse where a step reads few of the rows)
+  c.optim.table_moments = "float32"  # of value tables: float32 | bfloat16
+  # (rounded at random; sparse updates only)
+  c.optim.table_second_moment = "element"  # of value tables: element | row (one
+  # float32 for each row, the mean over it; sparse updates only)
   c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2
 
   # Checkpoints: the newest `keep` and the best by validation loss.

@@ -117,17 +117,38 @@ def test_a_token_never_reads_more_than_the_table():
     assert accounting.memory_access(model, batch) == mlp + 2 * rows * 14
 
 
+def bytes_of(tree):
+  """Of the arrays of numbers in a tree, its counters apart."""
+  return sum(
+      leaf.size * leaf.dtype.itemsize
+      for leaf in jax.tree.leaves(tree) if leaf.dtype != "int32"
+  )
+
+
 def test_state_bytes_equal_those_of_the_real_state():
   run = config.parse(small())
   state = jax.eval_shape(functools.partial(step_lib.init_state, run))
-  floats = lambda tree: sum(
-      leaf.size * 4 for leaf in jax.tree.leaves(tree) if leaf.dtype == "float32"
-  )
   counted = accounting.training_bytes(run)
-  assert counted["parameters"] == floats(state.params)
-  assert counted["optimizer"] == floats(state.opt_state)
-  assert counted["gradients"] == floats(state.params)
+  assert counted["parameters"] == bytes_of(state.params)
+  assert counted["optimizer"] == bytes_of(state.opt_state)
+  assert counted["gradients"] == bytes_of(state.params)
   assert counted.pop("total") == sum(counted.values())
+
+
+@pytest.mark.parametrize("moment", ["element", "row"])
+def test_state_bytes_of_low_precision_tables(moment):
+  c = small()
+  c.model.memory.table_dtype = c.optim.table_moments = "bfloat16"
+  c.optim.table_second_moment = moment
+  run = config.parse(c)
+  state = jax.eval_shape(functools.partial(step_lib.init_state, run))
+  counted = accounting.training_bytes(run)
+  assert counted["parameters"] == bytes_of(state.params)
+  assert counted["optimizer"] == bytes_of((state.opt_state, state.moments))
+  rest = state.split_tables()[0].params
+  factors = accounting.factor_bytes(run)
+  assert counted["gradients"] == bytes_of(rest) + factors
+  assert factors > 0
 
 
 def test_activations_shrink_with_devices_and_parts():
@@ -165,7 +186,8 @@ def test_24_gib_refuse_the_full_model_and_take_a_shrunk_one(monkeypatch):
     accounting.check_memory(config.parse(full))
   message = str(error.value)
   assert "\n" not in message
-  assert "34.2 GB" in message  # 16 bytes for each of 2.135 G parameters
+  # 12 bytes for each of 1.859 G values, 16 for the others; no dense gradient.
+  assert "26.7 GB" in message
   assert "25.8 GB" in message
   full.model.memory.num_keys = 128
   accounting.check_memory(config.parse(full))

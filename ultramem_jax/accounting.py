@@ -22,9 +22,10 @@ from absl import flags
 from flax import traverse_util
 from jax.sharding import AbstractMesh, NamedSharding
 
-from ultramem_jax import cli, sharding
+from ultramem_jax import cli, optim, sharding
 from ultramem_jax.config import Config, ConfigError, ModelConfig
 from ultramem_jax.model import Transformer
+from ultramem_jax.ops import precision
 
 # The kind of a parameter, by its path; the first pattern that matches wins.
 KINDS = {
@@ -160,28 +161,50 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
     num_devices: devices of the mesh, which config.mesh must fit.
   Returns:
     "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
-    they are accumulated), all float32; "activations", an estimate; "total".
+    they are accumulated; of tables with a sparse update, the factors);
+    "activations", an estimate; "total".
   """
   sizes = sharding.mesh_shape(config, num_devices)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
   specs = sharding.parameter_specs(config, sharding.make_layout(config, mesh))
-  count = sum(
-      math.prod(NamedSharding(mesh, specs[tuple(path.split("/"))])
-                .shard_shape(shape))
+  shapes = {
+      path: NamedSharding(mesh, specs[tuple(path.split("/"))])
+      .shard_shape(shape)
       for path, shape in parameter_shapes(config.model).items()
-  )
+  }
   split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+  sums = 1 if config.accumulation_steps == 1 else 2
+  parts = dict.fromkeys(("parameters", "optimizer", "gradients"), 0)
+  if optim.updates_rows(config):
+    for path in list(filter(optim.is_table, shapes)):
+      shape = shapes.pop(path)
+      moments = jax.eval_shape(
+          functools.partial(optim.table_moments, config.optim, shape)
+      )
+      parts["optimizer"] += sum(
+          x.size * x.dtype.itemsize for x in moments.values()
+      )
+      dtype = jnp.dtype(precision.DTYPES[config.model.memory.table_dtype])
+      parts["parameters"] += math.prod(shape) * dtype.itemsize
+    parts["gradients"] += factor_bytes(config) // split
+  dense = sum(map(math.prod, shapes.values()))
+  parts["parameters"] += 4 * dense
+  parts["optimizer"] += 2 * 4 * dense
+  parts["gradients"] += sums * 4 * dense
   tokens = config.data.seq_len * (
       config.batch_size // config.accumulation_steps // split
   )
-  sums = 1 if config.accumulation_steps == 1 else 2
-  parts = {
-      "parameters": 4 * count,
-      "optimizer": 2 * 4 * count,
-      "gradients": sums * 4 * count,
-      "activations": tokens * activation_bytes_per_token(config),
-  }
+  parts["activations"] = tokens * activation_bytes_per_token(config)
   return {**parts, "total": sum(parts.values())}
+
+
+def factor_bytes(config: Config) -> int:
+  """Bytes of the gradients of all tables as factors, for a whole batch."""
+  m = config.model.memory
+  reads = m.top_m * m.num_heads * (2 + 2 + m.num_cores)  # sorted, and indices
+  layer = 4 * (reads + m.projections * m.value_dim)
+  tokens = config.batch_size * config.data.seq_len
+  return tokens * len(config.model.spans) * layer
 
 
 def host_bytes(root: str = "/") -> int | None:

@@ -8,7 +8,8 @@ compiler is in libtpu, which a machine without a TPU can have as well.
 
   pip install -e ".[tpu-compile]"
 
-Prints, for each program: bytes a device holds, and whether it has them; the
+Training is two programs where the update of value tables is sparse. Prints,
+for each program: bytes a device holds, and whether it has them; the
 operations between devices and the bytes they bring to each; FLOPs; and what
 the compiled schedule runs beside them. --quick compiles several times faster
 and tells nearly the same bytes, but nothing is scheduled to run beside another.
@@ -30,6 +31,7 @@ from ultramem_jax import (
   compiler_options,
   generate,
   hlo,
+  program,
   sharding,
   step,
   topology,
@@ -44,17 +46,13 @@ STEPS = ("train", "decode")
 QUICK = {"exec_time_optimization_effort": -1.0}
 
 
-def lower_train_step(config: Config, layout: Layout):
-  """The training step as `train.py` runs it: (lowered, abstract state)."""
+def lower_train_step(config: Config, layout: Layout) -> dict:
+  """The training step as `train.py` runs it: programs by name."""
   state = step.abstract_state(config, layout)
   batch = sharding.with_sharding(
       step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
   )
-  train_step = step.jitted(
-      step.train_step, config, layout, donate_argnums=0,
-      out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
-  )
-  return train_step.lower(state, batch), state
+  return program.lower_train_step(config, state, batch, layout)
 
 
 def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
@@ -169,27 +167,31 @@ def main() -> None:
   devices = topology.devices(values.topology)
   mesh = sharding.make_mesh(config, devices)
   layout = sharding.make_layout(config, mesh)
-  for name in values.step or STEPS:
-    if name == "train":
-      lowered, _ = lower_train_step(config, layout)
-    else:
-      lowered = lower_decode_step(config, layout, values.batch, values.cache)
-    began = time.monotonic()
-    compiled = lowered.compile({
-        **compiler_options.for_device(devices[0]),
-        **(QUICK if values.quick else {}),
-    })
-    seconds = time.monotonic() - began
-    if values.text:
-      path = pathlib.Path(values.text, f"{name}.txt")
-      path.parent.mkdir(parents=True, exist_ok=True)
-      path.write_text(compiled.as_text())
-    costs = report(compiled, mesh)
-    if values.json:
-      print(json.dumps({"step": name, "topology": values.topology, **costs}))
-    else:
-      print(f"{name} step for {values.topology}, {mesh.size} devices "
-            f"(compiled in {seconds:.0f} s)\n{summary(costs)}", flush=True)
+  for step_name in values.step or STEPS:
+    programs = (
+        lower_train_step(config, layout)
+        if step_name == "train"
+        else {"decode": lower_decode_step(
+            config, layout, values.batch, values.cache
+        )}
+    )
+    for name, lowered in programs.items():
+      began = time.monotonic()
+      compiled = lowered.compile({
+          **compiler_options.for_device(devices[0]),
+          **(QUICK if values.quick else {}),
+      })
+      seconds = time.monotonic() - began
+      if values.text:
+        path = pathlib.Path(values.text, f"{name}.txt")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(compiled.as_text())
+      costs = report(compiled, mesh)
+      if values.json:
+        print(json.dumps({"step": name, "topology": values.topology, **costs}))
+      else:
+        print(f"{name} step for {values.topology}, {mesh.size} devices "
+              f"(compiled in {seconds:.0f} s)\n{summary(costs)}", flush=True)
 
 
 if __name__ == "__main__":

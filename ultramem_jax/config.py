@@ -109,6 +109,7 @@ class MemoryConfig:
   input_gate: bool = True
   output_gate: bool = False
   partition: str = "auto"
+  table_dtype: str = "float32"
   kind: str = "ultramem"
   spans: str = ""
 
@@ -179,6 +180,7 @@ class MemoryConfig:
     require_choice(path, self, "pre_activation", "none", "gelu")
     require_choice(path, self, "partition", "auto", "columns", "rows",
                    "rows_pooled", "rows_unpooled")
+    require_choice(path, self, "table_dtype", "float32", "bfloat16")
     require(
         math.isqrt(self.expansion) ** 2 == self.expansion,
         f"{path}.expansion", self.expansion, "must be a perfect square",
@@ -420,10 +422,16 @@ class OptimConfig:
   clip_norm: float
   value_lr_multiplier: float
   value_lr_horizon: float
+  table_update: str
+  table_moments: str
+  table_second_moment: str
   z_loss: float
 
   def __post_init__(self):
     path = "optim"
+    require_choice(path, self, "table_update", "dense", "sparse", "auto")
+    require_choice(path, self, "table_moments", "float32", "bfloat16")
+    require_choice(path, self, "table_second_moment", "element", "row")
     require_positive(path, self, "learning_rate", "eps")
     require(0 < self.value_lr_horizon <= 1, "optim.value_lr_horizon",
             self.value_lr_horizon, "must lie in (0, 1], as a share of steps")
@@ -511,6 +519,21 @@ class Config:
         self.batch_size % self.accumulation_steps == 0, "batch_size",
         self.batch_size,
         f"must be divisible by accumulation_steps = {self.accumulation_steps}",
+    )
+    require(
+        self.optim.table_update != "dense" or not self.has_low_precision_tables,
+        "optim.table_update", self.optim.table_update,
+        "must be sparse or auto with bfloat16 tables (model.memory.table_dtype)"
+        " or moments (optim.table_moments), or optim.table_second_moment = row",
+    )
+
+  @property
+  def has_low_precision_tables(self) -> bool:
+    """Whether tables or their moments are such as only rows can be updated."""
+    return (
+        self.model.memory.table_dtype != "float32"
+        or self.optim.table_moments != "float32"
+        or self.optim.table_second_moment != "element"
     )
 
 

@@ -4,9 +4,11 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from ultramem_jax.config import OptimConfig
+from ultramem_jax.config import Config, OptimConfig
+from ultramem_jax.ops import precision, row_update
 
 # First match wins, on the path of a parameter joined by "/".
 GROUPS = (
@@ -14,6 +16,11 @@ GROUPS = (
     ("norms", re.compile(r"(scale|bias)$")),
     ("weights", re.compile(r"")),
 )
+
+# Reads per row of a table and step up to which `auto` chooses the sparse
+# update: its time goes with the reads, that of the dense one with the rows.
+# On CPU they meet between 0.3 and 0.5 (`python -m benchmarks.training`).
+SPARSE_READS_PER_ROW = 0.25
 
 
 def parameter_groups(params: Any) -> Any:
@@ -24,6 +31,11 @@ def parameter_groups(params: Any) -> Any:
     return next(label for label, rule in GROUPS if rule.search(name))
 
   return jax.tree_util.tree_map_with_path(group, params)
+
+
+def is_table(path: str) -> bool:
+  """Whether the parameter at path, joined by "/", is a value table."""
+  return bool(dict(GROUPS)["values"].search(path))
 
 
 def base_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
@@ -59,9 +71,73 @@ def schedules(config: OptimConfig, steps: int) -> dict[str, optax.Schedule]:
   }
 
 
+def reads_per_row(config: Config) -> float:
+  """How often a step reads a row of a table, on average; 0 without tables."""
+  memory, spans = config.model.memory, config.model.spans
+  reads = config.batch_size * config.data.seq_len * memory.top_m
+  reads *= memory.num_heads * len(spans)
+  tables = 1 if memory.shares_table else len(spans)
+  return reads / (tables * memory.num_rows) if spans else 0.0
+
+
+def updates_rows(config: Config) -> bool:
+  """Whether the update of value tables is sparse."""
+  choice = config.optim.table_update
+  if not config.model.spans or choice == "dense":
+    return False
+  return (
+      choice == "sparse" or config.has_low_precision_tables
+      or reads_per_row(config) <= SPARSE_READS_PER_ROW
+  )
+
+
+def describe_table_update(config: Config) -> str:
+  """One line: how value tables are updated, and why."""
+  form = "sparse" if updates_rows(config) else "dense"
+  return (
+      f"table update: {form} (optim.table_update = "
+      f"{config.optim.table_update}; a step reads {reads_per_row(config):.3g} "
+      f"times the rows of a table, auto is sparse up to {SPARSE_READS_PER_ROW})"
+  )
+
+
+def table_adamw(config: OptimConfig, steps: int, step) -> row_update.AdamW:
+  """The rule of value tables at a step counted from 1."""
+  c = config
+  return row_update.AdamW(
+      c.beta1, c.beta2, c.eps, c.weight_decay,
+      schedules(c, steps)["values"](step), step,
+  )
+
+
+def table_moments(
+    config: OptimConfig, shape: tuple[int, int]
+) -> dict[str, jax.Array]:
+  """Moments of a table [I, W] before the first step, if its update is sparse.
+
+  Returns:
+    "mean" [I, W]; "variance" [I, W], or [I] float32 where it is per row.
+  """
+  dtype = precision.DTYPES[config.table_moments]
+  per_row = config.table_second_moment == "row"
+  return {
+      "mean": jnp.zeros(shape, dtype),
+      "variance": jnp.zeros(shape[0], jnp.float32)
+      if per_row
+      else jnp.zeros(shape, dtype),
+  }
+
+
+def clip_factor(config: OptimConfig, norm):
+  """What gradients of this global norm are to be multiplied with."""
+  if not config.clip_norm:
+    return jnp.float32(1)
+  return jnp.where(norm < config.clip_norm, 1, config.clip_norm / norm)
+
+
 def make_optimizer(
     config: OptimConfig, steps: int
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
   """Clipping by global norm, Adam, then decay and rate by parameter group.
 
   Args:
@@ -69,7 +145,8 @@ def make_optimizer(
     steps: of the whole run, to which the schedules stretch.
   Returns:
     A transformation for params of any model; the first update uses the rate
-    of step 1.
+    of step 1. `update` takes the global norm as `norm`, for gradients that
+    are not all; without it, it is that of the gradients given.
   """
   c = config
 
@@ -80,10 +157,16 @@ def make_optimizer(
         optax.scale_by_learning_rate(lambda count: schedule(count + 1)),
     )
 
+  def clip(gradients, state, params=None, *, norm=None):
+    del params
+    norm = optax.tree.norm(gradients) if norm is None else norm
+    factor = clip_factor(c, norm)
+    return jax.tree.map(lambda x: factor * x, gradients), state
+
   return optax.chain(
-      optax.clip_by_global_norm(c.clip_norm)
-      if c.clip_norm
-      else optax.identity(),
+      optax.GradientTransformationExtraArgs(
+          lambda params: optax.EmptyState(), clip
+      ),
       optax.scale_by_adam(c.beta1, c.beta2, c.eps),
       optax.partition(
           {name: group(name, s) for name, s in schedules(c, steps).items()},

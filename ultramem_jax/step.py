@@ -9,12 +9,15 @@ import jax.numpy as jnp
 import optax
 from flax import struct, traverse_util
 
+from ultramem_jax import factors as factors_lib
 from ultramem_jax import layout as layout_lib
 from ultramem_jax import optim, sharding
 from ultramem_jax.config import Config
 from ultramem_jax.layers.ultramem import refresh_buffers
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
+from ultramem_jax.ops import row_update
+from ultramem_jax.ops.row_update import Table
 
 Batch = dict[str, jax.Array]
 
@@ -30,7 +33,10 @@ class TrainState(struct.PyTreeNode):
   params, buffers: the model's collections.
   usage: {memory: [E * I] int32}, reads of each virtual row since the last
     report.
-  opt_state: of `optim.make_optimizer`.
+  opt_state: of `optim.make_optimizer`, for the tables only where their update
+    is dense.
+  moments: {"mean", "variance"} of the tables where it is sparse, else {}; each
+    a tree like params.
   key: uint32 data of the PRNG key from which each step's is folded.
   """
 
@@ -39,7 +45,39 @@ class TrainState(struct.PyTreeNode):
   buffers: Any
   usage: dict[str, jax.Array]
   opt_state: Any
+  moments: dict[str, Any]
   key: jax.Array
+
+  def split_tables(self) -> tuple["TrainState", dict[str, Table]]:
+    """The state without its tables, and those whose update is sparse."""
+    if not self.moments:
+      return self, {}
+    params, values = factors_lib.split_tables(self.params)
+    moments = {
+        name: factors_lib.split_tables(tree)[1]
+        for name, tree in self.moments.items()
+    }
+    tables = {
+        path: Table(values_IW, moments["mean"][path], moments["variance"][path])
+        for path, values_IW in values.items()
+    }
+    return self.replace(params=params, moments={}), tables
+
+  def join_tables(self, tables: dict[str, Table]) -> "TrainState":
+    """The state that `split_tables` took apart."""
+    if not tables:
+      return self
+    values, mean, variance = (
+        {path: table[index] for path, table in tables.items()}
+        for index in range(3)
+    )
+    return self.replace(
+        params=factors_lib.join_tables(self.params, values),
+        moments={
+            "mean": factors_lib.join_tables({}, mean),
+            "variance": factors_lib.join_tables({}, variance),
+        },
+    )
 
   def to_items(self) -> dict[str, Any]:
     """The parts a checkpoint keeps apart: evaluation needs the first two."""
@@ -61,7 +99,20 @@ def init_state(config: Config) -> TrainState:
   tokens_BT = jnp.zeros((1, config.data.seq_len), jnp.int32)
   variables = nn.meta.unbox(model.init(jax.random.fold_in(key, 0), tokens_BT))
   memory = config.model.memory
-  params = variables["params"]
+  params = trained = variables["params"]
+  moments = {}
+  if optim.updates_rows(config):
+    trained, tables = factors_lib.split_tables(params)
+    made = {
+        path: optim.table_moments(config.optim, values_IW.shape)
+        for path, values_IW in tables.items()
+    }
+    moments = {
+        name: factors_lib.join_tables(
+            {}, {path: of_table[name] for path, of_table in made.items()}
+        )
+        for name in ("mean", "variance")
+    }
   optimizer = optim.make_optimizer(config.optim, config.steps)
   return TrainState(
       step=jnp.int32(0),
@@ -71,7 +122,8 @@ def init_state(config: Config) -> TrainState:
           f"memory_{span.index}": jnp.zeros(memory.grid_side**2, jnp.int32)
           for span in config.model.spans
       },
-      opt_state=optimizer.init(params),
+      opt_state=optimizer.init(trained),
+      moments=moments,
       key=jax.random.key_data(jax.random.fold_in(key, 1)),
   )
 
@@ -101,7 +153,9 @@ def token_losses(logits_BTV, targets_BT):
   return log_z_BT - target_BT[..., 0], log_z_BT
 
 
-def loss_fn(params, buffers, batch: Batch, key, total_weight, config: Config):
+def loss_fn(
+    params, buffers, batch: Batch, key, total_weight, config: Config, taps=None
+):
   """Training loss of a batch, or of a part of one.
 
   Args:
@@ -111,15 +165,19 @@ def loss_fn(params, buffers, batch: Batch, key, total_weight, config: Config):
     total_weight: sum of the weights of the whole batch, so that the losses
       (and gradients) of its parts add up to those of the whole.
     config: the run's.
+    taps: zeros, whose gradients make factors of those of the tables; None
+      where the tables' own gradients are asked for.
   Returns:
-    (loss, (parts, stats, slots)): parts of the loss by name, monitoring
-    scalars by "module/name", and each memory's slots [B, T, A, M].
+    (loss, (parts, stats, slots, read)): parts of the loss by name, monitoring
+    scalars by "module/name", each memory's slots [B, T, A, M], and the
+    collection "factors" where there are taps.
   """
+  collections = ["losses", "stats", "intermediates"]
   logits_BTV, sown = Transformer(config.model).apply(
-      {"params": params, "buffers": buffers},
+      {"params": params, "buffers": buffers, "taps": taps or {}},
       batch["tokens"], batch["segments"], batch["positions"],
       deterministic=False, rngs={"dropout": key},
-      mutable=["losses", "stats", "intermediates"],
+      mutable=collections + ["factors"] if taps else collections,
   )
   loss_BT, log_z_BT = token_losses(logits_BTV, batch["targets"])
   weights_BT = batch["weights"]
@@ -136,7 +194,7 @@ def loss_fn(params, buffers, batch: Batch, key, total_weight, config: Config):
       memory: values["slot_BTAM"][0]
       for memory, values in sown.get("intermediates", {}).items()
   }
-  return sum(parts.values()), (parts, stats, slots)
+  return sum(parts.values()), (parts, stats, slots, sown.get("factors", {}))
 
 
 def count_usage(usage, slots, segments_BT):
@@ -151,33 +209,63 @@ def count_usage(usage, slots, segments_BT):
   return {name: count(usage_S, slots[name]) for name, usage_S in usage.items()}
 
 
-def _gradients(state: TrainState, buffers, batch: Batch, config: Config):
-  """Gradients and auxiliary outputs, summed over the parts of the batch."""
+def make_taps(variables, batch: Batch, config: Config):
+  """Zeros for the taps of every lookup of a batch."""
+  _, collections = jax.eval_shape(
+      lambda variables: Transformer(config.model).apply(
+          variables, batch["tokens"], mutable=["taps"]
+      ), variables,
+  )
+  return jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype), collections["taps"]
+  )
+
+
+def _part_gradients(params, tables, buffers, batch, key, total, config):
+  """Of a part of the batch: (gradients, factors of tables, outputs)."""
+  taps = None
+  if tables:
+    joined = factors_lib.join_tables(params, tables)
+    taps = make_taps({"params": joined, "buffers": buffers}, batch, config)
+
+  def loss(trained):
+    params, taps = trained
+    params = factors_lib.join_tables(params, tables)
+    return loss_fn(params, buffers, batch, key, total, config, taps)
+
+  (gradients, tap_gradients), (*outputs, read) = jax.grad(
+      loss, has_aux=True
+  )((params, taps))
+  return gradients, factors_lib.of_tables(tables, read, tap_gradients), outputs
+
+
+def _gradients(
+    state: TrainState, tables, buffers, batch: Batch, config: Config
+):
+  """Over all parts of the batch: (gradients, factors, losses, stats, usage)."""
   parts = config.accumulation_steps
-  gradient = jax.grad(loss_fn, has_aux=True)
   total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
   def part(index, batch):
-    return gradient(
-        state.params, buffers, batch, jax.random.fold_in(key, index),
+    return _part_gradients(
+        state.params, tables, buffers, batch, jax.random.fold_in(key, index),
         total_weight, config,
     )
 
   if parts == 1:
-    gradients, (losses, stats, slots) = part(0, batch)
-    return gradients, losses, stats, count_usage(
-        state.usage, slots, batch["segments"]
-    )
+    gradients, factors, (losses, stats, slots) = part(0, batch)
+    usage = count_usage(state.usage, slots, batch["segments"])
+    return gradients, factors, losses, stats, usage
 
   def accumulate(carry, inputs):
     usage, sums = carry
     index, batch = inputs
-    gradients, (losses, stats, slots) = part(index, batch)
+    gradients, factors, (losses, stats, slots) = part(index, batch)
     usage = count_usage(usage, slots, batch["segments"])
     stats = jax.tree.map(lambda x: x / parts, stats)
     sums = jax.tree.map(jnp.add, sums, (gradients, losses, stats))
-    return (usage, sums), None
+    return (usage, sums), factors
 
   # Part i takes the rows i, i + parts, ..., so that every device finds its
   # share of each part among its own rows.
@@ -186,36 +274,46 @@ def _gradients(state: TrainState, buffers, batch: Batch, config: Config):
   )
   shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], split))
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[1][:2])
+      lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[2][:2])
   )
-  (usage, (gradients, losses, stats)), _ = jax.lax.scan(
+  (usage, (gradients, losses, stats)), factors = jax.lax.scan(
       accumulate, (state.usage, zeros), (jnp.arange(parts), split)
   )
-  return gradients, losses, stats, usage
+  return gradients, factors_lib.join_parts(factors), losses, stats, usage
 
 
-def train_step(state: TrainState, batch: Batch, *, config: Config):
-  """One optimizer step.
+def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
+  """An optimizer step but for the tables, whose gradients it returns.
 
   Args:
-    state: before the step.
+    state: before the step, without the tables.
+    tables: their values by path, which are only read.
     batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
     config: static.
   Returns:
-    (state, metrics): float32 scalars by name.
+    (state, gradients, metrics): the arguments of `table_step`; float32 scalars
+    by name.
   """
   buffers = refresh_buffers(state.params, state.buffers)
-  gradients, losses, stats, usage = _gradients(state, buffers, batch, config)
+  gradients, factors, losses, stats, usage = _gradients(
+      state, tables, buffers, batch, config
+  )
+  reads = {
+      path: row_update.sort_reads(f.row_TK, tables[path].shape[0])
+      for path, f in factors.items()
+  }
+  norm = jnp.sqrt(jnp.square(optax.tree.norm(gradients)) + sum(
+      row_update.squared_norm(f, reads[path], tables[path].shape[0])
+      for path, f in factors.items()
+  ))
   optimizer = optim.make_optimizer(config.optim, config.steps)
   updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params
+      gradients, state.opt_state, state.params, norm=norm
   )
   step = state.step + 1
   rates = optim.schedules(config.optim, config.steps)
   metrics = {
-      **losses,
-      "gradient_norm": optax.tree.norm(gradients),
-      "learning_rate": rates["weights"](step),
+      **losses, "gradient_norm": norm, "learning_rate": rates["weights"](step),
       **stats,
   }
   if state.usage:
@@ -227,7 +325,46 @@ def train_step(state: TrainState, batch: Batch, *, config: Config):
       usage=usage,
       opt_state=opt_state,
   )
-  return state, metrics
+  scale = optim.clip_factor(config.optim, norm)
+  return state, (factors, reads, scale, step), metrics
+
+
+def table_step(tables: dict[str, Table], gradients, *, config: Config):
+  """The tables after the step of which `gradient_step` gave the gradients."""
+  factors, reads, scale, step = gradients
+  adamw = optim.table_adamw(config.optim, config.steps, step)
+  key = jax.random.fold_in(jax.random.key(config.seed), 2)
+  keys = jax.random.bits(
+      jax.random.fold_in(key, step), (len(tables),), jnp.uint32
+  )
+  return {
+      path: row_update.update_rows(
+          table, factors[path], reads[path], scale, adamw, keys[index]
+      )
+      for index, (path, table) in enumerate(sorted(tables.items()))
+  }
+
+
+def train_step(state: TrainState, batch: Batch, *, config: Config):
+  """One optimizer step.
+
+  As a single program, where the tables are read and written, XLA copies them
+  if their update is sparse: `TrainProgram` has it in two.
+
+  Args:
+    state: before the step.
+    batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
+    config: static.
+  Returns:
+    (state, metrics): float32 scalars by name.
+  """
+  state, tables = state.split_tables()
+  values = {path: table.values_IW for path, table in tables.items()}
+  state, gradients, metrics = gradient_step(
+      state, values, batch, config=config
+  )
+  tables = table_step(tables, gradients, config=config)
+  return state.join_tables(tables), metrics
 
 
 def eval_step(params, buffers, batch: Batch, *, config: Config):

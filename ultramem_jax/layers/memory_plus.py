@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax
 
+from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.ultramem import UltraMem
-from ultramem_jax.ops import lookup
 
 
 class MemoryPlus(UltraMem):
@@ -40,8 +40,9 @@ class MemoryPlus(UltraMem):
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     c = self.config
     index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
-    pooled_BTEW = lookup.pool_rows(
-        tables["values"], index_BTK, score_BTAMC.reshape(*index_BTK.shape, 1)
+    pooled_BTEW = tables_lib.pool_rows(
+        self, tables, "values", index_BTK,
+        score_BTAMC.reshape(*index_BTK.shape, 1),
     ).astype(self.dtype)
     if c.input_gate:
       gate_BTW = self._linear("gate", c.value_dim, c.projection_bias)(x_BTD)

@@ -2,9 +2,8 @@
 
 import flax.linen as nn
 
-from ultramem_jax.layers.tables import value_table
+from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.ultramem import UltraMem
-from ultramem_jax.ops import lookup
 
 
 class Peer(UltraMem):
@@ -22,15 +21,17 @@ class Peer(UltraMem):
 
   def _tables(self):
     return {
-        name: value_table(self, self.config, self.num_layers, name)
+        name: tables_lib.value_table(self, self.config, self.num_layers, name)
         for name in ("down_values", "up_values")
     }
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
-    hidden_BTK = lookup.dot_rows(tables["down_values"], index_BTK, x_BTD)
+    hidden_BTK = tables_lib.dot_rows(
+        self, tables, "down_values", index_BTK, x_BTD
+    )
     weight_BTK = nn.gelu(hidden_BTK) * score_BTAMC.reshape(index_BTK.shape)
-    y_BTED = lookup.pool_rows(
-        tables["up_values"], index_BTK, weight_BTK[..., None]
+    y_BTED = tables_lib.pool_rows(
+        self, tables, "up_values", index_BTK, weight_BTK[..., None]
     )
     return y_BTED.squeeze(-2).astype(self.dtype)

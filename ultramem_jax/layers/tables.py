@@ -1,9 +1,17 @@
-"""Tables of values: one layer's own, or one that several layers share."""
+"""Tables of values: one layer's own, or one that several layers share.
+
+Layers read them through `pool_rows` and `dot_rows` here, which also give a
+table's gradient as factors (`ops/row_update.py`): where the collection
+"factors" is mutable they sow what was read, and where the collection "taps"
+holds zeros they add them to what was looked up, so that the gradient of a tap
+is that of the lookup's output.
+"""
 
 import flax.linen as nn
+import jax.numpy as jnp
 
 from ultramem_jax.config import MemoryConfig
-from ultramem_jax.ops import random
+from ultramem_jax.ops import lookup, precision, random
 
 
 def value_table(
@@ -11,6 +19,8 @@ def value_table(
     name: str = "values", width: int | None = None,
 ):
   """The parameter `name` of module: a table [I, width], [I, W] by default.
+
+  float32, or the bits of `table_dtype`.
 
   Paper init gives the output of a layer that reads it, scores of mean square
   1, the variance 1 / (2 L).
@@ -21,8 +31,11 @@ def value_table(
     std = (c.expansion / (2 * c.top_m * c.num_heads * num_layers)) ** 0.5
   elif c.kind == "memory_plus":
     std = c.value_dim**-0.5
+  dtype = precision.DTYPES[c.table_dtype]
   initializer = nn.with_logical_partitioning(
-      lambda key, shape: std * random.normal(key, shape), ("rows", "columns")
+      lambda key, shape: precision.encode(
+          std * random.normal(key, shape), dtype
+      ), ("rows", "columns"),
   )
   return module.param(name, initializer, (c.num_rows, width or c.value_dim))
 
@@ -46,3 +59,35 @@ class SharedTables(nn.Module):
   @nn.compact
   def __call__(self):
     return value_tables(self, self.config, self.num_layers)
+
+
+def pool_rows(
+    module: nn.Module, tables, name: str, index_BTK, score_BTKC,
+    num_blocks: int = 1,
+):
+  """`lookup.pool_rows` of the table `name` of tables, read by module."""
+  pooled_BTEW = lookup.pool_rows(
+      tables[name], index_BTK, score_BTKC, num_blocks
+  )
+  return _tap(
+      module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
+  )
+
+
+def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
+  """`lookup.dot_rows` of the table `name` of tables, read by module."""
+  out_BTK = lookup.dot_rows(tables[name], index_BTK, x_BTW)
+  return _tap(
+      module, name, out_BTK, index_BTK=index_BTK,
+      vector_BTEW=x_BTW[:, :, None].astype(jnp.float32),
+  )
+
+
+def _tap(module, name, output, **read):
+  """output plus its tap, and what was read sown; neither at initialization."""
+  if module.is_initializing():
+    return output
+  module.sow("factors", name, read)
+  if module.has_variable("taps", name) or module.is_mutable_collection("taps"):
+    output += module.variable("taps", name, jnp.zeros_like, output).value
+  return output

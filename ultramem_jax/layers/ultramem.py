@@ -8,7 +8,7 @@ from ultramem_jax import layout
 from ultramem_jax.config import MemoryConfig
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.norm import make_norm
-from ultramem_jax.ops import lookup, retrieval, shuffle, tucker
+from ultramem_jax.ops import retrieval, shuffle, tucker
 
 # Random queries of the Monte-Carlo that calibrates the query norm: the mean
 # square of the selected scores is then known to about 1 %.
@@ -291,8 +291,8 @@ class UltraMem(nn.Module):
     index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
     if c.projections == 1:
       index_BTK %= c.num_rows
-    pooled_BTEW = lookup.pool_rows(
-        tables["values"], index_BTK,
+    pooled_BTEW = tables_lib.pool_rows(
+        self, tables, "values", index_BTK,
         score_BTAMC.reshape(*index_BTK.shape, -1), c.projections,
     )
     return self._project(pooled_BTEW.astype(self.dtype))

@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.ultramem import UltraMem
-from ultramem_jax.ops import lookup
 
 
 class UltraMemV2(UltraMem):
@@ -44,13 +44,14 @@ class UltraMemV2(UltraMem):
           "pre_projection", nn.initializers.normal(self.embed_dim**-0.5),
           ("embed", "value"), (self.embed_dim, c.pre_value_dim),
       )
-      pre_BTK = lookup.dot_rows(
-          tables["pre_values"], row_BTK, x_BTD @ kernel_DU.astype(self.dtype)
+      pre_BTK = tables_lib.dot_rows(
+          self, tables, "pre_values", row_BTK,
+          x_BTD @ kernel_DU.astype(self.dtype),
       )
       if c.pre_activation == "gelu":
         pre_BTK = nn.gelu(pre_BTK, approximate=False)
       score_BTKC *= pre_BTK[..., None]
-    pooled_BTEW = lookup.pool_rows(
-        tables["values"], index_BTK, score_BTKC, c.projections
+    pooled_BTEW = tables_lib.pool_rows(
+        self, tables, "values", index_BTK, score_BTKC, c.projections
     )
     return self._project(pooled_BTEW.astype(self.dtype))

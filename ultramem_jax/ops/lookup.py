@@ -15,7 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops import blocks
+from ultramem_jax.ops import blocks, precision
 
 # Rows that one pass over the pooled vectors reads at most, on a CPU. From
 # about 12 on the memory's bandwidth is reached.
@@ -249,10 +249,7 @@ def _block_length(budget, table_IW, row_BTK):
 def _gather(table_IW, row_BTK):
   """The chosen rows as float32 [B, T, K, W]."""
   rows_BTKW = jnp.take(table_IW, row_BTK, axis=0, mode="clip")
-  if table_IW.dtype == jnp.uint16:
-    bits_BTKW = rows_BTKW.astype(jnp.uint32) << 16
-    return jax.lax.bitcast_convert_type(bits_BTKW, jnp.float32)
-  return rows_BTKW.astype(jnp.float32)
+  return precision.decode(rows_BTKW)
 
 
 def _one_hot(block_BTK, num_blocks):
