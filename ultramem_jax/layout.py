@@ -24,6 +24,7 @@ class Layout:
   table_axes: split the value tables, in the order of the mesh.
   partition: "rows_pooled" | "rows_unpooled" (tables are split by rows, and
     summed before or after they travel) | "columns".
+  dtype: in which scores and vectors travel between devices.
   """
 
   mesh: Mesh
@@ -31,6 +32,7 @@ class Layout:
   length_axes: tuple[str, ...]
   table_axes: tuple[str, ...]
   partition: str
+  dtype: str
 
   def size(self, axes: tuple[str, ...]) -> int:
     """Devices along axes."""
@@ -42,6 +44,12 @@ class Layout:
         self.dividing(self.batch_axes, batch),
         self.dividing(self.length_axes, length),
     )
+
+  def table_spec(self) -> PartitionSpec:
+    """The split of a value table [I, W]."""
+    if self.partition == "columns":
+      return PartitionSpec(None, self.table_axes)
+    return PartitionSpec(self.table_axes, None)
 
   def dividing(self, axes: tuple[str, ...], length: int) -> tuple[str, ...]:
     """axes if their devices divide length, else none."""

@@ -134,7 +134,9 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
       f"and pre_value_dim = {memory.pre_value_dim} for columns",
   )
   partition = possible[0] if possible else ""
-  return Layout(mesh, BATCH_AXES, LENGTH_AXES, axes, partition)
+  return Layout(
+      mesh, BATCH_AXES, LENGTH_AXES, axes, partition, config.model.dtype
+  )
 
 
 def describe(config: Config, layout: Layout) -> str:

@@ -16,7 +16,7 @@ from ultramem_jax.config import Config
 from ultramem_jax.layers.ultramem import refresh_buffers
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops import row_update
+from ultramem_jax.ops import exchange, row_update
 from ultramem_jax.ops.row_update import Table
 
 Batch = dict[str, jax.Array]
@@ -202,9 +202,11 @@ def count_usage(usage, slots, segments_BT):
 
   def count(usage_S, slot_BTAM):
     present_BT11 = segments_BT[..., None, None] > 0
-    # Past the end, where mode="drop" ignores it.
+    # Past the end, where it does not count.
     slot_BTAM = jnp.where(present_BT11, slot_BTAM, usage_S.size)
-    return usage_S.at[slot_BTAM].add(1, mode="drop")
+    return exchange.count_rows(
+        usage_S, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    )
 
   return {name: count(usage_S, slots[name]) for name, usage_S in usage.items()}
 

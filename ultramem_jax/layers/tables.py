@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ultramem_jax.config import MemoryConfig
-from ultramem_jax.ops import lookup, precision, random
+from ultramem_jax.ops import exchange, precision, random
 
 
 def value_table(
@@ -65,8 +65,8 @@ def pool_rows(
     module: nn.Module, tables, name: str, index_BTK, score_BTKC,
     num_blocks: int = 1,
 ):
-  """`lookup.pool_rows` of the table `name` of tables, read by module."""
-  pooled_BTEW = lookup.pool_rows(
+  """`exchange.pool_rows` of the table `name` of tables, read by module."""
+  pooled_BTEW = exchange.pool_rows(
       tables[name], index_BTK, score_BTKC, num_blocks
   )
   return _tap(
@@ -75,8 +75,8 @@ def pool_rows(
 
 
 def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
-  """`lookup.dot_rows` of the table `name` of tables, read by module."""
-  out_BTK = lookup.dot_rows(tables[name], index_BTK, x_BTW)
+  """`exchange.dot_rows` of the table `name` of tables, read by module."""
+  out_BTK = exchange.dot_rows(tables[name], index_BTK, x_BTW)
   return _tap(
       module, name, out_BTK, index_BTK=index_BTK,
       vector_BTEW=x_BTW[:, :, None].astype(jnp.float32),
