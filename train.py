@@ -24,6 +24,7 @@ from ultramem_jax import (
   sharding,
   step,
 )
+from ultramem_jax import layout as layout_lib
 from ultramem_jax import metrics as metrics_lib
 from ultramem_jax import workdir as workdir_lib
 from ultramem_jax.config import Config, require
@@ -220,7 +221,8 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   if evaluation is None:
     print(f"stopped at step {int(state.step)}; the same command goes on")
   else:
-    print_sample(config, state)
+    with layout_lib.using(layout):
+      print_sample(config, state)
   return evaluation
 
 

@@ -21,6 +21,7 @@ class Layout:
   batch_axes: split the batch, B, where it divides.
   length_axes: hold the same tokens; inside a memory they split the positions,
     T, where they divide.
+  expert_axes, mlp_axes: split the experts, and the inside of each.
   table_axes: split the value tables, in the order of the mesh.
   partition: "rows_pooled" | "rows_unpooled" (tables are split by rows, and
     summed before or after they travel) | "columns".
@@ -30,6 +31,8 @@ class Layout:
   mesh: Mesh
   batch_axes: tuple[str, ...]
   length_axes: tuple[str, ...]
+  expert_axes: tuple[str, ...]
+  mlp_axes: tuple[str, ...]
   table_axes: tuple[str, ...]
   partition: str
   dtype: str

@@ -135,7 +135,8 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
   )
   partition = possible[0] if possible else ""
   return Layout(
-      mesh, BATCH_AXES, LENGTH_AXES, axes, partition, config.model.dtype
+      mesh, BATCH_AXES, LENGTH_AXES, RULES["experts"], RULES["mlp"], axes,
+      partition, config.model.dtype,
   )
 
 

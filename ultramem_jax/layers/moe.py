@@ -7,7 +7,9 @@ assignments of tokens to experts.
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from ultramem_jax import layout as layout_lib
 from ultramem_jax.config import ModelConfig
 from ultramem_jax.ops.grouped import grouped_dot
 
@@ -61,7 +63,7 @@ def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
 
   Args:
     x_BTD: [B, T, D] float.
-    expert_BTY: [B, T, Y] int32 in [0, X).
+    expert_BTY: [B, T, Y] int32 in [0, X]; X adds nothing and costs nothing.
     weight_BTY: [B, T, Y] float32.
     up_XDF, down_XFD: the experts' matrices, in x's dtype.
     gate_XDF: (silu(x W_gate) * x W_up) W_down; None: gelu(x W_up) W_down.
@@ -81,7 +83,43 @@ def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
   y_ZD = grouped_dot(h_ZF, down_XFD, size_X)
   place_Z = jnp.zeros_like(order_Z).at[order_Z].set(jnp.arange(order_Z.size))
   y_BTYD = y_ZD[place_Z].reshape(*expert_BTY.shape, width)
+  here_BTY1 = (expert_BTY < up_XDF.shape[0])[..., None]
+  y_BTYD = jnp.where(here_BTY1, y_BTYD, 0)
   return jnp.einsum("BTYD,BTY->BTD", y_BTYD, weight_BTY.astype(x_BTD.dtype))
+
+
+def apply_split_experts(x_BTD, expert_BTY, weight_BTY, matrices):
+  """`apply_experts` where the layout in force splits experts and tokens.
+
+  Every device applies the experts that it holds to the tokens that it holds;
+  the sums are added up over the devices that hold the same tokens.
+
+  Args:
+    x_BTD, expert_BTY, weight_BTY: as of `apply_experts`.
+    matrices: (up_XDF, down_XFD, gate_XDF), the last one may be None.
+  """
+  layout = layout_lib.current()
+  if layout is None:
+    return apply_experts(x_BTD, expert_BTY, weight_BTY, *matrices)
+  experts, inside = layout.expert_axes, layout.mlp_axes
+  into = PartitionSpec(experts, None, inside)
+  tokens = PartitionSpec(layout.dividing(layout.batch_axes, x_BTD.shape[0]))
+
+  def apply(x_BTD, expert_BTY, weight_BTY, matrices):
+    held = matrices[0].shape[0]
+    expert_BTY -= jax.lax.axis_index(experts) * held
+    here_BTY = (expert_BTY >= 0) & (expert_BTY < held)
+    y_BTD = apply_experts(
+        x_BTD, jnp.where(here_BTY, expert_BTY, held), weight_BTY, *matrices
+    )
+    return jax.lax.psum(y_BTD, experts + inside)
+
+  return jax.shard_map(
+      apply, mesh=layout.mesh,
+      in_specs=(tokens, tokens, tokens,
+                (into, PartitionSpec(experts, inside), into)),
+      out_specs=tokens, check_vma=False,
+  )(x_BTD, expert_BTY, weight_BTY, matrices)
 
 
 class Moe(nn.Module):
@@ -126,9 +164,9 @@ class Moe(nn.Module):
     expert_BTY, weight_BTY, probability_BTX = route(logits_BTX, moe.top_k)
     if not self.is_initializing():
       self._sow(expert_BTY, weight_BTY, probability_BTX, segment_BT > 0)
-    return apply_experts(
-        x_BTD, expert_BTY, weight_BTY, up_XDF.astype(dtype),
-        down_XFD.astype(dtype), gate_XDF,
+    return apply_split_experts(
+        x_BTD, expert_BTY, weight_BTY,
+        (up_XDF.astype(dtype), down_XFD.astype(dtype), gate_XDF),
     )
 
   def _sow(self, expert_BTY, weight_BTY, probability_BTX, present_BT):

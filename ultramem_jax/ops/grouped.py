@@ -26,9 +26,10 @@ def grouped_dot(x_ZD, weight_XDF, size_X):
   Args:
     x_ZD: [Z, D] float.
     weight_XDF: [X, D, F], of x's dtype.
-    size_X: [X] int32, rows of each group; their sum is Z.
+    size_X: [X] int32, rows of each group; their sum is at most Z.
   Returns:
-    [Z, F] in x's dtype. Differentiable in x and weight.
+    [Z, F] in x's dtype; of rows beyond the sum, anything. Differentiable in x
+    and weight.
   """
   return jax.lax.platform_dependent(
       x_ZD, weight_XDF, size_X, cpu=_loop_dot, default=jax.lax.ragged_dot
@@ -76,7 +77,7 @@ def _over_blocks(size_X, num_rows, function, carry):
     return stop, function(carry, group, start, stop)
 
   return jax.lax.while_loop(
-      lambda loop: loop[0] < num_rows, body, (jnp.int32(0), carry)
+      lambda loop: loop[0] < end_X[-1], body, (jnp.int32(0), carry)
   )[1]
 
 

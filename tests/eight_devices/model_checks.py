@@ -1,0 +1,92 @@
+"""Loss and gradients on meshes against one device; see eight_devices_test."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+import small
+from conftest import assert_close
+
+from ultramem_jax import sharding, step
+
+MODELS = {
+    "dense": {"model__memory__kind": "none"},
+    "moe": {"model__memory__kind": "none", "model__moe__num_experts": 8,
+            "model__moe__expert_dim": 16},
+    "pkm": {
+        "model__memory__score": "sum", "model__memory__softmax": True,
+        "model__memory__num_cores": 1, "model__memory__expansion": 1,
+        "model__memory__query_key_norm": "none", "model__memory__query_conv": 0,
+        "model__memory__shuffle": "none", "model__memory__init": "official",
+        "model__memory__heads_per_query": 1,
+    },
+    "ultramem": {},
+}
+MESHES = {
+    "data": {"mesh__data": 8},
+    "fsdp": {"mesh__fsdp": 8, "model__memory__partition": "columns"},
+    "table by rows": {
+        "mesh__table": 4, "model__memory__partition": "rows_unpooled"},
+    "all": {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__table": 2,
+            "model__memory__partition": "rows"},
+}
+
+
+def make_config(model, mesh=None):
+  return small.config(
+      batch_size=8, model__num_layers=1, model__memory__spans="1:1",
+      **MODELS[model], **(MESHES[mesh] if mesh else {}))
+
+
+def make_batch(config):
+  rng = np.random.default_rng(0)
+  shape = (config.batch_size, config.data.seq_len)
+  draw = lambda: rng.integers(3, 264, shape).astype(np.int32)
+  return {
+      "tokens": draw(), "targets": draw(),
+      "weights": rng.integers(0, 2, shape).astype(np.float32),
+      "segments": np.ones(shape, np.int32),
+      "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
+  }
+
+
+def gradient_fn(*args, config):
+  return jax.value_and_grad(step.loss_fn, has_aux=True)(
+      *args, jax.random.key(0), 30.0, config)
+
+
+@functools.cache
+def on_one_device(model):
+  config = make_config(model)
+  state = step.jitted(step.init_state, config)()
+  result = step.jitted(gradient_fn, config)(
+      state.params, state.buffers, make_batch(config))
+  return jax.device_get((state, result))
+
+
+@pytest.mark.parametrize("model, mesh", [
+    ("dense", "all"), ("moe", "all"), ("pkm", "table by rows"),
+    ("ultramem", "data"), ("ultramem", "fsdp"), ("ultramem", "all"),
+])
+def test_loss_and_gradients_equal_one_device(model, mesh):
+  config = make_config(model, mesh)
+  made = sharding.make_mesh(config)
+  layout = sharding.make_layout(config, made)
+  abstract = step.abstract_state(config, layout)
+  state = step.jitted(
+      step.init_state, config, layout, out_shardings=sharding.of(abstract))()
+  expected_state, expected = on_one_device(model)
+  # Mesh or not, the first parameters are the same, calibration included.
+  assert_close(state.params, expected_state.params)
+  (loss, (parts, _, slots, _)), gradients = step.jitted(
+      gradient_fn, config, layout
+  )(state.params, state.buffers,
+    sharding.to_devices(make_batch(config), made))
+  (expected_loss, outputs), expected_gradients = expected
+  expected_parts, _, expected_slots, _ = outputs
+  jax.tree.map(np.testing.assert_array_equal, slots, expected_slots)
+  assert_close(
+      (loss, parts, gradients),
+      (expected_loss, expected_parts, expected_gradients),
+  )
