@@ -19,7 +19,8 @@ GROUPS = (
 
 # Reads per row of a table and step up to which `auto` chooses the sparse
 # update: its time goes with the reads, that of the dense one with the rows.
-# On CPU they meet between 0.3 and 0.5 (`python -m benchmarks.training`).
+# A read costs a CPU about twice what a row does (`benchmarks/training.py` has
+# the update's time).
 SPARSE_READS_PER_ROW = 0.25
 
 
@@ -94,10 +95,12 @@ def updates_rows(config: Config) -> bool:
 def describe_table_update(config: Config) -> str:
   """One line: how value tables are updated, and why."""
   form = "sparse" if updates_rows(config) else "dense"
+  low = ", in low precision" if config.has_low_precision_tables else ""
   return (
       f"table update: {form} (optim.table_update = "
-      f"{config.optim.table_update}; a step reads {reads_per_row(config):.3g} "
-      f"times the rows of a table, auto is sparse up to {SPARSE_READS_PER_ROW})"
+      f"{config.optim.table_update}{low}; a step reads "
+      f"{reads_per_row(config):.3g} times the rows of a table, auto is sparse "
+      f"up to {SPARSE_READS_PER_ROW})"
   )
 
 
