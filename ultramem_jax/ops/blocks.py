@@ -12,7 +12,7 @@ CPU_BLOCK_BYTES = 2**21
 ACCELERATOR_BLOCK_BYTES = 2**28
 
 
-def with_budget(function, *args, cpu_blocks: int = 1):
+def with_budget(function, *args):
   """function(budget, *args), the budget being that of the platform.
 
   The platform is the one that the program is lowered for, which need not be
@@ -23,11 +23,10 @@ def with_budget(function, *args, cpu_blocks: int = 1):
       be differentiated: `platform_dependent` would keep the residuals of all
       platforms.
     args: pytrees of arrays.
-    cpu_blocks: multiplies the budget on a CPU.
   """
   return jax.lax.platform_dependent(
       *args,
-      cpu=functools.partial(function, cpu_blocks * CPU_BLOCK_BYTES),
+      cpu=functools.partial(function, CPU_BLOCK_BYTES),
       default=functools.partial(function, ACCELERATOR_BLOCK_BYTES),
   )
 

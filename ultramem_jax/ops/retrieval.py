@@ -15,9 +15,9 @@ import numpy as np
 from ultramem_jax.ops import blocks, lookup
 from ultramem_jax.ops.top_k import top_m
 
-# Blocks' worth of scores that go with one reading of all keys on a CPU: the
-# keys are larger than the cache that a block's size is meant for.
-FORWARD_BLOCKS = 8
+# A block of positions reads all keys: where they are larger than the budget of
+# a block, its scores may be so too, up to as many times the budget.
+LARGEST_BLOCK = 8
 
 
 class Retrieved(NamedTuple):
@@ -184,7 +184,6 @@ def _retrieve(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR):
   return blocks.with_budget(
       functools.partial(_retrieve_in_blocks, m),
       query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR,
-      cpu_blocks=FORWARD_BLOCKS,
   )
 
 
@@ -199,7 +198,8 @@ def _retrieve_in_blocks(
 
   sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
   block = blocks.block_length(
-      budget, *query_BTPGRK.shape[:2],
+      min(max(budget, 4 * keys_PGJRNK.size), LARGEST_BLOCK * budget),
+      *query_BTPGRK.shape[:2],
       4 * groups * sharing * (sides * rank * num_keys + m * m),
   )
   return blocks.scan_blocks(retrieve_block, None, query_BTPGRK, block)[1]
