@@ -5,7 +5,7 @@
 Both have the same FLOPs per token and take the same steps; the dense twin of
 the first seed also trains for as many steps as take it the memory's time.
 Writes results/tiny.json and results/tiny.png; about 10 minutes a seed on two
-cores.
+cores. Stopped, the same command goes on.
 """
 
 import importlib
@@ -14,7 +14,6 @@ import pathlib
 import statistics
 import subprocess
 import sys
-import tempfile
 
 import jax
 import matplotlib.pyplot as plt
@@ -30,12 +29,17 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each model.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 500, "Steps of each run.", lower_bound=1)
+WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/benchmark_tiny", "Directory of the runs."
+)
 EVALUATIONS = 2  # points of a curve; one takes about 20 s
 
 
 def validation_curve(config: str, seed: int, steps: int) -> dict[int, float]:
-  """Trains a config; its validation bits per byte by step."""
-  with tempfile.TemporaryDirectory() as workdir:
+  """Trains a config, or goes on; its validation bits per byte by step."""
+  workdir = pathlib.Path(WORKDIR.value, f"{config}_{steps}_{seed}")
+  curve = read_curve(workdir)
+  if steps not in curve:
     subprocess.run(
         [
             sys.executable, "train.py", f"--config=configs/{config}.py",
@@ -45,7 +49,14 @@ def validation_curve(config: str, seed: int, steps: int) -> dict[int, float]:
         ],
         cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
     )
-    lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
+    curve = read_curve(workdir)
+  return curve
+
+
+def read_curve(workdir: pathlib.Path) -> dict[int, float]:
+  """The validations that a run has in its log so far."""
+  log = workdir / "metrics.jsonl"
+  lines = log.read_text().splitlines() if log.exists() else []
   records = [json.loads(line) for line in lines]
   return {
       record["step"]: record["valid/bits_per_byte"]
