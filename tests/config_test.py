@@ -66,7 +66,8 @@ BAD = [
       for value in (0.0, 1.5)),
     *(({"data.valid_fraction": value}, "data.valid_fraction",
        "strictly between 0 and 1") for value in (0.0, 1.0)),
-    *(({"mesh.data": value}, "mesh.data", "-1 (all devices) or at least 1")
+    *(({"mesh.data": value}, "mesh.data",
+       "-1 (all devices that remain) or at least 1")
       for value in (0, -2)),
     ({"data.source": "text"}, "data.path", "glob"),
     ({"data.source": "tfds"}, "data.tfds_name", "c4/en"),
