@@ -106,7 +106,8 @@ def get_config() -> ConfigDict:
   # (number-wise) | columns (dimension-wise) | auto (what moves fewer bytes) |
   # rows_pooled, rows_unpooled (rows, summed before or after they travel)
   c.model.memory.table_dtype = "float32"  # values in storage: float32 |
-  # bfloat16 (rounded at random when updated; sparse updates only)
+  # bfloat16 (rounded at random when updated; sparse updates only) | int8 (not
+  # to be trained: python -m ultramem_jax.quantize makes it from a run)
   # ultramem_v2 only:
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all

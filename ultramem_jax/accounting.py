@@ -31,7 +31,7 @@ from ultramem_jax.ops import precision
 KINDS = {
     "embedding": r"^(embed|head)/",
     "norm": r"norm/",
-    "sparse": r"values$|/experts_",
+    "sparse": r"values(_scale)?$|/experts_",
     "dense": r"",
 }
 BATCHES = (1, 16, 64, 256, 1024)  # of figure 1

@@ -180,7 +180,7 @@ class MemoryConfig:
     require_choice(path, self, "pre_activation", "none", "gelu")
     require_choice(path, self, "partition", "auto", "columns", "rows",
                    "rows_pooled", "rows_unpooled")
-    require_choice(path, self, "table_dtype", "float32", "bfloat16")
+    require_choice(path, self, "table_dtype", "float32", "bfloat16", "int8")
     require(
         math.isqrt(self.expansion) ** 2 == self.expansion,
         f"{path}.expansion", self.expansion, "must be a perfect square",

@@ -131,6 +131,11 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
     write_atomically(workdir / CONFIG_NAME, text.encode())
 
 
+def load_corpus(workdir: str | os.PathLike) -> str:
+  """The corpus of the run that a workdir holds, as it was claimed."""
+  return _read(pathlib.Path(workdir))["corpus"]
+
+
 def load_config(workdir: str | os.PathLike) -> Config:
   """The configuration a workdir is bound to.
 

@@ -20,10 +20,11 @@ class Peer(UltraMem):
   """
 
   def _tables(self):
-    return {
-        name: tables_lib.value_table(self, self.config, self.num_layers, name)
+    down, up = (
+        tables_lib.value_table(self, self.config, self.num_layers, name)
         for name in ("down_values", "up_values")
-    }
+    )
+    return down | up
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)

@@ -18,9 +18,10 @@ def value_table(
     module: nn.Module, config: MemoryConfig, num_layers: int,
     name: str = "values", width: int | None = None,
 ):
-  """The parameter `name` of module: a table [I, width], [I, W] by default.
+  """A table of module by its name: a parameter [I, width], default [I, W].
 
-  float32, or the bits of `table_dtype`.
+  float32, or the bits of `table_dtype`; with int8 also NAME_scale [I], of each
+  row. An int8 table has no initialization of use: it comes from a trained run.
 
   Paper init gives the output of a layer that reads it, scores of mean square
   1, the variance 1 / (2 L).
@@ -37,14 +38,20 @@ def value_table(
           std * random.normal(key, shape), dtype
       ), ("rows", "columns"),
   )
-  return module.param(name, initializer, (c.num_rows, width or c.value_dim))
+  shape = (c.num_rows, width or c.value_dim)
+  tables = {name: module.param(name, initializer, shape)}
+  if c.table_dtype == "int8":
+    scale = f"{name}_scale"
+    ones = nn.with_logical_partitioning(nn.initializers.ones, ("rows",))
+    tables[scale] = module.param(scale, ones, shape[:1])
+  return tables
 
 
 def value_tables(module: nn.Module, config: MemoryConfig, num_layers: int):
   """Every table of a memory, by name: `values`, `pre_values` if it has them."""
-  tables = {"values": value_table(module, config, num_layers)}
+  tables = value_table(module, config, num_layers)
   if config.pre_value_dim:
-    tables["pre_values"] = value_table(
+    tables |= value_table(
         module, config, num_layers, "pre_values", config.pre_value_dim
     )
   return tables
@@ -66,6 +73,9 @@ def pool_rows(
     num_blocks: int = 1,
 ):
   """`exchange.pool_rows` of the table `name` of tables, read by module."""
+  scale_BTK = _scales(tables, name, index_BTK)
+  if scale_BTK is not None:
+    score_BTKC *= scale_BTK[..., None]
   pooled_BTEW = exchange.pool_rows(
       tables[name], index_BTK, score_BTKC, num_blocks
   )
@@ -77,10 +87,19 @@ def pool_rows(
 def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
   """`exchange.dot_rows` of the table `name` of tables, read by module."""
   out_BTK = exchange.dot_rows(tables[name], index_BTK, x_BTW)
+  scale_BTK = _scales(tables, name, index_BTK)
+  if scale_BTK is not None:
+    out_BTK *= scale_BTK
   return _tap(
       module, name, out_BTK, index_BTK=index_BTK,
       vector_BTEW=x_BTW[:, :, None].astype(jnp.float32),
   )
+
+
+def _scales(tables, name, index_BTK):
+  """The scales of int8 rows at indices of any block; None for other tables."""
+  scale_I = tables.get(f"{name}_scale")
+  return None if scale_I is None else scale_I[index_BTK % scale_I.shape[0]]
 
 
 def _tap(module, name, output, **read):

@@ -10,7 +10,8 @@ average.
 import jax
 import jax.numpy as jnp
 
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.uint16}
+# int8 numbers are of a row whose scale is kept apart: see `quantize_rows`.
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.uint16, "int8": jnp.int8}
 
 
 def decode(x):
@@ -25,6 +26,20 @@ def encode(x, dtype):
   if dtype == jnp.uint16:
     return jax.lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
   return x.astype(dtype)
+
+
+def quantize_rows(x_IW):
+  """Rows as int8 and a scale each: x is about scale * number.
+
+  The largest magnitude of a row becomes 127, others are rounded to nearest;
+  the error of a number is at most half the scale. Rows of zeros have scale 1.
+
+  Returns:
+    ([I, W] int8, [I] float32).
+  """
+  largest_I = abs(x_IW).max(-1)
+  scale_I = jnp.where(largest_I > 0, largest_I / 127, 1).astype(jnp.float32)
+  return jnp.round(x_IW / scale_I[:, None]).astype(jnp.int8), scale_I
 
 
 def encode_at_random(x, dtype, noise):

@@ -1,0 +1,103 @@
+"""A trained run with tables in fewer bits, for serving.
+
+  python -m ultramem_jax.quantize --workdir=runs/a --output=runs/a8 --dtype=int8
+
+int8: a quarter of float32's bytes and a scale for each row. bfloat16: half of
+them. The output is the workdir of a run, for eval.py and generation; the loss
+on the validation split before and after is printed as a line of JSON.
+"""
+
+import functools
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+from flax import traverse_util
+
+from ultramem_jax import checkpoint, cli, evaluate, step, trained
+from ultramem_jax import config as config_lib
+from ultramem_jax import workdir as workdir_lib
+from ultramem_jax.config import Config, require
+from ultramem_jax.data import pipeline
+from ultramem_jax.ops import precision
+from ultramem_jax.optim import is_table
+
+DTYPES = ("int8", "bfloat16")
+
+
+def quantized_config(config: Config, dtype: str) -> Config:
+  """The config of a run whose tables become dtype.
+
+  Raises:
+    ConfigError: the run has no tables, or not in float32.
+  """
+  memory = config.model.memory
+  require(bool(config.model.spans), "model.memory.kind", memory.kind,
+          "has no table to quantize")
+  require(memory.table_dtype == "float32", "model.memory.table_dtype",
+          memory.table_dtype, "must be float32 to be quantized")
+  fields = config_lib.to_dict(config)
+  fields["model"]["memory"]["table_dtype"] = dtype
+  # Dense updates, which are for float32 tables, would be refused.
+  fields["optim"]["table_update"] = "auto"
+  return config_lib.parse(fields)
+
+
+def quantize(params, dtype: str):
+  """Params whose float32 tables are dtype; with int8 also their scales."""
+  rows = jax.jit(precision.quantize_rows)
+  encode = jax.jit(functools.partial(
+      precision.encode, dtype=precision.DTYPES[dtype]
+  ))
+  flat = traverse_util.flatten_dict(params, sep="/")
+  for path in filter(is_table, list(flat)):
+    if dtype == "int8":
+      flat[path], flat[f"{path}_scale"] = rows(flat[path])
+    else:
+      flat[path] = encode(flat[path])
+  return traverse_util.unflatten_dict(flat, sep="/")
+
+
+def validate(config: Config, variables, batches) -> dict[str, float]:
+  """Loss, perplexity and bits per byte on a config's validation split."""
+  return evaluate.run(
+      step.jitted(step.eval_step, config),
+      variables["params"], variables["buffers"],
+      (jax.tree.map(jnp.asarray, batch) for batch in batches),
+  )
+
+
+def main() -> None:
+  values = flags.FLAGS
+  run = trained.load(values.workdir, values.step)
+  require(bool(values.output), "--output", values.output,
+          "must name a directory for the quantized run")
+  output = pathlib.Path(values.output)
+  require(not output.exists() or not any(output.iterdir()), "--output",
+          values.output, "must be empty or absent")
+  config = quantized_config(run.config, values.dtype)
+  variables = {**run.variables,
+               "params": quantize(run.variables["params"], values.dtype)}
+  batches = pipeline.valid_batches(run.config, range(run.config.batch_size))
+  before = validate(run.config, run.variables, batches)
+  after = validate(config, variables, batches)
+  workdir_lib.claim(output, config, workdir_lib.load_corpus(values.workdir))
+  with checkpoint.Checkpointer(output, keep=1) as checkpointer:
+    checkpointer.save(run.step, variables, {}, after["loss"])
+  print(json.dumps({
+      "step": run.step, "dtype": values.dtype,
+      "loss_before": before["loss"], "loss": after["loss"],
+      "change": after["loss"] - before["loss"],
+  }))
+
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "Directory of the run.")
+  flags.DEFINE_string(
+      "step", "newest", "Checkpoint: newest, best, or the number of a step."
+  )
+  flags.DEFINE_string("output", None, "Directory of the new run.")
+  flags.DEFINE_enum("dtype", "int8", DTYPES, "Of the tables.")
+  cli.run(main)
