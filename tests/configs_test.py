@@ -69,7 +69,8 @@ def test_every_published_config_is_checked_here():
   prefixes = {re.match(r"[^_]*_", name).group() for name in PUBLISHED}
   sized = {n for n in NAMES if n.startswith(tuple(prefixes))}
   assert sized - set(PUBLISHED) == {
-      "151m_pkm_x10", "151m_x10", "151m_moe_fine", "151m_peer"
+      "151m_pkm_x10", "151m_x10", "151m_moe_fine", "151m_peer",
+      "151m_x12_16gib",
   }
 
 
