@@ -64,8 +64,13 @@ _current: Layout | None = None  # set while tracing, which is one thread's
 
 @contextlib.contextmanager
 def using(layout: Layout | None):
-  """Puts a layout in force for what is traced within."""
+  """Puts a layout in force for what is traced within.
+
+  That of a mesh of one device changes nothing: it is none.
+  """
   global _current
+  if layout is not None and layout.mesh.size == 1:
+    layout = None
   previous, _current = _current, layout
   try:
     yield
