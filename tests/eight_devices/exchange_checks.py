@@ -1,5 +1,7 @@
 """Sharded lookups against one device's; run by tests/eight_devices_test.py."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +9,8 @@ import pytest
 from conftest import assert_close
 from jax.sharding import NamedSharding
 
+from ultramem_jax import hlo, sharding
 from ultramem_jax import layout as layout_lib
-from ultramem_jax import sharding
 from ultramem_jax.ops import exchange, lookup
 
 # Sizes of data, fsdp, tensor and table; the axes that the table is split over.
@@ -100,6 +102,36 @@ def test_bfloat16_travels_and_integer_tables_are_read(partition):
   assert_close(pooled, expected, "bfloat16")
 
 
+@pytest.mark.parametrize("partition", exchange.PARTITIONS)
+def test_compiled_forwards_move_what_the_formulas_say(partition):
+  layout = make_layout("one device each", partition)
+  layout = dataclasses.replace(layout, table_axes=("data",))
+  tokens, reads, width, cores = 32, 20, 64, 2
+  split = NamedSharding(layout.mesh, layout.tokens(8, tokens))
+  table = NamedSharding(layout.mesh, layout.table_spec())
+  arguments = [
+      jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+      for shape, dtype, placed in (
+          ((64, width), jnp.float32, table),
+          ((8, tokens, reads), jnp.int32, split),
+          ((8, tokens, reads, cores), jnp.float32, split),
+      )
+  ]
+  with layout_lib.using(layout):
+    lowered = jax.jit(
+        lambda *args: exchange.pool_rows(*args, BLOCKS), out_shardings=split
+    ).lower(*arguments)
+  found = hlo.Program(lowered.compile().as_text()).collectives(8)
+  received = sum(collective.received for collective in found) / tokens
+  expected = exchange.bytes_moved(
+      partition, 8, reads=reads, width=width, cores=cores, blocks=BLOCKS,
+      itemsize=4)
+  # Unpooled rows have room to spare, and agree on the number of rounds.
+  room = (exchange.SLACK * tokens * reads / 8 + 8) / (tokens * reads / 8)
+  most = room if partition == "rows_unpooled" else 1
+  assert 0.999 * expected <= received <= 1.001 * most * expected + 1
+
+
 @pytest.mark.parametrize("mesh", MESHES)
 def test_rows_are_counted_where_they_lie(mesh):
   rng = np.random.default_rng(0)
@@ -108,7 +140,7 @@ def test_rows_are_counted_where_they_lie(mesh):
   sharding_S = NamedSharding(
       layout.mesh, jax.sharding.PartitionSpec(layout.table_axes))
   with layout_lib.using(layout):
-    count_S = jax.jit(exchange.count_rows)(
+    count_S = jax.jit(lambda *args: exchange.count_rows(*args))(
         jax.device_put(jnp.ones(64, jnp.int32), sharding_S), slot_BTK)
   expected_S = 1 + np.bincount(slot_BTK.reshape(-1), minlength=65)[:64]
   np.testing.assert_array_equal(count_S, expected_S)
