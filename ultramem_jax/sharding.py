@@ -106,7 +106,10 @@ def table_volumes(config: Config, shards: int) -> dict[str, float]:
   }
   if memory.num_rows % shards:
     del volumes["rows_pooled"], volumes["rows_unpooled"]
-  if memory.value_dim % shards or memory.pre_value_dim % shards:
+  if (
+      memory.value_dim % shards or memory.pre_value_dim % shards
+      or config.optim.table_second_moment == "row"
+  ):
     del volumes["columns"]
   return volumes
 
@@ -131,7 +134,8 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
       memory.partition,
       f"{shards} devices share the tables (mesh.table_axes): they must divide "
       f"the {memory.num_rows} rows for rows; value_dim = {memory.value_dim} "
-      f"and pre_value_dim = {memory.pre_value_dim} for columns",
+      f"and pre_value_dim = {memory.pre_value_dim} for columns, which take no "
+      "optim.table_second_moment = 'row'",
   )
   partition = possible[0] if possible else ""
   return Layout(

@@ -16,7 +16,7 @@ from ultramem_jax.config import Config
 from ultramem_jax.layers.ultramem import refresh_buffers
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops import exchange, row_update
+from ultramem_jax.ops import exchange, split_update
 from ultramem_jax.ops.row_update import Table
 
 Batch = dict[str, jax.Array]
@@ -301,11 +301,11 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
       state, tables, buffers, batch, config
   )
   reads = {
-      path: row_update.sort_reads(f.row_TK, tables[path].shape[0])
+      path: split_update.sort_reads(f.row_TK, tables[path].shape[0])
       for path, f in factors.items()
   }
   norm = jnp.sqrt(jnp.square(optax.tree.norm(gradients)) + sum(
-      row_update.squared_norm(f, reads[path], tables[path].shape[0])
+      split_update.squared_norm(f, reads[path], tables[path].shape[0])
       for path, f in factors.items()
   ))
   optimizer = optim.make_optimizer(config.optim, config.steps)
@@ -340,7 +340,7 @@ def table_step(tables: dict[str, Table], gradients, *, config: Config):
       jax.random.fold_in(key, step), (len(tables),), jnp.uint32
   )
   return {
-      path: row_update.update_rows(
+      path: split_update.update_rows(
           table, factors[path], reads[path], scale, adamw, keys[index]
       )
       for index, (path, table) in enumerate(sorted(tables.items()))

@@ -67,7 +67,9 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
   num_rows, width = table_IW.shape
 
   def columns(shard, table_Iw, index_BNK, score_BNKC):
-    score_BNKC = _slice_scores(shard, shard.gather(score_BNKC), width)
+    score_BNKC = slice_scores(
+        shard.gather(score_BNKC), width, shard.count(shard.axes), shard.index()
+    )
     pooled_BNEw = lookup.pool_rows(
         table_Iw, shard.gather(index_BNK), score_BNKC, num_blocks
     )
@@ -269,12 +271,18 @@ def _run(forms, table_IW, index_BTK, x):
   )(table_IW, index_BTK, x)
 
 
-def _slice_scores(shard, score_BNKC, width):
-  """The scores of this device's columns, one for each run of equal core."""
-  num_cores = score_BNKC.shape[-1]
-  held, core = width // shard.count(shard.axes), width // num_cores
+def slice_scores(score_BNKC, width: int, shards: int, index):
+  """Scores of a shard's columns, one for each run of columns of one core.
+
+  Args:
+    score_BNKC: [..., C], of a whole row.
+    width: W, of a whole row.
+    shards: P, which share its columns evenly.
+    index: of the shard.
+  """
+  held, core = width // shards, width // score_BNKC.shape[-1]
   run = math.gcd(held, core)
-  first = shard.index() * held + run * jnp.arange(held // run)
+  first = index * held + run * jnp.arange(held // run)
   return jnp.take(score_BNKC, first // core, axis=-1)
 
 
