@@ -87,7 +87,9 @@ def plot(relative, points, path) -> None:
         if (form, int(w)) == (partition, width):
           panel.plot(int(p), value, "o", color=color)
     panel.axhline(1, color="C7", label="rows_unpooled")
-    panel.set(xscale="log", yscale="log", title=f"W = {width}", xlabel="P")
+    panel.set(yscale="log", title=f"W = {width}", xlabel="P")
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(SHARDS, SHARDS)
     panel.grid(alpha=0.3)
   axes[0].set_ylabel("bytes received / rows_unpooled")
   axes[0].legend()

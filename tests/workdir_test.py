@@ -55,6 +55,8 @@ def test_free_fields_exist():
     assert any(f"{name}.".startswith(f"{free}.") for name in flat)
   assert {name for name in flat if workdir_lib._is_free(name)} == {
       "checkpoint.every", "checkpoint.keep", "data.prefetch", "mesh.data",
+      "mesh.fsdp", "mesh.tensor", "mesh.table", "mesh.table_axes",
+      "model.memory.partition",
       "sample.prompt", "sample.num_tokens", "sample.temperature",
       "sample.top_k", "sample.top_p"}
 

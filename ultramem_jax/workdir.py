@@ -24,7 +24,9 @@ CHECKPOINTS_NAME = "checkpoints"
 # can move to other devices: sums are then taken in another order and results
 # agree to rounding, not bit for bit. log_every, eval_every and eval_batches
 # are not free: they decide what metrics.jsonl holds.
-FREE_FIELDS = ("checkpoint", "data.prefetch", "mesh", "sample")
+FREE_FIELDS = (
+    "checkpoint", "data.prefetch", "mesh", "model.memory.partition", "sample",
+)
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
