@@ -19,8 +19,8 @@ GROUPS = (
 
 # Reads per row of a table and step up to which `auto` chooses the sparse
 # update: its time goes with the reads, that of the dense one with the rows.
-# A read costs a CPU about twice what a row does (`benchmarks/training.py` has
-# the update's time).
+# An estimate, on the safe side of where the two would cost a CPU the same; the
+# crossing has not been measured.
 SPARSE_READS_PER_ROW = 0.25
 
 
