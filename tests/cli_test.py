@@ -63,7 +63,7 @@ def train(tmp_path_factory):
 
   yield train
   driver.stdin.close()
-  assert driver.wait(30) == 0
+  assert driver.wait(300) == 0
 
 
 TINY = "--config=configs/tiny.py"

@@ -223,7 +223,7 @@ def test_trained_models_are_loaded_from_python(unbroken):
   assert letter in "lnr"  # what comes after "ba"
 
 
-def wait_for(process, happened, timeout=120):
+def wait_for(process, happened, timeout=300):
   """Waits until happened() or the process has ended; polls often."""
   until = time.monotonic() + timeout
   while process.poll() is None and not happened():
