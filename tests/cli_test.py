@@ -201,5 +201,5 @@ def test_a_model_too_large_for_the_machine_is_refused_at_once(train, tmp_path):
   assert states < state < 1.02 * states + 1
   assert needed == pytest.approx(state + activations, abs=0.2)
   assert 0 < available < needed
-  assert result[3] < 20  # seconds
+  assert result[3] < 60  # seconds: no step of it was compiled
   assert not (tmp_path / "run").exists()
