@@ -3,7 +3,7 @@
   python train.py --config=configs/tiny.py
 
 Trains on the standard library of the running interpreter, at byte level, in
-about three minutes on two CPU cores; compare with `tiny_dense.py`.
+three to five minutes on two CPU cores; compare with `tiny_dense.py`.
 """
 
 from configs import default
@@ -11,9 +11,9 @@ from configs import default
 
 def get_config():
   c = default.get_config()
-  c.steps = 500
+  c.steps = 400
   c.batch_size = 8
-  c.eval_every = 500
+  c.eval_every = 400
   c.checkpoint.every = 100
   c.data.update(seq_len=256, cut_bytes=2048)
   c.model.update(embed_dim=128, num_layers=4, num_heads=4, mlp_dim=512)
