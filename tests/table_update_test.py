@@ -199,3 +199,33 @@ def test_auto_is_sparse_where_few_rows_are_read():
 def test_low_precision_needs_the_sparse_update(field):
   with pytest.raises(config_lib.ConfigError, match=r"optim\.table_update"):
     make_config(optim__table_update="dense", **{field: LOW[field]})
+
+
+@pytest.mark.parametrize("kind", ["ultramem", "ultramem_v2"])
+def test_rows_that_only_storage_has_are_neither_read_nor_updated(kind):
+  """With four blocks apart by I; on a ring of two memories, around its end."""
+  overrides = {**KINDS[kind], "model__memory__num_projections": 4}
+  config = make_config(**overrides)
+  memory = config.model.memory
+  padded = make_config(**overrides, model__memory__row_multiple=100)
+  rows = memory.num_rows
+  assert padded.model.memory.stored_rows == {256: 300, 512: 600}[rows]
+
+  def parts(state, part):
+    """Weights, and rows of the tables and their moments."""
+    weights, tables = factors.split_tables(state.params)
+    cut = lambda tree: jax.tree.map(lambda x: x[part], tree)
+    return weights, cut(tables), cut(state.moments)
+
+  (_, *expected), expected_records = run(config)
+  (start, *states), records = run(padded)
+  assert_close(records, expected_records, tolerance=1e-4)
+  for state, wanted in zip(states, expected, strict=True):
+    every = slice(None)
+    assert_close(
+        parts(state, slice(rows)), parts(wanted, every), tolerance=1e-4
+    )
+    beyond = slice(rows, None)
+    step_test.assert_same_bits(
+        parts(state, beyond)[1:], parts(start, beyond)[1:]
+    )

@@ -32,6 +32,7 @@ from ultramem_jax import (
   generate,
   hlo,
   program,
+  serving,
   sharding,
   step,
   topology,
@@ -58,6 +59,8 @@ def lower_train_step(config: Config, layout: Layout) -> dict:
 def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
   """A step of generation: one token for each sequence, the cache donated.
 
+  With the variables that `serving.prepare` makes.
+
   Args:
     config: the run whose model decodes.
     layout: on a mesh; the sequences are split over it as a batch is.
@@ -73,7 +76,14 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
           "mesh.fsdp")
   model = Transformer(config.model)
   state = step.abstract_state(config, layout)
-  variables = {"params": state.params, "buffers": state.buffers}
+  with layout_lib.using(layout):
+    variables = jax.eval_shape(
+        functools.partial(serving.prepare, model),
+        {"params": state.params, "buffers": state.buffers},
+    )
+  variables = sharding.with_sharding(
+      variables, sharding.state_shardings(variables, config, layout)
+  )
   cache = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(
           x.shape, x.dtype,

@@ -109,6 +109,7 @@ class MemoryConfig:
   input_gate: bool = True
   output_gate: bool = False
   partition: str = "auto"
+  row_multiple: int = 1
   table_dtype: str = "float32"
   kind: str = "ultramem"
   spans: str = ""
@@ -123,6 +124,11 @@ class MemoryConfig:
     """I: physical rows of the table, n^2; n^2 for each memory of a ring."""
     ring = self.ring_layers if self.kind == "ultramem_v2" else 1
     return self.num_keys**2 * max(ring, 1)
+
+  @property
+  def stored_rows(self) -> int:
+    """Rows that a table is stored with; those beyond I are never read."""
+    return self.row_multiple * -(-self.num_rows // self.row_multiple)
 
   @property
   def table_side(self) -> int:
@@ -167,7 +173,7 @@ class MemoryConfig:
     require_at_least(
         path, self, 1, "num_keys", "key_dim", "value_dim", "top_m",
         "num_heads", "heads_per_query", "tucker_rank", "num_cores",
-        "expansion",
+        "expansion", "row_multiple",
     )
     require_at_least(path, self, 0, "query_conv", "aux_loss_weight",
                      "aux_loss_margin", "ring_layers", "pre_value_dim",

@@ -104,7 +104,7 @@ def table_volumes(config: Config, shards: int) -> dict[str, float]:
       )
       for partition in exchange.PARTITIONS
   }
-  if memory.num_rows % shards:
+  if memory.stored_rows % shards:
     del volumes["rows_pooled"], volumes["rows_unpooled"]
   if (
       memory.value_dim % shards or memory.pre_value_dim % shards
@@ -133,8 +133,9 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
       bool(possible) or not config.model.spans, "model.memory.partition",
       memory.partition,
       f"{shards} devices share the tables (mesh.table_axes): they must divide "
-      f"the {memory.num_rows} rows for rows; value_dim = {memory.value_dim} "
-      f"and pre_value_dim = {memory.pre_value_dim} for columns, which take no "
+      f"the {memory.stored_rows} rows for rows, as they do with row_multiple = "
+      f"{shards}; value_dim = {memory.value_dim} and pre_value_dim = "
+      f"{memory.pre_value_dim} for columns, which take no "
       "optim.table_second_moment = 'row'",
   )
   partition = possible[0] if possible else ""

@@ -20,6 +20,8 @@ def value_table(
 ):
   """A table of module by its name: a parameter [I, width], default [I, W].
 
+  I counts the rows it is stored with (`row_multiple`).
+
   float32, or the bits of `table_dtype`; with int8 also NAME_scale [I], of each
   row. An int8 table has no initialization of use: it comes from a trained run.
 
@@ -38,7 +40,7 @@ def value_table(
           std * random.normal(key, shape), dtype
       ), ("rows", "columns"),
   )
-  shape = (c.num_rows, width or c.value_dim)
+  shape = (c.stored_rows, width or c.value_dim)
   tables = {name: module.param(name, initializer, shape)}
   if c.table_dtype == "int8":
     scale = f"{name}_scale"
@@ -72,7 +74,14 @@ def pool_rows(
     module: nn.Module, tables, name: str, index_BTK, score_BTKC,
     num_blocks: int = 1,
 ):
-  """`exchange.pool_rows` of the table `name` of tables, read by module."""
+  """`exchange.pool_rows` of the table `name` of tables, read by module.
+
+  index_BTK counts the rows that the config has, row + I * block, however many
+  more the table is stored with.
+  """
+  c = module.config
+  if num_blocks > 1 and c.stored_rows > c.num_rows:
+    index_BTK += (index_BTK // c.num_rows) * (c.stored_rows - c.num_rows)
   scale_BTK = _scales(tables, name, index_BTK)
   if scale_BTK is not None:
     score_BTKC *= scale_BTK[..., None]
