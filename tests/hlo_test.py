@@ -126,6 +126,7 @@ def test_a_collective_in_a_loop_counts_each_time(annotation, count):
     ("[2,8]<=[16]", 8),
     ("mesh['x'=2,'y'=8] {'x'}", 2),
     ("mesh['x'=2,'y'=8] {'x','y'}", 16),
+    ("mesh['x'=2,'y'=8], device_ids=([8,2]T(1,0)) {'x'}", 2),
     ("mesh['x'=2,'y'=8] {'y':(2)4}", 4),  # part of an axis
 ])
 def test_group_sizes(groups, size):

@@ -249,7 +249,9 @@ def _result_bytes(line: Instruction) -> int:
 
 def _group_size(rest: str, num_devices: int) -> int:
   """Devices that take part in one collective together."""
-  mesh = re.search(r"replica_groups=mesh\[(.*?)\] ?\{(.*?)\}", rest)
+  mesh = re.search(
+      r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? ?\{(.*?)\}", rest
+  )
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
     # Part of an axis is written 'axis':(before)size.
