@@ -10,9 +10,10 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
+import small
 from jax.sharding import SingleDeviceSharding
 
-from ultramem_jax import MemoryConfig, UltraMem, hlo, topology
+from ultramem_jax import MemoryConfig, UltraMem, hlo, program, step, topology
 from ultramem_jax.ops import lookup
 
 pytestmark = pytest.mark.skipif(
@@ -28,15 +29,22 @@ TABLE_BYTES = 4 * TABLE[0] * TABLE[1]  # 512 MiB
 ALIASES = ("parameter", "bitcast", "get-tuple-element", "tuple", "while")
 
 
-def compile_for_tpu(function, *arguments, **options):
-  """Compiles for one TPU chip; arguments are arrays or their shapes."""
-  chip = SingleDeviceSharding(topology.devices("v5e:1x1")[0])
-  arguments = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), arguments
+# What is looked for does not depend on how fast the program is to be.
+QUICK = {"exec_time_optimization_effort": -1.0}
+
+
+def on_chip(arrays, chip="v5e"):
+  """Abstract arrays on one chip, like arrays or their shapes."""
+  place = SingleDeviceSharding(topology.devices(f"{chip}:1x1")[0])
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays
   )
-  lowered = jax.jit(function, **options).lower(*arguments)
-  # What is looked for does not depend on how fast the program is to be.
-  return lowered.compile({"exec_time_optimization_effort": -1.0})
+
+
+def compile_for_tpu(function, *arguments, chip="v5e", **options):
+  """Compiles for one TPU chip; arguments are arrays or their shapes."""
+  lowered = jax.jit(function, **options).lower(*on_chip(arguments, chip))
+  return lowered.compile(QUICK)
 
 
 def table_sized(program: hlo.Program) -> list[hlo.Instruction]:
@@ -141,3 +149,58 @@ def test_decoding_reads_rows_alone():
   assert not table_sized(program)
   # The compiler takes 32 MiB for itself.
   assert compiled.memory_analysis().temp_size_in_bytes < TABLE_BYTES / 8
+
+
+@pytest.mark.parametrize("low_precision", [False, True])
+def test_a_sparse_training_step_writes_rows_alone(low_precision):
+  """Of tables and moments; the first program only reads the table."""
+  overrides = {
+      "model__memory__num_keys": CONFIG.num_keys, "data__seq_len": TOKENS // 2,
+      "model__memory__value_dim": CONFIG.value_dim, "batch_size": 2,
+      "model__memory__top_m": CONFIG.top_m, "model__memory__spans": "1:1",
+      "model__num_layers": 1, "optim__table_update": "sparse",
+  }
+  if low_precision:
+    overrides |= {
+        "model__memory__table_dtype": "bfloat16",
+        "optim__table_moments": "bfloat16",
+        "optim__table_second_moment": "row",
+    }
+  config = small.config(**overrides)
+  state = jax.eval_shape(functools.partial(step.init_state, config))
+  lowered = program.lower_train_step(
+      config, *on_chip((state, step.abstract_batch(config)))
+  )
+  assert set(lowered) == {"train", "update"}
+  for name, part in lowered.items():
+    compiled = part.compile(QUICK)
+    text = hlo.Program(compiled.as_text())
+    assert_no_loop_over_tokens(text)
+    # Rows written in place; a second moment of rows is no array of its size.
+    written = {"train": 0, "update": 2 if low_precision else 3}[name]
+    made = table_sized(text)
+    assert len(made) == written, made
+    assert all("scatter" in line.name for line in made), made
+    memory = compiled.memory_analysis()
+    assert memory.temp_size_in_bytes < TABLE_BYTES / 4
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    assert outputs < TABLE_BYTES / 64
+
+
+@pytest.mark.parametrize("chip", ["v5e", "v6e"])
+def test_the_lookup_kernel_holds_no_gathered_rows(chip):
+  """Forward, and the gradient of the scores, which reads the rows again."""
+  shape = (1, TOKENS, 84)
+  gradient = jax.value_and_grad(
+      lambda score_BTKC, table_IW, index_BTK: jnp.square(lookup.pool_rows(
+          table_IW, index_BTK, score_BTKC, 4, "pallas")).sum()
+  )
+  compiled = compile_for_tpu(
+      gradient, jax.ShapeDtypeStruct((*shape, 2), jnp.float32),
+      jax.ShapeDtypeStruct(TABLE, jnp.float32),
+      jax.ShapeDtypeStruct(shape, jnp.int32), chip=chip,
+  )
+  assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
+  assert not table_sized(hlo.Program(compiled.as_text()))
+  rows = 4 * TOKENS * 84 * TABLE[1]  # 84 MiB
+  assert compiled.memory_analysis().temp_size_in_bytes < rows / 5

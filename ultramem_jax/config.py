@@ -111,6 +111,7 @@ class MemoryConfig:
   partition: str = "auto"
   row_multiple: int = 1
   table_dtype: str = "float32"
+  kernel: str = "xla"
   kind: str = "ultramem"
   spans: str = ""
 
@@ -187,6 +188,7 @@ class MemoryConfig:
     require_choice(path, self, "partition", "auto", "columns", "rows",
                    "rows_pooled", "rows_unpooled")
     require_choice(path, self, "table_dtype", "float32", "bfloat16", "int8")
+    require_choice(path, self, "kernel", "xla", "pallas")
     require(
         math.isqrt(self.expansion) ** 2 == self.expansion,
         f"{path}.expansion", self.expansion, "must be a perfect square",

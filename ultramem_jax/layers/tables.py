@@ -86,7 +86,7 @@ def pool_rows(
   if scale_BTK is not None:
     score_BTKC *= scale_BTK[..., None]
   pooled_BTEW = exchange.pool_rows(
-      tables[name], index_BTK, score_BTKC, num_blocks
+      tables[name], index_BTK, score_BTKC, num_blocks, c.kernel
   )
   return _tap(
       module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
@@ -95,7 +95,9 @@ def pool_rows(
 
 def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
   """`exchange.dot_rows` of the table `name` of tables, read by module."""
-  out_BTK = exchange.dot_rows(tables[name], index_BTK, x_BTW)
+  out_BTK = exchange.dot_rows(
+      tables[name], index_BTK, x_BTW, module.config.kernel
+  )
   scale_BTK = _scales(tables, name, index_BTK)
   if scale_BTK is not None:
     out_BTK *= scale_BTK

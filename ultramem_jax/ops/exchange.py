@@ -55,7 +55,9 @@ def bytes_moved(
   }[partition]
 
 
-def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
+def pool_rows(
+    table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
+):
   """`lookup.pool_rows` of a table that the devices of a mesh share.
 
   Arguments and result are those of `lookup.pool_rows`; all are global arrays.
@@ -63,7 +65,7 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
   its dtype and are summed in float32 on each device.
   """
   if layout_lib.current() is None:
-    return lookup.pool_rows(table_IW, index_BTK, score_BTKC, num_blocks)
+    return lookup.pool_rows(table_IW, index_BTK, score_BTKC, num_blocks, kernel)
   num_rows, width = table_IW.shape
 
   def columns(shard, table_Iw, index_BNK, score_BNKC):
@@ -71,7 +73,7 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
         shard.gather(score_BNKC), width, shard.count(shard.axes), shard.index()
     )
     pooled_BNEw = lookup.pool_rows(
-        table_Iw, shard.gather(index_BNK), score_BNKC, num_blocks
+        table_Iw, shard.gather(index_BNK), score_BNKC, num_blocks, kernel
     )
     return shard.columns_to_tokens(pooled_BNEw.astype(shard.dtype))
 
@@ -81,7 +83,7 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
     )
     score_BNKC = jnp.where(held_BNK[..., None], shard.gather(score_BNKC), 0)
     return shard.sums_to_tokens(
-        lookup.pool_rows(table_iW, index_BNK, score_BNKC, num_blocks)
+        lookup.pool_rows(table_iW, index_BNK, score_BNKC, num_blocks, kernel)
     )
 
   def rows_unpooled(shard, table_iW, index_BNK, score_BNKC):
@@ -103,25 +105,28 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
   return pooled_BTEW.astype(jnp.float32)
 
 
-def dot_rows(table_IW, index_BTK, x_BTW):
+def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
   """`lookup.dot_rows` of a table that the devices of a mesh share.
 
   Arguments and result are those of `lookup.dot_rows`, as for `pool_rows`.
   """
   if layout_lib.current() is None:
-    return lookup.dot_rows(table_IW, index_BTK, x_BTW)
+    return lookup.dot_rows(table_IW, index_BTK, x_BTW, kernel)
   num_rows, _ = table_IW.shape
 
   def columns(shard, table_Iw, index_BNK, x_BNW):
     return shard.sums_to_tokens(lookup.dot_rows(
-        table_Iw, shard.gather(index_BNK), shard.tokens_to_columns(x_BNW)
+        table_Iw, shard.gather(index_BNK), shard.tokens_to_columns(x_BNW),
+        kernel,
     ))
 
   def rows_pooled(shard, table_iW, index_BNK, x_BNW):
     index_BNK, held_BNK = _held(
         shard, shard.gather(index_BNK), table_iW.shape[0], num_rows
     )
-    dot_BNK = lookup.dot_rows(table_iW, index_BNK, shard.gather(x_BNW))
+    dot_BNK = lookup.dot_rows(
+        table_iW, index_BNK, shard.gather(x_BNW), kernel
+    )
     return shard.sums_to_tokens(jnp.where(held_BNK, dot_BNK, 0))
 
   def rows_unpooled(shard, table_iW, index_BNK, x_BNW):

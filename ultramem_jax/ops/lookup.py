@@ -22,7 +22,9 @@ from ultramem_jax.ops import blocks, precision
 ROWS_PER_PASS = 21
 
 
-def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
+def pool_rows(
+    table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
+):
   """Weighted sums of table rows, one for each block of implicit expansion.
 
     pooled[e, c] = sum over k with index[k] div I = e of
@@ -39,6 +41,7 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
     index_BTK: [B, T, K] int32 in [0, E * I), K rows a token.
     score_BTKC: [B, T, K, C] float32.
     num_blocks: E.
+    kernel: "pallas" reads tables by `lookup_tpu` on a TPU.
   Returns:
     [B, T, E, W] float32. Differentiable in table, if float, and score.
   """
@@ -46,10 +49,10 @@ def pool_rows(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
     block_BTK, row_BTK = jnp.zeros_like(index_BTK), index_BTK
   else:
     block_BTK, row_BTK = jnp.divmod(index_BTK, table_IW.shape[0])
-  return _pool(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC)
+  return _pool(num_blocks, kernel, table_IW, row_BTK, block_BTK, score_BTKC)
 
 
-def dot_rows(table_IW, index_BTK, x_BTW):
+def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
   """Inner products of chosen table rows with each position's own vector.
 
     out[k] = <table[index[k]], x>
@@ -60,11 +63,13 @@ def dot_rows(table_IW, index_BTK, x_BTW):
     table_IW: [I, W] float, uint16 (bits of bfloat16) or int8.
     index_BTK: [B, T, K] int32 in [0, I).
     x_BTW: [B, T, W] float.
+    kernel: see `pool_rows`.
   Returns:
     [B, T, K] float32. Differentiable in table, if float, and x.
   """
   x_BTEW = x_BTW.astype(jnp.float32)[:, :, None]
-  return _dot(1, table_IW, index_BTK, jnp.zeros_like(index_BTK), x_BTEW)[..., 0]
+  block_BTK = jnp.zeros_like(index_BTK)
+  return _dot(1, kernel, table_IW, index_BTK, block_BTK, x_BTEW)[..., 0]
 
 
 # The two are each other's gradients: of `_pool` in the scores it is `_dot`,
@@ -72,18 +77,21 @@ def dot_rows(table_IW, index_BTK, x_BTW):
 # table's is dead code where it is not asked for.
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _pool(num_blocks, table_IW, row_BTK, block_BTK, score_BTKC):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _pool(num_blocks, kernel, table_IW, row_BTK, block_BTK, score_BTKC):
   """[B, T, E, W]: the sum of each block's rows times their scores."""
   return jax.lax.platform_dependent(
       table_IW, row_BTK, block_BTK, score_BTKC,
       cpu=functools.partial(_pool_in_turn, num_blocks),
       default=functools.partial(_pool_at_once, num_blocks),
+      **_kernel_branch(
+          kernel, "pool", num_blocks, table_IW, score_BTKC.shape[-1]
+      ),
   )
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _dot(num_cores, table_IW, row_BTK, block_BTK, x_BTEW):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _dot(num_cores, kernel, table_IW, row_BTK, block_BTK, x_BTEW):
   """[B, T, K, C]: slices of rows times those of their blocks' vectors."""
 
   def dot(of_block, budget, table_IW, *inputs):
@@ -99,35 +107,50 @@ def _dot(num_cores, table_IW, row_BTK, block_BTK, x_BTEW):
     block = _block_length(budget, table_IW, inputs[0])
     return blocks.scan_blocks(dot_block, None, inputs, block)[1]
 
-  return _by_platform(dot, table_IW, row_BTK, block_BTK, x_BTEW)
+  return _by_platform(
+      dot, table_IW, row_BTK, block_BTK, x_BTEW,
+      **_kernel_branch(kernel, "dot", num_cores, table_IW, num_cores),
+  )
 
 
-def _pool_forward(num_blocks, *inputs):
-  return _pool(num_blocks, *inputs), inputs
+def _kernel_branch(kernel, op, count, table_IW, num_cores):
+  """{"tpu": the op of `lookup_tpu`} if that kernel is asked for, else {}."""
+  if kernel == "xla":
+    return {}
+  # Only here, because Pallas takes long to import.
+  from ultramem_jax.ops import lookup_tpu
+
+  lookup_tpu.require_table(table_IW, num_cores)
+  ops = {"pool": lookup_tpu.pool, "dot": lookup_tpu.dot}
+  return {"tpu": functools.partial(ops[op], count)}
 
 
-def _pool_backward(num_blocks, residuals, gradient_BTEW):
+def _pool_forward(num_blocks, kernel, *inputs):
+  return _pool(num_blocks, kernel, *inputs), inputs
+
+
+def _pool_backward(num_blocks, kernel, residuals, gradient_BTEW):
   del num_blocks
   table_IW, row_BTK, block_BTK, score_BTKC = residuals
   num_cores = score_BTKC.shape[-1]
   return (
       _table_gradient(*residuals, gradient_BTEW), None, None,
-      _dot(num_cores, table_IW, row_BTK, block_BTK, gradient_BTEW),
+      _dot(num_cores, kernel, table_IW, row_BTK, block_BTK, gradient_BTEW),
   )
 
 
-def _dot_forward(num_cores, *inputs):
-  return _dot(num_cores, *inputs), inputs
+def _dot_forward(num_cores, kernel, *inputs):
+  return _dot(num_cores, kernel, *inputs), inputs
 
 
-def _dot_backward(num_cores, residuals, gradient_BTKC):
+def _dot_backward(num_cores, kernel, residuals, gradient_BTKC):
   del num_cores
   table_IW, row_BTK, block_BTK, x_BTEW = residuals
   num_blocks = x_BTEW.shape[2]
   return (
       _table_gradient(table_IW, row_BTK, block_BTK, gradient_BTKC, x_BTEW),
       None, None,
-      _pool(num_blocks, table_IW, row_BTK, block_BTK, gradient_BTKC),
+      _pool(num_blocks, kernel, table_IW, row_BTK, block_BTK, gradient_BTKC),
   )
 
 
@@ -213,8 +236,8 @@ def _pool_at_once(num_blocks, table_IW, *inputs):
   return blocks.scan_blocks(pool_block, None, inputs, block)[1]
 
 
-def _by_platform(function, *args):
-  """function(of_block, budget of a block in bytes, *args).
+def _by_platform(function, *args, **branches):
+  """function(of_block, budget of a block in bytes, *args); or one of branches.
 
   `of_block` gives the vector of each row's block, [B, T, K, W], from block
   [B, T, K] and x [B, T, E, W]: by a gather on a CPU, by a product elsewhere.
@@ -225,6 +248,7 @@ def _by_platform(function, *args):
       default=functools.partial(
           function, _multiply_block, blocks.ACCELERATOR_BLOCK_BYTES
       ),
+      **branches,
   )
 
 
