@@ -110,11 +110,51 @@ def test_fast_is_reference(case, platform, monkeypatch):
 
 @pytest.mark.parametrize("cores", [2, None])
 def test_number_of_blocks_does_not_matter(cores, monkeypatch):
+  """One position, or some, by one side and head at a time; all at once."""
   inputs = random_inputs(cores=cores)
-  per_token = B * 4 * 2 * (2 * (2 if cores else 1) * N + M * M)
-  for budget in (0, per_token * 3, 2**30):  # blocks of 1, 3 and 5 positions
+  per_token = B * 4 * ((2 if cores else 1) * N + 2 * M * M)
+  for budget in (0, per_token // 2, 2**30):
     monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", budget)
     assert_fast_is_reference(inputs)
+
+
+@pytest.mark.parametrize("budget", [0, 2**30])
+@pytest.mark.parametrize("cores", [2, None])
+def test_scales_are_factors_of_keys(cores, budget, platform, monkeypatch):
+  """Scores, choice and gradients are those of keys that were scaled before."""
+  monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", budget)
+  query, keys, core = random_inputs(sharing=2, cores=cores)
+  random = np.random.default_rng(2)
+  scale = random.uniform(0.5, 2, keys.shape[:-1]).astype(np.float32)
+  cotangent_BTAMC = random.normal(size=(B, T, 2, M, cores or 1))
+  filter_PAR = filter_of(core)
+
+  def scaled(query, keys, core, scale):
+    return retrieval.retrieve(query, keys, M, core, filter_PAR, scale)
+
+  def scaled_before(query, keys, core, scale):
+    return retrieval.retrieve(
+        query, keys * scale[..., None], M, core, filter_PAR
+    )
+
+  def value_and_gradient(function):
+    def loss(inputs):
+      found = function(*inputs)
+      return (found.score_BTAMC * cotangent_BTAMC).sum(), found
+
+    return jax.jit(jax.grad(loss, has_aux=True))(inputs)
+
+  inputs = query, keys, core, scale
+  gradient, found = value_and_gradient(scaled)
+  expected_gradient, expected = value_and_gradient(scaled_before)
+  for index, expected_index in zip(found[:2], expected[:2], strict=True):
+    np.testing.assert_array_equal(index, expected_index)
+  assert_close(found.score_BTAMC, expected.score_BTAMC)
+  assert_close(gradient, expected_gradient)
+  unscaled = jax.jit(retrieval.retrieve, static_argnums=2)(
+      query, keys, M, core, filter_PAR
+  )
+  assert (unscaled.row_BTAM != found.row_BTAM).any()
 
 
 @pytest.mark.parametrize("m", [1, N])

@@ -15,6 +15,7 @@ from conftest import assert_close
 from configs import ablation
 from ultramem_jax import MemoryConfig, UltraMem, refresh_buffers
 from ultramem_jax import config as config_lib
+from ultramem_jax.layers.norm import KeyNorm
 from ultramem_jax.ops import shuffle, tucker
 
 B, T, D = 2, 7, 16
@@ -197,6 +198,40 @@ def test_other_settings_are_the_slow_layer(changes):
   layer = layer_of(**changes)
   variables, (y_BTD, _) = init_and_apply(layer, jax.random.key(1), inputs())
   assert_close(y_BTD, numpy_layer(layer, variables, inputs()))
+
+
+@pytest.mark.parametrize("kind", ["layernorm", "rms"])
+def test_queries_do_the_norm_of_keys(kind):
+  """<query, norm(key)>, and its gradients, without normalized keys."""
+  norm = KeyNorm(kind, 1e-5, False, 7, nn.initializers.normal(1.0))
+  random = np.random.default_rng(0)
+  query_LK, keys_NK = (
+      random.normal(1, 2, size=(length, 7)).astype(np.float32)
+      for length in (3, 5)
+  )
+  cotangent_LN = random.normal(size=(3, 5))
+  variables = nn.unbox(norm.init(jax.random.key(0), keys_NK))
+
+  def normalized(norm, query_LK, keys_NK):
+    return query_LK @ norm(keys_NK).T
+
+  def folded(norm, query_LK, keys_NK):
+    return (norm.fold(query_LK) @ keys_NK.T) * norm.inverse_std(keys_NK)[None]
+
+  def value_and_gradient(method):
+    def loss(*inputs):
+      score_LN = norm.apply(*inputs, method=method)
+      return (score_LN * cotangent_LN).sum(), score_LN
+
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(
+        variables, query_LK, keys_NK
+    )
+
+  gradient, score_LN = value_and_gradient(folded)
+  weight_K = np.asarray(variables["params"]["scale"])
+  settings = dataclasses.replace(SMALL, query_key_norm=kind)
+  assert_close(score_LN, query_LK @ numpy_norm(settings, weight_K, keys_NK).T)
+  assert_close((gradient, score_LN), value_and_gradient(normalized))
 
 
 class Reader(nn.Module):

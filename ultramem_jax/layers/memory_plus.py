@@ -34,8 +34,10 @@ class MemoryPlus(UltraMem):
     }
 
   def _keys(self):
-    _, raw_PARNK = super()._keys()
-    return raw_PARNK.astype(self.dtype), raw_PARNK
+    keys_PARNK, norm = super()._keys()
+    if norm is not None:
+      norm(keys_PARNK)  # makes the parameter
+    return keys_PARNK, None
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     c = self.config

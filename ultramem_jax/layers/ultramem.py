@@ -1,5 +1,7 @@
 """The UltraMem layer (paper section 3): parameters, then the pure ops."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import jax.numpy as jnp
 from ultramem_jax import layout
 from ultramem_jax.config import MemoryConfig
 from ultramem_jax.layers import tables as tables_lib
-from ultramem_jax.layers.norm import make_norm
+from ultramem_jax.layers.norm import KeyNorm, make_norm
 from ultramem_jax.ops import retrieval, shuffle, tucker
 
 # Random queries of the Monte-Carlo that calibrates the query norm: the mean
@@ -17,6 +19,20 @@ CALIBRATION_QUERIES = 256
 # Up to as many tokens merged keys are faster than the scores of all ranks: they
 # are at 8, and not at 64 (`python -m benchmarks.inference --part=keys`).
 MERGED_TOKENS = 8
+
+
+class Keys(NamedTuple):
+  """The keys of a layer, as its queries read them.
+
+  keys_PARNK: [P, A, R, N, K] in the layer's dtype.
+  scale_PARN: float32, factors of their scores; None where the keys are
+    normalized.
+  merged_PANK: keys folded with the filter vectors, where they were prepared.
+  """
+
+  keys_PARNK: jax.Array
+  scale_PARN: jax.Array | None
+  merged_PANK: jax.Array | None
 
 
 class CausalConv(nn.Module):
@@ -129,13 +145,13 @@ class UltraMem(nn.Module):
       segment_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
     x_BTD = x_BTD.astype(self.dtype)
     core_CARR, filter_PAR = self._core()
-    keys_PARNK, merged_PANK, raw_keys_PARNK = self._prepared_keys(filter_PAR)
+    keys, fold = self._prepared_keys(filter_PAR)
     query_BTPGRK = self._query(
-        x_BTD, segment_BT, decode, raw_keys_PARNK, core_CARR, filter_PAR
+        x_BTD, segment_BT, decode, core_CARR, filter_PAR
     )
     found = layout.over_tokens(
-        self._find, query_BTPGRK,
-        (keys_PARNK, merged_PANK, core_CARR, filter_PAR),
+        self._find, fold(query_BTPGRK).astype(self.dtype),
+        (keys, core_CARR, filter_PAR),
     )
     slot_BTAM = self._shuffle(found.row_BTAM, found.column_BTAM)
     score_BTAMC = found.score_BTAMC
@@ -165,42 +181,50 @@ class UltraMem(nn.Module):
     }
 
   def _prepared_keys(self, filter_PAR):
-    """Normalized keys; merged and raw ones, or None where not at hand."""
+    """`Keys`, and the function that queries need in order to score them."""
+    as_is = lambda query_BTPGRK: query_BTPGRK
     if self.has_variable("serving", "keys"):
-      merged_PANK = None
+      keys_PARNK, merged_PANK = self.get_variable("serving", "keys"), None
       if self.has_variable("serving", "merged_keys"):
         merged_PANK = self.get_variable("serving", "merged_keys")
-      return self.get_variable("serving", "keys"), merged_PANK, None
-    keys_PARNK, raw_keys_PARNK = self._keys()
-    if self.is_mutable_collection("serving") and not self.is_initializing():
+      return Keys(keys_PARNK, None, merged_PANK), as_is
+    raw_PARNK, norm = self._keys()
+    prepares = (
+        self.is_mutable_collection("serving") and not self.is_initializing()
+    )
+    if (norm is not None and not norm.bias and not prepares
+        and self.dtype == jnp.float32):
+      # Normalized keys would be as large an array once more, and in the
+      # backward several. In bfloat16 both forms are rounded, and a trained
+      # model would choose other rows when served.
+      scale_PARN = norm.inverse_std(raw_PARNK)
+      return Keys(raw_PARNK.astype(self.dtype), scale_PARN, None), norm.fold
+    keys_PARNK = raw_PARNK if norm is None else norm(raw_PARNK)
+    keys_PARNK = keys_PARNK.astype(self.dtype)
+    if prepares:
       self.put_variable("serving", "keys", keys_PARNK)
       # In bfloat16 a merged key would be rounded, and choose other rows.
       if (self.config.rank > 1 and not self.config.query_per_rank
           and keys_PARNK.dtype == jnp.float32):
         merged_PANK = retrieval.merge_keys(keys_PARNK, filter_PAR)
         self.put_variable("serving", "merged_keys", merged_PANK)
-    return keys_PARNK, None, raw_keys_PARNK
+    return Keys(keys_PARNK, None, None), as_is
 
   def _keys(self):
-    """Keys [P, A, R, N, K], normalized in `dtype` and raw in float32."""
+    """Keys [P, A, R, N, K] in float32, and their `KeyNorm` or None."""
     c = self.config
-    raw_PARNK = self._param(
+    keys_PARNK = self._param(
         "keys", self._initializers()["keys"],
         ("side", "memory_heads", "rank", "keys", "key"),
         (2, c.num_heads, c.rank, c.grid_side, c.key_dim),
     )
-    exponent = 0.5 if c.init == "paper" else self.NORM_EXPONENT
-    weight = c.key_dim**-exponent
-    return self._normalize("key_norm", raw_PARNK, weight), raw_PARNK
-
-  def _normalize(self, name, x, weight):
-    c = self.config
     if c.query_key_norm == "none":
-      return x.astype(self.dtype)
-    return make_norm(
-        c.query_key_norm, c.norm_eps, c.norm_bias, name, "key",
-        nn.initializers.constant(weight), self.dtype,
-    )(x)
+      return keys_PARNK, None
+    exponent = 0.5 if c.init == "paper" else self.NORM_EXPONENT
+    return keys_PARNK, KeyNorm(
+        c.query_key_norm, c.norm_eps, c.norm_bias, c.key_dim,
+        nn.initializers.constant(c.key_dim**-exponent), name="key_norm",
+    )
 
   def _core(self):
     """Core [C, A, R, R] and filter [P, A, R]; (None, None) for the sum."""
@@ -220,8 +244,9 @@ class UltraMem(nn.Module):
     )
     return core_CARR, jnp.stack([u_AR, t_AR])
 
-  def _query(self, x_BTD, segment_BT, decode, keys_PARNK, core, filter_PAR):
-    """Normalized queries [B, T, P, G, R, K], of as many G as divide A."""
+  def _query(self, x_BTD, segment_BT, decode, core_CARR, filter_PAR):
+    """Normalized queries [B, T, P, G, R, K] float32, of as many G as divide A.
+    """
     c = self.config
     if c.query_conv:
       x_BTD = CausalConv(c.query_conv, name="query_conv")(
@@ -244,19 +269,25 @@ class UltraMem(nn.Module):
     weight = c.key_dim**-self.NORM_EXPONENT
     if c.init == "paper" and self.is_initializing():
       weight = calibrated_query_weight(
-          c, self.make_rng("params"), keys_PARNK, core, filter_PAR
+          c, self.make_rng("params"),
+          nn.unbox(self.get_variable("params", "keys")), core_CARR, filter_PAR,
       )
-    return queries_read(
-        c, self._normalize("query_norm", query_BTPGRK, weight)
-    )
+    query_BTPGRK = query_BTPGRK.astype(jnp.float32)
+    if c.query_key_norm != "none":
+      query_BTPGRK = make_norm(
+          c.query_key_norm, c.norm_eps, c.norm_bias, "query_norm", "key",
+          nn.initializers.constant(weight),
+      )(query_BTPGRK)
+    return queries_read(c, query_BTPGRK)
 
   def _find(self, query_BTPGRK, weights):
     """The cells that the queries of some tokens choose."""
-    keys_PARNK, merged_PANK, core_CARR, filter_PAR = weights
+    (keys_PARNK, scale_PARN, merged_PANK), core_CARR, filter_PAR = weights
     tokens = query_BTPGRK.shape[0] * query_BTPGRK.shape[1]
     if merged_PANK is None or tokens > MERGED_TOKENS:
       return retrieval.retrieve(
-          query_BTPGRK, keys_PARNK, self.config.top_m, core_CARR, filter_PAR
+          query_BTPGRK, keys_PARNK, self.config.top_m, core_CARR, filter_PAR,
+          scale_PARN,
       )
     return retrieval.retrieve_merged(
         query_BTPGRK, keys_PARNK, merged_PANK, self.config.top_m, core_CARR

@@ -33,52 +33,68 @@ class Retrieved(NamedTuple):
   score_BTAMC: jax.Array
 
 
-def side_scores(query_BTPGRK, keys_PGJRNK):
-  """Scores of every key of both sides, float32 [P, G, J, R, B, T, N].
-
-  The order of axes is the one a batched matmul produces, from keys as they
-  lie in memory. Its batch is one axis (Z): of several, XLA's CPU compiler
-  would transpose all keys.
-  """
-  batch, length = query_BTPGRK.shape[:2]
-  *leading, num_keys, width = keys_PGJRNK.shape
-  query_PGJRBTK = jnp.broadcast_to(
-      jnp.moveaxis(query_BTPGRK, (0, 1), (-3, -2))[:, :, None],
-      (*leading, batch, length, width),
-  )
-  scores_ZTN = jnp.einsum(
-      "ZTK,ZNK->ZTN", query_PGJRBTK.reshape(-1, batch * length, width),
-      keys_PGJRNK.reshape(-1, num_keys, width),
-      preferred_element_type=jnp.float32,
-  )
-  return scores_ZTN.reshape(*leading, batch, length, num_keys)
-
-
-def filter_keys(query_BTPGRK, keys_PGJRNK, filter_PGJR, m: int):
+def filter_keys(
+    query_BTPGRK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m: int,
+    in_turn: bool = False,
+):
   """Keeps the m keys of each side that score highest under the filter.
 
   Args:
     query_BTPGRK: [B, T, P, G, R, K] float.
     keys_PGJRNK: [P, G, J, R, N, K] float.
+    scale_PGJRN: [P, G, J, R, N] float32, factors of the scores; or None.
     filter_PGJR: [P, G, J, R] float32; a key's rank is decided by the sum over
       r of filter[r] times its score of rank r.
     m: keys kept per side.
+    in_turn: one side and head after the other: only its scores are held.
   Returns:
     index_BTPAM, int32, best first, and their scores chosen_BTPARM, float32.
   """
-  scores_PGJRBTN = side_scores(query_BTPGRK, keys_PGJRNK)
-  filtered_PGJBTN = sum(
-      filter_PGJR[:, :, :, r, None, None, None] * scores_PGJRBTN[:, :, :, r]
-      for r in range(filter_PGJR.shape[-1])
+  batch, length = query_BTPGRK.shape[:2]
+  pairs, rank = keys_PGJRNK.shape[:3], keys_PGJRNK.shape[3]
+  query_PGJRBTK = jnp.broadcast_to(
+      jnp.moveaxis(query_BTPGRK, (0, 1), (-3, -2))[:, :, None],
+      (*pairs, rank, batch, length, query_BTPGRK.shape[-1]),
   )
-  index_PGJBTM = top_m(filtered_PGJBTN, m)
-  chosen_PGJRBTM = jnp.take_along_axis(
-      scores_PGJRBTN, index_PGJBTM[:, :, :, None], axis=-1
-  )
-  return (
-      _to_heads(index_PGJBTM),
-      _to_heads(jnp.moveaxis(chosen_PGJRBTM, 3, -2)),
-  )
+  by_pair = query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR
+  if not in_turn:
+    found = _filter(*by_pair, m)
+  else:
+    found = jax.lax.map(
+        lambda pair: _filter(
+            *jax.tree.map(lambda x: x[None, None, None], pair), m
+        ), jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), by_pair),
+    )
+    found = jax.tree.map(lambda x: x.reshape(*pairs, *x.shape[4:]), found)
+  index_PGJBTM, chosen_PGJBTRM = found
+  return _to_heads(index_PGJBTM), _to_heads(chosen_PGJBTRM)
+
+
+def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m):
+  """index [P, G, J, B, T, M] of the keys kept, and scores [..., T, R, M]."""
+  *pairs, rank, num_keys, width = keys_PGJRNK.shape
+  batch, length = query_PGJRBTK.shape[-3:-1]
+  # One axis (Z) of matrices, and one of positions (L): of several, XLA's CPU
+  # compiler would transpose all keys.
+  scores_PGJRBTN = jnp.einsum(
+      "ZLK,ZNK->ZLN", query_PGJRBTK.reshape(-1, batch * length, width),
+      keys_PGJRNK.reshape(-1, num_keys, width),
+      preferred_element_type=jnp.float32,
+  ).reshape(*pairs, rank, batch, length, num_keys)
+  weight_PGJRN = filter_PGJR[..., None]
+  if scale_PGJRN is not None:
+    weight_PGJRN *= scale_PGJRN
+  index_PGJBTM = top_m(sum(
+      weight_PGJRN[:, :, :, r, None, None] * scores_PGJRBTN[:, :, :, r]
+      for r in range(rank)
+  ), m)
+  index_PGJ1BTM = index_PGJBTM[:, :, :, None]
+  chosen_PGJRBTM = jnp.take_along_axis(scores_PGJRBTN, index_PGJ1BTM, axis=-1)
+  if scale_PGJRN is not None:
+    chosen_PGJRBTM *= jnp.take_along_axis(
+        scale_PGJRN[:, :, :, :, None, None], index_PGJ1BTM, axis=-1
+    )
+  return index_PGJBTM, jnp.moveaxis(chosen_PGJRBTM, 3, -2)
 
 
 def _to_heads(x_PGJBT):
@@ -141,7 +157,10 @@ def _cell_scores(side_BTPARM, core_CARR):
   )
 
 
-def retrieve(query_BTPGRK, keys_PARNK, m: int, core_CARR=None, filter_PAR=None):
+def retrieve(
+    query_BTPGRK, keys_PARNK, m: int, core_CARR=None, filter_PAR=None,
+    scale_PARN=None,
+):
   """Finds the m best cells of the N x N grid of key pairs, for each head.
 
   With a Tucker core (TDQKR and MCS, paper sections 3.3 and 3.5): the filter
@@ -154,13 +173,15 @@ def retrieve(query_BTPGRK, keys_PARNK, m: int, core_CARR=None, filter_PAR=None):
   Args:
     query_BTPGRK: [B, T, P, G, R, K] normalized queries; R may be 1, one query
       for all ranks. G divides A.
-    keys_PARNK: [P, A, R, N, K] normalized keys, of the queries' dtype.
+    keys_PARNK: [P, A, R, N, K] keys, of the queries' dtype.
     m: M, cells kept per head; at most N.
     core_CARR: [C, A, R, R] float32, or None for the sum.
     filter_PAR: [P, A, R] float32, u and t stacked; with a core only.
+    scale_PARN: [P, A, R, N] float32, not 0: factors of the keys' scores, which
+      spare the making of normalized keys (`layers.norm.KeyNorm`). None for 1.
   Returns:
-    Retrieved, C = 1 without a core. Scores are differentiable in query, keys
-    and core; the choice is not.
+    Retrieved, C = 1 without a core. Scores are differentiable in query, keys,
+    core and scale; the choice is not.
   """
   sides, heads, rank, num_keys, width = keys_PARNK.shape
   groups = query_BTPGRK.shape[3]
@@ -171,56 +192,81 @@ def retrieve(query_BTPGRK, keys_PARNK, m: int, core_CARR=None, filter_PAR=None):
   )
   keys_PGJRNK = keys_PARNK.reshape(sides, groups, -1, rank, num_keys, width)
   filter_PGJR = jax.lax.stop_gradient(filter_PAR).reshape(keys_PGJRNK.shape[:4])
+  if scale_PARN is not None:
+    scale_PARN = scale_PARN.reshape(keys_PGJRNK.shape[:5])
   index_BTPAM, side_BTPARM = _retrieve(
-      m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR
+      m, query_BTPGRK, keys_PGJRNK, scale_PARN, core_CARR, filter_PGJR
   )
   row_BTAM, column_BTAM = jnp.unstack(index_BTPAM, axis=2)
   return Retrieved(row_BTAM, column_BTAM, _cell_scores(side_BTPARM, core_CARR))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _retrieve(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR):
+def _retrieve(
+    m, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
+):
   """The best cells: their index [B, T, P, A, M], scores [B, T, P, A, R, M]."""
   return blocks.with_budget(
       functools.partial(_retrieve_in_blocks, m),
-      query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR,
+      query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR,
   )
 
 
 def _retrieve_in_blocks(
-    m, budget, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR
+    m, budget, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
 ):
+  sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
+  heads = groups * sharing
+  budget = min(max(budget, 4 * keys_PGJRNK.size), LARGEST_BLOCK * budget)
+  tokens = query_BTPGRK.shape[:2]
+  block_length = lambda pairs: blocks.block_length(
+      budget, *tokens, 4 * (pairs * rank * num_keys + heads * m * m)
+  )
+  block = block_length(sides * heads)
+  # Matmuls of many positions are faster: where not all fit, a block holds the
+  # scores of one side and head at a time.
+  in_turn = block < tokens[1]
+  if in_turn:
+    block = block_length(1)
+
   def retrieve_block(_, query_BTPGRK):
     index_BTPAM, chosen_BTPARM = filter_keys(
-        query_BTPGRK, keys_PGJRNK, filter_PGJR, m
+        query_BTPGRK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m, in_turn
     )
     return None, _refine(index_BTPAM, chosen_BTPARM, core_CARR, m)
 
-  sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
-  block = blocks.block_length(
-      min(max(budget, 4 * keys_PGJRNK.size), LARGEST_BLOCK * budget),
-      *query_BTPGRK.shape[:2],
-      4 * groups * sharing * (sides * rank * num_keys + m * m),
-  )
   return blocks.scan_blocks(retrieve_block, None, query_BTPGRK, block)[1]
 
 
-def _retrieve_forward(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR):
-  found = _retrieve(m, query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR)
+def _retrieve_forward(m, *inputs):
+  found = _retrieve(m, *inputs)
   # The scores of all keys are not kept: their gradient needs only the index.
-  return found, (query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR, found[0])
+  return found, (inputs, found[0])
 
 
 def _retrieve_backward(m, residuals, gradients):
   del m
-  query_BTPGRK, keys_PGJRNK, core_CARR, filter_PGJR, index_BTPAM = residuals
+  inputs, index_BTPAM = residuals
+  query_BTPGRK, keys_PGJRNK, scale_PGJRN, *choice = inputs
+  gradient_BTPARM = gradients[1]
+  if scale_PGJRN is not None:
+    scale_PAR = scale_PGJRN.reshape(
+        scale_PGJRN.shape[0], -1, *scale_PGJRN.shape[3:]
+    )[None, None]
+    gradient_BTPARM *= jnp.take_along_axis(
+        scale_PAR, index_BTPAM[:, :, :, :, None], axis=-1
+    )
   query, keys = jax.lax.platform_dependent(
-      query_BTPGRK, keys_PGJRNK, index_BTPAM, gradients[1],
+      query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM,
       cpu=_gradient_by_rows, default=_gradient_by_products,
   )
+  scale = None
+  if scale_PGJRN is not None:
+    # Of a key and its scale the score has the product.
+    products_PGJRNK = jnp.float32(keys) * jnp.float32(keys_PGJRNK)
+    scale = products_PGJRNK.sum(-1) / scale_PGJRN
   # The core takes part in the choice only.
-  zeros = jax.tree.map(jnp.zeros_like, (core_CARR, filter_PGJR))
-  return query, keys, *zeros
+  return query, keys, scale, *jax.tree.map(jnp.zeros_like, choice)
 
 
 def _gradient_by_rows(
@@ -332,11 +378,11 @@ def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
   """
   sides, heads, rank, num_keys, width = keys_PARNK.shape
   groups = query_BTPGRK.shape[3]
-  filtered_PGJRBTN = side_scores(
+  index_BTPAM, _ = filter_keys(
       query_BTPGRK[..., :1, :],
       merged_PANK.reshape(sides, groups, -1, 1, num_keys, width),
+      None, jnp.ones((sides, groups, heads // groups, 1)), m,
   )
-  index_BTPAM = _to_heads(top_m(filtered_PGJRBTN[:, :, :, 0], m))
   first_PAR = jnp.arange(sides * heads * rank).reshape(sides, heads, rank)
   row_BTPARM = (
       num_keys * first_PAR[None, None, ..., None]
