@@ -1,6 +1,7 @@
-"""The memory layer against torch: gather, forward, backward.
+"""The memory layer against torch: gather, forward, backward, training step.
 
-  python -m benchmarks.layer [--parts=gather,forward,backward] [--huge_pages]
+  python -m benchmarks.layer [--parts=gather,forward,backward,step]
+      [--huge_pages]
 
 The layer of 151m_x12 in float32 (D 1024, n 1100, E 4, W 512, m 42, A 2, r 2,
 h 2), against torch's `F.embedding_bag`, the least any lookup costs, and the
@@ -13,7 +14,7 @@ it, `ours dense` adds it up in an array, as torch's layer must.
 
 The peers run in an environment that is made in --peers when it is missing:
 its packages, where they are not installed here, come from PyPI. Takes 10 GiB
-of memory and about ten minutes on two cores. Writes results/layer_PART.json
+of memory and about fifteen minutes on two cores. Writes results/layer_PART.json
 and .png for each part.
 """
 
@@ -56,6 +57,11 @@ PARTS = {
         (OURS, "ultra-mem", "embedding_bag dense", "embedding_bag sparse",
          "ours dense"),
     ),
+    "step": (
+        (512,),
+        (OURS, "ultra-mem AdamW", "embedding_bag Adam",
+         "embedding_bag SparseAdam"),
+    ),
 }
 # (part, peer, tokens): how many times faster than the peer ours is to be.
 TARGETS = {
@@ -70,6 +76,9 @@ TARGETS = {
     },
     ("backward", "ultra-mem", 64): 14.0,
     ("backward", "ultra-mem", 512): 6.0,
+    ("step", "ultra-mem AdamW", 512): 5.0,
+    ("step", "embedding_bag Adam", 512): 12.0,
+    ("step", "embedding_bag SparseAdam", 512): 4.0,
 }
 IN_JAX = (OURS, "take + einsum", "ours dense")
 
@@ -108,6 +117,8 @@ def measure(part, workers, tokens, rounds) -> dict[str, list[float]]:
         calls[case] = max(2, min(50, round(0.1 / times[0])))
       else:
         seconds[case] += times
+      if part == "step":
+        workers[case in IN_JAX].forget()
   for worker in workers.values():
     worker.forget()
   return seconds

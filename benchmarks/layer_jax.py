@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from benchmarks import worker
 from benchmarks.layer_shape import (
@@ -20,8 +21,17 @@ from benchmarks.layer_shape import (
   VALUE_DIM,
   read_sets,
 )
-from ultramem_jax import MemoryConfig, UltraMem, serving
-from ultramem_jax.ops import lookup
+from ultramem_jax import (
+  MemoryConfig,
+  UltraMem,
+  factors,
+  refresh_buffers,
+  serving,
+)
+from ultramem_jax.ops import lookup, row_update
+
+# As torch's AdamW has them by default.
+RATE, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-2
 
 LAYER = UltraMem(
     MemoryConfig(
@@ -119,12 +129,74 @@ def backward(tokens, dense):
   )
 
 
+def step(tokens):
+  """Gradients of everything, and AdamW: on the rows read, of the table."""
+  made = variables()
+  # The update is in place: nobody else can have this table.
+  variables.cache_clear()
+  table.cache_clear()
+  trained = dict(made["params"])
+  values_IW = trained.pop("values")
+  optimizer = optax.adamw(RATE, BETA1, BETA2, EPS, weight_decay=WEIGHT_DECAY)
+  x_BTD = inputs(tokens)
+  cotangent_BTD = jax.random.normal(jax.random.key(1), x_BTD.shape)
+  taps = {"values": jnp.zeros((1, tokens, EXPANSION, VALUE_DIM))}
+
+  def gradient_step(state, values_IW, x_BTD, taps):
+    trained, buffers, moments = state
+    buffers = refresh_buffers(trained, buffers)
+
+    def loss(trained, x_BTD, taps):
+      y_BTD, sown = LAYER.apply(
+          {"params": {**trained, "values": values_IW}, "buffers": buffers,
+           "taps": taps}, x_BTD, mutable=["losses", "factors"],
+      )
+      auxiliary = sown["losses"]["auxiliary"][0]
+      return (y_BTD * cotangent_BTD).sum() + auxiliary, sown["factors"]
+
+    (gradient, x_gradient, tap_gradient), read = jax.grad(
+        loss, (0, 1, 2), has_aux=True
+    )(trained, x_BTD, taps)
+    (of_table,) = factors.of_tables(
+        {"layer/values": values_IW}, {"layer": read}, {"layer": tap_gradient}
+    ).values()
+    reads = row_update.sort_reads(of_table.row_TK, NUM_ROWS)
+    updates, moments = optimizer.update(gradient, moments, trained)
+    trained = optax.apply_updates(trained, updates)
+    return (trained, buffers, moments), (of_table, reads), x_gradient
+
+  def table_step(table, gradient, count):
+    adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
+    return row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
+
+  state = trained, made["buffers"], optimizer.init(trained)
+  state_and_table = state, row_update.Table(
+      values_IW, jnp.zeros_like(values_IW), jnp.zeros_like(values_IW)
+  )
+  compute = jax.jit(gradient_step, donate_argnums=0)
+  update = jax.jit(table_step, donate_argnums=0)
+  count = jnp.float32(0)
+
+  def run():
+    nonlocal state_and_table, count
+    count += 1
+    state, table = state_and_table
+    state, gradient, x_gradient = compute(state, table.values_IW, x_BTD, taps)
+    state_and_table = jax.block_until_ready(
+        (state, update(table, gradient, count))
+    )
+    x_gradient.block_until_ready()
+
+  return run
+
+
 CASES = {
     "gather/ours": lambda tokens: gather(lookup.pool_rows, tokens),
     "gather/take + einsum": lambda tokens: gather(take_and_einsum, tokens),
     "forward/ours": forward,
     "backward/ours": lambda tokens: backward(tokens, False),
     "backward/ours dense": lambda tokens: backward(tokens, True),
+    "step/ours": step,
 }
 
 if __name__ == "__main__":
