@@ -1,6 +1,8 @@
 """Trains a model, or goes on with the run that the workdir holds.
 
   python train.py --config=configs/tiny.py [--workdir=DIR] [--config.steps=200]
+
+On several hosts, on each of them: docs/sharding.md.
 """
 
 import contextlib
@@ -16,6 +18,7 @@ from ultramem_jax import (
   checkpoint,
   cli,
   compiler_options,
+  distributed,
   evaluate,
   generate,
   optim,
@@ -24,7 +27,6 @@ from ultramem_jax import (
   sharding,
   step,
 )
-from ultramem_jax import layout as layout_lib
 from ultramem_jax import metrics as metrics_lib
 from ultramem_jax import workdir as workdir_lib
 from ultramem_jax.config import Config, require
@@ -38,6 +40,7 @@ WORKDIR = flags.DEFINE_string(
     "Directory of the run; a run found there goes on. Default: runs/ and the "
     "name of the config file.",
 )
+distributed.define_flags()
 
 
 def compile_step(config: Config, layout):
@@ -177,18 +180,10 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   corpus = sources.describe(config.data)
   print(f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
         flush=True)
+  distributed.require_same("config or corpus", f"{config} {corpus}")
+  evaluate_params = evaluate.on_validation_split(config, layout)
+  validate = lambda state: evaluate_params(state.params, state.buffers)
   rows = sharding.process_rows(config, mesh)
-  valid_batches = pipeline.valid_batches(config, rows)
-  eval_step = step.jitted(
-      step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
-  )
-
-  def validate(state):
-    return evaluate.run(
-        eval_step, state.params, state.buffers,
-        (sharding.to_devices(batch, mesh) for batch in valid_batches),
-    )
-
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(
         contextlib.closing(pipeline.train_batches(config, rows))
@@ -225,12 +220,11 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   if evaluation is None:
     print(f"stopped at step {int(state.step)}; the same command goes on")
   else:
-    with layout_lib.using(layout):
-      print_sample(config, state)
+    print_sample(config, state, layout)
   return evaluation
 
 
-def print_sample(config: Config, state) -> None:
+def print_sample(config: Config, state, layout) -> None:
   """Prints what the model makes of config.sample.prompt."""
   if not config.sample.num_tokens:
     return
@@ -239,12 +233,13 @@ def print_sample(config: Config, state) -> None:
   prompt = config.sample.prompt
   (text,) = generate.generate_text(
       Transformer(config.model), variables, tokenizer, [prompt],
-      config.sample, config.seed,
+      config.sample, config.seed, layout,
   )
   print(f"sample:\n{prompt}{text}", flush=True)
 
 
 def main() -> None:
+  distributed.initialize()
   config = cli.load(CONFIG)
   name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
   train(config, WORKDIR.value or f"runs/{name}")

@@ -139,6 +139,20 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
     ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),
     ([TINY, "--config.steps", "many"], "steps"),
     ([TINY, "--config.nothing", "1"], "nothing"),
+    # Of several processes
+    ([TINY, "--num_processes=2", "--process_id=0"],
+     "--coordinator = None: must be HOST:PORT with --num_processes and"),
+    ([TINY, "--coordinator=auto", "--process_id=0"],
+     "--coordinator = 'auto': must be HOST:PORT with"),
+    ([TINY, "--coordinator=auto"],
+     "--coordinator = 'auto': JAX finds no cluster here"),
+    ([TINY, "--coordinator=host"],
+     "--coordinator = 'host': must be HOST:PORT or auto"),
+    ([TINY, "--coordinator=host:1", "--num_processes=2"],
+     "--coordinator = 'host:1': needs --num_processes and --process_id"),
+    ([TINY, "--coordinator=host:1", "--num_processes=2", "--process_id=2"],
+     "--process_id = 2: must be less than --num_processes = 2"),
+    ([TINY, "--num_processes=0"], "num_processes"),
 ])
 def test_bad_flags_are_told_in_one_line(train, arguments, expected):
   assert_one_line(train(*arguments), expected)

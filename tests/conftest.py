@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 # Compiling dominates these tests: four times faster to compile, unless
-# XLA_FLAGS says otherwise. The second flag is gone from later versions, which
+# XLA_FLAGS says otherwise. And devices that wait for each other do not give up
+# on a loaded machine. The flags added are not in all later versions, which
 # refuse an unknown one.
 FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
-  FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+  FLAGS += ["--xla_cpu_use_fusion_emitters=false",
+            "--xla_cpu_collective_call_terminate_timeout_seconds=600"]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 # A missing axis is an error, not a silent broadcast.

@@ -267,4 +267,4 @@ def test_texts_begin_documents_and_end_with_them(monkeypatch):
       [257, 0xC3, 0xA9], [257]
   ]
   assert given == {"num_tokens": 7, "temperature": 0.5, "top_k": 3,
-                   "top_p": 0.9, "stop": 258}
+                   "top_p": 0.9, "stop": 258, "layout": None}

@@ -9,6 +9,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ultramem_jax import distributed
 from ultramem_jax.checkpoint import CheckpointError, TargetError
 from ultramem_jax.config import Config, ConfigError, parse, require
 from ultramem_jax.step import TrainingError
@@ -82,15 +83,17 @@ def _cause(error: Exception) -> str:
 def run(main: Callable[[], None]) -> None:
   """Runs main() with flags parsed; ends USER_ERRORS in one line.
 
-  The exit status is then 2. Other exceptions keep their traceback.
+  The exit status is then 2. Other exceptions keep their traceback. Of several
+  processes, the first that fails ends all.
   """
 
   def reported(function, *arguments):
-    try:
-      return function(*arguments)
-    except USER_ERRORS as error:
-      print(f"error: {error}", file=sys.stderr)
-      sys.exit(EXIT_STATUS)
+    with distributed.ending_together():
+      try:
+        return function(*arguments)
+      except USER_ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_STATUS)
 
   def checked_main(arguments):
     # JAX would tell which backends it did not find.

@@ -84,19 +84,11 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
   variables = sharding.with_sharding(
       variables, sharding.state_shardings(variables, config, layout)
   )
-  cache = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-          x.shape, x.dtype,
-          sharding=split if x.ndim else sharding.replicated(layout.mesh),
-      ),
-      jax.eval_shape(lambda: generate.init_cache(model, batch, length)),
-  )
+  cache = generate.abstract_cache(model, batch, length, layout)
   token_B1 = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=split)
-  decode_step = jax.jit(
-      functools.partial(generate.apply_cached, model), donate_argnums=1
+  return generate.decode_step.lower(
+      model, variables, cache, token_B1, token_B1, token_B1, layout=layout
   )
-  with layout_lib.using(layout):
-    return decode_step.lower(variables, cache, token_B1, token_B1, token_B1)
 
 
 def report(compiled, mesh) -> dict:

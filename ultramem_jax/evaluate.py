@@ -6,6 +6,11 @@ from typing import Any
 
 import jax
 
+from ultramem_jax import sharding, step
+from ultramem_jax.config import Config
+from ultramem_jax.data import pipeline
+from ultramem_jax.layout import Layout
+
 
 def run(
     eval_step: Callable[..., dict[str, jax.Array]], params: Any, buffers: Any,
@@ -32,3 +37,29 @@ def run(
       "bits_per_byte": sums["loss"] / math.log(2) / sums["bytes"],
       "tokens": int(sums["tokens"]),
   }
+
+
+def on_validation_split(
+    config: Config, layout: Layout
+) -> Callable[[Any, Any], dict[str, float]]:
+  """(params, buffers) -> the result of `run` on the validation split.
+
+  Args:
+    config: names the split, the batch and the model.
+    layout: of params and buffers.
+  Raises:
+    ConfigError: of `pipeline.valid_batches`.
+  """
+  mesh = layout.mesh
+  batches = pipeline.valid_batches(config, sharding.process_rows(config, mesh))
+  eval_step = step.jitted(
+      step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
+  )
+
+  def evaluate(params, buffers):
+    return run(
+        eval_step, params, buffers,
+        (sharding.to_devices(batch, mesh) for batch in batches),
+    )
+
+  return evaluate

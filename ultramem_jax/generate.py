@@ -1,6 +1,9 @@
 """Generation: prefill, then a compiled loop of single-token steps.
 
   python -m ultramem_jax.generate --workdir=runs/tiny --prompt="def "
+
+The run's mesh is used as far as these devices make it; --mesh.table=8 and the
+like name another, --coordinator other hosts (docs/sharding.md).
 """
 
 import functools
@@ -12,24 +15,47 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from jax.sharding import NamedSharding, PartitionSpec
 
-from ultramem_jax import cli, serving, trained
+from ultramem_jax import cli, distributed, serving, sharding, trained
+from ultramem_jax import layout as layout_lib
 from ultramem_jax.config import SampleConfig, require
 from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 PROMPT_MULTIPLE = 32
 
 
-def init_cache(model: Transformer, batch: int, length: int):
-  """An empty decoding cache for `batch` sequences of up to `length` tokens."""
+def abstract_cache(
+    model: Transformer, batch: int, length: int, layout: Layout | None = None
+):
+  """Shapes, dtypes and, on a mesh, shardings of `init_cache`."""
   tokens_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32)
   variables = jax.eval_shape(
       functools.partial(model.init, decode=True), jax.random.key(0), tokens_BT
   )
+  if layout is None:
+    return variables["cache"]
+  axes = layout.dividing(layout.batch_axes, batch)
+  split, whole = (
+      NamedSharding(layout.mesh, PartitionSpec(*part)) for part in ([axes], [])
+  )
   return jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), variables["cache"]
+      lambda x: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=split if x.ndim else whole
+      ), variables["cache"],
+  )
+
+
+def init_cache(
+    model: Transformer, batch: int, length: int, layout: Layout | None = None
+):
+  """An empty decoding cache for `batch` sequences of up to `length` tokens."""
+  return jax.tree.map(
+      lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
+      abstract_cache(model, batch, length, layout),
   )
 
 
@@ -83,14 +109,26 @@ class _Loop(NamedTuple):
   tokens_BN: jax.Array
 
 
-# Compiled, the cache updated in place: of a prompt, and of one token a row.
-decode_step = jax.jit(apply_cached, static_argnums=0, donate_argnums=2)
+# The layout is an argument, as jit would not know one trace from another by
+# what is in force.
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames="layout", donate_argnums=2
+)
+def decode_step(
+    model, variables, cache, tokens_BT, segment_BT, position_BT,
+    layout: Layout | None = None,
+):
+  """`apply_cached`, compiled, the cache updated in place; layout: on a mesh."""
+  with layout_lib.using(layout):
+    return apply_cached(
+        model, variables, cache, tokens_BT, segment_BT, position_BT
+    )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8))
+@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
 def _decode(
     model, variables, cache, logits_BV, position_B, key, num_tokens, sampling,
-    stop,
+    stop, layout,
 ):
   """Samples up to num_tokens tokens [B, N] after the prefilled prompts."""
   batch = position_B.shape[0]
@@ -102,10 +140,11 @@ def _decode(
         top_k, top_p,
     )
     token_B = jnp.where(loop.done_B, stop, token_B)
-    cache, logits_BV = apply_cached(
-        model, variables, loop.cache, token_B[:, None],
-        jnp.ones((batch, 1), jnp.int32), loop.position_B[:, None],
-    )
+    with layout_lib.using(layout):
+      cache, logits_BV = apply_cached(
+          model, variables, loop.cache, token_B[:, None],
+          jnp.ones((batch, 1), jnp.int32), loop.position_B[:, None],
+      )
     return _Loop(
         loop.step + 1, cache, logits_BV, loop.position_B + 1,
         loop.done_B | (token_B == stop),
@@ -119,13 +158,17 @@ def _decode(
   last = jax.lax.while_loop(
       lambda loop: (loop.step < num_tokens) & ~loop.done_B.all(), body, first
   )
-  return last.tokens_BN
+  if layout is None:
+    return last.tokens_BN
+  return jax.lax.with_sharding_constraint(
+      last.tokens_BN, sharding.replicated(layout.mesh)
+  )
 
 
 def generate(
     model: Transformer, variables, prompts: Sequence[np.ndarray],
     num_tokens: int, key, *, temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0, stop: int = -1,
+    top_p: float = 1.0, stop: int = -1, layout: Layout | None = None,
 ) -> list[np.ndarray]:
   """Continues prompts, all in one batch.
 
@@ -137,6 +180,7 @@ def generate(
     key: PRNG key.
     temperature, top_k, top_p: see `sample_token`.
     stop: token that ends a sequence; -1: none.
+    layout: of the variables on a mesh; None: one device.
   Returns:
     The new tokens of each sequence, int32, without the stop token.
   Raises:
@@ -155,14 +199,14 @@ def generate(
     tokens_BT[row, width - len(prompt) :] = prompt
   position_BT = np.arange(width) - (width - lengths)[:, None]
   segment_BT = (position_BT >= 0).astype(np.int32)
-  cache = init_cache(model, len(prompts), width + num_tokens)
+  cache = init_cache(model, len(prompts), width + num_tokens, layout)
   cache, logits_BV = decode_step(
       model, variables, cache, tokens_BT, segment_BT,
-      np.maximum(position_BT, 0),
+      np.maximum(position_BT, 0), layout=layout,
   )
   tokens_BN = _decode(
-      model, variables, cache, logits_BV, jnp.asarray(lengths, jnp.int32),
-      key, num_tokens, (temperature, top_k, top_p), stop,
+      model, variables, cache, logits_BV, lengths.astype(np.int32), key,
+      num_tokens, (temperature, top_k, top_p), stop, layout,
   )
   return [
       row_N[: np.argmax(row_N == stop)] if stop in row_N else row_N
@@ -172,7 +216,7 @@ def generate(
 
 def generate_text(
     model: Transformer, variables, tokenizer, prompts: Sequence[str],
-    sample: SampleConfig, seed: int,
+    sample: SampleConfig, seed: int, layout: Layout | None = None,
 ) -> list[str]:
   """Continues texts, each as the beginning of a document.
 
@@ -187,12 +231,13 @@ def generate_text(
   new = generate(
       model, variables, encoded, sample.num_tokens, jax.random.key(seed),
       temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p,
-      stop=tokenizer.eos_id,
+      stop=tokenizer.eos_id, layout=layout,
   )
   return [tokenizer.decode(tokens_N) for tokens_N in new]
 
 
 def main() -> None:
+  distributed.initialize()
   values = flags.FLAGS
   sample = SampleConfig(
       "", values.num_tokens, values.temperature, values.top_k, values.top_p
@@ -200,21 +245,20 @@ def main() -> None:
   prompts = values.prompt
   if prompts == ["-"]:
     prompts = [sys.stdin.read()]
-  run = trained.load(values.workdir, values.step)
+  run = trained.from_flags()
   tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
-  variables = serving.prepare(run.model, run.variables)
+  with layout_lib.using(run.layout):
+    variables = serving.prepare(run.model, run.variables)
   texts = generate_text(
-      run.model, variables, tokenizer, prompts, sample, values.seed
+      run.model, variables, tokenizer, prompts, sample, values.seed, run.layout
   )
   for prompt, text in zip(prompts, texts, strict=True):
     print(prompt + text)
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "Directory of the run.")
-  flags.DEFINE_string(
-      "step", "newest", "Checkpoint: newest, best, or the number of a step."
-  )
+  trained.define_flags()
+  distributed.define_flags()
   flags.DEFINE_multi_string(
       "prompt", [""], "Beginning of a text, repeatable; - reads standard input."
   )

@@ -12,15 +12,13 @@ import json
 import pathlib
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 from flax import traverse_util
 
-from ultramem_jax import checkpoint, cli, evaluate, step, trained
+from ultramem_jax import checkpoint, cli, evaluate, trained
 from ultramem_jax import config as config_lib
 from ultramem_jax import workdir as workdir_lib
 from ultramem_jax.config import Config, require
-from ultramem_jax.data import pipeline
 from ultramem_jax.ops import precision
 from ultramem_jax.optim import is_table
 
@@ -60,29 +58,29 @@ def quantize(params, dtype: str):
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def validate(config: Config, variables, batches) -> dict[str, float]:
-  """Loss, perplexity and bits per byte on a config's validation split."""
-  return evaluate.run(
-      step.jitted(step.eval_step, config),
-      variables["params"], variables["buffers"],
-      (jax.tree.map(jnp.asarray, batch) for batch in batches),
-  )
-
-
 def main() -> None:
   values = flags.FLAGS
-  run = trained.load(values.workdir, values.step)
+  run = trained.from_flags()
   require(bool(values.output), "--output", values.output,
           "must name a directory for the quantized run")
   output = pathlib.Path(values.output)
   require(not output.exists() or not any(output.iterdir()), "--output",
           values.output, "must be empty or absent")
-  config = quantized_config(run.config, values.dtype)
+  # As the run has it, whatever the devices of here are.
+  config = quantized_config(
+      workdir_lib.load_config(values.workdir), values.dtype
+  )
   variables = {**run.variables,
                "params": quantize(run.variables["params"], values.dtype)}
-  batches = pipeline.valid_batches(run.config, range(run.config.batch_size))
-  before = validate(run.config, run.variables, batches)
-  after = validate(config, variables, batches)
+  before, after = (
+      evaluate.on_validation_split(here, run.layout)(
+          held["params"], held["buffers"]
+      )
+      for here, held in (
+          (run.config, run.variables),
+          (quantized_config(run.config, values.dtype), variables),
+      )
+  )
   workdir_lib.claim(output, config, workdir_lib.load_corpus(values.workdir))
   with checkpoint.Checkpointer(output, keep=1) as checkpointer:
     checkpointer.save(run.step, variables, {}, after["loss"])
@@ -94,10 +92,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  flags.DEFINE_string("workdir", None, "Directory of the run.")
-  flags.DEFINE_string(
-      "step", "newest", "Checkpoint: newest, best, or the number of a step."
-  )
+  trained.define_flags()
   flags.DEFINE_string("output", None, "Directory of the new run.")
   flags.DEFINE_enum("dtype", "int8", DTYPES, "Of the tables.")
   cli.run(main)

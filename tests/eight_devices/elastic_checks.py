@@ -1,0 +1,131 @@
+"""A run that moves between meshes, and its model used on some of them."""
+
+import contextlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import small
+from conftest import assert_close
+
+import train
+from ultramem_jax import (
+  checkpoint,
+  evaluate,
+  generate,
+  serving,
+  sharding,
+  trained,
+  workdir,
+)
+from ultramem_jax import layout as layout_lib
+from ultramem_jax.data import pipeline
+from ultramem_jax.model import Transformer
+
+EIGHT_BY_ROWS = (8, {
+    "mesh__fsdp": 2, "mesh__table": 4, "model__memory__partition": "rows"})
+FOUR_BY_COLUMNS = (4, {
+    "mesh__table": 4, "model__memory__partition": "columns"})
+ONE = (1, {})
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+  path = tmp_path_factory.mktemp("corpus") / "text.txt"
+  path.write_text("To be read by models of eight devices. " * 30)
+  return {"data__source": "text", "data__path": str(path),
+          "data__valid_path": str(path)}
+
+
+def make_config(corpus, mesh):
+  return small.config(
+      batch_size=8, optim__table_update="sparse", model__num_layers=1,
+      model__memory__spans="1:1", **corpus, **mesh)
+
+
+def run(folder, corpus, place, until):
+  """Goes on until a step; (state it began with, losses, state it ended with).
+
+  As train.py does it, but for the devices.
+  """
+  devices, mesh = place
+  config = make_config(corpus, mesh)
+  layout = sharding.make_layout(
+      config, sharding.make_mesh(config, jax.devices()[:devices]))
+  workdir.claim(folder, config, "the corpus")
+  run_step, abstract = train.compile_step(config, layout)
+  losses = []
+  with (
+      contextlib.closing(pipeline.train_batches(config, range(8))) as batches,
+      checkpoint.Checkpointer(folder, 2) as saver,
+  ):
+    state, restored = train.restore_or_init(
+        saver, abstract, batches, config, layout)
+    first = jax.device_get(state.to_items())
+    for _ in range(restored or 0, until):
+      batch = sharding.to_devices(next(batches), layout.mesh)
+      state, values = run_step(state, batch)
+      losses.append(float(values["loss"]))
+    saver.save(until, state.to_items(), batches.get_state())
+  return first, losses, jax.device_get(state.to_items())
+
+
+@pytest.fixture(scope="module")
+def saved(corpus, tmp_path_factory):
+  """The workdir of a run that eight devices began, and its state."""
+  folder = tmp_path_factory.mktemp("run")
+  return folder, run(folder, corpus, EIGHT_BY_ROWS, 3)[2]
+
+
+@pytest.fixture(scope="module")
+def unmoved(saved, corpus, tmp_path_factory):
+  """The losses of that run, going on where it was."""
+  folder = tmp_path_factory.mktemp("unmoved")
+  shutil.copytree(saved[0], folder, dirs_exist_ok=True)
+  return run(folder, corpus, EIGHT_BY_ROWS, 6)[1]
+
+
+@pytest.mark.parametrize("place", [FOUR_BY_COLUMNS, ONE])
+def test_a_run_goes_on_with_other_devices(
+    saved, unmoved, corpus, place, tmp_path
+):
+  folder, state = saved
+  shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+  first, losses, _ = run(tmp_path, corpus, place, 6)
+  jax.tree.map(np.testing.assert_array_equal, first, state)
+  # Sums over devices are taken in another order.
+  np.testing.assert_allclose(losses, unmoved, rtol=1e-5)
+
+
+def use(config, layout, variables):
+  """(result of evaluation, greedy and drawn tokens) of a model."""
+  model = Transformer(config.model)
+  result = evaluate.on_validation_split(config, layout)(
+      variables["params"], variables["buffers"])
+  with layout_lib.using(layout):
+    variables = serving.prepare(model, variables)
+  tokens = [
+      generate.generate(
+          model, variables, [np.array([5, 6, 7]), np.array([8])], 6,
+          jax.random.key(0), temperature=temperature, layout=layout)
+      for temperature in (0.0, 1.0)
+  ]
+  return result, jax.tree.map(np.ndarray.tolist, tokens)
+
+
+def test_models_are_evaluated_and_sampled_where_they_lie(saved, corpus):
+  folder, state = saved
+  config = make_config(corpus, {})
+  mesh = sharding.make_mesh(config, jax.devices()[:1])
+  expected, tokens = use(config, sharding.make_layout(config, mesh),
+      {name: state[name] for name in ("params", "buffers")})
+  # Two meshes in one process: neither may run what was traced for the other.
+  for mesh in ({}, {"fsdp": 1, "table": 8}):
+    loaded = trained.load(folder, mesh=mesh)
+    values_IW = loaded.variables["params"]["memory_0"]["values"]
+    for shard in values_IW.addressable_shards:
+      assert shard.data.size * 8 == values_IW.size
+    result, drawn = use(loaded.config, loaded.layout, loaded.variables)
+    assert_close(result, expected, tolerance=1e-6)
+    assert drawn == tokens
