@@ -112,7 +112,8 @@ BAD = {
     "model.memory.partition = 'rows': 8 devices share the tables": {
         "mesh__table": 8, "model__memory__num_keys": 9,
         "model__memory__partition": "rows"},
-    "they must divide the 81 rows for rows; value_dim = 6 and": {
+    "they must divide the 81 rows for rows, as they do with row_multiple = 8; "
+    "value_dim = 6 and": {
         "mesh__table": 8, "model__memory__num_keys": 9,
         "model__memory__value_dim": 6},
     "model.memory.partition = 'columns': 8 devices share": {

@@ -8,7 +8,7 @@ import pytest
 import small
 from conftest import assert_close
 
-from ultramem_jax import sharding, step
+from ultramem_jax import hlo, program, sharding, step
 
 MODELS = {
     "dense": {"model__memory__kind": "none"},
@@ -33,10 +33,23 @@ MESHES = {
 }
 
 
+# A table, 256^2 rows of 16 floats, beside which all else is small.
+LARGE = {
+    "batch_size": 8, "model__num_layers": 1, "model__memory__spans": "1:1",
+    "model__memory__num_keys": 256, "model__memory__value_dim": 16,
+}
+TABLE_BYTES = 256**2 * 16 * 4
+
+
 def make_config(model, mesh=None):
   return small.config(
-      batch_size=8, model__num_layers=1, model__memory__spans="1:1",
-      **MODELS[model], **(MESHES[mesh] if mesh else {}))
+      **LARGE, **MODELS[model], **(MESHES[mesh] if mesh else {}))
+
+
+def assert_tables_stay(compiled, shards):
+  """No operation between devices moves as much as one device's part."""
+  for found in hlo.Program(compiled.as_text()).collectives(8):
+    assert found.received / found.count < TABLE_BYTES / shards, found
 
 
 def make_batch(config):
@@ -79,10 +92,13 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
   expected_state, expected = on_one_device(model)
   # Mesh or not, the first parameters are the same, calibration included.
   assert_close(state.params, expected_state.params)
-  (loss, (parts, _, slots, _)), gradients = step.jitted(
-      gradient_fn, config, layout
-  )(state.params, state.buffers,
-    sharding.to_devices(make_batch(config), made))
+  inputs = (state.params, state.buffers,
+            sharding.to_devices(make_batch(config), made))
+  compiled = step.jitted(gradient_fn, config, layout).lower(*inputs).compile()
+  if config.model.spans and layout.size(layout.table_axes) == 8:
+    # Without copies, whose dense gradients are summed.
+    assert_tables_stay(compiled, 8)
+  (loss, (parts, _, slots, _)), gradients = compiled(*inputs)
   (expected_loss, outputs), expected_gradients = expected
   expected_parts, _, expected_slots, _ = outputs
   jax.tree.map(np.testing.assert_array_equal, slots, expected_slots)
@@ -98,7 +114,7 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
 ])
 def test_sparse_update_equals_one_device(mesh):
   """Two steps, so that the second starts from moments and moved tables."""
-  overrides = {"batch_size": 8, "optim__table_update": "sparse"}
+  overrides = {**LARGE, "optim__table_update": "sparse"}
   states = [
       train(small.config(**overrides)),
       train(small.config(**overrides, **mesh)),
@@ -111,21 +127,23 @@ def test_sparse_update_equals_one_device(mesh):
   assert_close(actual, expected, tolerance=1e-4)
 
 
+@functools.cache
 def train(config, steps=2):
   """The state after steps, on config's mesh if it has one."""
-  layout = None
-  if config.mesh.fsdp * config.mesh.table > 1:
-    layout = sharding.make_layout(config, sharding.make_mesh(config))
-  batch = make_batch(config)
-  if layout:
-    abstract = step.abstract_state(config, layout)
-    batch = sharding.to_devices(batch, layout.mesh)
-    state = step.jitted(
-        step.init_state, config, layout, out_shardings=sharding.of(abstract)
-    )()
-  else:
-    state = step.jitted(step.init_state, config)()
-  run = step.jitted(step.train_step, config, layout)
+  devices = jax.devices()[: 8 if config.mesh.table > 1 else 1]
+  layout = sharding.make_layout(config, sharding.make_mesh(config, devices))
+  abstract = step.abstract_state(config, layout)
+  batch = sharding.to_devices(make_batch(config), layout.mesh)
+  run_step = program.TrainProgram(
+      config, abstract, jax.tree.map(
+          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+          batch), layout)
+  if len(devices) > 1:
+    for compiled in run_step.programs:
+      assert_tables_stay(compiled, layout.size(layout.table_axes))
+  state = step.jitted(
+      step.init_state, config, layout, out_shardings=sharding.of(abstract)
+  )()
   for _ in range(steps):
-    state, _ = run(state, batch)
+    state, _ = run_step(state, batch)
   return state
