@@ -129,14 +129,51 @@ def backward(tokens, dense):
   )
 
 
+def own_table():
+  """A table with moments that nobody else has: it is updated in place."""
+  values_IW = table()
+  variables.cache_clear()
+  table.cache_clear()
+  return row_update.Table(
+      values_IW, jnp.zeros_like(values_IW), jnp.zeros_like(values_IW)
+  )
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def update(table, gradient, count):
+  adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
+  return row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
+
+
+def repeated(gradient_step, state, *inputs):
+  """A training step: gradient_step, then the table's update.
+
+  gradient_step: (state, values_IW, *inputs) -> (state, the table's factors,
+  what else is computed).
+  """
+
+  @functools.partial(jax.jit, donate_argnums=0)
+  def compute(state, *inputs):
+    state, of_table, others = gradient_step(state, *inputs)
+    reads = row_update.sort_reads(of_table.row_TK, NUM_ROWS)
+    return state, (of_table, reads), others
+
+  table, count = own_table(), jnp.float32(0)
+
+  def run():
+    nonlocal state, table, count
+    count += 1
+    state, gradient, others = compute(state, table.values_IW, *inputs)
+    table = update(table, gradient, count)
+    jax.block_until_ready((state, table, others))
+
+  return run
+
+
 def step(tokens):
   """Gradients of everything, and AdamW: on the rows read, of the table."""
   made = variables()
-  # The update is in place: nobody else can have this table.
-  variables.cache_clear()
-  table.cache_clear()
-  trained = dict(made["params"])
-  values_IW = trained.pop("values")
+  trained = {k: v for k, v in made["params"].items() if k != "values"}
   optimizer = optax.adamw(RATE, BETA1, BETA2, EPS, weight_decay=WEIGHT_DECAY)
   x_BTD = inputs(tokens)
   cotangent_BTD = jax.random.normal(jax.random.key(1), x_BTD.shape)
@@ -160,34 +197,34 @@ def step(tokens):
     (of_table,) = factors.of_tables(
         {"layer/values": values_IW}, {"layer": read}, {"layer": tap_gradient}
     ).values()
-    reads = row_update.sort_reads(of_table.row_TK, NUM_ROWS)
     updates, moments = optimizer.update(gradient, moments, trained)
     trained = optax.apply_updates(trained, updates)
-    return (trained, buffers, moments), (of_table, reads), x_gradient
-
-  def table_step(table, gradient, count):
-    adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
-    return row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
+    return (trained, buffers, moments), of_table, x_gradient
 
   state = trained, made["buffers"], optimizer.init(trained)
-  state_and_table = state, row_update.Table(
-      values_IW, jnp.zeros_like(values_IW), jnp.zeros_like(values_IW)
+  del made
+  return repeated(gradient_step, state, x_BTD, taps)
+
+
+def lookup_step(tokens):
+  """The lookup alone: pooled rows, gradient of the weights, AdamW on rows."""
+  cotangent_BTEW = jax.random.normal(
+      jax.random.key(1), (1, tokens, 1, VALUE_DIM)
   )
-  compute = jax.jit(gradient_step, donate_argnums=0)
-  update = jax.jit(table_step, donate_argnums=0)
-  count = jnp.float32(0)
 
-  def run():
-    nonlocal state_and_table, count
-    count += 1
-    state, table = state_and_table
-    state, gradient, x_gradient = compute(state, table.values_IW, x_BTD, taps)
-    state_and_table = jax.block_until_ready(
-        (state, update(table, gradient, count))
+  def gradient_step(state, values_IW, index_BTK, score_BTKC, cotangent_BTEW):
+    pooled_BTEW, pullback = jax.vjp(
+        lambda score_BTKC: lookup.pool_rows(values_IW, index_BTK, score_BTKC),
+        score_BTKC,
     )
-    x_gradient.block_until_ready()
+    of_table = factors.join_parts(row_update.Factors(
+        index_BTK, jnp.zeros_like(index_BTK), score_BTKC, cotangent_BTEW
+    ))
+    return state, of_table, (pooled_BTEW, pullback(cotangent_BTEW))
 
-  return run
+  return repeated(
+      gradient_step, (), *reads(jax.random.key(0), tokens), cotangent_BTEW
+  )
 
 
 CASES = {
@@ -197,6 +234,7 @@ CASES = {
     "backward/ours": lambda tokens: backward(tokens, False),
     "backward/ours dense": lambda tokens: backward(tokens, True),
     "step/ours": step,
+    "step/ours, lookup alone": lookup_step,
 }
 
 if __name__ == "__main__":
