@@ -155,6 +155,13 @@ def row(part, case, tokens, medians) -> str:
 def plot(part, medians, roofline, path) -> None:
   """Milliseconds against tokens; of the gather, with the machine's limit."""
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+  if len(medians) == 1:
+    ((tokens, times),) = medians.items()
+    axes.barh(list(times), [1e3 * seconds for seconds in times.values()])
+    axes.invert_yaxis()
+    axes.set(xlabel="ms", title=f"{part}, {tokens} tokens")
+    figure.savefig(path, dpi=150)
+    return
   for case in PARTS[part][1]:
     axes.plot(
         medians.keys(), [1e3 * times[case] for times in medians.values()],
