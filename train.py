@@ -97,6 +97,10 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
       step.report_usage, config, layout, donate_argnums=0,
       out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
   )
+  catch_up = step.jitted(
+      step.catch_up, config, layout, donate_argnums=0,
+      out_shardings=sharding.of(state),
+  )
   tokens = config.batch_size * config.data.seq_len
   start, began = int(state.step), time.monotonic()
   with preemption.Preemption() as stop:
@@ -117,11 +121,17 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
         progress.update(n, values["loss"], speed)
         start, began = n, time.monotonic()
       evaluation = None
-      if n % config.eval_every == 0 or n == config.steps:
+      validating = n % config.eval_every == 0 or n == config.steps
+      saving = (
+          n % config.checkpoint.every == 0 or n == config.steps or stopping
+      )
+      if config.optim.table_catch_up and (validating or saving):
+        state = catch_up(state)
+      if validating:
         evaluation = validate(state)
         writer.write(n, {f"valid/{k}": v for k, v in evaluation.items()})
         progress.note(describe(n, evaluation))
-      if n % config.checkpoint.every == 0 or n == config.steps or stopping:
+      if saving:
         require_finite(jax.device_get(values), n)
         writer.sync()
         save(n, state, evaluation)

@@ -22,7 +22,7 @@ from absl import app, flags
 from benchmarks import report
 from ultramem_jax import accounting, program, step
 from ultramem_jax import config as config_lib
-from ultramem_jax.ops import precision, row_update
+from ultramem_jax.ops import precision, row_order, row_update
 
 FULL = flags.DEFINE_bool("full", False, "The published sizes.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
@@ -135,7 +135,7 @@ def updater(side: int, dtype: str):
 
   def update(table, factors, step):
     adamw = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 1e-3, step)
-    reads = row_update.sort_reads(factors.row_TK, rows)
+    reads = row_order.sort_reads(factors.row_TK, rows)
     return row_update.update_rows(
         table, factors, reads, 1.0, adamw, step.astype(jnp.uint32)
     )

@@ -143,3 +143,10 @@ def test_auto_takes_what_divides_and_moves_least():
   assert "\n" not in line
   assert "tables split over 8 devices: columns (kB a token moves forward" in (
       line)
+
+
+def test_rows_catch_up_on_one_device_alone():
+  config = small.config(batch_size=8, optim__table_catch_up=True)
+  layout(config, num_devices=1)
+  with pytest.raises(ConfigError, match=r"^optim\.table_catch_up = True: "):
+    layout(config, num_devices=2)

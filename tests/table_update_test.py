@@ -143,6 +143,31 @@ def test_accumulated_step_equals_one_step():
     np.testing.assert_allclose(sums[0][name], metrics[0][name], rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["ultramem", "ultramem_v2"])
+def test_sparse_steps_that_catch_up_equal_dense_ones(kind):
+  overrides = {"optim__learning_rate": 1e-3, "optim__eps": 1e-3, **KINDS[kind]}
+  # Few of the rows, so that they stay behind for some steps.
+  overrides |= {"model__memory__num_keys": 32, "data__seq_len": 4}
+  overrides["model__remat"] = "block"
+  config = make_config(optim__table_catch_up=True, **overrides)
+  states, records = run(config, 6)
+  dense, expected = run(
+      make_config(optim__table_update="dense", **overrides), 6
+  )
+  for metrics, dense_metrics in zip(records, expected, strict=True):
+    for name in ("loss", "gradient_norm"):
+      np.testing.assert_allclose(
+          metrics[name], dense_metrics[name], rtol=1e-5
+      )
+  caught_up = step_test.compiled("catch_up", config)(states[-1])
+  assert_close(caught_up.params, dense[-1].params, tolerance=1e-5)
+  # Rows were behind, and would not be where they are without catching up.
+  old, new = (
+      factors.split_tables(state.params)[1] for state in (states[-1], caught_up)
+  )
+  assert any((old[path] != new[path]).any(1).mean() > 0.5 for path in old)
+
+
 @pytest.mark.parametrize("overrides", [{}, LOW], ids=["float32", "bfloat16"])
 def test_going_on_from_a_checkpoint_gives_the_same_bits(overrides, tmp_path):
   config = make_config(**overrides)

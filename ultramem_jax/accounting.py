@@ -148,6 +148,9 @@ def activation_bytes_per_token(config: Config) -> int:
   if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
     inside += 3 * 4 * m.num_heads * config.data.seq_len
   memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
+  if config.optim.table_catch_up and optim.updates_rows(config):
+    # The rows read, brought up to date.
+    memory += 4 * m.memory.num_heads * m.memory.top_m * m.memory.value_dim
   if m.remat == "none":
     inside = m.num_layers * inside + len(m.spans) * memory
   return 2 * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside

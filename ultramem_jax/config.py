@@ -434,6 +434,7 @@ class OptimConfig:
   table_moments: str
   table_second_moment: str
   z_loss: float
+  table_catch_up: bool = False
 
   def __post_init__(self):
     path = "optim"
@@ -447,6 +448,11 @@ class OptimConfig:
                      "final_fraction", "beta1", "beta2")
     require_at_least(path, self, 0, "weight_decay", "clip_norm",
                      "value_lr_multiplier", "z_loss")
+    require(
+        not self.table_catch_up or self.beta1**2 < self.beta2,
+        "optim.table_catch_up", self.table_catch_up,
+        "needs beta1^2 < beta2, so that the momentum of a row fades",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -533,6 +539,13 @@ class Config:
         "optim.table_update", self.optim.table_update,
         "must be sparse or auto with bfloat16 tables (model.memory.table_dtype)"
         " or moments (optim.table_moments), or optim.table_second_moment = row",
+    )
+    require(
+        not (self.optim.table_catch_up and self.has_low_precision_tables),
+        "optim.table_catch_up", self.optim.table_catch_up,
+        "does what a dense update does, which needs float32 tables "
+        "(model.memory.table_dtype) and moments (optim.table_moments), and "
+        "optim.table_second_moment = element",
     )
 
   @property

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from ultramem_jax.config import Config, OptimConfig
-from ultramem_jax.ops import precision, row_update
+from ultramem_jax.ops import catch_up, precision, row_update
 
 # First match wins, on the path of a parameter joined by "/".
 GROUPS = (
@@ -109,7 +109,18 @@ def table_adamw(config: OptimConfig, steps: int, step) -> row_update.AdamW:
   c = config
   return row_update.AdamW(
       c.beta1, c.beta2, c.eps, c.weight_decay,
-      schedules(c, steps)["values"](step), step,
+      schedules(c, steps)["values"](step), step, table_past(c, steps),
+  )
+
+
+def table_past(config: OptimConfig, steps: int) -> catch_up.Past | None:
+  """The rule of value tables at every step, if their rows catch up."""
+  c = config
+  if not c.table_catch_up:
+    return None
+  return catch_up.make_past(
+      c.beta1, c.beta2, c.eps, c.weight_decay,
+      schedules(c, steps)["values"](jnp.arange(steps + 1)),
   )
 
 
@@ -119,16 +130,20 @@ def table_moments(
   """Moments of a table [I, W] before the first step, if its update is sparse.
 
   Returns:
-    "mean" [I, W]; "variance" [I, W], or [I] float32 where it is per row.
+    "mean" [I, W]; "variance" [I, W], or [I] float32 where it is per row; where
+    rows catch up, "step" [I] int32, the last that each is up to date with.
   """
   dtype = precision.DTYPES[config.table_moments]
   per_row = config.table_second_moment == "row"
-  return {
+  moments = {
       "mean": jnp.zeros(shape, dtype),
       "variance": jnp.zeros(shape[0], jnp.float32)
       if per_row
       else jnp.zeros(shape, dtype),
   }
+  if config.table_catch_up:
+    moments["step"] = jnp.zeros(shape[0], jnp.int32)
+  return moments
 
 
 def clip_factor(config: OptimConfig, norm):

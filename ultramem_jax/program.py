@@ -23,12 +23,11 @@ def lower_train_step(config: Config, state, batch, layout=None) -> dict:
     {"train": jax.stages.Lowered, "update": the same}, or the first alone.
   """
   rest, tables = state.split_tables()
-  values = {path: table.values_IW for path, table in tables.items()}
   shardings = jax.tree.map(lambda x: x.sharding, (rest, tables))
   train = step.jitted(
       step.gradient_step, config, layout, donate_argnums=0,
       out_shardings=(shardings[0], None, None),
-  ).lower(rest, values, batch)
+  ).lower(rest, tables, batch)
   if not tables:
     return {"train": train}
   update = step.jitted(
@@ -58,8 +57,7 @@ class TrainProgram:
 
   def __call__(self, state: step.TrainState, batch: step.Batch):
     rest, tables = state.split_tables()
-    values = {path: table.values_IW for path, table in tables.items()}
-    rest, gradients, metrics = self.programs[0](rest, values, batch)
+    rest, gradients, metrics = self.programs[0](rest, tables, batch)
     if tables:
       tables = self.programs[1](tables, gradients)
     return rest.join_tables(tables), metrics

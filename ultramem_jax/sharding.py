@@ -138,6 +138,11 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
       f"{memory.pre_value_dim} for columns, which take no "
       "optim.table_second_moment = 'row'",
   )
+  require(
+      mesh.size == 1 or not config.optim.table_catch_up,
+      "optim.table_catch_up", config.optim.table_catch_up,
+      f"works on one device; there are {mesh.size}",
+  )
   partition = possible[0] if possible else ""
   return Layout(
       mesh, BATCH_AXES, LENGTH_AXES, RULES["experts"], RULES["mlp"], axes,

@@ -13,13 +13,19 @@ from ultramem_jax import factors as factors_lib
 from ultramem_jax import layout as layout_lib
 from ultramem_jax import optim, sharding
 from ultramem_jax.config import Config
+from ultramem_jax.layers.tables import Behind
 from ultramem_jax.layers.ultramem import refresh_buffers
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops import exchange, split_update
+from ultramem_jax.ops.catch_up import all_rows
 from ultramem_jax.ops.row_update import Table
 
 Batch = dict[str, jax.Array]
+
+
+# Names of moments, in the order of `Table`'s fields after the first.
+MOMENTS = ("mean", "variance", "step")
 
 
 class TrainingError(RuntimeError):
@@ -35,8 +41,8 @@ class TrainState(struct.PyTreeNode):
     report.
   opt_state: of `optim.make_optimizer`, for the tables only where their update
     is dense.
-  moments: {"mean", "variance"} of the tables where it is sparse, else {}; each
-    a tree like params.
+  moments: of the tables where it is sparse, else {}; a tree like params for
+    each name of `optim.table_moments`.
   key: uint32 data of the PRNG key from which each step's is folded.
   """
 
@@ -53,12 +59,11 @@ class TrainState(struct.PyTreeNode):
     if not self.moments:
       return self, {}
     params, values = factors_lib.split_tables(self.params)
-    moments = {
-        name: factors_lib.split_tables(tree)[1]
-        for name, tree in self.moments.items()
-    }
+    _, moments = factors_lib.split_tables(self.moments)
     tables = {
-        path: Table(values_IW, moments["mean"][path], moments["variance"][path])
+        path: Table(
+            values_IW, *(moments.get(f"{name}/{path}") for name in MOMENTS)
+        )
         for path, values_IW in values.items()
     }
     return self.replace(params=params, moments={}), tables
@@ -67,16 +72,15 @@ class TrainState(struct.PyTreeNode):
     """The state that `split_tables` took apart."""
     if not tables:
       return self
-    values, mean, variance = (
-        {path: table[index] for path, table in tables.items()}
-        for index in range(3)
-    )
+    moments = {
+        f"{name}/{path}": moment
+        for path, table in tables.items()
+        for name, moment in zip(MOMENTS, table[1:], strict=True)
+        if moment is not None
+    }
     return self.replace(
-        params=factors_lib.join_tables(self.params, values),
-        moments={
-            "mean": factors_lib.join_tables({}, mean),
-            "variance": factors_lib.join_tables({}, variance),
-        },
+        params=factors_lib.join_tables(self.params, values_of(tables)),
+        moments=factors_lib.join_tables({}, moments),
     )
 
   def to_items(self) -> dict[str, Any]:
@@ -92,6 +96,11 @@ class TrainState(struct.PyTreeNode):
     )
 
 
+def values_of(tables: dict[str, Table]) -> dict[str, jax.Array]:
+  """The values of tables, without their moments."""
+  return {path: table.values_IW for path, table in tables.items()}
+
+
 def init_state(config: Config) -> TrainState:
   """The state before the first step; deterministic in config.seed."""
   model = Transformer(config.model)
@@ -103,16 +112,13 @@ def init_state(config: Config) -> TrainState:
   moments = {}
   if optim.updates_rows(config):
     trained, tables = factors_lib.split_tables(params)
-    made = {
-        path: optim.table_moments(config.optim, values_IW.shape)
+    moments = factors_lib.join_tables({}, {
+        f"{name}/{path}": moment
         for path, values_IW in tables.items()
-    }
-    moments = {
-        name: factors_lib.join_tables(
-            {}, {path: of_table[name] for path, of_table in made.items()}
-        )
-        for name in ("mean", "variance")
-    }
+        for name, moment in optim.table_moments(
+            config.optim, values_IW.shape
+        ).items()
+    })
   optimizer = optim.make_optimizer(config.optim, config.steps)
   return TrainState(
       step=jnp.int32(0),
@@ -154,7 +160,8 @@ def token_losses(logits_BTV, targets_BT):
 
 
 def loss_fn(
-    params, buffers, batch: Batch, key, total_weight, config: Config, taps=None
+    params, buffers, batch: Batch, key, total_weight, config: Config,
+    taps=None, behind=None,
 ):
   """Training loss of a batch, or of a part of one.
 
@@ -167,6 +174,7 @@ def loss_fn(
     config: the run's.
     taps: zeros, whose gradients make factors of those of the tables; None
       where the tables' own gradients are asked for.
+    behind: of the tables whose rows catch up, a `tables.Behind` each.
   Returns:
     (loss, (parts, stats, slots, read)): parts of the loss by name, monitoring
     scalars by "module/name", each memory's slots [B, T, A, M], and the
@@ -174,7 +182,10 @@ def loss_fn(
   """
   collections = ["losses", "stats", "intermediates"]
   logits_BTV, sown = Transformer(config.model).apply(
-      {"params": params, "buffers": buffers, "taps": taps or {}},
+      {
+          "params": params, "buffers": buffers, "taps": taps or {},
+          "behind": behind or {},
+      },
       batch["tokens"], batch["segments"], batch["positions"],
       deterministic=False, rngs={"dropout": key},
       mutable=collections + ["factors"] if taps else collections,
@@ -223,22 +234,27 @@ def make_taps(variables, batch: Batch, config: Config):
   )
 
 
-def _part_gradients(params, tables, buffers, batch, key, total, config):
+def _part_gradients(state, tables, buffers, batch, key, total, config):
   """Of a part of the batch: (gradients, factors of tables, outputs)."""
-  taps = None
+  values, taps = values_of(tables), None
   if tables:
-    joined = factors_lib.join_tables(params, tables)
+    joined = factors_lib.join_tables(state.params, values)
     taps = make_taps({"params": joined, "buffers": buffers}, batch, config)
+  past = optim.table_past(config.optim, config.steps)
+  behind = factors_lib.join_tables({}, {
+      path: Behind(table, state.step, past)
+      for path, table in tables.items() if past
+  })
 
   def loss(trained):
     params, taps = trained
-    params = factors_lib.join_tables(params, tables)
-    return loss_fn(params, buffers, batch, key, total, config, taps)
+    params = factors_lib.join_tables(params, values)
+    return loss_fn(params, buffers, batch, key, total, config, taps, behind)
 
   (gradients, tap_gradients), (*outputs, read) = jax.grad(
       loss, has_aux=True
-  )((params, taps))
-  return gradients, factors_lib.of_tables(tables, read, tap_gradients), outputs
+  )((state.params, taps))
+  return gradients, factors_lib.of_tables(values, read, tap_gradients), outputs
 
 
 def _gradients(
@@ -251,7 +267,7 @@ def _gradients(
 
   def part(index, batch):
     return _part_gradients(
-        state.params, tables, buffers, batch, jax.random.fold_in(key, index),
+        state, tables, buffers, batch, jax.random.fold_in(key, index),
         total_weight, config,
     )
 
@@ -289,7 +305,7 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
 
   Args:
     state: before the step, without the tables.
-    tables: their values by path, which are only read.
+    tables: by path; they are only read.
     batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
     config: static.
   Returns:
@@ -300,12 +316,13 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
   gradients, factors, losses, stats, usage = _gradients(
       state, tables, buffers, batch, config
   )
+  num_rows = {path: len(values) for path, values in values_of(tables).items()}
   reads = {
-      path: split_update.sort_reads(f.row_TK, tables[path].shape[0])
+      path: split_update.sort_reads(f.row_TK, num_rows[path])
       for path, f in factors.items()
   }
   norm = jnp.sqrt(jnp.square(optax.tree.norm(gradients)) + sum(
-      split_update.squared_norm(f, reads[path], tables[path].shape[0])
+      split_update.squared_norm(f, reads[path], num_rows[path])
       for path, f in factors.items()
   ))
   optimizer = optim.make_optimizer(config.optim, config.steps)
@@ -361,12 +378,25 @@ def train_step(state: TrainState, batch: Batch, *, config: Config):
     (state, metrics): float32 scalars by name.
   """
   state, tables = state.split_tables()
-  values = {path: table.values_IW for path, table in tables.items()}
   state, gradients, metrics = gradient_step(
-      state, values, batch, config=config
+      state, tables, batch, config=config
   )
   tables = table_step(tables, gradients, config=config)
   return state.join_tables(tables), metrics
+
+
+def catch_up(state: TrainState, *, config: Config) -> TrainState:
+  """The state as a dense update of its tables would have left it.
+
+  Where `optim.table_catch_up` lets rows stay behind, evaluations and saves want
+  them all; other states come back as they are.
+  """
+  past = optim.table_past(config.optim, config.steps)
+  rest, tables = state.split_tables()
+  return rest.join_tables({
+      path: all_rows(table, state.step, past) if past else table
+      for path, table in tables.items()
+  })
 
 
 def eval_step(params, buffers, batch: Batch, *, config: Config):

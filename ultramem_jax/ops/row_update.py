@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops import blocks, precision
+from ultramem_jax.ops import blocks, catch_up, precision
 
 # Reads whose sums one matrix product takes, where there is a matrix unit.
 PRODUCT_READS = 128
@@ -50,11 +50,14 @@ class Table(NamedTuple):
   mean_IW: the first moment.
   variance: the second moment, [I, W]; or [I] float32, of the mean of a row's
     squares.
+  step_I: int32, the step up to which a row is up to date, where rows catch up
+    (`catch_up`); else None.
   """
 
   values_IW: jax.Array
   mean_IW: jax.Array
   variance: jax.Array
+  step_I: jax.Array | None = None
 
 
 class AdamW(NamedTuple):
@@ -62,6 +65,7 @@ class AdamW(NamedTuple):
 
   rate: the learning rate.
   step: counted from 1, for the correction of the moments' bias.
+  past: of the run, where rows catch up with the steps that left them out.
   """
 
   beta1: float
@@ -70,43 +74,7 @@ class AdamW(NamedTuple):
   weight_decay: float
   rate: jax.Array
   step: jax.Array
-
-
-def sort_reads(row_TK, num_rows: int):
-  """Sorts the reads by row.
-
-  Returns:
-    (row_Z, read_Z): rows in order, and where in row_TK they stand; reads of
-    the same row in the order of row_TK.
-  """
-  row_Z = row_TK.reshape(-1)
-  return jax.lax.platform_dependent(
-      row_Z, cpu=functools.partial(_radix_sort, num_rows=num_rows),
-      default=_pair_sort,
-  )
-
-
-def _pair_sort(row_Z):
-  read_Z = jnp.arange(row_Z.size, dtype=jnp.int32)
-  return tuple(jax.lax.sort((row_Z, read_Z), num_keys=1))
-
-
-def _radix_sort(row_Z, num_rows):
-  """As `_pair_sort`: XLA's CPU sort of single words is far faster.
-
-  Sorts by one digit after the other, lowest first. A word has the digit in
-  its high bits and the position in the others.
-  """
-  position_bits = max(1, (row_Z.size - 1).bit_length())
-  digit_bits = 32 - position_bits
-  position_Z = jnp.arange(row_Z.size, dtype=jnp.uint32)
-  read_Z = position_Z.astype(jnp.int32)
-  for shift in range(0, max(1, (num_rows - 1).bit_length()), digit_bits):
-    digit_Z = row_Z[read_Z].astype(jnp.uint32) >> shift
-    word_Z = jnp.sort(digit_Z << position_bits | position_Z)
-    order_Z = word_Z & jnp.uint32(2**position_bits - 1)
-    read_Z = read_Z[order_Z.astype(jnp.int32)]
-  return row_Z[read_Z], read_Z
+  past: catch_up.Past | None = None
 
 
 def squared_norm(factors: Factors, reads, num_rows: int):
@@ -114,7 +82,7 @@ def squared_norm(factors: Factors, reads, num_rows: int):
 
   Args:
     factors: the gradient.
-    reads: of `sort_reads`.
+    reads: of `row_order.sort_reads`.
     num_rows: I.
   """
 
@@ -134,12 +102,13 @@ def update_rows(
   """AdamW on the rows that were read.
 
   Rows that were not read stay as they are: they neither decay nor move on by
-  their momentum, and their moments do not fade.
+  their momentum, and their moments do not fade. If adamw has a past, those
+  that are read first make up for that.
 
   Args:
     table: values and moments.
     factors: the gradient.
-    reads: of `sort_reads`.
+    reads: of `row_order.sort_reads`.
     scale: factor on the gradient, of clipping by norm.
     adamw: the rule.
     key: uint32 scalar, from which low precision is rounded.
@@ -150,9 +119,10 @@ def update_rows(
 
   def update(table, row_P, gradient_PW, scale, adamw, key):
     rows = jax.tree.map(
-        lambda x: precision.decode(jnp.take(x, row_P, axis=0, mode="clip")),
-        table,
+        lambda x: jnp.take(x, row_P, axis=0, mode="clip"), table
     )
+    if adamw.past:
+      rows = catch_up.catch_up(rows, adamw.step - 1, adamw.past)
     rows = _adamw(rows, scale * gradient_PW, adamw)
     noise_PW = precision.noise(key, row_P, width)
     rows = _encode(rows, table, noise_PW)
@@ -176,6 +146,8 @@ def update_rows(
 def _adamw(rows: Table, gradient_PW, adamw: AdamW) -> Table:
   """Rows after a step; the second moment is per element [P, W] or row [P]."""
   a = adamw
+  step_P = rows.step_I
+  rows = jax.tree.map(precision.decode, rows._replace(step_I=None))
   square = jnp.square(gradient_PW)
   if rows.variance.ndim == 1:
     square = square.mean(-1)
@@ -187,7 +159,9 @@ def _adamw(rows: Table, gradient_PW, adamw: AdamW) -> Table:
   )
   values_PW = rows.values_IW
   values_PW -= a.rate * (step_PW + a.weight_decay * values_PW)
-  return Table(values_PW, mean_PW, variance)
+  if step_P is not None:
+    step_P = jnp.full_like(step_P, a.step)
+  return Table(values_PW, mean_PW, variance, step_P)
 
 
 def _encode(rows: Table, like: Table, noise_PW) -> Table:
@@ -204,7 +178,7 @@ def _encode(rows: Table, like: Table, noise_PW) -> Table:
       precision.encode_at_random(
           rows.mean_IW, like.mean_IW.dtype, noise_PW >> 16
       ),
-      variance,
+      variance, rows.step_I,
   )
 
 
@@ -218,7 +192,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
     budget: bytes that gradient_PW may have.
     carry: any pytree.
     factors: the gradient.
-    reads: of `sort_reads`.
+    reads: of `row_order.sort_reads`.
   Returns:
     The last carry.
   """

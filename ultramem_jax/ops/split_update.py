@@ -10,12 +10,12 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ultramem_jax import layout as layout_lib
-from ultramem_jax.ops import exchange, row_update, shuffle
+from ultramem_jax.ops import exchange, row_order, row_update, shuffle
 from ultramem_jax.ops.row_update import AdamW, Factors, Table
 
 
 def sort_reads(row_TK, num_rows: int):
-  """`row_update.sort_reads`; of a table split by rows, each shard's own.
+  """`row_order.sort_reads`; of a table split by rows, each shard's own.
 
   Returns:
     (row_Z, read_Z); of shards, one after the other, rows counted from the
@@ -23,13 +23,13 @@ def sort_reads(row_TK, num_rows: int):
   """
   layout = layout_lib.current()
   if layout is None or not _by_rows(layout):
-    return row_update.sort_reads(row_TK, num_rows)
+    return row_order.sort_reads(row_TK, num_rows)
   held = num_rows // layout.size(layout.table_axes)
 
   def sort(row_TK):
     row_TK = row_TK - jax.lax.axis_index(layout.table_axes) * held
     here_TK = (row_TK >= 0) & (row_TK < held)
-    return row_update.sort_reads(jnp.where(here_TK, row_TK, held), held + 1)
+    return row_order.sort_reads(jnp.where(here_TK, row_TK, held), held + 1)
 
   return _map(layout, sort, PartitionSpec(), _reads_spec(layout))(row_TK)
 
