@@ -1,13 +1,12 @@
-"""Training: models at equal FLOPs, and the update of a table as it grows.
+"""Training steps of models at equal FLOPs.
 
   python -m benchmarks.training [--full]
 
-Models: tokens per second, bytes held by a device and model FLOPs utilisation
-(three times the forward's, over what a large float32 matmul reaches here) of
-the 151M dense, MoE, product-key and UltraMem models; shrunk unless --full,
-which wants an accelerator. Update: 512 tokens of the x12 layer's shape, tables
-of 62,500 to 1,210,000 rows (7.4 GB), float32 and bfloat16. All in turn, about
-4 minutes on two cores. Writes results/training.json and results/training.png.
+Tokens per second, bytes held by a device and model FLOPs utilisation (three
+times the forward's, over what a large float32 matmul reaches here) of the 151M
+dense, MoE, product-key and UltraMem models; shrunk unless --full, which wants
+an accelerator. All in turn, about 2 minutes on two cores. Writes
+results/training.json and results/training.png.
 """
 
 import functools
@@ -22,7 +21,6 @@ from absl import app, flags
 from benchmarks import report
 from ultramem_jax import accounting, program, step
 from ultramem_jax import config as config_lib
-from ultramem_jax.ops import precision, row_order, row_update
 
 FULL = flags.DEFINE_bool("full", False, "The published sizes.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
@@ -50,8 +48,6 @@ SHRUNK_PARTS = {
         "model.memory.value_dim": 128, "model.memory.top_m": 16,
     },
 }
-SIDES = (250, 500, 1100)  # n, of tables of n^2 rows
-TOKENS, READS, BLOCKS, CORES, WIDTH = 512, 84, 4, 2, 512
 
 
 def model_config(label: str) -> config_lib.Config:
@@ -119,75 +115,19 @@ def measure_models() -> dict[str, dict[str, float]]:
   return results
 
 
-def updater(side: int, dtype: str):
-  """(a function that updates a table of side^2 rows, its temporary bytes)."""
-  rows = side**2
-  rng = np.random.default_rng(side)
-  factors = row_update.Factors(
-      jnp.asarray(rng.integers(0, rows, (TOKENS, READS)), jnp.int32),
-      jnp.asarray(rng.integers(0, BLOCKS, (TOKENS, READS)), jnp.int32),
-      jnp.asarray(rng.normal(size=(TOKENS, READS, CORES)), jnp.float32),
-      jnp.asarray(rng.normal(size=(TOKENS, BLOCKS, WIDTH)), jnp.float32),
-  )
-  table = row_update.Table(
-      *(jnp.zeros((rows, WIDTH), precision.DTYPES[dtype]) for _ in range(3))
-  )
-
-  def update(table, factors, step):
-    adamw = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 1e-3, step)
-    reads = row_order.sort_reads(factors.row_TK, rows)
-    return row_update.update_rows(
-        table, factors, reads, 1.0, adamw, step.astype(jnp.uint32)
-    )
-
-  compiled = (
-      jax.jit(update, donate_argnums=0).lower(table, factors, jnp.int32(1))
-      .compile()
-  )
-  count = 0
-
-  def run():
-    nonlocal table, count
-    count += 1
-    table = compiled(table, factors, jnp.int32(count))
-    return table
-
-  return run, compiled.memory_analysis().temp_size_in_bytes
-
-
-def measure_updates(dtype: str) -> dict[int, dict[str, float]]:
-  """Of tables of one dtype, by rows; all held at once."""
-  updaters = {side: updater(side, dtype) for side in SIDES}
-  seconds = report.interleaved_seconds(
-      {side: run for side, (run, _) in updaters.items()}, ROUNDS.value
-  )
-  return {
-      side**2: {"seconds": seconds[side], "temporary_bytes": temporaries}
-      for side, (_, temporaries) in updaters.items()
-  }
-
-
-def plot(models, updates, path) -> None:
-  figure, (left, right) = plt.subplots(
-      1, 2, figsize=(9, 4), layout="constrained"
-  )
-  left.bar(models.keys(), [m["tokens_per_second"] for m in models.values()])
-  left.set(ylabel="tokens per second", title="training step")
-  for dtype, points in updates.items():
-    right.plot(
-        points.keys(), [1e3 * p["seconds"] for p in points.values()],
-        marker="o", label=dtype,
-    )
-  right.set(
-      xscale="log", xlabel="rows of the table", ylabel="ms",
-      title=f"table update, {TOKENS} tokens", ylim=0,
-  )
-  right.legend()
+def plot(models, path) -> None:
+  figure, axes = plt.subplots(1, 3, figsize=(9, 3.5), layout="constrained")
+  for panel, (title, name, scale) in zip(axes, (
+      ("tokens per second", "tokens_per_second", 1),
+      ("MiB held", "bytes", 2**-20),
+      ("% of the matmul's FLOPs", "flops_utilisation", 100),
+  ), strict=True):
+    panel.bar(models.keys(), [scale * m[name] for m in models.values()])
+    panel.set(title=title)
   figure.savefig(path, dpi=150)
 
 
 def main(_) -> None:
-  updates = {dtype: measure_updates(dtype) for dtype in precision.DTYPES}
   models = measure_models()
   for label, result in models.items():
     print(
@@ -195,19 +135,8 @@ def main(_) -> None:
         f"{result['bytes'] / 2**20:8.0f} MiB "
         f"{100 * result['flops_utilisation']:6.1f} % of the matmul's FLOPs"
     )
-  for dtype, points in updates.items():
-    for rows, point in points.items():
-      print(
-          f"update of {rows:>9,} rows, {dtype:<9}"
-          f"{1e3 * point['seconds']:8.1f} ms, temporaries "
-          f"{point['temporary_bytes'] / 2**20:.1f} MiB"
-      )
-    times = [point["seconds"] for point in points.values()]
-    print(f"  {dtype}: largest over smallest {times[-1] / times[0]:.2f}")
-  path = report.save("training", {
-      "models": models, "updates": updates, "full": FULL.value,
-  })
-  plot(models, updates, path.with_suffix(".png"))
+  path = report.save("training", {"models": models, "full": FULL.value})
+  plot(models, path.with_suffix(".png"))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from conftest import assert_close
 
 from ultramem_jax import checkpoint, factors, optim, program, step
 from ultramem_jax import config as config_lib
+from ultramem_jax.ops import catch_up
 
 SUM = {
     "model__memory__score": "sum", "model__memory__softmax": True,
@@ -117,14 +118,13 @@ def test_first_step_equals_the_dense_one_on_the_rows_read(kind):
 
 def test_rows_not_read_stay_as_they_are():
   config = make_config()
-  (start, first, second), (metrics, _) = run(config)
+  (start, first, second), _ = run(config)
   old, new = (state.params["memory_0"]["values"] for state in (start, first))
   read_I = (first.moments["variance"]["memory_0"]["values"] > 0).any(1)
   changed_I = (old != new).any(1)
-  assert changed_I[read_I].all() and not changed_I.all()
-  # What padding reads gets no gradient, but decays.
-  kept = 1 - metrics["value_learning_rate"] * config.optim.weight_decay
-  assert_close(new[changed_I & ~read_I], kept * old[changed_I & ~read_I])
+  # Nor do those that only padding reads.
+  np.testing.assert_array_equal(changed_I, read_I)
+  assert read_I.any() and not read_I.all()
   # Of the rows of the first step, the second read some but not all.
   mean = [
       state.moments["mean"]["memory_0"]["values"] for state in (first, second)
@@ -144,7 +144,8 @@ def test_accumulated_step_equals_one_step():
 
 
 @pytest.mark.parametrize("kind", ["ultramem", "ultramem_v2"])
-def test_sparse_steps_that_catch_up_equal_dense_ones(kind):
+def test_sparse_steps_that_catch_up_equal_dense_ones(kind, monkeypatch):
+  monkeypatch.setattr(catch_up, "MOVES", 1)  # less to compile
   overrides = {"optim__learning_rate": 1e-3, "optim__eps": 1e-3, **KINDS[kind]}
   # Few of the rows, so that they stay behind for some steps.
   overrides |= {"model__memory__num_keys": 32, "data__seq_len": 4}
@@ -213,7 +214,7 @@ def test_auto_is_sparse_where_few_rows_are_read():
   assert optim.updates_rows(config)
   assert "sparse" in optim.describe_table_update(config)
   for overrides, expected in (
-      ({"model__memory__num_keys": 16}, False), (LOW, True),
+      ({"model__memory__num_keys": 8}, False), (LOW, True),
       ({"model__memory__kind": "none", "model__memory__spans": ""}, False),
   ):
     config = make_config(**{"optim__table_update": "auto", **overrides})

@@ -29,7 +29,9 @@ def join_tables(params: Any, tables: dict[str, jax.Array]) -> Any:
   return traverse_util.unflatten_dict({**flat, **tables}, sep="/")
 
 
-def of_tables(tables, sown, tap_gradients) -> dict[str, Factors]:
+def of_tables(
+    tables, sown, tap_gradients, segments_BT
+) -> dict[str, Factors]:
   """The gradient of every table, of all layers that read it.
 
   Args:
@@ -37,6 +39,7 @@ def of_tables(tables, sown, tap_gradients) -> dict[str, Factors]:
     sown: the collection "factors", of which a layer sows for each table it
       reads the index, and either the weights or the vector.
     tap_gradients: the gradient of the collection "taps", which is the other.
+    segments_BT: 0 where there is padding, whose reads do not count.
   Returns:
     By path; positions of batch and layers in one axis, T.
   """
@@ -47,7 +50,8 @@ def of_tables(tables, sown, tap_gradients) -> dict[str, Factors]:
       if path not in tables:
         path = f"memory_tables/{name}"
       parts[path].append(_of_read(
-          read, tap_gradients[layer][name], tables[path].shape[0]
+          read, tap_gradients[layer][name], segments_BT,
+          tables[path].shape[0],
       ))
   return {
       path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
@@ -55,12 +59,13 @@ def of_tables(tables, sown, tap_gradients) -> dict[str, Factors]:
   }
 
 
-def _of_read(read, tap_gradient, num_rows) -> Factors:
+def _of_read(read, tap_gradient, segments_BT, num_rows) -> Factors:
   if "weight_BTKC" in read:
     weight_BTKC, vector_BTEW = read["weight_BTKC"], tap_gradient
   else:
     weight_BTKC, vector_BTEW = tap_gradient[..., None], read["vector_BTEW"]
   block_BTK, row_BTK = jnp.divmod(read["index_BTK"], num_rows)
+  row_BTK = jnp.where(segments_BT[..., None] > 0, row_BTK, num_rows)
   return join_parts(Factors(row_BTK, block_BTK, weight_BTKC, vector_BTEW))
 
 

@@ -19,9 +19,9 @@ GROUPS = (
 
 # Reads per row of a table and step up to which `auto` chooses the sparse
 # update: its time goes with the reads, that of the dense one with the rows.
-# An estimate, on the safe side of where the two would cost a CPU the same; the
-# crossing has not been measured.
-SPARSE_READS_PER_ROW = 0.25
+# On a CPU the two cost the same at 1.4, where all rows are read alike
+# (`python -m benchmarks.table_update --parts=crossing`).
+SPARSE_READS_PER_ROW = 1.0
 
 
 def parameter_groups(params: Any) -> Any:

@@ -254,7 +254,10 @@ def _part_gradients(state, tables, buffers, batch, key, total, config):
   (gradients, tap_gradients), (*outputs, read) = jax.grad(
       loss, has_aux=True
   )((state.params, taps))
-  return gradients, factors_lib.of_tables(values, read, tap_gradients), outputs
+  factors = factors_lib.of_tables(
+      values, read, tap_gradients, batch["segments"]
+  )
+  return gradients, factors, outputs
 
 
 def _gradients(

@@ -31,7 +31,7 @@ PRODUCT_READS = 128
 class Factors(NamedTuple):
   """The gradient of a table; T counts all tokens, of all layers that read it.
 
-  row_TK: int32, in [0, I).
+  row_TK: int32, in [0, I); I of what counts for nothing, such as padding.
   block_TK: int32, in [0, E).
   weight_TKC: float32, one for each core's slice of a row.
   vector_TEW: float32.

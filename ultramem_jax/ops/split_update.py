@@ -23,7 +23,7 @@ def sort_reads(row_TK, num_rows: int):
   """
   layout = layout_lib.current()
   if layout is None or not _by_rows(layout):
-    return row_order.sort_reads(row_TK, num_rows)
+    return row_order.sort_reads(row_TK, num_rows + 1)
   held = num_rows // layout.size(layout.table_axes)
 
   def sort(row_TK):
