@@ -28,7 +28,7 @@ from ultramem_jax import (
   refresh_buffers,
   serving,
 )
-from ultramem_jax.ops import lookup, row_update
+from ultramem_jax.ops import lookup, row_order, row_update
 
 # As torch's AdamW has them by default.
 RATE, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-2
@@ -155,7 +155,7 @@ def repeated(gradient_step, state, *inputs):
   @functools.partial(jax.jit, donate_argnums=0)
   def compute(state, *inputs):
     state, of_table, others = gradient_step(state, *inputs)
-    reads = row_update.sort_reads(of_table.row_TK, NUM_ROWS)
+    reads = row_order.sort_reads(of_table.row_TK, NUM_ROWS)
     return state, (of_table, reads), others
 
   table, count = own_table(), jnp.float32(0)
@@ -195,7 +195,8 @@ def step(tokens):
         loss, (0, 1, 2), has_aux=True
     )(trained, x_BTD, taps)
     (of_table,) = factors.of_tables(
-        {"layer/values": values_IW}, {"layer": read}, {"layer": tap_gradient}
+        {"layer/values": values_IW}, {"layer": read}, {"layer": tap_gradient},
+        jnp.ones(x_BTD.shape[:2], jnp.int32),
     ).values()
     updates, moments = optimizer.update(gradient, moments, trained)
     trained = optax.apply_updates(trained, updates)
