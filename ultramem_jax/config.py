@@ -62,7 +62,7 @@ KIND_SETTINGS = {
     },
     "ultramem_v2": {"value_projection": True, "init": "official"},
     # A row is a neuron of the model's own width.
-    "peer": {"value_projection": False, "num_cores": 1},
+    "peer": {"value_projection": False, "num_cores": 1, "expansion": 1},
 }
 
 
