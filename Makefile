@@ -11,7 +11,8 @@ train: $(VENV)/installed  ## make train [CONFIG=FILE] [ARGS="--workdir=DIR ..."]
 
 test: $(VENV)/installed-test  ## make test [ARGS="tests/retrieval_test.py ..."]
 	$(VENV)/bin/ruff check .
-	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
