@@ -4,12 +4,14 @@ By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 \
     python -m pytest tests/eight_devices/FILE
 """
 
+import conftest
 import pytest
 import small
 
 FOLDER = small.ROOT / "tests" / "eight_devices"
-FLAGS = ("--xla_force_host_platform_device_count=8 "
-         "--xla_backend_optimization_level=0")
+FLAGS = " ".join(
+    [*conftest.FLAGS, "--xla_force_host_platform_device_count=8"]
+)
 
 
 @pytest.mark.parametrize(

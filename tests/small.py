@@ -57,5 +57,5 @@ def start(arguments, cache, **variables):
 
 def finish(process):
   """Waits for a started process: (exit status, stdout, stderr)."""
-  output, errors = process.communicate(timeout=300)
+  output, errors = process.communicate(timeout=900)
   return process.returncode, output, errors
