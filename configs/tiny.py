@@ -11,9 +11,9 @@ from configs import default
 
 def get_config():
   c = default.get_config()
-  c.steps = 400
+  c.steps = 300
   c.batch_size = 8
-  c.eval_every = 400
+  c.eval_every = 300
   c.checkpoint.every = 100
   c.data.update(seq_len=256, cut_bytes=2048)
   c.model.update(embed_dim=128, num_layers=4, num_heads=4, mlp_dim=512)
