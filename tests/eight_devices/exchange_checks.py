@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 
 from ultramem_jax import hlo, sharding
 from ultramem_jax import layout as layout_lib
-from ultramem_jax.ops import exchange, lookup
+from ultramem_jax.ops import exchange, fetch, lookup
 
 # Sizes of data, fsdp, tensor and table; the axes that the table is split over.
 MESHES = {
@@ -127,7 +127,7 @@ def test_compiled_forwards_move_what_the_formulas_say(partition):
       partition, 8, reads=reads, width=width, cores=cores, blocks=BLOCKS,
       itemsize=4)
   # Unpooled rows have room to spare, and agree on the number of rounds.
-  room = (exchange.SLACK * tokens * reads / 8 + 8) / (tokens * reads / 8)
+  room = (fetch.SLACK * tokens * reads / 8 + 8) / (tokens * reads / 8)
   most = room if partition == "rows_unpooled" else 1
   assert 0.999 * expected <= received <= 1.001 * most * expected + 1
 
