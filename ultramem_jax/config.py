@@ -180,15 +180,7 @@ class MemoryConfig:
                      "aux_loss_margin", "ring_layers", "pre_value_dim",
                      "spare_queries")
     require_positive(path, self, "norm_eps")
-    require_choice(path, self, "score", "tucker", "sum")
-    require_choice(path, self, "shuffle", "hash", "permutation", "none")
-    require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
-    require_choice(path, self, "init", "paper", "official")
-    require_choice(path, self, "pre_activation", "none", "gelu")
-    require_choice(path, self, "partition", "auto", "columns", "rows",
-                   "rows_pooled", "rows_unpooled")
-    require_choice(path, self, "table_dtype", "float32", "bfloat16", "int8")
-    require_choice(path, self, "kernel", "xla", "pallas")
+    self._require_choices(path)
     require(
         math.isqrt(self.expansion) ** 2 == self.expansion,
         f"{path}.expansion", self.expansion, "must be a perfect square",
@@ -230,6 +222,17 @@ class MemoryConfig:
         "'paper' calibrates the query norm for scores used as they are: "
         "needs query_key_norm and no softmax, or choose 'official'",
     )
+
+  def _require_choices(self, path):
+    require_choice(path, self, "score", "tucker", "sum")
+    require_choice(path, self, "shuffle", "hash", "permutation", "none")
+    require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
+    require_choice(path, self, "init", "paper", "official")
+    require_choice(path, self, "pre_activation", "none", "gelu")
+    require_choice(path, self, "partition", "auto", "columns", "rows",
+                   "rows_pooled", "rows_unpooled")
+    require_choice(path, self, "table_dtype", "float32", "bfloat16", "int8")
+    require_choice(path, self, "kernel", "xla", "pallas")
 
   def _require_grid(self, path):
     require(
@@ -433,8 +436,8 @@ class OptimConfig:
   table_update: str
   table_moments: str
   table_second_moment: str
+  table_catch_up: bool
   z_loss: float
-  table_catch_up: bool = False
 
   def __post_init__(self):
     path = "optim"

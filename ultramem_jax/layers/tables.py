@@ -42,6 +42,7 @@ def value_table(
 
   float32, or the bits of `table_dtype`; with int8 also NAME_scale [I], of each
   row. An int8 table has no initialization of use: it comes from a trained run.
+  Where the collection "behind" names it, NAME_behind is its `Behind`.
 
   Paper init gives the output of a layer that reads it, scores of mean square
   1, the variance 1 / (2 L).

@@ -245,8 +245,7 @@ class UltraMem(nn.Module):
     return core_CARR, jnp.stack([u_AR, t_AR])
 
   def _query(self, x_BTD, segment_BT, decode, core_CARR, filter_PAR):
-    """Normalized queries [B, T, P, G, R, K] float32, of as many G as divide A.
-    """
+    """Normalized queries [B, T, P, G, R, K], float32; G divides A."""
     c = self.config
     if c.query_conv:
       x_BTD = CausalConv(c.query_conv, name="query_conv")(
