@@ -27,7 +27,7 @@ from ultramem_jax import (
 )
 from ultramem_jax import compile as compile_lib
 from ultramem_jax import config as config_lib
-from ultramem_jax.ops import lookup
+from ultramem_jax.ops import lookup, tucker
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
@@ -217,6 +217,22 @@ def test_the_lookup_kernel_holds_no_gathered_rows(chip):
   assert not table_sized(hlo.Program(compiled.as_text()))
   rows = 4 * TOKENS * 84 * TABLE[1]  # 84 MiB
   assert compiled.memory_analysis().temp_size_in_bytes < rows / 5
+
+
+def test_a_core_of_rank_2_needs_no_loop():
+  """An SVD turns pairs of columns until they are orthogonal."""
+
+  def opcodes(rank):
+    core_CARR, *vectors = (
+        jax.ShapeDtypeStruct(shape, jnp.float32)
+        for shape in [(2, 2, rank, rank), (2, rank), (2, rank)]
+    )
+    compiled = compile_for_tpu(tucker.refresh_filter, core_CARR, *vectors)
+    computations = hlo.Program(compiled.as_text()).computations
+    return {line.opcode for lines in computations.values() for line in lines}
+
+  assert not {"while", "custom-call"} & opcodes(2)
+  assert "while" in opcodes(3)
 
 
 def test_a_lookup_travels_beside_the_dense_layers_of_its_span():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from conftest import assert_close
 
+from ultramem_jax import hlo
 from ultramem_jax.ops import tucker
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
@@ -33,6 +34,89 @@ def test_filter_vectors_are_leading_singular_vectors(rank):
   assert_close(np.linalg.norm(u_AR, axis=-1), np.ones(3))
   assert_close(np.einsum("AR,ARr,Ar->A", u_AR, core_ARR, t_AR), value[:, 0])
   assert (u_AR.sum(-1) >= 0).all()
+
+
+# Of rank 2: the closed form's angles are undefined where a part vanishes.
+SPECIAL_CORES = [
+    [[0, 0], [0, 0]],
+    [[0, -3], [3, 0]],  # a turn: equal values
+    [[0, 3], [3, 0]],  # a flip
+    [[1, 0], [0, 1]],
+    [[1, 1e-4], [0, 1]],
+    [[2, 4], [1, 2]],  # rank 1
+    [[0, 0], [-5, 0]],
+    [[-0.0, -0.0], [-0.0, -2]],
+    [[1e12, 2e12], [3e12, -1e12]],
+    [[1e-12, 2e-12], [3e-12, -1e-12]],
+]
+
+
+def test_special_cores_of_rank_2():
+  """Unit vectors that reach the largest value; finite gradients."""
+  core_CARR = np.array(SPECIAL_CORES, np.float32)[None]
+  core_ARR = core_CARR[0].astype(np.float64)
+  value_AR = np.linalg.svd(core_ARR, compute_uv=False)
+  u_AR, t_AR = map(np.asarray, jax.jit(tucker.filter_vectors)(core_CARR))
+  ones_A = np.ones(len(core_ARR))
+  assert_close(np.linalg.norm(u_AR, axis=-1), ones_A)
+  assert_close(np.linalg.norm(t_AR, axis=-1), ones_A)
+  # The joint sign, but for a sum of 0 and its rounding.
+  assert u_AR.sum(-1).min() > -1e-6
+  singular_AR, gradient_of = jax.vjp(
+      jax.jit(tucker.singular_values), core_CARR
+  )
+  reached_A = np.einsum("AR,ARr,Ar->A", u_AR, core_ARR, t_AR)
+  for head, value_R in enumerate(value_AR):
+    assert_close(singular_AR[head], value_R)
+    assert_close(reached_A[head], value_R[0])
+  assert np.isfinite(gradient_of(jnp.ones_like(singular_AR))[0]).all()
+  loss = jax.jit(jax.grad(tucker.auxiliary_loss))
+  assert np.isfinite(loss(core_CARR, 1.0, 0.0)).all()
+
+
+def test_gradient_at_equal_values_is_that_of_their_sum():
+  """Each alone has a kink there; the sum of a turn's is smooth."""
+  core_CARR = np.array([[[[0, -3], [3, 0]]]], np.float32)
+  gradient = jax.grad(lambda x: tucker.singular_values(x).sum())(core_CARR)
+  assert_close(gradient, core_CARR / 3)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_rank_2_is_as_exact_as_numpy(seed):
+  """Many heads at once: float32's rounding, 6e-8 of the largest value."""
+  random = np.random.default_rng(seed)
+  core_CARR = random.normal(size=(2, 2000, 2, 2)).astype(np.float32)
+  core_ARR = core_CARR.sum(0).astype(np.float64)
+  left, value_AR, right = np.linalg.svd(core_ARR)
+  scale_A1 = value_AR[:, :1]
+  error_AR = (tucker.singular_values(core_CARR) - value_AR) / scale_A1
+  assert abs(error_AR).max() < 3e-7
+  u_AR, t_AR = tucker.filter_vectors(core_CARR)
+  # A vector turns by an error of the core over the gap of its values.
+  gap_A1 = 1 - value_AR[:, 1:] / scale_A1
+  for vector_AR, expected_AR in [(u_AR, left[:, :, 0]), (t_AR, right[:, 0])]:
+    sign_A1 = np.sign((vector_AR * expected_AR).sum(-1, keepdims=True))
+    error_AR = (sign_A1 * vector_AR - expected_AR) * gap_A1
+    assert abs(error_AR).max() < 5e-7
+
+
+def test_rank_2_calls_no_library_and_has_no_loop():
+  """An SVD is a call to LAPACK on a CPU, a loop on a TPU."""
+
+  def step(core_CARR, u_AR, t_AR):
+    loss, gradient = jax.value_and_grad(tucker.auxiliary_loss)(
+        core_CARR, 1.0, 0.15
+    )
+    return loss, gradient, tucker.refresh_filter(core_CARR, u_AR, t_AR)
+
+  def opcodes(rank):
+    zeros_AR = jnp.zeros((3, rank))
+    compiled = jax.jit(step).lower(random_cores(rank), zeros_AR, zeros_AR)
+    program = hlo.Program(compiled.compile().as_text())
+    return {x.opcode for xs in program.computations.values() for x in xs}
+
+  assert not {"custom-call", "while"} & opcodes(2)
+  assert "custom-call" in opcodes(3)
 
 
 def test_canonical_sign_of_negated_cores():

@@ -19,8 +19,11 @@ def filter_vectors(core_CARR):
     sign that an SVD returns is its backend's choice. No gradient.
   """
   core_ARR = jax.lax.stop_gradient(core_CARR.sum(0).astype(jnp.float32))
-  left_ARR, _, right_ARR = jnp.linalg.svd(core_ARR)
-  u_AR, t_AR = left_ARR[:, :, 0], right_ARR[:, 0, :]
+  if core_ARR.shape[-1] == 2:
+    u_AR, t_AR = _leading_vectors_2x2(core_ARR)
+  else:
+    left_ARR, _, right_ARR = jnp.linalg.svd(core_ARR)
+    u_AR, t_AR = left_ARR[:, :, 0], right_ARR[:, 0, :]
   sign_A1 = jnp.where(u_AR.sum(-1, keepdims=True) < 0, -1.0, 1.0)
   return sign_A1 * u_AR, sign_A1 * t_AR
 
@@ -53,7 +56,42 @@ def refresh_filter(core_CARR, previous_u_AR, previous_t_AR):
 def singular_values(core_CARR):
   """Singular values of the summed cores, [A, R] float32, largest first."""
   core_ARR = core_CARR.sum(0).astype(jnp.float32)
+  if core_ARR.shape[-1] == 2:
+    return _singular_values_2x2(core_ARR)
   return jnp.linalg.svd(core_ARR, compute_uv=False)
+
+
+# Rank 2 in closed form, for which an SVD would be a loop of rotations or a call
+# to LAPACK. A 2x2 matrix is a turn by an angle, scaled, plus a reflection,
+# scaled: of the vector at angle x it makes
+#
+#     turn * (cos, sin)(a + x) + flip * (cos, sin)(b - x).
+#
+# The two are longest together where they agree, a + x = b - x: there x is the
+# angle of t, and (a + b) / 2 that of u.
+
+
+def _turn_and_flip(core_ARR):
+  """turn * (cos a, sin a) and flip * (cos b, sin b), of [A] each."""
+  (c00_A, c01_A), (c10_A, c11_A) = core_ARR.transpose(1, 2, 0)
+  turn = (c00_A + c11_A) / 2, (c10_A - c01_A) / 2
+  flip = (c00_A - c11_A) / 2, (c10_A + c01_A) / 2
+  return turn, flip
+
+
+def _leading_vectors_2x2(core_ARR):
+  """(u_AR, t_AR) up to the joint sign; any equally good pair at a tie."""
+  turn, flip = _turn_and_flip(core_ARR)
+  a_A, b_A = jnp.arctan2(*turn[::-1]), jnp.arctan2(*flip[::-1])
+  return tuple(
+      jnp.stack([jnp.cos(angle_A), jnp.sin(angle_A)], axis=-1)
+      for angle_A in ((b_A + a_A) / 2, (b_A - a_A) / 2)
+  )
+
+
+def _singular_values_2x2(core_ARR):
+  turn_A, flip_A = (jnp.hypot(*vector) for vector in _turn_and_flip(core_ARR))
+  return jnp.stack([turn_A + flip_A, abs(turn_A - flip_A)], axis=-1)
 
 
 def auxiliary_loss(core_CARR, weight: float, margin: float):
