@@ -29,7 +29,8 @@ SHARDS = (2, 4, 8, 16, 32, 64)
 WIDTHS = (128, 256, 512, 1024)
 READS = 84  # of the published models: m = 42, two heads
 MEASURED = ((2, 512), (8, 128), (8, 512), (16, 512))  # P, W
-TOKENS = 64  # of each device
+TOKENS = 2048  # of each device
+ROWS = 1100**2  # of the published 151M model
 SIZE = 4  # bytes: float32, as a CPU's collectives widen bfloat16
 
 
@@ -56,7 +57,7 @@ def measured(partition: str, shards: int, width: int) -> float:
   arguments = [
       jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
       for shape, dtype, placed in (
-          ((4096, width), jnp.float32, table),
+          ((ROWS, width), jnp.float32, table),
           ((shards, TOKENS, READS), jnp.int32, tokens),
           ((shards, TOKENS, READS, 1), jnp.float32, tokens),
       )
@@ -75,18 +76,18 @@ def plot(relative, points, path) -> None:
   figure, axes = plt.subplots(
       1, len(WIDTHS), figsize=(12, 3.2), sharey=True, layout="constrained"
   )
-  colors = {"columns": "C0", "rows_pooled": "C1"}
+  colors = {"columns": "C0", "rows_pooled": "C1", "rows_unpooled": "C7"}
   for width, panel in zip(WIDTHS, axes, strict=True):
     for partition, color in colors.items():
       panel.plot(
-          SHARDS, [relative[f"{partition} {p} {width}"] for p in SHARDS],
+          SHARDS,
+          [relative.get(f"{partition} {p} {width}", 1) for p in SHARDS],
           color=color, label=partition,
       )
-      for name, (_, value) in points.items():
-        form, p, w = name.split()
-        if (form, int(w)) == (partition, width):
-          panel.plot(int(p), value, "o", color=color)
-    panel.axhline(1, color="C7", label="rows_unpooled")
+    for name, (_, value) in points.items():
+      form, p, w = name.split()
+      if int(w) == width:
+        panel.plot(int(p), value, "o", color=colors[form])
     panel.set(yscale="log", title=f"W = {width}", xlabel="P")
     panel.set_xscale("log", base=2)
     panel.set_xticks(SHARDS, SHARDS)

@@ -1,8 +1,9 @@
 """Rows of a split table brought to the device of the token that reads them.
 
-In rounds, each with room for a little more than the mean number of rows from
-one device: exact however unevenly the reads fall. G counts devices, r the rows
-of a round, Z = N * K the reads of this device.
+A device asks for a row once, however many of its tokens read it, and sums the
+row's gradients before they travel back. Rows come in rounds, each with room
+for what evenly spread reads want: exact however unevenly they fall. G counts
+devices, r the rows of a round, Z = N * K the reads of this device.
 """
 
 import math
@@ -11,19 +12,39 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.ops import row_order
 from ultramem_jax.ops.shard import Shard
 
-# Room for rows from one device, as a multiple of the mean: rows beyond it
-# travel in a further round.
-SLACK = 1.25
+# Evenly spread reads take a further round once in so many steps at most.
+ONE_ROUND_OF = 100
+
+
+def room_for(reads: int, rows_held: int, shards: int) -> int:
+  """Rows from one device in a round: what evenly spread reads want of it.
+
+  They want about I / P (1 - exp(-Z / I)) distinct rows of each shard; how far
+  the most of all P^2 pairs of devices lies above that, Bernstein's inequality
+  says. Popular rows only make the distinct ones fewer: a shard of which more
+  is wanted holds more than its share of the rows that are read at all.
+
+  Args:
+    reads: Z, of one device.
+    rows_held: I / P.
+    shards: P.
+  """
+  mean = -rows_held * math.expm1(-reads / (rows_held * shards))
+  bound = math.log(ONE_ROUND_OF * shards**2)
+  room = mean + bound / 3 + math.sqrt(bound**2 / 9 + 2 * bound * mean)
+  return min(reads, rows_held, math.ceil(room))
 
 
 class _Plan(NamedTuple):
   """Which rows to ask of whom.
 
-  row_Z: the rows, sorted by the device asked.
+  row_Z: the rows, each once, in order, and so those of a device together.
   start_G: where each device's part of them starts.
-  device_BNK, rank_BNK: of each read, the device and the place in its part.
+  device_BNK, rank_BNK: of each read, the device and the row's place in its
+    part.
   rounds: until all rows of all devices have come.
   room: rows from one device in a round.
   """
@@ -63,10 +84,12 @@ class _Plan(NamedTuple):
 
 
 def _plan(shard, row_BNK, rows_held, room) -> _Plan:
-  shard_BNK, row_BNK = jnp.divmod(row_BNK, rows_held)
+  num_rows = rows_held * shard.count(shard.axes)
   place = dict(zip(
       shard.axes,
-      jnp.unravel_index(shard_BNK, tuple(shard.sizes[a] for a in shard.axes)),
+      jnp.unravel_index(
+          row_BNK // rows_held, tuple(shard.sizes[a] for a in shard.axes)
+      ),
       strict=True,
   ))
   # Of devices with the same tokens, each asks along its own line alone.
@@ -77,17 +100,22 @@ def _plan(shard, row_BNK, rows_held, room) -> _Plan:
   for axis in shard.alike:
     mine = place[axis] == jax.lax.axis_index(axis)
     device_BNK = jnp.where(mine, device_BNK, devices)
-  device_Z = device_BNK.reshape(-1)
-  order_Z = jnp.argsort(device_Z, stable=True)
-  place_Z = jnp.zeros_like(order_Z).at[order_Z].set(jnp.arange(order_Z.size))
-  count_G = jnp.bincount(device_Z, length=devices + 1)
+  row_Z, read_Z = row_order.sort_reads(
+      jnp.where(device_BNK < devices, row_BNK, num_rows), num_rows + 1
+  )
+  is_new_Z = jnp.minimum(jnp.diff(row_Z, prepend=-1), 1)
+  nth_Z = jnp.cumsum(is_new_Z) - 1
+  nth_BNK = jnp.zeros_like(nth_Z).at[read_Z].set(nth_Z).reshape(row_BNK.shape)
+  count_G = jnp.bincount(
+      device_BNK.reshape(-1)[read_Z], is_new_Z, length=devices + 1
+  )
   start_G = jnp.cumsum(count_G) - count_G
   rounds = jax.lax.pmax(
       -(-count_G[:-1].max() // room), tuple(shard.sizes)
   )
   return _Plan(
-      row_BNK.reshape(-1)[order_Z], start_G[:-1], device_BNK,
-      place_Z.reshape(row_BNK.shape) - start_G[device_BNK], rounds, room,
+      jnp.zeros_like(row_Z).at[nth_Z].set(row_Z % rows_held), start_G[:-1],
+      device_BNK, nth_BNK - start_G[device_BNK], rounds, room,
   )
 
 
@@ -111,8 +139,9 @@ def sum_over_rounds(
   is_float = jnp.issubdtype(table_iW.dtype, jnp.floating)
   travel = shard.dtype if is_float else table_iW.dtype
   devices = shard.count(shard.apart)
-  reads = index_BNK.size
-  room = min(reads, math.ceil(SLACK * reads / shard.count(shard.axes)) + 8)
+  room = room_for(
+      index_BNK.size, table_iW.shape[0], shard.count(shard.axes)
+  )
 
   def forward(table_iW, index_BNK, x):
     plan = _plan(shard, index_BNK % num_rows, table_iW.shape[0], room)
