@@ -14,22 +14,24 @@ import jax
 from absl import flags
 
 from ultramem_jax import (
-  accounting,
-  checkpoint,
-  cli,
-  compiler_options,
-  distributed,
-  evaluate,
-  generate,
-  optim,
-  preemption,
-  program,
-  sharding,
-  step,
+    accounting,
+    checkpoint,
+    cli,
+    compiler_options,
+    distributed,
+    evaluate,
+    generate,
+    optim,
+    preemption,
+    program,
+    sharding,
+    step,
 )
 from ultramem_jax import metrics as metrics_lib
+from ultramem_jax import state as state_lib
 from ultramem_jax import workdir as workdir_lib
-from ultramem_jax.config import Config, require
+from ultramem_jax.checks import require
+from ultramem_jax.config import Config
 from ultramem_jax.data import pipeline, sources
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
@@ -49,7 +51,7 @@ def compile_step(config: Config, layout):
   Raises:
     ConfigError: the step needs more memory than there is.
   """
-  state = step.abstract_state(config, layout)
+  state = state_lib.abstract_state(config, layout)
   batch = sharding.with_sharding(
       step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
   )
@@ -77,12 +79,12 @@ def restore_or_init(
   restored = checkpointer.restore_latest(abstract_state.to_items())
   if restored is None:
     init = step.jitted(
-        step.init_state, config, layout,
+        state_lib.init_state, config, layout,
         out_shardings=sharding.of(abstract_state),
     )
     return init(), None
   batches.set_state(restored.data)
-  return step.TrainState.from_items(restored.items), restored.step
+  return state_lib.TrainState.from_items(restored.items), restored.step
 
 
 def run_steps(state, batches, layout, config, run_step, validate, save, logs):

@@ -32,8 +32,8 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import decoding, inference, report
-from ultramem_jax.config import MemoryConfig
 from ultramem_jax.layers.ultramem import UltraMem
+from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.ops import lookup
 
 ROOT = pathlib.Path(__file__).parent.parent

@@ -26,6 +26,7 @@ from benchmarks import report
 from configs import default
 from ultramem_jax import checkpoint, sharding, step, trained, workdir
 from ultramem_jax import config as config_lib
+from ultramem_jax import state as state_lib
 
 GIBIBYTES = flags.DEFINE_float("gibibytes", 4, "Of the table.")
 PHASES = ("init", "save", "restore")
@@ -65,7 +66,7 @@ def run_phase(phase: str, folder: str, config: config_lib.Config) -> None:
     jax.block_until_ready(trained.load(folder).variables)
   else:
     def init(config):
-      state = step.init_state(config)
+      state = state_lib.init_state(config)
       return {"params": state.params, "buffers": state.buffers}
 
     shardings = sharding.state_shardings(

@@ -21,6 +21,7 @@ from absl import app, flags
 
 from benchmarks import report
 from ultramem_jax import config as config_lib
+from ultramem_jax import state as state_lib
 from ultramem_jax import step
 from ultramem_jax.data import pipeline
 
@@ -75,7 +76,7 @@ def step_seconds(rounds: int = 20) -> dict[str, float]:
     batch = next(batches)
     batches.close()
     train_step = step.jitted(step.train_step, config, donate_argnums=0)
-    state = jax.jit(lambda: step.init_state(config))()
+    state = jax.jit(lambda: state_lib.init_state(config))()
 
     def run():
       nonlocal state

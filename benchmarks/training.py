@@ -21,6 +21,7 @@ from absl import app, flags
 from benchmarks import report
 from ultramem_jax import accounting, program, step
 from ultramem_jax import config as config_lib
+from ultramem_jax import state as state_lib
 
 FULL = flags.DEFINE_bool("full", False, "The published sizes.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
@@ -64,12 +65,12 @@ def trainer(config: config_lib.Config):
   abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
       (
-          jax.eval_shape(functools.partial(step.init_state, config)),
+          jax.eval_shape(functools.partial(state_lib.init_state, config)),
           step.abstract_batch(config),
       ),
   )
   train_step = program.TrainProgram(config, *abstract)
-  state = jax.jit(functools.partial(step.init_state, config))()
+  state = jax.jit(functools.partial(state_lib.init_state, config))()
   rng = np.random.default_rng(0)
   shape = (config.batch_size, config.data.seq_len)
   tokens_BT = jnp.asarray(rng.integers(0, 256, shape), jnp.int32)

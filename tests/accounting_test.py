@@ -11,8 +11,9 @@ import pytest
 
 from configs import tiny, tiny_dense
 from ultramem_jax import accounting, config
+from ultramem_jax import state as state_lib
 from ultramem_jax import step as step_lib
-from ultramem_jax.config import ConfigError
+from ultramem_jax.checks import ConfigError
 
 
 @functools.cache
@@ -127,7 +128,7 @@ def bytes_of(tree):
 
 def test_state_bytes_equal_those_of_the_real_state():
   run = config.parse(small())
-  state = jax.eval_shape(functools.partial(step_lib.init_state, run))
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
   counted = accounting.training_bytes(run)
   assert counted["parameters"] == bytes_of(state.params)
   assert counted["optimizer"] == bytes_of(state.opt_state)
@@ -141,7 +142,7 @@ def test_state_bytes_of_low_precision_tables(moment):
   c.model.memory.table_dtype = c.optim.table_moments = "bfloat16"
   c.optim.table_second_moment = moment
   run = config.parse(c)
-  state = jax.eval_shape(functools.partial(step_lib.init_state, run))
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
   counted = accounting.training_bytes(run)
   assert counted["parameters"] == bytes_of(state.params)
   assert counted["optimizer"] == bytes_of((state.opt_state, state.moments))
@@ -164,7 +165,7 @@ def test_activations_shrink_with_devices_and_parts():
 def test_estimate_is_near_what_xla_compiles():
   c = tiny_dense.get_config()
   run = config.parse(c)
-  state = jax.eval_shape(functools.partial(step_lib.init_state, run))
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
   step = step_lib.jitted(step_lib.train_step, run, donate_argnums=0)
   memory = step.lower(state, step_lib.abstract_batch(run)).compile()
   memory = memory.memory_analysis()

@@ -8,7 +8,7 @@ import pytest
 import small
 
 from ultramem_jax import accounting, topology
-from ultramem_jax.config import ConfigError
+from ultramem_jax.checks import ConfigError
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 needs_libtpu = pytest.mark.skipif(

@@ -11,7 +11,9 @@ import pytest
 
 from configs import default, tiny
 from ultramem_jax import Transformer, config
-from ultramem_jax.config import ConfigError, MemoryConfig, Span
+from ultramem_jax.checks import ConfigError
+from ultramem_jax.config import Span
+from ultramem_jax.memory_config import MAX_GRID_SIDE, MemoryConfig
 
 NAN, INF = float("nan"), float("inf")
 
@@ -188,7 +190,7 @@ def test_an_integer_is_a_float():
 
 
 def test_the_largest_grid_fits_int32():
-  side = config.MAX_GRID_SIDE
+  side = MAX_GRID_SIDE
   assert side**2 - 1 <= np.iinfo(np.int32).max < (side + 1) ** 2 - 1
   memory = dict(key_dim=1, value_dim=2, top_m=1)
   assert MemoryConfig(num_keys=side // 2, **memory).grid_side == side

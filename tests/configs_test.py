@@ -11,7 +11,7 @@ import pytest
 
 from configs import ablation, published, sweeps
 from ultramem_jax import accounting, config
-from ultramem_jax.config import ConfigError
+from ultramem_jax.checks import ConfigError
 
 CONFIGS = pathlib.Path(published.__file__).parent
 NAMES = sorted(

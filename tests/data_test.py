@@ -16,7 +16,7 @@ import zstandard
 
 from configs import default
 from ultramem_jax import config as config_lib
-from ultramem_jax.config import ConfigError
+from ultramem_jax.checks import ConfigError
 from ultramem_jax.data import convert, packing, pipeline, sources
 
 PAD, BOS, EOS = 256, 257, 258

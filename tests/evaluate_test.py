@@ -9,6 +9,7 @@ import pytest
 import small
 
 from ultramem_jax import evaluate, sharding, step
+from ultramem_jax import state as state_lib
 from ultramem_jax.data import pipeline
 
 
@@ -67,7 +68,7 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
       data__valid_path=str(tmp_path / "valid.txt"),
       model__memory__kind="none", model__memory__spans="", model__num_layers=1,
   )
-  state = jax.jit(lambda: step.init_state(config))()
+  state = jax.jit(lambda: state_lib.init_state(config))()
   params = {**state.params, "head": jax.tree.map(
       jnp.zeros_like, state.params["head"])}
   mesh = sharding.make_mesh(config)

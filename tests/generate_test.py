@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import small
 
-from ultramem_jax import generate, step
-from ultramem_jax.config import ConfigError, SampleConfig
+from ultramem_jax import generate
+from ultramem_jax import state as state_lib
+from ultramem_jax.checks import ConfigError
+from ultramem_jax.config import SampleConfig
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
 
@@ -78,7 +80,7 @@ def test_empty_prompts_are_refused(prompts):
 @functools.cache
 def make_model(config=CONFIG):
   """A model whose greedy tokens vary."""
-  state = jax.jit(functools.partial(step.init_state, config))()
+  state = jax.jit(functools.partial(state_lib.init_state, config))()
   return Transformer(config.model), {
       "params": state.params, "buffers": state.buffers
   }

@@ -11,8 +11,9 @@ from conftest import assert_close
 
 from configs import ablation
 from ultramem_jax import checkpoint, generate, step
-from ultramem_jax.config import KIND_SETTINGS
+from ultramem_jax import state as state_lib
 from ultramem_jax.data import pipeline
+from ultramem_jax.memory_config import KIND_SETTINGS
 from ultramem_jax.model import Transformer
 
 
@@ -66,7 +67,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   )
   lanes = range(config.batch_size)
   train_step = step.jitted(step.train_step, config)
-  init = jax.jit(functools.partial(step.init_state, config))
+  init = jax.jit(functools.partial(state_lib.init_state, config))
   batches = pipeline.train_batches(config, lanes)
   state, before = run(config, train_step, init(), batches, SAVED)
   with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
@@ -81,8 +82,8 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   batches = pipeline.train_batches(config, lanes)
   batches.set_state(restored.data)
   resumed, losses = run(
-      config, train_step, step.TrainState.from_items(restored.items), batches,
-      STEPS - SAVED,
+      config, train_step, state_lib.TrainState.from_items(restored.items),
+      batches, STEPS - SAVED,
   )
   np.testing.assert_array_equal(losses, after)
   jax.tree.map(np.testing.assert_array_equal, resumed, state)

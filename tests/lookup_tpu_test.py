@@ -12,7 +12,7 @@ import pytest
 from conftest import assert_close
 from jax.experimental import pallas as pl
 
-from ultramem_jax.config import ConfigError
+from ultramem_jax.checks import ConfigError
 from ultramem_jax.ops import lookup
 
 ROWS, WIDTH = 14, 256

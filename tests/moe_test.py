@@ -11,8 +11,9 @@ from conftest import assert_close
 
 from configs import tiny_dense
 from ultramem_jax import config as config_lib
+from ultramem_jax import state as state_lib
 from ultramem_jax import step
-from ultramem_jax.config import ConfigError
+from ultramem_jax.checks import ConfigError
 from ultramem_jax.layers import moe as moe_lib
 from ultramem_jax.model import Transformer
 
@@ -184,7 +185,7 @@ def test_training_step_adds_the_weighted_loss_of_every_block():
   metrics = {}
   for weight in (0.0, 0.01):
     run = make_config(balance_loss_weight=weight)
-    state = jax.jit(functools.partial(step.init_state, run))()
+    state = jax.jit(functools.partial(state_lib.init_state, run))()
     batch = jax.tree.map(
         lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
     )

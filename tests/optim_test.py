@@ -14,7 +14,8 @@ import pytest
 import small
 from conftest import assert_close
 
-from ultramem_jax import optim, step
+from ultramem_jax import optim
+from ultramem_jax import state as state_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "goldens" / "value_lr_schedule"
 CONFIG = small.config().optim
@@ -89,7 +90,7 @@ def test_rates_from_zero_equal_the_golden_ones():
 ], ids=["dense", "ultramem", "two memories", "biases", "moe"])
 def test_every_parameter_is_in_its_group(overrides):
   config = small.config(**overrides)
-  params = jax.eval_shape(lambda: step.init_state(config)).params
+  params = jax.eval_shape(lambda: state_lib.init_state(config)).params
   groups = optim.parameter_groups(params)
   assert jax.tree.structure(groups) == jax.tree.structure(params)
   memory = config.model.memory

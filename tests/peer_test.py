@@ -10,8 +10,10 @@ from flax import linen as nn
 from jax.test_util import check_grads
 
 from ultramem_jax import accounting, step
-from ultramem_jax.config import ConfigError, MemoryConfig
+from ultramem_jax import state as state_lib
+from ultramem_jax.checks import ConfigError
 from ultramem_jax.layers.peer import Peer
+from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.ops import blocks, lookup
 
 B, T, D, N, M = 2, 5, 12, 6, 4
@@ -141,7 +143,7 @@ def peer_run(**overrides):
 
 def test_trains():
   run = peer_run(model__remat="block", optim__learning_rate=1e-2)
-  state = jax.jit(lambda: step.init_state(run))()
+  state = jax.jit(lambda: state_lib.init_state(run))()
   batch = jax.tree.map(
       lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
   )

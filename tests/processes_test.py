@@ -11,7 +11,8 @@ import pytest
 import small
 from conftest import assert_close
 
-from ultramem_jax import checkpoint, step
+from ultramem_jax import checkpoint
+from ultramem_jax import state as state_lib
 from ultramem_jax import workdir as workdir_lib
 
 # One table, which the devices of both processes share.
@@ -96,7 +97,7 @@ def wait_until(happened, processes):
 
 def restore(workdir, saved):
   config = workdir_lib.load_config(workdir)
-  state = jax.eval_shape(lambda: step.init_state(config))
+  state = jax.eval_shape(lambda: state_lib.init_state(config))
   return checkpoint.restore(workdir, state.to_items(), saved)
 
 

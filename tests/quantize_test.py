@@ -12,8 +12,9 @@ from conftest import assert_close
 from flax import traverse_util
 
 import train
-from ultramem_jax import checkpoint, quantize, step, trained, workdir
-from ultramem_jax.config import ConfigError
+from ultramem_jax import checkpoint, quantize, trained, workdir
+from ultramem_jax import state as state_lib
+from ultramem_jax.checks import ConfigError
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops import precision
 
@@ -80,7 +81,7 @@ def run(tmp_path_factory):
       data__source="text", data__path=str(folder / "text.txt"),
       data__valid_path=str(folder / "text.txt"),
   )
-  state = jax.jit(lambda: step.init_state(config))()
+  state = jax.jit(lambda: state_lib.init_state(config))()
   workdir.claim(folder / "run", config, "some text")
   with checkpoint.Checkpointer(folder / "run", keep=1) as checkpointer:
     checkpointer.save(7, state.to_items(), {}, None)

@@ -17,17 +17,17 @@ from ultramem_jax import (
     UltraMem,
     generate,
     serving,
-    step,
 )
-from ultramem_jax.config import KIND_SETTINGS
+from ultramem_jax import state as state_lib
 from ultramem_jax.layers import ultramem
+from ultramem_jax.memory_config import KIND_SETTINGS
 from ultramem_jax.model import Transformer
 
 
 @functools.cache
 def make_model(**overrides):
   config = small.config(**overrides)
-  state = jax.jit(functools.partial(step.init_state, config))()
+  state = jax.jit(functools.partial(state_lib.init_state, config))()
   return Transformer(config.model), {
       "params": state.params, "buffers": state.buffers
   }

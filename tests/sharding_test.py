@@ -5,8 +5,9 @@ import pytest
 import small
 from jax.sharding import AbstractMesh
 
-from ultramem_jax import sharding, step
-from ultramem_jax.config import ConfigError
+from ultramem_jax import sharding
+from ultramem_jax import state as state_lib
+from ultramem_jax.checks import ConfigError
 
 
 def layout(config, num_devices=8):
@@ -81,7 +82,7 @@ def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
       batch_size=8, mesh__fsdp=2, mesh__table=2,
       model__memory__partition="rows",
   )
-  state = step.abstract_state(config, layout(config))
+  state = state_lib.abstract_state(config, layout(config))
   # params, mu and nu.
   tables = [
       leaf.sharding.spec

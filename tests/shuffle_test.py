@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ultramem_jax.config import MAX_GRID_SIDE
+from ultramem_jax.memory_config import MAX_GRID_SIDE
 from ultramem_jax.ops import shuffle
 
 MASK = 2**32 - 1

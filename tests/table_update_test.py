@@ -9,7 +9,8 @@ import step_test
 from conftest import assert_close
 
 from ultramem_jax import checkpoint, factors, optim, program, step
-from ultramem_jax import config as config_lib
+from ultramem_jax import state as state_lib
+from ultramem_jax.checks import ConfigError
 from ultramem_jax.ops import catch_up
 
 SUM = {
@@ -49,7 +50,7 @@ def make_config(**overrides):
 
 @functools.cache
 def make_program(config):
-  state = jax.eval_shape(functools.partial(step.init_state, config))
+  state = jax.eval_shape(functools.partial(state_lib.init_state, config))
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
@@ -178,7 +179,7 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(overrides, tmp_path):
     checkpointer.save(1, jax.device_put(first).to_items(), {})
     checkpointer.wait()
     restored = checkpointer.restore_latest(first.to_items())
-  state = step.TrainState.from_items(restored.items)
+  state = state_lib.TrainState.from_items(restored.items)
   states, records = go_on(config, state, [1])
   step_test.assert_same_bits((states[0], records[0]), (second, metrics[1]))
 
@@ -224,7 +225,7 @@ def test_auto_is_sparse_where_few_rows_are_read():
 
 @pytest.mark.parametrize("field", LOW)
 def test_low_precision_needs_the_sparse_update(field):
-  with pytest.raises(config_lib.ConfigError, match=r"optim\.table_update"):
+  with pytest.raises(ConfigError, match=r"optim\.table_update"):
     make_config(optim__table_update="dense", **{field: LOW[field]})
 
 

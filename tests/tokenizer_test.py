@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from ultramem_jax.config import ConfigError
+from ultramem_jax.checks import ConfigError
 from ultramem_jax.data import tokenizer, train_bpe
 
 ROOT = Path(__file__).parents[1]

@@ -16,17 +16,18 @@ from jax.sharding import SingleDeviceSharding
 
 from configs import tiny
 from ultramem_jax import (
-  MemoryConfig,
-  UltraMem,
-  compiler_options,
-  hlo,
-  program,
-  sharding,
-  step,
-  topology,
+    MemoryConfig,
+    UltraMem,
+    compiler_options,
+    hlo,
+    program,
+    sharding,
+    step,
+    topology,
 )
 from ultramem_jax import compile as compile_lib
 from ultramem_jax import config as config_lib
+from ultramem_jax import state as state_lib
 from ultramem_jax.ops import lookup, tucker
 
 pytestmark = pytest.mark.skipif(
@@ -180,7 +181,7 @@ def test_a_sparse_training_step_writes_rows_alone(low_precision):
         "optim__table_second_moment": "row",
     }
   config = small.config(**overrides)
-  state = jax.eval_shape(functools.partial(step.init_state, config))
+  state = jax.eval_shape(functools.partial(state_lib.init_state, config))
   lowered = program.lower_train_step(
       config, *on_chip((state, step.abstract_batch(config)))
   )

@@ -15,6 +15,7 @@ from tensorboardX.proto import event_pb2
 
 import train
 from ultramem_jax import checkpoint, step, trained
+from ultramem_jax import state as state_lib
 
 STEPS = 40
 SETTINGS = {
@@ -92,7 +93,7 @@ def content(workdir):
 
 def restore(workdir, saved="newest"):
   config = trained.workdir_lib.load_config(workdir)
-  state = jax.eval_shape(lambda: step.init_state(config))
+  state = jax.eval_shape(lambda: state_lib.init_state(config))
   return checkpoint.restore(workdir, state.to_items(), saved)
 
 

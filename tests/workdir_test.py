@@ -9,6 +9,7 @@ import pytest
 from configs import tiny
 from ultramem_jax import config as config_lib
 from ultramem_jax import workdir as workdir_lib
+from ultramem_jax.checks import ConfigError
 
 CORPUS = "standard library of Python 3.11.7"
 
@@ -31,7 +32,7 @@ def test_another_config_is_refused(tmp_path):
   other = make_config(**{"optim.eps": 0.5, "seed": 7, "log_every": 77,
                          "eval_every": 78})
   held = make_config()
-  with pytest.raises(config_lib.ConfigError) as error:
+  with pytest.raises(ConfigError) as error:
     workdir_lib.claim(tmp_path, other, CORPUS)
   assert re.search(
       f"seed = 7, held: {held.seed}; log_every = 77, held: {held.log_every}; "
@@ -63,7 +64,7 @@ def test_free_fields_exist():
 
 def test_another_corpus_is_refused(tmp_path):
   workdir_lib.claim(tmp_path, make_config(), CORPUS)
-  with pytest.raises(config_lib.ConfigError) as error:
+  with pytest.raises(ConfigError) as error:
     workdir_lib.claim(tmp_path, make_config(), CORPUS.replace("11.7", "12.1"))
   message = str(error.value)
   assert "corpus = 'standard library of Python 3.12.1'" in message
@@ -77,9 +78,9 @@ def test_another_corpus_is_refused(tmp_path):
                                      b'{"corpus": 1, "config": {}}'])
 def test_damaged_config_is_refused(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content)
-  with pytest.raises(config_lib.ConfigError, match=r"config.json is damaged"):
+  with pytest.raises(ConfigError, match=r"config.json is damaged"):
     workdir_lib.load_config(tmp_path)
-  with pytest.raises(config_lib.ConfigError, match=r"config.json is damaged"):
+  with pytest.raises(ConfigError, match=r"config.json is damaged"):
     workdir_lib.claim(tmp_path, make_config(), CORPUS)
   assert (tmp_path / "config.json").read_bytes() == content
 
@@ -90,29 +91,29 @@ def test_config_of_another_version_is_refused(tmp_path):
   held["config"]["optim"]["momentum"] = 0.5
   del held["config"]["seed"]
   (tmp_path / "config.json").write_text(json.dumps(held))
-  with pytest.raises(config_lib.ConfigError,
+  with pytest.raises(ConfigError,
                      match=r"config.json: (seed|optim.momentum) = "):
     workdir_lib.load_config(tmp_path)
-  with pytest.raises(config_lib.ConfigError) as error:
+  with pytest.raises(ConfigError) as error:
     workdir_lib.claim(tmp_path, make_config(), CORPUS)
   assert "seed = 0, held: 'no such field'" in str(error.value)
   assert "momentum = 'no such field', held: 0.5" in str(error.value)
 
 
 def test_missing_workdirs_are_named(tmp_path):
-  with pytest.raises(config_lib.ConfigError, match=r"absent': no such dir"):
+  with pytest.raises(ConfigError, match=r"absent': no such dir"):
     workdir_lib.load_config(tmp_path / "absent")
-  with pytest.raises(config_lib.ConfigError, match=r"holds no config.json"):
+  with pytest.raises(ConfigError, match=r"holds no config.json"):
     workdir_lib.load_config(tmp_path)
   (tmp_path / "file").write_text("")
   for bad in (tmp_path / "file", "gs://bucket/run"):
-    with pytest.raises(config_lib.ConfigError, match="workdir = "):
+    with pytest.raises(ConfigError, match="workdir = "):
       workdir_lib.claim(bad, make_config(), CORPUS)
 
 
 def test_checkpoints_of_an_unknown_run_are_not_taken_over(tmp_path):
   (tmp_path / "checkpoints" / "10").mkdir(parents=True)
-  with pytest.raises(config_lib.ConfigError, match="checkpoints but no config"):
+  with pytest.raises(ConfigError, match="checkpoints but no config"):
     workdir_lib.claim(tmp_path, make_config(), CORPUS)
   (tmp_path / "checkpoints" / "10").rmdir()
   workdir_lib.claim(tmp_path, make_config(), CORPUS)

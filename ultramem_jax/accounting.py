@@ -23,7 +23,8 @@ from flax import traverse_util
 from jax.sharding import AbstractMesh, NamedSharding
 
 from ultramem_jax import cli, optim, sharding
-from ultramem_jax.config import Config, ConfigError, ModelConfig
+from ultramem_jax.checks import ConfigError
+from ultramem_jax.config import Config, ModelConfig
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops import precision
 

@@ -11,7 +11,8 @@ from ml_collections import config_flags
 
 from ultramem_jax import distributed
 from ultramem_jax.checkpoint import CheckpointError, TargetError
-from ultramem_jax.config import Config, ConfigError, parse, require
+from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.config import Config, parse
 from ultramem_jax.step import TrainingError
 
 # What a user can mend: told in one line, with this exit status.

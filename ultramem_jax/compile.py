@@ -27,18 +27,20 @@ import jax.numpy as jnp
 from absl import flags
 
 from ultramem_jax import (
-  cli,
-  compiler_options,
-  generate,
-  hlo,
-  program,
-  serving,
-  sharding,
-  step,
-  topology,
+    cli,
+    compiler_options,
+    generate,
+    hlo,
+    program,
+    serving,
+    sharding,
+    step,
+    topology,
 )
 from ultramem_jax import layout as layout_lib
-from ultramem_jax.config import Config, require
+from ultramem_jax import state as state_lib
+from ultramem_jax.checks import require
+from ultramem_jax.config import Config
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
 
@@ -49,7 +51,7 @@ QUICK = {"exec_time_optimization_effort": -1.0}
 
 def lower_train_step(config: Config, layout: Layout) -> dict:
   """The training step as `train.py` runs it: programs by name."""
-  state = step.abstract_state(config, layout)
+  state = state_lib.abstract_state(config, layout)
   batch = sharding.with_sharding(
       step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
   )
@@ -75,7 +77,7 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
           f"must be divisible by the {devices} devices along mesh.data and "
           "mesh.fsdp")
   model = Transformer(config.model)
-  state = step.abstract_state(config, layout)
+  state = state_lib.abstract_state(config, layout)
   with layout_lib.using(layout):
     variables = jax.eval_shape(
         functools.partial(serving.prepare, model),

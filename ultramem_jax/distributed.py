@@ -17,7 +17,7 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from ultramem_jax.config import ConfigError, require
+from ultramem_jax.checks import ConfigError, require
 
 AUTO = "auto"
 

@@ -19,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ultramem_jax import cli, distributed, serving, sharding, trained
 from ultramem_jax import layout as layout_lib
-from ultramem_jax.config import SampleConfig, require
+from ultramem_jax.checks import require
+from ultramem_jax.config import SampleConfig
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer

@@ -4,6 +4,7 @@ import math
 
 import jax
 
+from ultramem_jax import state as state_lib
 from ultramem_jax import step
 from ultramem_jax.config import Config
 
@@ -55,7 +56,7 @@ class TrainProgram:
         for lowered in lower_train_step(config, state, batch, layout).values()
     ]
 
-  def __call__(self, state: step.TrainState, batch: step.Batch):
+  def __call__(self, state: state_lib.TrainState, batch: step.Batch):
     rest, tables = state.split_tables()
     rest, gradients, metrics = self.programs[0](rest, tables, batch)
     if tables:

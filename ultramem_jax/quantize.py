@@ -18,7 +18,8 @@ from flax import traverse_util
 from ultramem_jax import checkpoint, cli, evaluate, trained
 from ultramem_jax import config as config_lib
 from ultramem_jax import workdir as workdir_lib
-from ultramem_jax.config import Config, require
+from ultramem_jax.checks import require
+from ultramem_jax.config import Config
 from ultramem_jax.ops import precision
 from ultramem_jax.optim import is_table
 

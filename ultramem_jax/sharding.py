@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 from jax.sharding import (
-  AbstractMesh,
-  AxisType,
-  Mesh,
-  NamedSharding,
-  PartitionSpec,
+    AbstractMesh,
+    AxisType,
+    Mesh,
+    NamedSharding,
+    PartitionSpec,
 )
 
-from ultramem_jax.config import Config, ModelConfig, require
+from ultramem_jax.checks import require
+from ultramem_jax.config import Config, ModelConfig
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops import exchange

@@ -11,7 +11,7 @@ import re
 import jax
 from jax.experimental import topologies
 
-from ultramem_jax.config import ConfigError, require
+from ultramem_jax.checks import ConfigError, require
 
 GIB = 2**30
 

@@ -9,10 +9,12 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ultramem_jax import checkpoint, sharding, step
+from ultramem_jax import checkpoint, sharding
 from ultramem_jax import config as config_lib
+from ultramem_jax import state as state_lib
 from ultramem_jax import workdir as workdir_lib
-from ultramem_jax.config import Config, MeshConfig, require
+from ultramem_jax.checks import require
+from ultramem_jax.config import Config, MeshConfig
 from ultramem_jax.layout import Layout
 from ultramem_jax.model import Transformer
 
@@ -56,7 +58,7 @@ def load(
           "must be newest, best, or the number of a step")
   config = _on_these_devices(workdir_lib.load_config(workdir), mesh or {})
   layout = sharding.make_layout(config, sharding.make_mesh(config))
-  state = step.abstract_state(config, layout)
+  state = state_lib.abstract_state(config, layout)
   restored = checkpoint.restore(
       workdir, {"params": state.params, "buffers": state.buffers},
       int(saved) if saved.isdecimal() else saved,

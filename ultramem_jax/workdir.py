@@ -14,7 +14,8 @@ from typing import Any
 import jax
 
 from ultramem_jax import config as config_lib
-from ultramem_jax.config import Config, ConfigError
+from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.config import Config
 
 CONFIG_NAME = "config.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -112,7 +113,7 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
       three fields that differ are named), its config.json is damaged, it
       holds checkpoints without a config.json, or it cannot be a directory.
   """
-  config_lib.require("://" not in os.fspath(workdir), "workdir", workdir,
+  require("://" not in os.fspath(workdir), "workdir", workdir,
                      "must be a local or mounted directory, not a URL")
   workdir = pathlib.Path(workdir)
   try:
@@ -146,9 +147,9 @@ def load_config(workdir: str | os.PathLike) -> Config:
       one whose fields this version does not know.
   """
   workdir = pathlib.Path(workdir)
-  config_lib.require(workdir.is_dir(), "workdir", str(workdir),
+  require(workdir.is_dir(), "workdir", str(workdir),
                      "no such directory")
-  config_lib.require((workdir / CONFIG_NAME).exists(), "workdir", str(workdir),
+  require((workdir / CONFIG_NAME).exists(), "workdir", str(workdir),
                      f"holds no {CONFIG_NAME}, so no run was started there")
   try:
     return config_lib.parse(_read(workdir)["config"])

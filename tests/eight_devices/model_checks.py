@@ -9,6 +9,7 @@ import small
 from conftest import assert_close
 
 from ultramem_jax import hlo, program, sharding, step
+from ultramem_jax import state as state_lib
 
 MODELS = {
     "dense": {"model__memory__kind": "none"},
@@ -72,7 +73,7 @@ def gradient_fn(*args, config):
 @functools.cache
 def on_one_device(model):
   config = make_config(model)
-  state = step.jitted(step.init_state, config)()
+  state = step.jitted(state_lib.init_state, config)()
   result = step.jitted(gradient_fn, config)(
       state.params, state.buffers, make_batch(config))
   return jax.device_get((state, result))
@@ -86,9 +87,10 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
   config = make_config(model, mesh)
   made = sharding.make_mesh(config)
   layout = sharding.make_layout(config, made)
-  abstract = step.abstract_state(config, layout)
+  abstract = state_lib.abstract_state(config, layout)
   state = step.jitted(
-      step.init_state, config, layout, out_shardings=sharding.of(abstract))()
+      state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
+  )()
   expected_state, expected = on_one_device(model)
   # Mesh or not, the first parameters are the same, calibration included.
   assert_close(state.params, expected_state.params)
@@ -132,7 +134,7 @@ def train(config, steps=2):
   """The state after steps, on config's mesh if it has one."""
   devices = jax.devices()[: 8 if config.mesh.table > 1 else 1]
   layout = sharding.make_layout(config, sharding.make_mesh(config, devices))
-  abstract = step.abstract_state(config, layout)
+  abstract = state_lib.abstract_state(config, layout)
   batch = sharding.to_devices(make_batch(config), layout.mesh)
   run_step = program.TrainProgram(
       config, abstract, jax.tree.map(
@@ -142,7 +144,7 @@ def train(config, steps=2):
     for compiled in run_step.programs:
       assert_tables_stay(compiled, layout.size(layout.table_axes))
   state = step.jitted(
-      step.init_state, config, layout, out_shardings=sharding.of(abstract)
+      state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
   )()
   for _ in range(steps):
     state, _ = run_step(state, batch)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from array_record.python import array_record_module
 
-from ultramem_jax.config import require
+from ultramem_jax.checks import require
 from ultramem_jax.data import records
 
 

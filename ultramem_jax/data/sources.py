@@ -11,7 +11,8 @@ import platform
 import sysconfig
 from typing import Any
 
-from ultramem_jax.config import ConfigError, DataConfig, require
+from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.config import DataConfig
 from ultramem_jax.data import indexed, text_files
 
 # Tests are long and repetitive; the others come and go between systems.

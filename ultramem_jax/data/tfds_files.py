@@ -12,7 +12,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ultramem_jax.config import ConfigError, DataConfig, require
+from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.config import DataConfig
 from ultramem_jax.data import indexed, records
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -17,7 +17,7 @@ from absl import flags
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ultramem_jax import cli
-from ultramem_jax.config import require
+from ultramem_jax.checks import require
 from ultramem_jax.data import sources
 
 SPECIALS = ["<pad>", "<bos>", "<eos>"]

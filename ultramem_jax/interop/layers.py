@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ultramem_jax.config import KIND_SETTINGS, MemoryConfig, require
+from ultramem_jax.checks import require
 from ultramem_jax.interop.files import load
 from ultramem_jax.interop.settings import (
     Settings,
@@ -16,6 +16,7 @@ from ultramem_jax.interop.tensors import Entry, Path, entry, linear, read, write
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
+from ultramem_jax.memory_config import KIND_SETTINGS, MemoryConfig
 
 # Heads that read one query pair, a constant of the authors' code.
 HEADS_PER_QUERY = 2

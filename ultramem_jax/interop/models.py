@@ -7,14 +7,8 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
-from ultramem_jax.config import (
-    ConfigError,
-    MemoryConfig,
-    ModelConfig,
-    MoeConfig,
-    parse_spans,
-    require,
-)
+from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.config import ModelConfig, MoeConfig, parse_spans
 from ultramem_jax.interop.files import load
 from ultramem_jax.interop.layers import KINDS, norm_entries, table_entries
 from ultramem_jax.interop.settings import (
@@ -24,6 +18,7 @@ from ultramem_jax.interop.settings import (
     required,
 )
 from ultramem_jax.interop.tensors import Entry, entry, linear, read, write
+from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.model import Transformer
 
 # Fields of their model config that must have the first value if they are set,

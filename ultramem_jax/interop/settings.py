@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ultramem_jax.config import require
+from ultramem_jax.checks import require
 
 Settings = Mapping[str, Any]
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.config import MemoryConfig
+from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.ops import catch_up, exchange, precision, random
 from ultramem_jax.ops.row_update import Table
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax import layout
-from ultramem_jax.config import MemoryConfig
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.norm import KeyNorm, make_norm
+from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.ops import retrieval, shuffle, tucker
 
 # Random queries of the Monte-Carlo that calibrates the query norm: the mean

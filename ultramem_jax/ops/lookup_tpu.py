@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ultramem_jax.config import require
+from ultramem_jax.checks import require
 
 # Tokens of a step of the grid; the first of them waits for its rows.
 TOKENS_PER_STEP = 32

@@ -1,0 +1,43 @@
+"""Rules of settings, and the error that a broken one raises."""
+
+from typing import Any
+
+
+class ConfigError(ValueError):
+  """A setting that cannot work: names the field, the value, what is allowed."""
+
+
+def require(ok: bool, field: str, value: Any, allowed: str) -> None:
+  """Raises ConfigError "field = value: allowed" unless ok."""
+  if not ok:
+    raise ConfigError(f"{field} = {value!r}: {allowed}")
+
+
+def require_at_least(path: str, config: Any, low: float, *fields: str) -> None:
+  """Requires every named field of config to be at least low."""
+  for field in fields:
+    value = getattr(config, field)
+    require(value >= low, f"{path}.{field}", value, f"must be at least {low}")
+
+
+def require_positive(path: str, config: Any, *fields: str) -> None:
+  """Requires every named field of config to be above 0."""
+  for field in fields:
+    value = getattr(config, field)
+    require(value > 0, f"{path}.{field}", value, "must be positive")
+
+
+def require_choice(path: str, config: Any, field: str, *choices: str) -> None:
+  """Requires the named field of config to be one of choices."""
+  value = getattr(config, field)
+  require(
+      value in choices, f"{path}.{field}", value,
+      f"must be one of {', '.join(choices)}",
+  )
+
+
+def require_fraction(path: str, config: Any, *fields: str) -> None:
+  """Requires every named field of config to lie in [0, 1]."""
+  for field in fields:
+    value = getattr(config, field)
+    require(0 <= value <= 1, f"{path}.{field}", value, "must lie in [0, 1]")
