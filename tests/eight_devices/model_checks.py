@@ -129,9 +129,15 @@ def test_sparse_update_equals_one_device(mesh):
   assert_close(actual, expected, tolerance=1e-4)
 
 
-@functools.cache
-def train(config, steps=2):
-  """The state after steps, on config's mesh if it has one."""
+def test_dense_optimizer_moves_no_tables():
+  config = small.config(
+      **LARGE, optim__table_update="dense", mesh__fsdp=2, mesh__table=4,
+      model__memory__partition="rows")
+  compile_step(config)
+
+
+def compile_step(config):
+  """(layout, abstract state, batch, compiled step) on config's mesh, if any."""
   devices = jax.devices()[: 8 if config.mesh.table > 1 else 1]
   layout = sharding.make_layout(config, sharding.make_mesh(config, devices))
   abstract = state_lib.abstract_state(config, layout)
@@ -143,6 +149,13 @@ def train(config, steps=2):
   if len(devices) > 1:
     for compiled in run_step.programs:
       assert_tables_stay(compiled, layout.size(layout.table_axes))
+  return layout, abstract, batch, run_step
+
+
+@functools.cache
+def train(config, steps=2):
+  """The state after steps."""
+  layout, abstract, batch, run_step = compile_step(config)
   state = step.jitted(
       state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
   )()
