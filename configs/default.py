@@ -105,9 +105,9 @@ def get_config() -> ConfigDict:
   c.model.memory.partition = "auto"  # of tables over mesh.table_axes: rows
   # (number-wise) | columns (dimension-wise) | auto (what moves fewer bytes) |
   # rows_pooled, rows_unpooled (rows, summed before or after they travel)
-  c.model.memory.row_multiple = 1  # tables are stored with so many rows, or a
-  # multiple, that the devices which share them divide them; the rows beyond
-  # n^2 are never read
+  c.model.memory.row_multiple = 1  # tables, and counters of their use, are
+  # stored with so many rows, or a multiple, that the devices which share them
+  # divide them; the rows beyond n^2 are never read
   c.model.memory.table_dtype = "float32"  # values in storage: float32 |
   # bfloat16 (rounded at random when updated; sparse updates only) | int8 (not
   # to be trained: python -m ultramem_jax.quantize makes it from a run)

@@ -78,9 +78,11 @@ def test_experts_lie_on_the_table_axis():
 
 
 def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
+  # 81 rows and 324 slots, of which 8 devices divide neither.
   config = small.config(
-      batch_size=8, mesh__fsdp=2, mesh__table=2,
-      model__memory__partition="rows",
+      batch_size=8, mesh__fsdp=2, mesh__table=4,
+      model__memory__partition="rows", model__memory__num_keys=9,
+      model__memory__row_multiple=8,
   )
   state = state_lib.abstract_state(config, layout(config))
   # params, mu and nu.

@@ -270,13 +270,14 @@ def test_usage_counts_the_reads_of_tokens_that_are_there(config):
   assert twice.usage["memory_0"].sum() == 2 * reads
 
 
-def test_usage_report_by_hand():
+@pytest.mark.parametrize("row_multiple, counters", [(1, 16), (3, 18)])
+def test_usage_report_by_hand(row_multiple, counters):
   # Four rows in two blocks: slots 0-3 read rows 0-3, slots 4-7 again.
   config = make_config(
       model__memory__num_keys=2, model__memory__expansion=4,
-      model__memory__top_m=2,
+      model__memory__top_m=2, model__memory__row_multiple=row_multiple,
   )
-  usage_S = np.zeros(16, np.int32)
+  usage_S = np.zeros(counters, np.int32)
   usage_S[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
   state = first_state().replace(usage={"memory_0": jnp.asarray(usage_S)})
   state, metrics = step.report_usage(state, config=config)

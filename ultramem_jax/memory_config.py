@@ -88,7 +88,15 @@ class MemoryConfig:
   @property
   def stored_rows(self) -> int:
     """Rows that a table is stored with; those beyond I are never read."""
-    return self.row_multiple * -(-self.num_rows // self.row_multiple)
+    return self._stored(self.num_rows)
+
+  @property
+  def stored_slots(self) -> int:
+    """Counters of a memory's slots; those beyond N^2 stay zero."""
+    return self._stored(self.grid_side**2)
+
+  def _stored(self, count: int) -> int:
+    return self.row_multiple * -(-count // self.row_multiple)
 
   @property
   def table_side(self) -> int:

@@ -25,7 +25,7 @@ class TrainState(struct.PyTreeNode):
   step: int32 scalar, optimizer steps taken.
   params, buffers: the model's collections.
   usage: {memory: [E * I] int32}, reads of each virtual row since the last
-    report.
+    report; as tables, with a few more where `row_multiple` says so.
   opt_state: of `optim.make_optimizer`, for the tables only where their update
     is dense.
   moments: of the tables where it is sparse, else {}; a tree like params for
@@ -112,7 +112,7 @@ def init_state(config: Config) -> TrainState:
       params=params,
       buffers=variables.get("buffers", {}),
       usage={
-          f"memory_{span.index}": jnp.zeros(memory.grid_side**2, jnp.int32)
+          f"memory_{span.index}": jnp.zeros(memory.stored_slots, jnp.int32)
           for span in config.model.spans
       },
       opt_state=optimizer.init(trained),

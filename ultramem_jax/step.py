@@ -146,7 +146,7 @@ def _part_gradients(state, tables, buffers, batch, key, total, config):
 def _gradients(
     state: TrainState, tables, buffers, batch: Batch, config: Config
 ):
-  """Over all parts of the batch: (gradients, factors, losses, stats, usage)."""
+  """Over all parts of the batch: (gradients, factors, losses, stats, slots)."""
   parts = config.accumulation_steps
   total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -159,17 +159,14 @@ def _gradients(
 
   if parts == 1:
     gradients, factors, (losses, stats, slots) = part(0, batch)
-    usage = count_usage(state.usage, slots, batch["segments"])
-    return gradients, factors, losses, stats, usage
+    return gradients, factors, losses, stats, slots
 
-  def accumulate(carry, inputs):
-    usage, sums = carry
+  def accumulate(sums, inputs):
     index, batch = inputs
     gradients, factors, (losses, stats, slots) = part(index, batch)
-    usage = count_usage(usage, slots, batch["segments"])
     stats = jax.tree.map(lambda x: x / parts, stats)
     sums = jax.tree.map(jnp.add, sums, (gradients, losses, stats))
-    return (usage, sums), factors
+    return sums, (factors, slots)
 
   # Part i takes the rows i, i + parts, ..., so that every device finds its
   # share of each part among its own rows.
@@ -180,10 +177,12 @@ def _gradients(
   zeros = jax.tree.map(
       lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[2][:2])
   )
-  (usage, (gradients, losses, stats)), factors = jax.lax.scan(
-      accumulate, (state.usage, zeros), (jnp.arange(parts), split)
+  (gradients, losses, stats), (factors, slots) = jax.lax.scan(
+      accumulate, zeros, (jnp.arange(parts), split)
   )
-  return gradients, factors_lib.join_parts(factors), losses, stats, usage
+  slots = jax.tree.map(lambda x: x.swapaxes(0, 1), slots)
+  factors, slots = factors_lib.join_parts((factors, slots))
+  return gradients, factors, losses, stats, slots
 
 
 def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
@@ -199,7 +198,7 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
     by name.
   """
   buffers = refresh_buffers(state.params, state.buffers)
-  gradients, factors, losses, stats, usage = _gradients(
+  gradients, factors, losses, stats, slots = _gradients(
       state, tables, buffers, batch, config
   )
   num_rows = {path: len(values) for path, values in values_of(tables).items()}
@@ -227,7 +226,7 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
       step=step,
       params=optax.apply_updates(state.params, updates),
       buffers=buffers,
-      usage=usage,
+      usage=count_usage(state.usage, slots, batch["segments"]),
       opt_state=opt_state,
   )
   scale = optim.clip_factor(config.optim, norm)
@@ -311,8 +310,10 @@ def report_usage(state: TrainState, *, config: Config):
     uniform) in nats.
   """
   num_rows = config.model.memory.table_side**2
+  num_slots = config.model.memory.grid_side**2
   metrics = {}
   for memory, usage_S in state.usage.items():
+    usage_S = usage_S[:num_slots]
     usage_I = usage_S.reshape(-1, num_rows).sum(0)
     share_I = usage_I / jnp.maximum(usage_I.sum(), 1)
     metrics |= {

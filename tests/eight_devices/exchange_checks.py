@@ -160,16 +160,18 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   assert 0.99 * expected <= received <= 1.001 * expected + 1
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-def test_rows_are_counted_where_they_lie(mesh):
+@pytest.mark.parametrize("slots", [64, 512])  # of 160 reads: counts or slots
+@pytest.mark.parametrize("mesh", MESHES)      # travel
+def test_rows_are_counted_where_they_lie(mesh, slots):
   rng = np.random.default_rng(0)
-  slot_BTK = rng.integers(0, 65, (8, 4, 5)).astype(np.int32)  # 64: past the end
+  slot_BTK = rng.integers(0, slots, (8, 4, 5)).astype(np.int32)
+  slot_BTK[::2, 0] = slots  # past the end
   layout = make_layout(mesh, "columns")
   sharding_S = NamedSharding(
       layout.mesh, jax.sharding.PartitionSpec(layout.table_axes))
   with layout_lib.using(layout):
     count_S = jax.jit(lambda *args: exchange.count_rows(*args))(
-        jax.device_put(jnp.ones(64, jnp.int32), sharding_S), slot_BTK)
-  expected_S = 1 + np.bincount(slot_BTK.reshape(-1), minlength=65)[:64]
+        jax.device_put(jnp.ones(slots, jnp.int32), sharding_S), slot_BTK)
+  expected_S = 1 + np.bincount(slot_BTK.reshape(-1))[:slots]
   np.testing.assert_array_equal(count_S, expected_S)
   assert count_S.sharding.is_equivalent_to(sharding_S, 1)

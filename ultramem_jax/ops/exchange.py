@@ -146,6 +146,9 @@ def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
 def count_rows(count_S, slot_BTK):
   """Adds one to count[slot] for every slot in [0, S); the counts are split.
 
+  What is fewer travels: slots to the devices that count them, or the counts of
+  each device's own slots, to be added up.
+
   Args:
     count_S: [S] int32, split over the table's axes where they divide it.
     slot_BTK: [B, T, K] int32; those past the end do not count.
@@ -157,15 +160,32 @@ def count_rows(count_S, slot_BTK):
   spec = layout.tokens(*slot_BTK.shape[:2])
   apart = _apart(spec)
 
-  def count(count_s, slot_BNK):
-    shared = tuple(axis for axis in apart if axis in axes)
+  shared = tuple(axis for axis in apart if axis in axes)
+
+  def count_all(slot_BNK):
+    """Of all slots, the part of the counts that this device holds."""
+    held = count_S.size // layout.size(axes)
     if shared:
       slot_BNK = jax.lax.all_gather(slot_BNK, shared)
     if axes:
-      slot_BNK -= jax.lax.axis_index(axes) * count_s.size
+      slot_BNK -= jax.lax.axis_index(axes) * held
     # A negative index would count from the end.
-    slot_BNK = jnp.where(slot_BNK < 0, count_s.size, slot_BNK)
-    new_s = jnp.zeros_like(count_s).at[slot_BNK].add(1, mode="drop")
+    slot_BNK = jnp.where(slot_BNK < 0, held, slot_BNK)
+    return jnp.zeros(held, jnp.int32).at[slot_BNK].add(1, mode="drop")
+
+  def count_own(slot_BNK):
+    """The same, from the counts of each device's own slots."""
+    new_S = jnp.zeros(count_S.size, jnp.int32).at[slot_BNK].add(1, mode="drop")
+    for axis in axes:
+      parts_Ps = new_S.reshape(layout.size((axis,)), -1)
+      if axis in shared:
+        new_S = jax.lax.psum_scatter(parts_Ps, axis)
+      else:
+        new_S = parts_Ps[jax.lax.axis_index(axis)]
+    return new_S
+
+  def count(count_s, slot_BNK):
+    new_s = (count_all if slot_BTK.size < count_S.size else count_own)(slot_BNK)
     others = tuple(axis for axis in apart if axis not in axes)
     return count_s + (jax.lax.psum(new_s, others) if others else new_s)
 
