@@ -104,7 +104,10 @@ def test_arrays_may_be_donated_as_soon_as_save_returns(tmp_path):
   with checkpoint.Checkpointer(tmp_path, 5) as saver:
     for step in range(3):
       saver.save(step, {"params": {"x": x}}, {})
+      place = x.unsafe_buffer_pointer()
       x = add(add(x))
+      # In place, also right after a save: no copy of the state is made.
+      assert x.unsafe_buffer_pointer() == place
   for step in range(3):
     loaded = checkpoint.restore(tmp_path, abstract({"params": {"x": x}}), step)
     assert np.all(np.asarray(loaded.items["params"]["x"]) == 2 * step)
@@ -379,6 +382,29 @@ def test_kill_in_a_save_leaves_the_older_ones(tmp_path):
   assert restored.step >= done
   assert_equal(restored.items, make_items(restored.step))
   assert not any("corrupt" in name for name in listing(tmp_path))
+
+
+def test_saving_takes_no_memory_of_the_state_s_size(tmp_path):
+  # In a process of its own, whose peak counts from the save on.
+  code = """
+      def peak():
+        (line,) = (
+            line for line in open("/proc/self/status")
+            if line.startswith("VmHWM")
+        )
+        return 1024 * int(line.split()[1])
+
+      x = jnp.array(np.random.default_rng(0).random(2**24, np.float32))
+      with checkpoint.Checkpointer(sys.argv[1], 1) as saver:
+        saver.save(0, {"params": {"x": x[:1024]}}, {})  # what Orbax loads
+        open("/proc/self/clear_refs", "w").write("5")  # the peak is now
+        before = peak()
+        saver.save(1, {"params": {"x": x}}, {})
+      print((peak() - before) / x.nbytes)
+  """
+  process = start(code, tmp_path)
+  output, errors = process.communicate(timeout=300)
+  assert float(output or "inf") < 0.25, errors
 
 
 def test_all_processes_share_one_checkpoint(tmp_path):

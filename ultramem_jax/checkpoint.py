@@ -37,6 +37,12 @@ from orbax.checkpoint import v1 as ocp
 from ultramem_jax import step_dirs
 from ultramem_jax import workdir as workdir_lib
 
+# Arrays are written as they are: compressed, they would all be in memory a
+# second time, and trained parameters hardly become smaller.
+_OPTIONS = ocp.options.ArrayOptions(
+    saving=ocp.options.ArrayOptions.Saving(use_compression=False)
+)
+
 
 class CheckpointError(RuntimeError):
   """No checkpoint can be used, or another process is using them."""
@@ -205,7 +211,9 @@ class Checkpointer(contextlib.AbstractContextManager):
            valid_loss: float | None = None) -> bool:
     """Starts to save a step; returns as soon as the arrays may be reused.
 
-    Waits for the previous save. Nothing is done if the step is saved already:
+    On a CPU that is when they are saved: they are written from where they lie,
+    and a step that took them over before would first copy them all. Waits for
+    the previous save. Nothing is done if the step is saved already:
     a run has one state at a step.
 
     Args:
@@ -217,7 +225,8 @@ class Checkpointer(contextlib.AbstractContextManager):
       Whether a save was started.
     Raises:
       TypeError: data would not come back from JSON as it is.
-      Exception: whatever made the previous save fail, such as a full disk.
+      Exception: whatever made the previous save fail, such as a full disk; on
+        a CPU, this one.
     """
     self.wait()
     path = self._root / str(step)
@@ -226,12 +235,16 @@ class Checkpointer(contextlib.AbstractContextManager):
     if json.loads(json.dumps(data)) != data:
       raise TypeError(f"data = {data!r}: must come back from JSON unchanged")
     finite = valid_loss is not None and math.isfinite(valid_loss)
-    response = ocp.save_checkpointables_async(
-        path,
-        {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
-        custom_metadata={"arrays": _arrays(items), "data": _gather_lanes(data),
-                         "valid_loss": float(valid_loss) if finite else None})
+    with ocp.Context(array_options=_OPTIONS):
+      response = ocp.save_checkpointables_async(
+          path,
+          {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
+          custom_metadata={
+              "arrays": _arrays(items), "data": _gather_lanes(data),
+              "valid_loss": float(valid_loss) if finite else None})
     self._pending = self._thread.submit(self._finish, response, path)
+    if jax.default_backend() == "cpu":
+      self.wait()
     return True
 
   def _finish(self, response: Any, path: pathlib.Path) -> None:
