@@ -290,6 +290,12 @@ def test_usage_report_by_hand(row_multiple, counters):
   assert not state.usage["memory_0"].any()
   _, metrics = step.report_usage(state, config=config)  # nothing was read
   assert {float(value) for value in metrics.values()} == {0.0}
+  # More reads in all than an int32 holds.
+  even = first_state().replace(
+      usage={"memory_0": jnp.full(16, 2**28, jnp.int32)}
+  )
+  _, metrics = step.report_usage(even, config=config)
+  assert float(metrics["memory_0/usage_kl"]) == pytest.approx(0, abs=1e-6)
 
 
 def test_buffers_are_refreshed_once_from_the_cores_before_the_step(

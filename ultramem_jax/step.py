@@ -315,7 +315,9 @@ def report_usage(state: TrainState, *, config: Config):
   for memory, usage_S in state.usage.items():
     usage_S = usage_S[:num_slots]
     usage_I = usage_S.reshape(-1, num_rows).sum(0)
-    share_I = usage_I / jnp.maximum(usage_I.sum(), 1)
+    # In float32: the reads of all rows between two reports may be more than
+    # an int32 holds, as those of a published config are.
+    share_I = usage_I / jnp.maximum(usage_I.sum(dtype=jnp.float32), 1)
     metrics |= {
         f"{memory}/coverage": (usage_I > 0).mean(),
         f"{memory}/coverage_virtual": (usage_S > 0).mean(),
