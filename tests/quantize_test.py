@@ -120,6 +120,16 @@ def test_only_float32_tables_are_quantized():
     quantize.quantized_config(dense, "int8")
 
 
+def test_what_needs_float32_tables_is_left_behind():
+  config = small.config(
+      optim__table_update="sparse", optim__table_catch_up=True,
+      model__memory__kernel="pallas",
+  )
+  quantized = quantize.quantized_config(config, "int8")
+  assert not quantized.optim.table_catch_up
+  assert quantized.model.memory.kernel == "xla"
+
+
 def test_int8_is_not_trained():
   config = quantize.quantized_config(small.config(), "int8")
   with pytest.raises(ConfigError, match="table_dtype = 'int8': cannot be tr"):

@@ -39,8 +39,9 @@ def quantized_config(config: Config, dtype: str) -> Config:
           memory.table_dtype, "must be float32 to be quantized")
   fields = config_lib.to_dict(config)
   fields["model"]["memory"]["table_dtype"] = dtype
-  # Dense updates, which are for float32 tables, would be refused.
-  fields["optim"]["table_update"] = "auto"
+  # What is for float32 tables alone would be refused.
+  fields["optim"].update(table_update="auto", table_catch_up=False)
+  fields["model"]["memory"]["kernel"] = "xla"
   return config_lib.parse(fields)
 
 
