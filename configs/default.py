@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 def get_config() -> ConfigDict:
   c = ConfigDict()
-  c.seed = 0  # of parameters, data order and dropout
+  c.seed = 0  # of parameters, data order and dropout; less than 2^32
   c.steps = 1000  # optimizer steps of the whole run
   c.batch_size = 8  # sequences per step, over all devices and processes
   c.accumulation_steps = 1  # parts a batch is cut into to save memory
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
   c.model.qk_norm = False  # the norm on attention's queries and keys, per head
   c.model.tie_embeddings = False  # the output head shares the embedding
   c.model.rope_theta = 10000.0  # base of the rotary wavelengths
-  c.model.dropout_rate = 0.0  # after attention, MLP and memory; in [0, 1]
+  c.model.dropout_rate = 0.0  # of embedding, attention, MLP and memory; [0, 1]
   c.model.dtype = "float32"  # of matmuls: float32 | bfloat16; parameters,
   # scores, norms, softmaxes and losses are float32 always
   c.model.attention = "xla"  # xla | cudnn (flash attention; GPU, bfloat16)
@@ -127,7 +127,7 @@ def get_config() -> ConfigDict:
   # AdamW.
   c.optim = ConfigDict()
   c.optim.learning_rate = 1e-3  # peak
-  c.optim.warmup_fraction = 0.01  # share of steps with rising rate
+  c.optim.warmup_fraction = 0.01  # share of steps with rising rate, below 1
   c.optim.init_fraction = 0.0  # rate at the first step, share of the peak
   c.optim.final_fraction = 0.1  # rate at the last step (cosine), same
   c.optim.beta1 = 0.9

@@ -21,6 +21,7 @@ NAN, INF = float("nan"), float("inf")
 # what it says is allowed. "x" is no choice of any field.
 BAD = [
     (dict(seed=-1), "seed", "at least 0"),
+    (dict(seed=2**32), "seed", "less than 2^32"),
     *((dict([(name, 0)]), name, "at least 1") for name in (
         "steps", "batch_size", "accumulation_steps", "log_every", "eval_every"
     )),
@@ -51,8 +52,16 @@ BAD = [
     )),
     *(({name: value}, name, "in [0, 1]") for value in (-0.1, 1.1) for name in (
         "model.dropout_rate", "optim.warmup_fraction", "optim.init_fraction",
-        "optim.final_fraction", "optim.beta1", "optim.beta2",
+        "optim.final_fraction",
     )),
+    *(({name: value}, name, "in [0, 1)") for value in (-0.1, 1.0) for name in (
+        "optim.beta1", "optim.beta2",
+    )),
+    *(({"optim.warmup_fraction": value}, "optim.warmup_fraction",
+       "one of 300 steps for the cosine") for value in (0.9999, 1.0)),
+    ({"optim.value_lr_horizon": 1e-3}, "optim.value_lr_horizon",
+     "one of 300 steps"),
+    ({"model.attention": "cudnn"}, "model.attention", "bfloat16"),
     *(({name: value}, name, "finite") for value in (NAN, INF) for name in (
         "model.rope_theta", "optim.learning_rate", "model.dropout_rate",
     )),
@@ -85,6 +94,11 @@ BAD = [
     ({"model.memory.expansion": 5}, "model.memory.expansion", "square"),
     ({"model.memory.num_keys": 23171}, "model.memory.num_keys",
      "= 46342 must be at most 46340"),
+    ({"model.memory.num_keys": 23170, "model.memory.row_multiple": 100_000},
+     "model.memory.num_keys", "makes 2147600000 places"),
+    ({"model.memory.kind": "ultramem_v2", "model.memory.init": "official",
+      "model.memory.num_keys": 24000, "model.memory.share_ratio": 0.1},
+     "model.memory.num_keys", "makes 2304000000 places"),
     ({"model.memory.top_m": 257}, "model.memory.top_m", "= 256"),
     ({"model.memory.value_dim": 65}, "model.memory.value_dim",
      "num_cores = 2"),

@@ -153,3 +153,9 @@ def test_rows_catch_up_on_one_device_alone():
   layout(config, num_devices=1)
   with pytest.raises(ConfigError, match=r"^optim\.table_catch_up = True: "):
     layout(config, num_devices=2)
+
+
+def test_flash_attention_needs_gpus():
+  config = small.config(model__attention="cudnn", model__dtype="bfloat16")
+  with pytest.raises(ConfigError, match="attention = 'cudnn': needs GPUs"):
+    sharding.make_mesh(config)

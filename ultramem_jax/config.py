@@ -129,6 +129,10 @@ class ModelConfig:
     require_choice(path, self, "dtype", "float32", "bfloat16")
     require_choice(path, self, "attention", "xla", "cudnn")
     require_choice(path, self, "remat", "none", "block")
+    require(
+        self.attention != "cudnn" or self.dtype == "bfloat16",
+        "model.attention", self.attention, "needs model.dtype = 'bfloat16'",
+    )
     require_fraction(path, self, "dropout_rate")
     require_positive(path, self, "norm_eps", "rope_theta")
     require(
@@ -221,7 +225,10 @@ class OptimConfig:
     require(0 < self.value_lr_horizon <= 1, "optim.value_lr_horizon",
             self.value_lr_horizon, "must lie in (0, 1], as a share of steps")
     require_fraction(path, self, "warmup_fraction", "init_fraction",
-                     "final_fraction", "beta1", "beta2")
+                     "final_fraction")
+    for field in ("beta1", "beta2"):
+      value = getattr(self, field)
+      require(0 <= value < 1, f"{path}.{field}", value, "must lie in [0, 1)")
     require_at_least(path, self, 0, "weight_decay", "clip_norm",
                      "value_lr_multiplier", "z_loss")
     require(
@@ -305,6 +312,18 @@ class Config:
                        ("eval_every", 1), ("eval_batches", 0)):
       value = getattr(self, field)
       require(value >= low, field, value, f"must be at least {low}")
+    require(self.seed < 2**32, "seed", self.seed,
+            "must be less than 2^32: a key is made of its lower 32 bits")
+    require(
+        round(self.optim.warmup_fraction * self.steps) < self.steps,
+        "optim.warmup_fraction", self.optim.warmup_fraction,
+        f"must leave one of {self.steps} steps for the cosine",
+    )
+    require(
+        round(self.optim.value_lr_horizon * self.steps) > 0,
+        "optim.value_lr_horizon", self.optim.value_lr_horizon,
+        f"must span one of {self.steps} steps at least",
+    )
     require(
         self.batch_size % self.accumulation_steps == 0, "batch_size",
         self.batch_size,

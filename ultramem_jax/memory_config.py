@@ -207,6 +207,14 @@ class MemoryConfig:
         self.num_keys, f"sqrt(expansion) * num_keys = {self.grid_side} must be "
         f"at most {MAX_GRID_SIDE}, so that a cell fits in int32",
     )
+    # A ring adds a memory's first row before it goes around its end.
+    ring = 2 if self.kind == "ultramem_v2" else 1
+    count = max(self.projections, ring) * self.stored_rows
+    require(
+        count <= 2**31, f"{path}.num_keys", self.num_keys,
+        f"makes {count} places of rows, which must be at most 2^31, so that "
+        "one fits in int32",
+    )
     require(
         self.top_m <= self.grid_side, f"{path}.top_m", self.top_m,
         f"must be at most the keys of a side, sqrt(expansion) * num_keys = "

@@ -79,9 +79,13 @@ def make_mesh(config: Config, devices=None) -> Mesh:
     config: the run.
     devices: of the mesh; None: all devices of all processes.
   Raises:
-    ConfigError: of `mesh_shape`.
+    ConfigError: of `mesh_shape`, or no GPUs for attention = "cudnn".
   """
   devices = jax.devices() if devices is None else devices
+  platform = devices[0].platform
+  require(config.model.attention == "xla" or platform == "gpu",
+          "model.attention", config.model.attention,
+          f"needs GPUs; the devices are of {platform}")
   sizes = mesh_shape(config, len(devices))
   return jax.make_mesh(
       tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),

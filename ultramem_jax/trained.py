@@ -80,6 +80,8 @@ def _on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
   split = max(1, devices // (inside.tensor * inside.table))
   fields["batch_size"] += -fields["batch_size"] % split
   fields["accumulation_steps"] = 1
+  if jax.default_backend() != "gpu":
+    fields["model"]["attention"] = "xla"
   return config_lib.parse(fields)
 
 
