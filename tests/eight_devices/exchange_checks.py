@@ -126,6 +126,20 @@ def test_bfloat16_travels_and_integer_tables_are_read(partition):
   assert_close(pooled, expected, "bfloat16")
 
 
+@pytest.mark.parametrize("partition", exchange.PARTITIONS)
+def test_gradients_that_travel_as_bfloat16_are_summed_in_float32(partition):
+  """A row that each device reads 320 times, where bfloat16 counts to 256."""
+  layout = make_layout("tokens differ", partition, "bfloat16")
+  gradient = jax.grad(lambda *args: exchange.pool_rows(*args).sum())
+  with layout_lib.using(layout):
+    gradient_IW = jax.jit(gradient)(
+        jnp.ones((NUM_ROWS, WIDTH)), jnp.zeros((8, 64, READS), jnp.int32),
+        jnp.ones((8, 64, READS, 3)))
+  expected_IW = np.zeros((NUM_ROWS, WIDTH))
+  expected_IW[0] = 8 * 64 * READS
+  np.testing.assert_array_equal(gradient_IW, expected_IW)
+
+
 @pytest.mark.parametrize("partition, num_rows", [
     *((partition, 2**22) for partition in exchange.PARTITIONS),
     ("rows_unpooled", 2048),

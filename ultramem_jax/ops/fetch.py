@@ -165,8 +165,10 @@ def sum_over_rounds(
       _, transpose = jax.vjp(lambda x: op(rows_rW, *where, index_BNK, x), x)
       x_gradient += transpose(gradient)[0].astype(jnp.float32)
       if is_float:
+        # A popular row's gradient has many terms, which bfloat16 would lose.
         _, transpose = jax.vjp(
-            lambda rows: op(rows, *where, index_BNK, x), rows_rW
+            lambda rows: op(rows, *where, index_BNK, x),
+            rows_rW.astype(jnp.float32),
         )
         rows_gradient_rW = shard.swap(
             transpose(gradient)[0].astype(travel), 0, 0
