@@ -111,9 +111,9 @@ def get_config() -> ConfigDict:
   c.model.memory.table_dtype = "float32"  # values in storage: float32 |
   # bfloat16 (rounded at random when updated; sparse updates only) | int8 (not
   # to be trained: python -m ultramem_jax.quantize makes it from a run)
-  c.model.memory.kernel = "xla"  # that reads tables: xla | pallas (on a TPU,
-  # float32 tables that no rows_unpooled splits: each row is read once; whether
-  # it is faster has not been measured)
+  c.model.memory.kernel = "xla"  # that reads tables: xla | pallas (on a GPU,
+  # no int8; on a TPU, float32; none that rows_unpooled splits: each row is read
+  # once; whether it is faster has not been measured)
   # ultramem_v2 only:
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all

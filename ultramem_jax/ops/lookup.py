@@ -15,6 +15,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.checks import require
 from ultramem_jax.ops import blocks, precision
 
 # Rows that one pass over the pooled vectors reads at most, on a CPU. From
@@ -41,7 +42,8 @@ def pool_rows(
     index_BTK: [B, T, K] int32 in [0, E * I), K rows a token.
     score_BTKC: [B, T, K, C] float32.
     num_blocks: E.
-    kernel: "pallas" reads tables by `lookup_tpu` on a TPU.
+    kernel: "pallas" reads tables by `lookup_gpu` on an NVIDIA GPU, by
+      `lookup_tpu` on a TPU, if it takes them.
   Returns:
     [B, T, E, W] float32. Differentiable in table, if float, and score.
   """
@@ -84,7 +86,7 @@ def _pool(num_blocks, kernel, table_IW, row_BTK, block_BTK, score_BTKC):
       table_IW, row_BTK, block_BTK, score_BTKC,
       cpu=functools.partial(_pool_in_turn, num_blocks),
       default=functools.partial(_pool_at_once, num_blocks),
-      **_kernel_branch(
+      **_kernel_branches(
           kernel, "pool", num_blocks, table_IW, score_BTKC.shape[-1]
       ),
   )
@@ -109,20 +111,35 @@ def _dot(num_cores, kernel, table_IW, row_BTK, block_BTK, x_BTEW):
 
   return _by_platform(
       dot, table_IW, row_BTK, block_BTK, x_BTEW,
-      **_kernel_branch(kernel, "dot", num_cores, table_IW, num_cores),
+      **_kernel_branches(kernel, "dot", num_cores, table_IW, num_cores),
   )
 
 
-def _kernel_branch(kernel, op, count, table_IW, num_cores):
-  """{"tpu": the op of `lookup_tpu`} if that kernel is asked for, else {}."""
+def _kernel_branches(kernel, op, count, table_IW, num_cores):
+  """The op of each platform's kernel that takes the table, if asked for.
+
+  Raises:
+    ConfigError: asked for, but the kernel of this machine's accelerator, or
+      without one every kernel, does not take such tables.
+  """
   if kernel == "xla":
     return {}
   # Only here, because Pallas takes long to import.
-  from ultramem_jax.ops import lookup_tpu
+  from ultramem_jax.ops import lookup_gpu, lookup_tpu
 
-  lookup_tpu.require_table(table_IW, num_cores)
-  ops = {"pool": lookup_tpu.pool, "dot": lookup_tpu.dot}
-  return {"tpu": functools.partial(ops[op], count)}
+  kernels = {"cuda": lookup_gpu, "tpu": lookup_tpu}
+  branches = {
+      platform: functools.partial(getattr(module, op), count)
+      for platform, module in kernels.items()
+      if module.takes(table_IW, num_cores)
+  }
+  here = {"gpu": "cuda", "tpu": "tpu"}.get(jax.default_backend())
+  require(
+      here in branches if here else branches, "model.memory.kernel", kernel,
+      f"takes tables, {lookup_gpu.TABLES}, {lookup_tpu.TABLES}; not one of "
+      f"{table_IW.dtype} and {table_IW.shape[1]} columns for {num_cores} cores",
+  )
+  return branches
 
 
 def _pool_forward(num_blocks, kernel, *inputs):

@@ -17,22 +17,16 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from ultramem_jax.checks import require
-
 # Tokens of a step of the grid; the first of them waits for its rows.
 TOKENS_PER_STEP = 32
 LANES = 128  # of a vector register
+TABLES = f"on a TPU those of float32 and k x {LANES} columns for each core"
 
 
-def require_table(table_IW, num_cores: int) -> None:
-  """Raises ConfigError for tables that the kernel does not take."""
-  width = table_IW.shape[1]
-  require(
-      table_IW.dtype == jnp.float32 and width % (LANES * num_cores) == 0,
-      "model.memory.kernel", "pallas",
-      f"takes float32 tables whose width, here {width}, is a multiple of "
-      f"{LANES} for each of the {num_cores} cores",
-  )
+def takes(table_IW, num_cores: int) -> bool:
+  """Whether the kernel reads such a table; TABLES says which."""
+  columns = table_IW.shape[1]
+  return table_IW.dtype == jnp.float32 and columns % (LANES * num_cores) == 0
 
 
 def pool(num_blocks: int, table_IW, row_BTK, block_BTK, score_BTKC):
