@@ -11,6 +11,7 @@ from ultramem_jax import accounting, topology
 from ultramem_jax.checks import ConfigError
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+HAS_GPU_PLUGIN = importlib.util.find_spec("jax_cuda12_plugin") is not None
 needs_libtpu = pytest.mark.skipif(
     not HAS_LIBTPU, reason="libtpu is missing: pip install -e '.[tpu-compile]'"
 )
@@ -56,7 +57,9 @@ def test_a_batch_that_does_not_divide_is_told_in_one_line(tmp_path):
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("v9:2x2", "topology = 'v9:2x2': must be like v5e:16x16, cpu:8 or local"),
+    ("v9:2x2", "topology = 'v9:2x2': must be like v5e:16x16, h100:8, cpu:8 or"),
+    ("h100", "topology = 'h100': must be like"),
+    ("h100:1x2x4", "topology = 'h100:1x2x4': must be like"),
     ("v5e", "topology = 'v5e': must be like"),
     ("v4:4x4", "topology = 'v4:4x4': v4 takes 3 sides, such as v4:4x4x4"),
     ("v5e:4x0", "topology = 'v5e:4x0': must be like"),
@@ -72,6 +75,12 @@ def test_bad_topologies_are_refused(name, expected):
 def test_without_libtpu_it_says_how_to_install_it():
   with pytest.raises(ConfigError, match=r"needs libtpu.*pip install"):
     topology.devices("v5e:2x2")
+
+
+@pytest.mark.skipif(HAS_GPU_PLUGIN, reason="jax_cuda12_plugin is installed")
+def test_without_the_gpu_plugin_it_says_how_to_install_it():
+  with pytest.raises(ConfigError, match=r"needs JAX's plugin.*pip install"):
+    topology.devices("h100:8")
 
 
 @needs_libtpu

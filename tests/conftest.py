@@ -16,6 +16,9 @@ if jax.__version_info__ < (0, 11):
             "--xla_cpu_collective_call_terminate_timeout_seconds=600"]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
+# JAX's plugin for GPUs compiles for them without a GPU, or CUDA, too.
+os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+
 # A missing axis is an error, not a silent broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

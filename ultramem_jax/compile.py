@@ -4,9 +4,10 @@
       --topology=v5e:16x16
 
 The devices need not be here (`topology` says which there are): a TPU's
-compiler is in libtpu, which a machine without a TPU can have as well.
+compiler is in libtpu, a GPU's in JAX's plugin for CUDA, and a machine without
+either device can have both.
 
-  pip install -e ".[tpu-compile]"
+  pip install -e ".[tpu-compile]" or ".[gpu-compile]"
 
 Training is two programs where the update of value tables is sparse. Prints,
 for each program: bytes a device holds, and whether it has them; the
@@ -102,10 +103,10 @@ def report(compiled, mesh) -> dict:
   Returns:
     "bytes" on each device: arguments, outputs beside the donated arguments,
     temporaries, code, and peak, all of them; "available", what a device has,
-    None if unknown; "fits"; "flops" of each device, as XLA counts them;
-    "collectives", their count and the bytes a device receives, by operation
-    and group size; "overlap", a line for each collective that matmuls run
-    beside, in the order of the schedule.
+    None if unknown; "fits"; "flops" of each device, as XLA counts them, None
+    if it does not; "collectives", their count and the bytes a device receives,
+    by operation and group size; "overlap", a line for each collective that
+    matmuls run beside, in the order of the schedule.
   """
   memory = compiled.memory_analysis()
   sizes = {
@@ -126,7 +127,7 @@ def report(compiled, mesh) -> dict:
       "bytes": sizes,
       "available": available,
       "fits": available is None or sizes["peak"] <= available,
-      "flops": compiled.cost_analysis().get("flops", 0.0),
+      "flops": (compiled.cost_analysis() or {}).get("flops"),
       "collectives": dict(collectives),
       "overlap": [
           f"{found.opcode} of {module(found.op_name)} beside "
@@ -151,7 +152,8 @@ def summary(costs: dict) -> str:
   if available is not None:
     verdict = "fits in" if costs["fits"] else "DOES NOT FIT in"
     lines.append(f"  {verdict} the {available / 2**30:.2f} GiB of a device")
-  lines.append(f"FLOPs per device  {costs['flops']:.4g}")
+  if costs["flops"] is not None:
+    lines.append(f"FLOPs per device  {costs['flops']:.4g}")
   lines.append("collectives: count, bytes a device receives")
   for name, total in sorted(costs["collectives"].items()):
     lines.append(

@@ -1,10 +1,12 @@
 """Devices to compile for; they need not be in this machine.
 
   v5e:16x16   256 TPU v5e chips; also v2 v3 v4 v5p v6e tpu7x
+  h100:8      8 NVIDIA H100 GPUs of one host; h100:4x8: of 4 hosts
   cpu:8       8 CPU devices, simulated
   local       the accelerators, or CPU devices, of this machine
 """
 
+import contextlib
 import os
 import re
 
@@ -17,8 +19,10 @@ GIB = 2**30
 
 # Memory of one device that a program can have, by its kind. TPUs: what
 # libtpu names when a program needs more (nominally 8, 16, 32, 16, 95, 32 and
-# 96 GiB). A v2, v3 or tpu7x chip is two devices.
+# 96 GiB). A v2, v3 or tpu7x chip is two devices. GPUs: three quarters, which
+# JAX takes if XLA_PYTHON_CLIENT_MEM_FRACTION does not say otherwise.
 MEMORY_BYTES = {
+    "NVIDIA H100 80GB HBM3": 0.75 * 79.1 * GIB,
     "TPU v2": 7.48 * GIB,
     "TPU v3": 15.48 * GIB,
     "TPU v4": 30.75 * GIB,
@@ -40,7 +44,36 @@ LIBTPU_ENVIRONMENT = {
     "TPU_STDERR_LOG_LEVEL": "3",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
 }
-FORM = "must be like v5e:16x16, cpu:8 or local"
+# What XLA's compiler for GPUs would ask the GPU: an H100 SXM's data sheet, and
+# the versions that it may count on.
+H100 = """
+platform_name: "CUDA"
+device_description_str: "NVIDIA H100 80GB HBM3"
+dnn_version_info { major: 9 minor: 7 }
+runtime_version { major: 12 minor: 8 }
+gpu_device_info {
+  cuda_compute_capability { major: 9 }
+  core_count: 132
+  fpus_per_core: 128
+  clock_rate_ghz: 1.98
+  device_memory_size: 84929347584
+  memory_bandwidth: 3352320000000
+  l2_cache_size: 52428800
+  shared_memory_per_core: 233472
+  shared_memory_per_block: 49152
+  shared_memory_per_block_optin: 232448
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+  threads_per_warp: 32
+  threads_per_block_limit: 1024
+  threads_per_core_limit: 2048
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+}
+"""
+GPU_TARGETS = {"h100": H100}
+FORM = "must be like v5e:16x16, h100:8, cpu:8 or local"
 
 
 def devices(name: str) -> list[jax.Device]:
@@ -56,8 +89,10 @@ def devices(name: str) -> list[jax.Device]:
     return jax.devices()
   if kind == "cpu":
     return _cpu_devices(name, layout)
+  if kind in GPU_TARGETS:
+    return _gpu_devices(name, kind, layout)
   require(kind in TPU_DIMENSIONS, "topology", name,
-          f"{FORM}; chips: {', '.join(TPU_DIMENSIONS)}")
+          f"{FORM}; chips: {', '.join([*TPU_DIMENSIONS, *GPU_TARGETS])}")
   return _tpu_devices(name, kind, layout)
 
 
@@ -69,6 +104,22 @@ def _cpu_devices(name, layout):
   require(len(found) == int(layout), "topology", name,
           f"JAX runs already, with {len(found)} CPU devices")
   return found
+
+
+def _gpu_devices(name, kind, layout):
+  require(re.fullmatch("([1-9][0-9]*x)?[1-9][0-9]*", layout), "topology", name,
+          f"{FORM}; hosts x GPUs of each, or GPUs of one")
+  hosts, _, gpus = layout.rpartition("x")
+  try:
+    return topologies.get_topology_desc(
+        platform="cuda", target_config=GPU_TARGETS[kind],
+        topology=f"1x{hosts or 1}x{gpus}",
+    ).devices
+  except NotImplementedError as error:
+    raise ConfigError(
+        f"topology = {name!r}: needs JAX's plugin for GPUs, which has their "
+        "compiler: pip install -e '.[gpu-compile]'"
+    ) from error
 
 
 def _tpu_devices(name, kind, layout):
@@ -104,5 +155,7 @@ def memory_bytes(device: jax.Device) -> float | None:
   """Memory of a device that a program can have; None: not known."""
   stats = None
   if device.platform == "gpu":
-    stats = device.memory_stats()
+    # Of one in this machine.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      stats = device.memory_stats()
   return (stats or {}).get("bytes_limit", MEMORY_BYTES.get(device.device_kind))
