@@ -37,12 +37,6 @@ from orbax.checkpoint import v1 as ocp
 from ultramem_jax import step_dirs
 from ultramem_jax import workdir as workdir_lib
 
-# Arrays are written as they are: compressed, they would all be in memory a
-# second time, and trained parameters hardly become smaller.
-_OPTIONS = ocp.options.ArrayOptions(
-    saving=ocp.options.ArrayOptions.Saving(use_compression=False)
-)
-
 
 class CheckpointError(RuntimeError):
   """No checkpoint can be used, or another process is using them."""
@@ -235,7 +229,11 @@ class Checkpointer(contextlib.AbstractContextManager):
     if json.loads(json.dumps(data)) != data:
       raise TypeError(f"data = {data!r}: must come back from JSON unchanged")
     finite = valid_loss is not None and math.isfinite(valid_loss)
-    with ocp.Context(array_options=_OPTIONS):
+    context = ocp.Context()
+    # Compressed, all arrays would be in memory a second time, and parameters
+    # hardly become smaller.
+    context.array.saving.use_compression = False
+    with context:
       response = ocp.save_checkpointables_async(
           path,
           {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
