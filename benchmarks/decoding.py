@@ -110,17 +110,18 @@ def cache_length(config: ModelConfig, batch: int, longest: int, budget: int):
 
 def filled_cache(model: Transformer, batch: int, length: int, used: int):
   """A cache of which `used` positions hold random keys and values."""
-  cache = generate.init_cache(model, batch, length)
 
   def leaf(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
     if name.endswith("index"):
       return jnp.int32(used)
     if name.endswith("segment"):
-      return jnp.ones_like(x)
+      return jnp.ones(x.shape, x.dtype)
     return _filled(x.shape, x.dtype, 1.0, _seed(name))
 
-  return jax.tree_util.tree_map_with_path(leaf, cache)
+  return jax.tree_util.tree_map_with_path(
+      leaf, generate.abstract_cache(model, batch, length)
+  )
 
 
 @dataclasses.dataclass

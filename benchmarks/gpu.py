@@ -2,44 +2,71 @@
 
   python -m benchmarks.gpu [--tiny]
 
-  training   tokens a second of the 151M models, dense, MoE and UltraMem
+  machine    what it ran on
   layer      the UltraMem layer against the CPU of the same machine, value and
              gradients, in full float32 precision
-  lookup     gather-and-pool: bytes of rows a second, as a share of those of a
-             copy
-  inference  figures 1b, 6c and 7 of the paper at the 1.6B sizes
-             (`benchmarks/inference.py`)
+  lookup     gather-and-pool, and the gradient of its scores, by XLA and by the
+             kernel (`ops/lookup_gpu.py`): bytes of rows a second, as a share of
+             those of a copy, and how far the two forms are apart
+  models     figures 1b and 7 of the paper at the 1.6B sizes, and
+  growth     figure 6c (`benchmarks/inference.py`)
+  training   tokens a second of the 151M models, dense, MoE and UltraMem
 
-A part that fails takes no other with it. Writes results/gpu.json and .png.
---tiny runs all of it in small, on any machine.
+Each part is a process of its own with so many seconds, and what the parts
+before it left over: one that fails, hangs or runs out of memory takes no other
+with it, and keeps what it has measured. Writes results/gpu.json after every
+measurement; plots to results/gpu.png and gpu_lookup.png. Compiled programs are
+kept in the directory for temporary files: where compiling took the time, a
+second run measures what the first left out. --tiny runs all of it in small, on
+any machine.
 """
 
+import contextlib
 import functools
-import gc
 import json
+import math
+import os
 import pathlib
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-import traceback
+from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 from absl import app, flags
 
 from benchmarks import decoding, inference, report
+from ultramem_jax.config import MemoryConfig
 from ultramem_jax.layers.ultramem import UltraMem
-from ultramem_jax.memory_config import MemoryConfig
-from ultramem_jax.ops import lookup
+from ultramem_jax.ops import lookup, precision
 
 ROOT = pathlib.Path(__file__).parent.parent
-TRAINING_SECONDS = 150  # for a model to come under way
+# Of each part; ten minutes, less the start of Python and the plots.
+SECONDS = {
+    "machine": 30, "layer": 40, "lookup": 90, "models": 190, "growth": 75,
+    "training": 160,
+}
+# A part begins nothing new in the last of its seconds: a step of the 1.6B
+# models may take that long to compile.
+SPARE_SECONDS = 25
+# The 1.6B models take more of a GPU than the three quarters that JAX takes.
+ENVIRONMENT = {
+    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+    "JAX_COMPILATION_CACHE_DIR": f"{tempfile.gettempdir()}/ultramem_gpu_cache",
+}
+SIZES = {False: "1b6", True: "tiny"}
 
 TINY = flags.DEFINE_bool("tiny", False, "Small sizes, to try the script out.")
+PART = flags.DEFINE_enum("part", None, list(SECONDS), "This one alone.")
+LIMIT = flags.DEFINE_float("seconds", None, "That --part may take.")
 
 
 def check_layer() -> dict[str, float]:
@@ -97,40 +124,73 @@ def check_layer() -> dict[str, float]:
   }
 
 
-def measure_lookup(tiny: bool) -> list[dict[str, float]]:
-  """Bytes of rows pooled a second, by dtype and tokens."""
-  rows, width = (2**12, 64) if tiny else (2**20, 1024)
-  batches = (64,) if tiny else (64, 512, 2048, 8192)
+def measure_lookup(tiny: bool) -> Iterator[dict[str, Any]]:
+  """Bytes of rows read a second, by op, dtype, tokens at once and kernel.
+
+  A call reads the rows of so many tokens at once, many times, so that its
+  start does not count. "difference": largest, from XLA's form, relative to the
+  largest magnitude.
+  """
+  rows, width, total = (2**12, 64, 512) if tiny else (2**20, 1024, 8192)
   copied = decoding.bandwidth(2**24 if tiny else 2**30)
-  records = []
-  for dtype in (jnp.float32, jnp.bfloat16):
-    table_IW = jnp.full((rows, width), 0.5, dtype)
-    if dtype == jnp.bfloat16:  # as tables of bfloat16 are stored
-      table_IW = jax.lax.bitcast_convert_type(table_IW, jnp.uint16)
-    for batch in batches:
-      index_BTK = jax.random.randint(
-          jax.random.key(0), (1, batch, 84), 0, 4 * rows
+  table_IW = jax.random.normal(jax.random.key(0), (rows, width))
+  for name in ("float32", "bfloat16"):
+    stored_IW = precision.encode(table_IW, precision.DTYPES[name])
+    for op, tokens in [
+        ("pool", 512), ("dot", 512), ("pool", 8192), ("dot", 8192),
+        ("pool", 64), ("dot", 64), ("pool", 1),
+    ]:
+      if tokens > total:
+        continue
+      shape = (min(512, total // tokens), 1, tokens, 84)
+      index_RBTK, score_RBTKC = (
+          jax.random.randint(jax.random.key(1), shape, 0, 4 * rows),
+          jax.random.normal(jax.random.key(2), (*shape, 2)),
       )
-      score_BTKC = jnp.ones((1, batch, 84, 2))
-      pool = functools.partial(
-          jax.jit(functools.partial(lookup.pool_rows, num_blocks=4)),
-          table_IW, index_BTK, score_BTKC,
-      )
-      seconds = report.interleaved_seconds({"pool": pool}, 21)["pool"]
-      read = index_BTK.size * width * table_IW.dtype.itemsize
-      records.append({
-          "dtype": jnp.dtype(dtype).name, "tokens": batch, "seconds": seconds,
-          "share_of_copy": read / seconds / copied,
-      })
-      print(records[-1], flush=True)
-  return records
+      calls = {
+          kernel: functools.partial(
+              _lookup(op, kernel), stored_IW, index_RBTK, score_RBTKC
+          ) for kernel in ("xla", "pallas")
+      }
+      expected, actual = (call() for call in calls.values())
+      difference = abs(actual - expected).max() / abs(expected).max()
+      del expected, actual
+      read = index_RBTK.size * width * stored_IW.dtype.itemsize
+      for kernel, seconds in report.interleaved_seconds(calls, 9).items():
+        record = {
+            "op": op, "dtype": name, "tokens": tokens, "kernel": kernel,
+            "seconds": seconds, "share_of_copy": read / seconds / copied,
+            "difference": float(difference),
+        }
+        print(record, flush=True)
+        yield record
 
 
-def measure_training(tiny: bool) -> list[dict[str, float]]:
+def _lookup(op: str, kernel: str):
+  """(table_IW, index_RBTK, score_RBTKC) -> R results, one after another."""
+
+  def pool(table_IW, index_BTK, score_BTKC):
+    return lookup.pool_rows(table_IW, index_BTK, score_BTKC, 4, kernel)
+
+  def dot(table_IW, index_BTK, score_BTKC):
+    pooled_BTEW, gradient = jax.vjp(
+        functools.partial(pool, table_IW, index_BTK), score_BTKC
+    )
+    return gradient(jnp.ones_like(pooled_BTEW))[0]
+
+  function = {"pool": pool, "dot": dot}[op]
+  return jax.jit(lambda table_IW, *inputs: jax.lax.map(
+      lambda x: function(table_IW, *x), inputs
+  ))
+
+
+def measure_training(tiny: bool, seconds: float) -> Iterator[dict[str, Any]]:
   """Tokens a second, as train.py reports them once it is under way."""
-  records = []
-  batch_size = 4 if tiny else 16
-  for model, name in decoding.SIZES["tiny" if tiny else "151m"].items():
+  batch_size = 4 if tiny else 8  # MoE: 65 GB at 16, as XLA counts
+  models = decoding.SIZES["tiny" if tiny else "151m"]
+  end = time.monotonic() + seconds
+  for model in ("UltraMem", "dense", "MoE"):  # in order of worth
+    name = models[model]
     with tempfile.TemporaryDirectory() as workdir:
       process = subprocess.Popen(
           [
@@ -142,22 +202,21 @@ def measure_training(tiny: bool) -> list[dict[str, float]]:
           cwd=ROOT, stdout=subprocess.DEVNULL,
       )
       try:
-        speeds = _speeds(pathlib.Path(workdir, "timing.jsonl"), process)
+        speeds = _speeds(pathlib.Path(workdir, "timing.jsonl"), process, end)
       finally:
         process.kill()  # before it saves a checkpoint
         process.wait()
-    records.append({
+    record = {
         "model": model, "config": name, "batch_size": batch_size,
         "tokens_per_second": statistics.median(speeds[1:]),
-    })
-    print(records[-1], flush=True)
-  return records
+    }
+    print(record, flush=True)
+    yield record
 
 
-def _speeds(path: pathlib.Path, process, count: int = 6) -> list[float]:
+def _speeds(path: pathlib.Path, process, end: float, count: int = 6):
   """The first `count` speeds in a run's log, the run still going on."""
-  deadline = time.monotonic() + TRAINING_SECONDS
-  while time.monotonic() < deadline and process.poll() is None:
+  while time.monotonic() < end and process.poll() is None:
     time.sleep(0.2)
     lines = path.read_text().split("\n")[:-1] if path.exists() else []
     if len(lines) >= count:
@@ -165,44 +224,146 @@ def _speeds(path: pathlib.Path, process, count: int = 6) -> list[float]:
   raise RuntimeError(f"{path} has not come to {count} records")
 
 
-def setting(tiny: bool) -> inference.Setting:
+def setting(tiny: bool, seconds: float) -> inference.Setting:
   if tiny:
     return inference.Setting(
-        "tiny", "float32", 0, (1, 4), 2**22, sides=(32, 64), rounds=3
+        "tiny", "float32", 0, (4, 1), 2**22, sides=(32, 64), rounds=3,
+        seconds=seconds,
     )
-  # 1789 is the published table, of 3.2 million rows in each of six memories.
+  # Batches in order of worth. 1789 is the published table, of 3.2 million rows
+  # in each of six memories.
   return inference.Setting(
-      "1b6", "bfloat16", 0, (1, 4, 16, 64, 128, 256, 512), 15 * 2**30,
-      sides=(250, 500, 1000, 1789),
+      "1b6", "bfloat16", 0, (64, 1, 512, 16, 256, 4, 128), 15 * 2**30,
+      sides=(1789, 250, 1000, 500), seconds=seconds,
   )
+
+
+def measure(part: str, tiny: bool, seconds: float):
+  """What a part has to say, or an iterator of it."""
+  return {
+      "machine": lambda: {
+          **report.machine(), "copy_bytes_per_second": decoding.bandwidth()
+      },
+      "layer": check_layer,
+      "lookup": lambda: measure_lookup(tiny),
+      "models": lambda: inference.compare_models(setting(tiny, seconds)),
+      "growth": lambda: inference.compare_growth(setting(tiny, seconds)),
+      "training": lambda: measure_training(tiny, seconds),
+  }[part]()
+
+
+def result_path(tiny: bool) -> pathlib.Path:
+  return report.RESULTS / ("gpu_tiny.json" if tiny else "gpu.json")
+
+
+def read(path: pathlib.Path) -> dict[str, Any]:
+  return json.loads(path.read_text()) if path.exists() else {}
+
+
+def save(path: pathlib.Path, part: str, value) -> None:
+  path.write_text(json.dumps({**read(path), part: value}, indent=2) + "\n")
+
+
+def run_part(part: str, tiny: bool, seconds: float) -> None:
+  """Measures in this process, saving after each record."""
+  path, found = result_path(tiny), measure(part, tiny, seconds)
+  if isinstance(found, dict):
+    save(path, part, found)
+    return
+  records = []
+  for record in found:
+    records.append(record)
+    save(path, part, records)
+
+
+def run_apart(part: str, tiny: bool, limit: float) -> str | None:
+  """Runs a part in a process; says what went wrong."""
+  process = subprocess.Popen(
+      [
+          sys.executable, "-m", "benchmarks.gpu", f"--part={part}",
+          f"--tiny={tiny}", f"--seconds={max(1.0, limit - SPARE_SECONDS)}",
+      ],
+      cwd=ROOT, start_new_session=True,
+      env={**ENVIRONMENT, **os.environ},
+  )
+  try:
+    status = process.wait(limit)
+    return f"exit status {status}" if status else None
+  except subprocess.TimeoutExpired:
+    return f"stopped after {limit:.0f} s"
+  finally:
+    with contextlib.suppress(ProcessLookupError):  # train.py as well
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def plot(result: dict[str, Any], tiny: bool) -> None:
+  path = result_path(tiny).with_suffix(".png")
+  figures = {x: result[x] for x in ("models", "growth") if result.get(x)}
+  if figures:
+    inference.plot({
+        "size": SIZES[tiny],
+        "bandwidth": result.get("machine", {}).get(
+            "copy_bytes_per_second", math.nan
+        ),
+        **figures,
+    }, path)
+  if result.get("lookup"):
+    _plot_lookup(result["lookup"], path.with_stem(path.stem + "_lookup"))
+
+
+def _plot_lookup(records, path) -> None:
+  figure, axes = plt.subplots(
+      1, 2, figsize=(9.4, 4), layout="constrained", sharey=True
+  )
+  lines = sorted({(r["op"], r["dtype"], r["kernel"]) for r in records})
+  for op, dtype, kernel in lines:
+    own = sorted(
+        (r for r in records
+         if (r["op"], r["dtype"], r["kernel"]) == (op, dtype, kernel)),
+        key=lambda r: r["tokens"],
+    )
+    axes[int(op == "dot")].plot(
+        [r["tokens"] for r in own], [r["share_of_copy"] for r in own],
+        "o-" if kernel == "pallas" else "o:", label=f"{dtype}, {kernel}",
+        color="C0" if dtype == "float32" else "C1",
+    )
+  for axis, title in zip(axes, ("rows pooled", "gradient of the scores"),
+                         strict=True):
+    axis.set(title=title, xlabel="tokens at once", xscale="log",
+             ylabel="bytes of rows / bytes of a copy")
+    axis.legend()
+    axis.grid(alpha=0.3)
+  figure.savefig(path, dpi=150)
+  plt.close(figure)
 
 
 def main(_) -> None:
   tiny = TINY.value
-  # Training first: its processes need the memory that this one will take.
-  parts = {
-      "training": functools.partial(measure_training, tiny),
-      "layer": check_layer,
-      "lookup": functools.partial(measure_lookup, tiny),
-      "inference": functools.partial(inference.run, setting(tiny)),
-  }
-  result, failed = {}, []
-  name = "gpu_tiny" if tiny else "gpu"
-  for part, function in parts.items():
+  if PART.value:
+    run_part(PART.value, tiny, LIMIT.value or SECONDS[PART.value])
+    return
+  report.RESULTS.mkdir(exist_ok=True)
+  path = result_path(tiny)
+  path.unlink(missing_ok=True)
+  failed, left_over = {}, 0.0
+  for part, seconds in SECONDS.items():
     began = time.monotonic()
-    try:
-      result[part] = function()
-    except Exception:  # what has been measured is kept
-      traceback.print_exc()
-      failed.append(part)
-    gc.collect()
-    print(f"{part}: {time.monotonic() - began:.0f} s", flush=True)
-    if part != "training":
-      path = report.save(name, {**result, "failed": failed})
-  if "inference" in result:
-    inference.plot(result["inference"], path.with_suffix(".png"))
+    problem = run_apart(part, tiny, seconds + left_over)
+    took = time.monotonic() - began
+    left_over += seconds - took
+    if problem:
+      failed[part] = problem
+    print(f"{part}: {took:.0f} s, {problem or 'done'}", flush=True)
+  result = read(path)
+  ratios = inference.ratios(result.get("models", []))
+  for name, by_batch in ratios.items():
+    print(name, {b: round(ratio, 2) for b, ratio in by_batch.items()})
+  save(path, "ratios", ratios)
+  save(path, "failed", failed)
+  plot(result, tiny)
   if failed:
-    raise SystemExit(f"failed: {', '.join(failed)}")
+    raise SystemExit(f"failed: {failed}")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,9 @@ machine should do nothing else.
 import dataclasses
 import functools
 import gc
+import math
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -51,6 +54,7 @@ class Setting:
   cache_bytes: that one model's cache may take.
   sides: n of the tables that grow.
   rounds: timed steps.
+  seconds: that a part may take; what does not fit is left out. None: any time.
   """
 
   size: str
@@ -61,6 +65,7 @@ class Setting:
   cache: int = 2048
   sides: tuple[int, ...] = GROWTH
   rounds: int = 21
+  seconds: float | None = None
 
   def config(self, model: str, **memory) -> ModelConfig:
     name = decoding.SIZES[self.size][model]
@@ -79,18 +84,27 @@ def default_setting(size: str | None, batches: list[int]) -> Setting:
   )
 
 
-def compare_models(setting: Setting) -> list[dict[str, Any]]:
-  """One record for each model and batch."""
-  records = []
-  models = list(decoding.SIZES[setting.size])
-  together = jax.default_backend() == "cpu"
-  for group in [models] if together else [[model] for model in models]:
+def _groups(cases) -> list[list]:
+  """What is in memory together: all of it on a CPU, else each case alone."""
+  cases = list(cases)
+  return [cases] if jax.default_backend() == "cpu" else [[x] for x in cases]
+
+
+def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
+  """One record for each model and batch; each model has as much time."""
+  groups = _groups(decoding.SIZES[setting.size])
+  began = time.monotonic()
+  for done, group in enumerate(groups, 1):
+    end = began + (setting.seconds or math.inf) * done / len(groups)
     configs = {model: setting.config(model) for model in group}
     variables = {
         model: decoding.random_variables(config)
         for model, config in configs.items()
     }
     for batch in setting.batches:
+      if time.monotonic() > end:
+        print(f"{', '.join(group)} batch {batch}: no time left", flush=True)
+        continue
       warmup, rounds = 2, max(5, setting.rounds // (1 + batch // 16))
       steps = warmup + rounds
       length = min(
@@ -109,16 +123,16 @@ def compare_models(setting: Setting) -> list[dict[str, Any]]:
           {model: step.call for model, step in made.items()}, rounds, warmup
       )
       for model, step in made.items():
-        records.append({
+        record = {
             "model": model, "batch": batch, "cache": length,
             "seconds": seconds[model], "counted_bytes": step.counted_bytes,
             "program_bytes": step.program_bytes,
-        })
-        print(_line(records[-1]), flush=True)
-      del made
+        }
+        print(_line(record), flush=True)
+        yield record
+      del made, step
     del variables
     gc.collect()
-  return records
 
 
 def _line(record) -> str:
@@ -132,13 +146,16 @@ def _line(record) -> str:
 
 
 def ratios(records) -> dict[str, dict[int, float]]:
-  """MoE / UltraMem and UltraMem / dense in time, by batch."""
+  """MoE / UltraMem and UltraMem / dense in time, by batch measured of both."""
   seconds = {(r["model"], r["batch"]): r["seconds"] for r in records}
   batches = sorted({r["batch"] for r in records})
   pairs = {"MoE / UltraMem": ("MoE", "UltraMem"),
            "UltraMem / dense": ("UltraMem", "dense")}
   return {
-      name: {b: seconds[over, b] / seconds[under, b] for b in batches}
+      name: {
+          b: seconds[over, b] / seconds[under, b] for b in batches
+          if (over, b) in seconds and (under, b) in seconds
+      }
       for name, (over, under) in pairs.items()
   }
 
@@ -191,12 +208,36 @@ def rows_call(config: ModelConfig, table_IW, batch: int = 1):
   )
 
 
-def compare_growth(setting: Setting) -> list[dict[str, Any]]:
-  """Latencies of one token as the table grows, all sizes in turn."""
+def compare_growth(setting: Setting) -> Iterator[dict[str, Any]]:
+  """Latencies of one token a sequence as the table grows."""
   batch = 1 if jax.default_backend() == "cpu" else 512
+  end = time.monotonic() + (setting.seconds or math.inf)
+  for sides in _groups(setting.sides):
+    if time.monotonic() > end:
+      print(f"n {sides}: no time left", flush=True)
+      continue
+    seconds = report.interleaved_seconds(
+        _growth_calls(setting, sides, batch), setting.rounds
+    )
+    for side in sides:
+      record = {
+          "side": side, "batch": batch,
+          **{x: seconds[x, side] for x in ("model", "layer", "rows")},
+      }
+      print(
+          f"n {side:>5}  batch {batch}  "
+          + "  ".join(f"{x} {1e3 * record[x]:8.3f} ms"
+                      for x in ("model", "layer", "rows")),
+          flush=True,
+      )
+      yield record
+    gc.collect()
+
+
+def _growth_calls(setting: Setting, sides, batch: int):
+  """Calls of the model, of its layer and of its row reads, by table."""
   dense, functions = None, {}
-  steps = setting.rounds + 2
-  for side in setting.sides:
+  for side in sides:
     config = setting.config("UltraMem", num_keys=side)
     variables = decoding.random_variables(config)
     # The dense part is the same array in all models.
@@ -209,7 +250,9 @@ def compare_growth(setting: Setting) -> list[dict[str, Any]]:
     length = decoding.cache_length(
         config, batch, setting.cache, setting.cache_bytes // len(setting.sides)
     )
-    step = decoding.make_step(config, variables, batch, length, steps)
+    step = decoding.make_step(
+        config, variables, batch, length, setting.rounds + 2
+    )
     functions |= {
         ("model", side): step.call,
         ("layer", side): layer_call(config, variables, batch),
@@ -217,52 +260,38 @@ def compare_growth(setting: Setting) -> list[dict[str, Any]]:
             config, params["memory_0"]["values"], batch
         ),
     }
-  seconds = report.interleaved_seconds(functions, setting.rounds)
-  records = [
-      {
-          "side": side, "batch": batch,
-          **{part: seconds[part, side] for part in ("model", "layer", "rows")},
-      }
-      for side in setting.sides
-  ]
-  for record in records:
+  return functions
+
+
+def compare_keys(setting: Setting) -> Iterator[dict[str, Any]]:
+  """Latencies of the layer: keys not prepared, normalized, merged as well."""
+  for query_per_rank in (True, False):
+    yield from _compare_keys(setting, query_per_rank)
+    gc.collect()
+
+
+def _compare_keys(setting, query_per_rank):
+  config = setting.config("UltraMem", query_per_rank=query_per_rank)
+  prepared = decoding.random_variables(config)
+  plain = {k: v for k, v in prepared.items() if k != "serving"}
+  keys = {"keys": prepared["serving"]["memory_0"]["keys"]}
+  forms = {
+      "plain": plain,
+      "normalized": {**plain, "serving": {"memory_0": keys}},
+  }
+  if not query_per_rank:
+    forms["merged"] = prepared
+  for batch in (1, 8, 64):
+    seconds = report.interleaved_seconds({
+        name: layer_call(config, variables, batch)
+        for name, variables in forms.items()
+    }, setting.rounds)
     print(
-        f"n {record['side']:>5}  batch {batch}  "
-        + "  ".join(f"{part} {1e3 * record[part]:8.3f} ms"
-                    for part in ("model", "layer", "rows")),
+        f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "
+        + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),
         flush=True,
     )
-  return records
-
-
-def compare_keys(setting: Setting) -> list[dict[str, Any]]:
-  """Latencies of the layer: keys not prepared, normalized, merged as well."""
-  records = []
-  for query_per_rank in (True, False):
-    config = setting.config("UltraMem", query_per_rank=query_per_rank)
-    prepared = decoding.random_variables(config)
-    plain = {k: v for k, v in prepared.items() if k != "serving"}
-    keys = {"keys": prepared["serving"]["memory_0"]["keys"]}
-    forms = {
-        "plain": plain,
-        "normalized": {**plain, "serving": {"memory_0": keys}},
-    }
-    if not query_per_rank:
-      forms["merged"] = prepared
-    for batch in (1, 8, 64):
-      seconds = report.interleaved_seconds({
-          name: layer_call(config, variables, batch)
-          for name, variables in forms.items()
-      }, setting.rounds)
-      records.append({
-          "query_per_rank": query_per_rank, "batch": batch, **seconds
-      })
-      print(
-          f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "
-          + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),
-          flush=True,
-      )
-  return records
+    yield {"query_per_rank": query_per_rank, "batch": batch, **seconds}
 
 
 def plot(result, path) -> None:
@@ -284,7 +313,8 @@ def _plot_models(result, time, access) -> None:
   for color, model in zip(
       ("C7", "C1", "C0"), decoding.SIZES[result["size"]], strict=True
   ):
-    own = [r for r in result["models"] if r["model"] == model]
+    own = sorted((r for r in result["models"] if r["model"] == model),
+                 key=lambda r: r["batch"])
     batches = [r["batch"] for r in own]
     counted = np.array([r["counted_bytes"] for r in own])
     time.plot(batches, [1e3 * r["seconds"] for r in own], "o-", color=color,
@@ -319,7 +349,7 @@ def run(setting: Setting, parts=tuple(PARTS)) -> dict[str, Any]:
   """Measures, prints and returns what `main` saves."""
   result = {
       **dataclasses.asdict(setting), "bandwidth": decoding.bandwidth(),
-      **{part: PARTS[part](setting) for part in parts},
+      **{part: list(PARTS[part](setting)) for part in parts},
   }
   if "models" in result:
     result["ratios"] = ratios(result["models"])
