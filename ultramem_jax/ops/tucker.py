@@ -90,8 +90,15 @@ def _leading_vectors_2x2(core_ARR):
 
 
 def _singular_values_2x2(core_ARR):
-  turn_A, flip_A = (jnp.hypot(*vector) for vector in _turn_and_flip(core_ARR))
+  turn_A, flip_A = (_length(*vector) for vector in _turn_and_flip(core_ARR))
   return jnp.stack([turn_A + flip_A, abs(turn_A - flip_A)], axis=-1)
+
+
+def _length(x, y):
+  """sqrt(x^2 + y^2), its gradient at 0 being 0 and not NaN."""
+  square = x * x + y * y
+  is_zero = square == 0
+  return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
 
 
 def auxiliary_loss(core_CARR, weight: float, margin: float):
