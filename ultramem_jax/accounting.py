@@ -15,17 +15,14 @@ import os
 import pathlib
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
-from flax import traverse_util
 from jax.sharding import AbstractMesh, NamedSharding
 
 from ultramem_jax import cli, optim, sharding
 from ultramem_jax.checks import ConfigError
 from ultramem_jax.config import Config, ModelConfig
-from ultramem_jax.model import Transformer
 from ultramem_jax.ops import precision
 
 # The kind of a parameter, by its path; the first pattern that matches wins.
@@ -38,16 +35,12 @@ KINDS = {
 BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
 
 
-@functools.lru_cache(maxsize=128)
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter, by path, such as "block_0/mlp/up/kernel"."""
-  variables = jax.eval_shape(
-      Transformer(model).init, jax.random.key(0),
-      jax.ShapeDtypeStruct((1, 1), jnp.int32),
-  )
-  params = nn.meta.unbox(variables["params"])
-  flat = traverse_util.flatten_dict(params, sep="/")
-  return {path: leaf.shape for path, leaf in flat.items()}
+  return {
+      "/".join(path): tuple(size for _, size in axes)
+      for path, axes in sharding.parameter_axes(model).items()
+  }
 
 
 def kind(path: str) -> str:

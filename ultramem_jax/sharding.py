@@ -171,9 +171,12 @@ def describe(config: Config, layout: Layout) -> str:
   )
 
 
-@functools.lru_cache(maxsize=32)
-def _logical_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
-  """The (name, size) of each axis of every parameter, by path."""
+@functools.lru_cache(maxsize=128)
+def parameter_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
+  """The (logical name, size) of each axis of every parameter, by its path.
+
+  Nothing is allocated.
+  """
   variables = jax.eval_shape(
       Transformer(model).init, jax.random.key(0),
       jax.ShapeDtypeStruct((1, 1), jnp.int32),
@@ -210,7 +213,7 @@ def parameter_specs(
     return axes if devices > 1 else None
 
   specs = {}
-  for path, axes in _logical_axes(config.model).items():
+  for path, axes in parameter_axes(config.model).items():
     # A vector is not worth splitting.
     placed = [place(path, *axis) for axis in axes] if len(axes) > 1 else []
     specs[path] = PartitionSpec(*placed)
@@ -234,7 +237,7 @@ def state_shardings(state, config: Config, layout: Layout):
   specs = parameter_specs(config, layout)
   shapes = {
       path: tuple(size for _, size in axes)
-      for path, axes in _logical_axes(config.model).items()
+      for path, axes in parameter_axes(config.model).items()
   }
 
   def sharding(path, leaf):
