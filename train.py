@@ -51,10 +51,7 @@ def compile_step(config: Config, layout):
   Raises:
     ConfigError: the step needs more memory than there is.
   """
-  state = state_lib.abstract_state(config, layout)
-  batch = sharding.with_sharding(
-      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
-  )
+  state, batch = program.abstract_inputs(config, layout)
   compiled = program.TrainProgram(
       config, state, batch, layout,
       compiler_options.for_device(layout.mesh.devices.flat[0]),

@@ -248,8 +248,9 @@ def test_a_lookup_travels_beside_the_dense_layers_of_its_span():
   config = config_lib.parse(c)
   devices = topology.devices("v6e:2x2")
   mesh = sharding.make_mesh(config, devices)
-  lowered = compile_lib.lower_train_step(
-      config, sharding.make_layout(config, mesh)
+  layout = sharding.make_layout(config, mesh)
+  lowered = program.lower_train_step(
+      config, *program.abstract_inputs(config, layout), layout
   )["train"]
   compiled = lowered.compile(compiler_options.for_device(devices[0]))
   overlap = compile_lib.report(compiled, mesh)["overlap"]

@@ -35,7 +35,6 @@ from ultramem_jax import (
     program,
     serving,
     sharding,
-    step,
     topology,
 )
 from ultramem_jax import layout as layout_lib
@@ -48,15 +47,6 @@ from ultramem_jax.model import Transformer
 STEPS = ("train", "decode")
 # The compiler's least effort to make a program fast.
 QUICK = {"exec_time_optimization_effort": -1.0}
-
-
-def lower_train_step(config: Config, layout: Layout) -> dict:
-  """The training step as `train.py` runs it: programs by name."""
-  state = state_lib.abstract_state(config, layout)
-  batch = sharding.with_sharding(
-      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
-  )
-  return program.lower_train_step(config, state, batch, layout)
 
 
 def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
@@ -175,7 +165,9 @@ def main() -> None:
   layout = sharding.make_layout(config, mesh)
   for step_name in values.step or STEPS:
     programs = (
-        lower_train_step(config, layout)
+        program.lower_train_step(
+            config, *program.abstract_inputs(config, layout), layout
+        )
         if step_name == "train"
         else {"decode": lower_decode_step(
             config, layout, values.batch, values.cache

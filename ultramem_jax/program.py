@@ -4,9 +4,22 @@ import math
 
 import jax
 
+from ultramem_jax import sharding, step
 from ultramem_jax import state as state_lib
-from ultramem_jax import step
 from ultramem_jax.config import Config
+from ultramem_jax.layout import Layout
+
+
+def abstract_inputs(config: Config, layout: Layout):
+  """(state, batch) of a training step, placed on a mesh; nothing is allocated.
+
+  Raises:
+    ConfigError: an axis of a parameter that the mesh does not divide.
+  """
+  batch = sharding.with_sharding(
+      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
+  )
+  return state_lib.abstract_state(config, layout), batch
 
 
 def lower_train_step(config: Config, state, batch, layout=None) -> dict:
