@@ -367,6 +367,13 @@ def test_prefill_and_decoding_are_the_full_forward():
   assert_close(logits_BTV[1, 2:], alone_BTV[1, :4])
 
 
+def test_decoding_needs_positions():
+  with pytest.raises(ValueError, match="position_BT = None: must be given"):
+    Transformer(config()).apply(
+        initialized(config()), TOKENS, decode=True, mutable=["cache"]
+    )
+
+
 def test_bfloat16_is_close():
   """Matmuls rounded to 8 bits; parameters and logits stay float32."""
   exact, rounded = dense_config(), dense_config(dtype="bfloat16")

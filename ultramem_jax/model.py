@@ -86,8 +86,15 @@ class Transformer(nn.Module):
       deterministic: no dropout; otherwise a "dropout" key is needed.
     Returns:
       logits_BTV: [B, T, V] float32.
+    Raises:
+      ValueError: decoding without positions.
     """
     c = self.config
+    if decode and position_BT is None and not self.is_initializing():
+      raise ValueError(
+          "position_BT = None: must be given with decode, as the tokens may be "
+          "any of a text"
+      )
     dtype = jnp.dtype(c.dtype)
     if segment_BT is None:
       segment_BT = jnp.ones_like(tokens_BT)
