@@ -126,6 +126,14 @@ def test_no_token_is_lost_under_the_most_skewed_routing(top_k):
   assert entropy == pytest.approx(np.log(top_k) / np.log(X), abs=1e-6)
 
 
+def test_a_tpu_does_not_round_the_logits_of_the_router():
+  layer, params, x_BTD, segment_BT = make_layer(make_config().model)
+  traced = jax.jit(layer.apply).trace({"params": params}, x_BTD, segment_BT)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  (line,) = (x for x in text.splitlines() if "[HIGHEST, HIGHEST]" in x)
+  assert line.endswith(f"-> tensor<{B}x{T}x{X}xf32>")
+
+
 def test_balance_loss_is_1_when_balanced_and_x_when_collapsed():
   present_BT = jnp.ones((2, X), bool)
   uniform_BTX = jnp.full((2, X, X), 1 / X)
@@ -181,16 +189,20 @@ def test_descending_the_balance_loss_balances():
   assert entropy_after > entropy_before
 
 
-def test_training_step_adds_the_weighted_loss_of_every_block():
+def test_training_adds_the_weighted_loss_of_every_block():
   metrics = {}
+  state = jax.jit(functools.partial(state_lib.init_state, make_config()))()
   for weight in (0.0, 0.01):
     run = make_config(balance_loss_weight=weight)
-    state = jax.jit(functools.partial(state_lib.init_state, run))()
     batch = jax.tree.map(
         lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
     )
     batch["tokens"] = jax.random.randint(jax.random.key(0), (4, 8), 0, 32)
-    metrics[weight] = step.jitted(step.train_step, run)(state, batch)[1]
+    total, (parts, stats, *_) = step.jitted(step.loss_fn, run)(
+        state.params, state.buffers, batch, jax.random.key(0), 32.0
+    )
+    assert_close(total, sum(parts.values()))
+    metrics[weight] = {**parts, **stats}
   assert metrics[0.0]["auxiliary_loss"] == 0
   # Two blocks, each at least 1 (perfect balance) times the weight.
   assert 0.02 * 0.99 <= metrics[0.01]["auxiliary_loss"] < 0.02 * X

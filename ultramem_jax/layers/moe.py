@@ -159,8 +159,12 @@ class Moe(nn.Module):
         "router", c.embed_dim**-0.5, ("embed", None),
         (c.embed_dim, moe.num_experts),
     )
-    # In float32: rounding the logits would change which experts are chosen.
-    logits_BTX = x_BTD.astype(jnp.float32) @ router_DX
+    # In float32, and not in what accelerators make of its products by default:
+    # rounding the logits would change which experts are chosen.
+    logits_BTX = jnp.matmul(
+        x_BTD.astype(jnp.float32), router_DX,
+        precision=jax.lax.Precision.HIGHEST,
+    )
     expert_BTY, weight_BTY, probability_BTX = route(logits_BTX, moe.top_k)
     if not self.is_initializing():
       self._sow(expert_BTY, weight_BTY, probability_BTX, segment_BT > 0)
