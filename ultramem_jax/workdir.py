@@ -114,7 +114,7 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
       holds checkpoints without a config.json, or it cannot be a directory.
   """
   require("://" not in os.fspath(workdir), "workdir", workdir,
-                     "must be a local or mounted directory, not a URL")
+          "must be a local or mounted directory, not a URL")
   workdir = pathlib.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -147,10 +147,9 @@ def load_config(workdir: str | os.PathLike) -> Config:
       one whose fields this version does not know.
   """
   workdir = pathlib.Path(workdir)
-  require(workdir.is_dir(), "workdir", str(workdir),
-                     "no such directory")
+  require(workdir.is_dir(), "workdir", str(workdir), "no such directory")
   require((workdir / CONFIG_NAME).exists(), "workdir", str(workdir),
-                     f"holds no {CONFIG_NAME}, so no run was started there")
+          f"holds no {CONFIG_NAME}, so no run was started there")
   try:
     return config_lib.parse(_read(workdir)["config"])
   except ConfigError as error:

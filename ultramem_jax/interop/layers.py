@@ -141,10 +141,10 @@ def _v2_config(settings: Settings) -> MemoryConfig:
   require(projections in (1, expansion), "value_expand_time", projections,
           f"must be 1 or mem_key_expand_time^2 = {expansion}")
   only(settings, "mem_key_balance_reg_coef", (0, None),
-        "must be 0: the balance loss of keys, which is part of their "
-        "gradients, is not supported")
+       "must be 0: the balance loss of keys, which is part of their "
+       "gradients, is not supported")
   only(settings, "mem_output_dropout_rate", (0, None),
-        "must be 0: dropout inside the layer is not supported")
+       "must be 0: dropout inside the layer is not supported")
   rank = settings.get("tucker_rank", 2)
   return _tucker_config(
       settings, kind="ultramem_v2", expansion=expansion,
@@ -196,9 +196,9 @@ def _meta_config(settings: Settings) -> MemoryConfig:
   sides = settings.get("mem_k_dim", 512)
   require(sides % 2 == 0, "mem_k_dim", sides, "must be even")
   only(settings, "mem_query_batchnorm", (False,),
-        "must be false: batch normalization is not supported")
+       "must be false: batch normalization is not supported")
   only(settings, "peer_variant", (False,),
-        "must be false: PEER weights are not supported")
+       "must be false: PEER weights are not supported")
   for name in ("mem_input_dropout", "mem_query_dropout", "mem_value_dropout"):
     only(settings, name, (0,), "must be 0: dropout is not supported")
   gated = settings.get("swilu_projection", True)

@@ -53,9 +53,6 @@ def linear(path: Path, outputs: int, inputs: int) -> Entry:
   return entry(path, split=(outputs, inputs), axes=(1, 0))
 
 
-# What a setting must be where we cannot express anything else.
-
-
 def _refuse(faults: list[str]) -> None:
   if faults:
     raise ConfigError(f"tensors do not fit: {'; '.join(faults)}")
