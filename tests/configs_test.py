@@ -7,10 +7,14 @@ import itertools
 import pathlib
 import re
 
+import jax
+import jax.numpy as jnp
 import pytest
+import small
 
 from configs import ablation, published, sweeps
-from ultramem_jax import accounting, config
+from ultramem_jax import accounting, config, step
+from ultramem_jax import state as state_lib
 from ultramem_jax.checks import ConfigError
 
 CONFIGS = pathlib.Path(published.__file__).parent
@@ -189,3 +193,26 @@ def test_published_training(name):
   assert (optim.warmup_fraction, optim.final_fraction) == (0.01, 0.1)
   assert run.model.dropout_rate == 0.1
   assert run.model.head_dim == (64 if name.startswith("151m") else 128)
+
+
+def test_published_config_trains():
+  """With widths, table and data shrunk; dropout, remat, bfloat16 as is."""
+  c = importlib.import_module("configs.151m_x12").get_config()
+  c.update_from_flattened_dict({
+      **small.MODEL, "model.num_layers": 1, "model.memory.spans": "1:1",
+      "model.vocab_size": 264, "batch_size": 2, "steps": 8, "data.seq_len": 8,
+  })
+  run = config.parse(c)
+  assert (run.model.dtype, run.model.remat, run.model.dropout_rate) == (
+      "bfloat16", "block", 0.1
+  )
+  state = jax.jit(lambda: state_lib.init_state(run))()
+  batch = jax.tree.map(
+      lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
+  )
+  train_step = step.jitted(step.train_step, run)
+  losses = []
+  for _ in range(8):
+    state, metrics = train_step(state, batch)
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < losses[0]

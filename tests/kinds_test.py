@@ -1,4 +1,7 @@
-"""Every kind of model learns, resumes and decodes by the same code."""
+"""Every kind of model learns, resumes and decodes by the same code.
+
+But for UltraMem itself, of which train_test and model_test show it.
+"""
 
 import functools
 
@@ -33,7 +36,6 @@ KINDS = {
         "model__moe__expert_dim": 32,
     },
     "pkm": {**PKM, **SMALL_MEMORY, "model__memory__value_dim": 32},
-    "ultramem": {"model__memory__spans": "1:2/2:2"},
     "peer": {
         **PKM, **SMALL_MEMORY, "model__memory__kind": "peer",
         "model__memory__value_dim": 32,
@@ -44,6 +46,7 @@ KINDS = {
     },
     "ultramem_v2": {
         "model__memory__kind": "ultramem_v2", "model__memory__spans": "1:1/2:2",
+        "model__memory__pre_value_dim": 4,
         **memory(KIND_SETTINGS["ultramem_v2"]),
     },
 }

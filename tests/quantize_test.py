@@ -12,7 +12,7 @@ from conftest import assert_close
 from flax import traverse_util
 
 import train
-from ultramem_jax import checkpoint, quantize, trained, workdir
+from ultramem_jax import checkpoint, evaluate, quantize, trained, workdir
 from ultramem_jax import state as state_lib
 from ultramem_jax.checks import ConfigError
 from ultramem_jax.model import Transformer
@@ -34,10 +34,10 @@ def test_int8_rows_are_off_by_half_a_step_at_most():
 
 
 MEMORIES = {
-    "ultramem": {},
+    # Both kinds of reads, of four blocks.
     "ultramem_v2": {
         "kind": "ultramem_v2", "spans": "1:1/2:2", "init": "official",
-        "pre_value_dim": 4,
+        "pre_value_dim": 4, "num_projections": 4,
     },
     "peer": {
         "kind": "peer", "value_projection": False, "num_cores": 1,
@@ -103,12 +103,9 @@ def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
   assert loaded.config.model.memory.table_dtype == dtype
   values_IW = loaded.variables["params"]["memory_0"]["values"]
   assert values_IW.dtype == precision.DTYPES[dtype]
-  evaluated = small.finish(small.start(
-      ["eval.py", f"--workdir={output}"], tmp_path / "cache"
-  ))
-  assert json.loads(evaluated[1])["loss"] == pytest.approx(
-      report["loss"], rel=1e-6
-  )
+  validate = evaluate.on_validation_split(loaded.config, loaded.layout)
+  result = validate(loaded.variables["params"], loaded.variables["buffers"])
+  assert result["loss"] == pytest.approx(report["loss"], rel=1e-6)
 
 
 def test_only_float32_tables_are_quantized():

@@ -296,14 +296,6 @@ def test_wrong_shape_is_refused(shape):
     jax.eval_shape(layer_of().init, jax.random.key(0), jnp.zeros(shape))
 
 
-def test_jit_is_no_jit():
-  layer = layer_of()
-  variables = initialized(layer)
-  assert_close(
-      apply(layer, variables, inputs()), layer.apply(variables, inputs())
-  )
-
-
 def test_bfloat16_is_close():
   layer = layer_of(top_m=12)  # all keys pass the filter, fewer choices change
   variables = initialized(layer)
