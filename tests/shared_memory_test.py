@@ -120,6 +120,13 @@ def test_what_a_kind_fixes_cannot_be_otherwise(field, value):
     )
 
 
+def test_a_layer_refuses_the_config_of_another_kind():
+  c = MemoryConfig(num_keys=8, key_dim=4, value_dim=8, top_m=3)
+  with pytest.raises(ConfigError, match="kind = 'ultramem': must be 'ultramem_"
+                                        "v2' for a layer UltraMemV2"):
+    UltraMemV2(c, 64).init(jax.random.key(0), jnp.zeros((1, 1, 64)))
+
+
 def first_params(layer):
   init = jax.jit(layer.init)
   return nn.unbox(init(jax.random.key(0), jnp.zeros((1, 1, 64))))["params"]

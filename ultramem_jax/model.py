@@ -16,8 +16,7 @@ from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 
 MEMORIES = {
-    "ultramem": UltraMem, "ultramem_v2": UltraMemV2,
-    "memory_plus": MemoryPlus, "peer": Peer,
+    layer.KIND: layer for layer in (UltraMem, UltraMemV2, MemoryPlus, Peer)
 }
 
 

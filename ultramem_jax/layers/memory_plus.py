@@ -21,6 +21,7 @@ class MemoryPlus(UltraMem):
   layer only where no `tables` are passed.
   """
 
+  KIND = "memory_plus"
   NORM_EXPONENT = 0.0
 
   def _initializers(self):

@@ -19,6 +19,8 @@ class Peer(UltraMem):
   `down_values` (u) and `up_values` (v), both [I, D], in place of `values`.
   """
 
+  KIND = "peer"
+
   def _tables(self):
     down, up = (
         tables_lib.value_table(self, self.config, self.num_layers, name)

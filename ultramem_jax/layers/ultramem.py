@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax import layout
+from ultramem_jax.checks import require
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.norm import KeyNorm, make_norm
 from ultramem_jax.memory_config import MemoryConfig
@@ -114,6 +115,7 @@ class UltraMem(nn.Module):
   layer_index: int = 0
   dtype: jnp.dtype = jnp.float32
 
+  KIND = "ultramem"  # of its config
   # The authors initialize the weights of query and key norm with
   # K^-NORM_EXPONENT.
   NORM_EXPONENT = 0.33
@@ -134,9 +136,12 @@ class UltraMem(nn.Module):
     Returns:
       [B, T, D] in `dtype`.
     Raises:
+      ConfigError: the config is of another kind of memory.
       ValueError: x is not [B, T, D].
     """
     c = self.config
+    require(c.kind == self.KIND, "model.memory.kind", c.kind,
+            f"must be {self.KIND!r} for a layer {type(self).__name__}")
     if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim:
       raise ValueError(
           f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}]"

@@ -22,6 +22,7 @@ class UltraMemV2(UltraMem):
   the first that this memory reaches: row + table_side^2 * block.
   """
 
+  KIND = "ultramem_v2"
   NORM_EXPONENT = 0.4
 
   def _rows(self, slot_BTAM):
