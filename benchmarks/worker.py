@@ -45,30 +45,37 @@ def _seconds(run, calls):
 
 
 class Worker:
-  """The asking side of one process."""
+  """The asking side of a process, which the first question starts."""
 
   def __init__(self, command, environment):
-    self.process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        env={**os.environ, **environment},
-    )
+    self._command = command
+    self._environment = {**os.environ, **environment}
+    self._process = None
 
   def seconds(self, name: str, tokens: int, calls: int) -> list[float]:
     """Asks for `calls` timed calls; raises RuntimeError if the process died."""
+    if self._process is None:
+      self._process = subprocess.Popen(
+          self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+          text=True, env=self._environment,
+      )
     self._write((name, tokens, calls))
-    answer = self.process.stdout.readline()
+    answer = self._process.stdout.readline()
     if not answer:
       raise RuntimeError(f"the process of {name} ended: see its output above")
     return json.loads(answer)
 
   def forget(self) -> None:
     """Frees what the cases hold."""
-    self._write(None)
+    if self._process is not None:
+      self._write(None)
 
   def _write(self, message) -> None:
-    self.process.stdin.write(json.dumps(message) + "\n")
-    self.process.stdin.flush()
+    self._process.stdin.write(json.dumps(message) + "\n")
+    self._process.stdin.flush()
 
   def close(self) -> None:
-    self.process.stdin.close()
-    self.process.wait()
+    """Ends the process; the next question starts another."""
+    if self._process is not None:
+      self._process.communicate()
+      self._process = None
