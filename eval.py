@@ -18,7 +18,7 @@ from configs import default
 from ultramem_jax import cli, distributed, evaluate, trained
 from ultramem_jax import config as config_lib
 
-DATA = config_flags.DEFINE_config_dict(
+cli.define_section(
     "data", default.get_config().data,
     "Other text than the run's validation split: --data.FIELD=VALUE.",
 )

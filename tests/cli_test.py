@@ -70,8 +70,16 @@ TINY = "--config=configs/tiny.py"
 MEMORY = "model.memory"
 
 
+def run(*arguments):
+  """Runs a command of Python in a process of its own."""
+  return subprocess.run(
+      [sys.executable, *arguments], cwd=small.ROOT, text=True,
+      capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+
+
 def assert_one_line(result, *parts):
-  status, _, errors, _ = result
+  status, _, errors = result[:3]
   assert status == 2, errors
   assert errors.startswith("error: "), errors
   assert errors.count("\n") == 1 and errors.endswith("\n"), errors
@@ -113,6 +121,8 @@ def assert_one_line(result, *parts):
     (["data.source=books"], "data.source = 'books': must be one of stdlib, te"),
     (["data.source=text"], "data.path = '': must be a glob"),
     (["data.source=text", "data.path=absent/*.txt"], "data.path = 'absent/*"),
+    (["data.source=text", "data.valid_path=README.md"],
+     "data.path = '': matches no file"),
     (["data.source=tfds"], "data.tfds_name = '': must name a dataset"),
     (["data.tokenizer=absent.json"], "data.tokenizer = 'absent.json': no such"),
     (["data.tokenizer=README.md"], "data.tokenizer = 'README.md': is not a to"),
@@ -158,6 +168,28 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
   assert_one_line(train(*arguments), expected)
 
 
+@pytest.mark.parametrize("command, expected", [
+    ("eval.py --data.sorce=text",
+     "data.sorce = 'text': no such field; known: source, path,"),
+    ("-m ultramem_jax.generate --mesh.tabel 2", "tabel"),
+    ("-m ultramem_jax.quantize --workdir=absent --output=README.md",
+     "--output = 'README.md': must be an empty directory, or absent"),
+])
+def test_bad_flags_of_other_commands_are_told_in_one_line(command, expected):
+  done = run(*command.split())
+  assert_one_line((done.returncode, done.stdout, done.stderr), expected)
+
+
+def test_help_shows_the_flags_that_other_modules_define():
+  text = run("eval.py", "--help").stdout
+  for flag in ("workdir", "step", "mesh", "data", "batches", "coordinator"):
+    assert f"\n  --{flag}: " in text, text
+
+
+def test_a_workdir_that_cannot_be_written_is_told_in_one_line(train):
+  assert_one_line(train(TINY, "--workdir=/proc/self"), "/proc/self/config.json")
+
+
 @pytest.mark.parametrize("text, expected", [
     ("x = 1\n", "get_config"),
     ("def get_config():\n  return {'steps': 1}\n", "seed"),
@@ -167,6 +199,10 @@ def test_config_files_that_cannot_be_are_told_in_one_line(
 ):
   (tmp_path / "mine.py").write_text(text)
   assert_one_line(train(f"--config={tmp_path / 'mine.py'}"), expected)
+
+
+def test_a_config_that_takes_no_row_is_named(train):
+  assert_one_line(train(f"{TINY}:ive"), "configs/tiny.py:ive: TypeError: ")
 
 
 def test_a_corpus_without_text_is_refused(train, tmp_path):

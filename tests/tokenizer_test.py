@@ -125,4 +125,7 @@ def test_train_command_fails_in_one_line(tmp_path):
   done = run_train_bpe("--vocab_size=9", f"--output={tmp_path}/t.json")
   assert done.returncode == 2
   assert done.stderr == "error: --vocab_size = 9: must be at least 259\n"
+  done = run_train_bpe(f"--output={tmp_path}")
+  assert done.returncode == 2
+  assert done.stderr.endswith("must be a file of an existing directory\n")
   assert not list(tmp_path.iterdir())

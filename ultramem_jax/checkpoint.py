@@ -39,7 +39,7 @@ from ultramem_jax import workdir as workdir_lib
 
 
 class CheckpointError(RuntimeError):
-  """No checkpoint can be used, or another process is using them."""
+  """A checkpoint can be neither used nor written, or another process does."""
 
 
 class TargetError(ValueError):
@@ -219,8 +219,8 @@ class Checkpointer(contextlib.AbstractContextManager):
       Whether a save was started.
     Raises:
       TypeError: data would not come back from JSON as it is.
-      Exception: whatever made the previous save fail, such as a full disk; on
-        a CPU, this one.
+      CheckpointError: the previous save (on a CPU, this one) could not be
+        written, for want of room on the disk, say.
     """
     self.wait()
     path = self._root / str(step)
@@ -283,7 +283,14 @@ class Checkpointer(contextlib.AbstractContextManager):
     """Blocks until the last save is committed and sealed; raises its error."""
     if self._pending is not None:
       pending, self._pending = self._pending, None
-      pending.result()
+      try:
+        pending.result()
+      except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
+        cause = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"a checkpoint cannot be written ({cause}); those before it are "
+            "whole, and the same command goes on from the newest"
+        ) from error
 
   def close(self) -> None:
     """Waits for the last save and lets others use the workdir."""

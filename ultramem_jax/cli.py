@@ -1,5 +1,6 @@
 """Command lines: the config flag, and user errors told in one line."""
 
+import contextlib
 import dataclasses
 import re
 import sys
@@ -7,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from ultramem_jax import distributed
 from ultramem_jax.checkpoint import CheckpointError, TargetError
@@ -15,16 +16,34 @@ from ultramem_jax.checks import ConfigError, require
 from ultramem_jax.config import Config, parse
 from ultramem_jax.step import TrainingError
 
-# What a user can mend: told in one line, with this exit status.
-USER_ERRORS = (CheckpointError, ConfigError, TargetError, TrainingError)
+# What a user can mend: told in one line, with this exit status. An OSError is
+# a file that is missing, a directory that is read-only, a disk that is full.
+USER_ERRORS = (
+    CheckpointError, ConfigError, OSError, TargetError, TrainingError,
+)
 EXIT_STATUS = 2
 
 
 def define_config():
   """Defines --config=FILE and --config.FIELD=VALUE; returns the holder."""
   return config_flags.DEFINE_config_file(
-      "config", None, "File whose get_config() returns the run's settings."
+      "config", None, "File whose get_config() returns the run's settings; "
+      "--config.FIELD=VALUE changes one (configs/default.py explains them)."
   )
+
+
+def define_section(name: str, values: ConfigDict, text: str) -> None:
+  """Defines --NAME.FIELD=VALUE for the fields of a section of the config.
+
+  The command line is read here already, so that a field that cannot be ends
+  the program here, in one line.
+  """
+  with _reporting():
+    _check_overrides(sys.argv, rf"({name}\.")
+    try:
+      config_flags.DEFINE_config_dict(name, values, text)
+    except AttributeError as error:
+      raise ConfigError(_cause(error)) from error
 
 
 def load(holder) -> Config:
@@ -41,8 +60,22 @@ def load(holder) -> Config:
     raise ConfigError(_cause(error)) from error
 
 
+def _check_overrides(argv: Sequence[str], prefix: str) -> None:
+  """Raises ConfigError if an override in argv can be no field of Config.
+
+  Args:
+    argv: a command line.
+    prefix: pattern of what stands before a field's name, with the opening
+      bracket of the group that is its path in Config.
+  """
+  for argument in argv[1:]:
+    override = re.fullmatch(rf"--?{prefix}[\w.]+)=(.*)", argument, re.DOTALL)
+    if override:
+      _check_override(*override.groups())
+
+
 def _check_override(path: str, text: str) -> None:
-  """Raises ConfigError if --config.path=text cannot be a field of Config."""
+  """Raises ConfigError if text cannot be the field of Config at path."""
   node: Any = Config
   for depth, name in enumerate(path.split(".")):
     known = {f.name: f.type for f in dataclasses.fields(node)} if (
@@ -65,10 +98,12 @@ def _check_override(path: str, text: str) -> None:
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
   """Parses argv; a flag that cannot be raises ConfigError."""
-  for argument in argv[1:]:
-    override = re.fullmatch(r"--?config\.([\w.]+)=(.*)", argument, re.DOTALL)
-    if override:
-      _check_override(*override.groups())
+  _check_overrides(argv, r"config\.(")
+  # --help shows the flags of the main module alone; these are its as well.
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    if module.startswith("ultramem_jax."):
+      for flag in defined:
+        flags.FLAGS.register_key_flag_for_module(argv[0], flag)
   try:
     return flags.FLAGS(argv)
   except (flags.Error, AttributeError, OSError) as error:
@@ -76,9 +111,18 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def _cause(error: Exception) -> str:
-  """Of a config file that fails to load: the last line of its traceback."""
-  line = str(error).splitlines()[-1].strip()
-  return re.sub(r"^[\w.]*ConfigError: ", "", line)
+  """A line for a flag that cannot be parsed.
+
+  Of a config file that fails to load: the flag, and the last line of the
+  traceback, or the line of a ConfigError alone.
+  """
+  first, *more = str(error).splitlines()
+  if not more:
+    return first
+  last = more[-1].strip()
+  told = re.sub(r"^[\w.]*ConfigError: ", "", last)
+  flag = first.partition(": Error whilst")[0]
+  return told if told != last else f"{flag}: {last}"
 
 
 def run(main: Callable[[], None]) -> None:
@@ -88,14 +132,6 @@ def run(main: Callable[[], None]) -> None:
   processes, the first that fails ends all.
   """
 
-  def reported(function, *arguments):
-    with distributed.ending_together():
-      try:
-        return function(*arguments)
-      except USER_ERRORS as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_STATUS)
-
   def checked_main(arguments):
     # JAX would tell which backends it did not find.
     logging.set_verbosity(logging.WARNING)
@@ -103,7 +139,15 @@ def run(main: Callable[[], None]) -> None:
       raise ConfigError(f"unexpected arguments: {' '.join(arguments[1:])}")
     main()
 
-  app.run(
-      lambda arguments: reported(checked_main, arguments),
-      flags_parser=lambda argv: reported(_parse_flags, argv),
-  )
+  app.run(_reporting()(checked_main), flags_parser=_reporting()(_parse_flags))
+
+
+@contextlib.contextmanager
+def _reporting():
+  """Ends the program, with a line of the cause, at one of USER_ERRORS."""
+  with distributed.ending_together():
+    try:
+      yield
+    except USER_ERRORS as error:
+      print(f"error: {error}", file=sys.stderr)
+      sys.exit(EXIT_STATUS)

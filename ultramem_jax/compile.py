@@ -163,6 +163,8 @@ def main() -> None:
   devices = topology.devices(values.topology)
   mesh = sharding.make_mesh(config, devices)
   layout = sharding.make_layout(config, mesh)
+  if values.text:  # before the compiler has worked for minutes
+    pathlib.Path(values.text).mkdir(parents=True, exist_ok=True)
   for step_name in values.step or STEPS:
     programs = (
         program.lower_train_step(
@@ -181,9 +183,7 @@ def main() -> None:
       })
       seconds = time.monotonic() - began
       if values.text:
-        path = pathlib.Path(values.text, f"{name}.txt")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(compiled.as_text())
+        pathlib.Path(values.text, f"{name}.txt").write_text(compiled.as_text())
       costs = report(compiled, mesh)
       if values.json:
         print(json.dumps({"step": name, "topology": values.topology, **costs}))

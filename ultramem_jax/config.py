@@ -187,7 +187,9 @@ class DataConfig:
     require_at_least(path, self, 0, "cut_bytes", "prefetch")
     require(0 < self.valid_fraction < 1, "data.valid_fraction",
             self.valid_fraction, "must lie strictly between 0 and 1")
-    require(self.source != "text" or bool(self.path), "data.path", self.path,
+    # Who evaluates alone needs no text to train on.
+    require(self.source != "text" or bool(self.path or self.valid_path),
+            "data.path", self.path,
             "must be a glob of text files with source = 'text'")
     require(self.source != "tfds" or bool(self.tfds_name), "data.tfds_name",
             self.tfds_name,

@@ -62,12 +62,14 @@ def quantize(params, dtype: str):
 
 def main() -> None:
   values = flags.FLAGS
-  run = trained.from_flags()
   require(bool(values.output), "--output", values.output,
           "must name a directory for the quantized run")
   output = pathlib.Path(values.output)
-  require(not output.exists() or not any(output.iterdir()), "--output",
-          values.output, "must be empty or absent")
+  require(
+      not output.exists() or (output.is_dir() and not any(output.iterdir())),
+      "--output", values.output, "must be an empty directory, or absent",
+  )
+  run = trained.from_flags()
   # As the run has it, whatever the devices of here are.
   config = quantized_config(
       workdir_lib.load_config(values.workdir), values.dtype

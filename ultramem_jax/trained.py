@@ -9,7 +9,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from ultramem_jax import checkpoint, sharding
+from ultramem_jax import checkpoint, cli, sharding
 from ultramem_jax import config as config_lib
 from ultramem_jax import state as state_lib
 from ultramem_jax import workdir as workdir_lib
@@ -91,7 +91,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
       "step", "newest", "Checkpoint: newest, best, or the number of a step."
   )
-  config_flags.DEFINE_config_dict(
+  cli.define_section(
       "mesh", ConfigDict(dataclasses.asdict(MeshConfig(data=-1))),
       "Another mesh than the run's: --mesh.FIELD=VALUE.",
   )

@@ -51,8 +51,11 @@ def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
 
 def main() -> None:
   output = flags.FLAGS.output
-  require(os.path.isdir(os.path.dirname(output) or "."), "--output", output,
-          "must be a file of an existing directory")
+  require(
+      os.path.isdir(os.path.dirname(output) or ".")
+      and not os.path.isdir(output),
+      "--output", output, "must be a file of an existing directory",
+  )
   data = cli.load(_CONFIG).data
   source = sources.load(data, "train")
   print(f"{source.num_documents} documents of {data.source}", flush=True)
