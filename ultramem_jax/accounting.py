@@ -23,7 +23,8 @@ from jax.sharding import AbstractMesh, NamedSharding
 from ultramem_jax import cli, optim, sharding
 from ultramem_jax.checks import ConfigError
 from ultramem_jax.config import Config, ModelConfig
-from ultramem_jax.ops import precision
+from ultramem_jax.layout import Layout
+from ultramem_jax.ops import exchange, precision
 
 # The kind of a parameter, by its path; the first pattern that matches wins.
 KINDS = {
@@ -159,11 +160,13 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   Returns:
     "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
     they are accumulated; of tables with a sparse update, the factors);
-    "activations", an estimate; "total".
+    "activations", and "exchange", through which the rows of one split table
+    go: estimates; "total".
   """
   sizes = sharding.mesh_shape(config, num_devices)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-  specs = sharding.parameter_specs(config, sharding.make_layout(config, mesh))
+  layout = sharding.make_layout(config, mesh)
+  specs = sharding.parameter_specs(config, layout)
   shapes = {
       path: NamedSharding(mesh, specs[tuple(path.split("/"))])
       .shard_shape(shape)
@@ -192,7 +195,26 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
       config.batch_size // config.accumulation_steps // split
   )
   parts["activations"] = tokens * activation_bytes_per_token(config)
+  parts["exchange"] = exchange_bytes(config, layout)
   return {**parts, "total": sum(parts.values())}
+
+
+def exchange_bytes(config: Config, layout: Layout) -> int:
+  """Estimate of what a device holds to read a split table, 0 of a whole one."""
+  m, shards = config.model.memory, layout.size(layout.table_axes)
+  if not config.model.spans or shards == 1:
+    return 0
+  batch, length = (
+      config.batch_size // config.accumulation_steps, config.data.seq_len
+  )
+  axes = exchange.axes_apart(layout.tokens(batch, length))
+  return exchange.bytes_held(
+      layout.partition, shards,
+      devices=layout.size([axis for axis in axes if axis in layout.table_axes]),
+      tokens=batch * length // layout.size(axes), num_rows=m.stored_rows,
+      reads=m.num_heads * m.top_m, width=m.value_dim, cores=m.num_cores,
+      blocks=m.projections, itemsize=jnp.dtype(config.model.dtype).itemsize,
+  )
 
 
 def factor_bytes(config: Config) -> int:
@@ -246,11 +268,12 @@ def check_memory(config: Config, num_devices: int = 1) -> None:
   need, have = training_bytes(config, num_devices), available_bytes()
   if have is None or need["total"] <= have:
     return
-  state = need["total"] - need["activations"]
+  passing = need["activations"] + need["exchange"]
+  state = need["total"] - passing
   raise ConfigError(
       f"this run needs {_gigabytes(need['total'])} of memory per device "
       f"({_gigabytes(state)} for parameters, gradients and Adam's moments, "
-      f"about {_gigabytes(need['activations'])} for activations), and there "
+      f"about {_gigabytes(passing)} for activations), and there "
       f"are {_gigabytes(have)}: use more devices, a smaller model "
       "(model.memory.num_keys), a smaller batch_size or more "
       "accumulation_steps"

@@ -53,6 +53,36 @@ def bytes_moved(
   }[partition]
 
 
+def bytes_held(
+    partition: str, shards: int, *, devices: int, tokens: int, num_rows: int,
+    reads: int, width: int, cores: int, blocks: int, itemsize: int,
+) -> int:
+  """Estimate of what a device holds at once to exchange a lookup, backward.
+
+  Within a third of what XLA compiles for a CPU.
+
+  Args:
+    partition, shards, reads, width, cores, blocks, itemsize: of `bytes_moved`.
+    devices: those of the P that have tokens of their own.
+    tokens: of each of them.
+    num_rows: I.
+  """
+  # Numbers travel, and are worked with in float32; so are their gradients.
+  both = 2 * itemsize + 4
+  if partition == "rows_unpooled":
+    room = fetch.room_for(tokens * reads, num_rows // shards, shards)
+    plan = 8 * 4 * tokens * reads
+    rows = devices * room * width * (both + itemsize)
+    return plan + rows + tokens * blocks * width * both
+  slices = cores
+  if partition == "columns":
+    width //= shards
+    slices = math.ceil(cores / shards)
+  # Index, block, row and whether it is there; scores of whole and held rows.
+  read = 13 + itemsize * cores + (8 + itemsize) * slices
+  return devices * tokens * (reads * read + blocks * width * both)
+
+
 def pool_rows(
     table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
 ):
@@ -158,7 +188,7 @@ def count_rows(count_S, slot_BTK):
     return count_S.at[slot_BTK].add(1, mode="drop")
   axes = layout.dividing(layout.table_axes, count_S.size)
   spec = layout.tokens(*slot_BTK.shape[:2])
-  apart = _apart(spec)
+  apart = axes_apart(spec)
 
   shared = tuple(axis for axis in apart if axis in axes)
 
@@ -195,7 +225,7 @@ def count_rows(count_S, slot_BTK):
   )(count_S, slot_BTK)
 
 
-def _apart(spec: PartitionSpec) -> tuple[str, ...]:
+def axes_apart(spec: PartitionSpec) -> tuple[str, ...]:
   """The mesh axes along which tokens of this split differ."""
   return tuple(
       axis for part in spec if part
@@ -207,7 +237,7 @@ def _run(forms, table_IW, index_BTK, x):
   """Runs the form of the layout on every device, its tokens as [1, N, ...]."""
   layout = layout_lib.current()
   spec = layout.tokens(*index_BTK.shape[:2])
-  apart = _apart(spec)
+  apart = axes_apart(spec)
   shard = Shard(
       layout.table_axes,
       tuple(axis for axis in layout.table_axes if axis in apart),

@@ -143,11 +143,17 @@ def sum_over_rounds(
       index_BNK.size, table_iW.shape[0], shard.count(shard.axes)
   )
 
+  def rows_for(table_iW, wanted_r):
+    """Its rows that others want, cast before or after, where they are fewer."""
+    if wanted_r.size > table_iW.shape[0]:
+      return shard.swap(table_iW.astype(travel)[wanted_r], 0, 0)
+    return shard.swap(table_iW[wanted_r].astype(travel), 0, 0)
+
   def forward(table_iW, index_BNK, x):
     plan = _plan(shard, index_BNK % num_rows, table_iW.shape[0], room)
 
     def add(sum_, turn):
-      rows_rW = shard.swap(table_iW[plan.ask(shard, turn)].astype(travel), 0, 0)
+      rows_rW = rows_for(table_iW, plan.ask(shard, turn))
       return sum_ + op(rows_rW, *plan.place(turn), index_BNK, x)
 
     rows_rW = jax.ShapeDtypeStruct((devices * room, table_iW.shape[1]), travel)
@@ -161,7 +167,7 @@ def sum_over_rounds(
     def add(carry, turn):
       table_gradient_iW, x_gradient = carry
       wanted_r, where = plan.ask(shard, turn), plan.place(turn)
-      rows_rW = shard.swap(table_iW[wanted_r].astype(travel), 0, 0)
+      rows_rW = rows_for(table_iW, wanted_r)
       _, transpose = jax.vjp(lambda x: op(rows_rW, *where, index_BNK, x), x)
       x_gradient += transpose(gradient)[0].astype(jnp.float32)
       if is_float:
