@@ -306,6 +306,25 @@ def test_bfloat16_is_close():
   assert error < 0.2  # measured 0.1: a changed choice costs much
 
 
+def test_accelerators_round_neither_scores_nor_values():
+  """Products of float32 numbers keep them so, beside bfloat16's own matmuls."""
+  layer = layer_of().copy(dtype=jnp.bfloat16)
+  variables = initialized(layer)
+
+  def loss(params):
+    y_BTD = layer.apply({**variables, "params": params}, inputs())
+    return jnp.float32(y_BTD).sum()
+
+  traced = jax.jit(jax.grad(loss)).trace(variables["params"])
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  products = [line for line in text.splitlines() if "dot_general" in line]
+  exact = [line for line in products if "[HIGHEST, HIGHEST]" in line]
+  assert exact and len(exact) < len(products)
+  for line in products:
+    operands = line.rpartition(" : ")[2].partition(" -> ")[0]
+    assert (line in exact) != ("bf16" in operands), line
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def statistics(layer, keys):
   """Per seed: output variance, mean square score per core, std of values."""

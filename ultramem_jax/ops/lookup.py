@@ -104,7 +104,9 @@ def _dot(num_cores, kernel, table_IW, row_BTK, block_BTK, x_BTEW):
       # then read and add on a CPU number by number.
       product_BTKCU = _split(product_BTKW, num_cores)
       ones_U = jnp.ones(product_BTKCU.shape[-1:], jnp.float32)
-      return None, jnp.einsum("BTKCU,U->BTKC", product_BTKCU, ones_U)
+      return None, jnp.einsum(
+          "BTKCU,U->BTKC", product_BTKCU, ones_U, precision=precision.EXACT
+      )
 
     block = _block_length(budget, table_IW, inputs[0])
     return blocks.scan_blocks(dot_block, None, inputs, block)[1]
@@ -246,7 +248,10 @@ def _pool_at_once(num_blocks, table_IW, *inputs):
     weight_BTKEC = (
         _one_hot(block_BTK, num_blocks)[..., None] * score_BTKC[..., None, :]
     )
-    pooled_BTECU = jnp.einsum("BTKEC,BTKCU->BTECU", weight_BTKEC, rows_BTKCU)
+    pooled_BTECU = jnp.einsum(
+        "BTKEC,BTKCU->BTECU", weight_BTKEC, rows_BTKCU,
+        precision=precision.EXACT,
+    )
     return None, _join(pooled_BTECU)
 
   block = _block_length(blocks.ACCELERATOR_BLOCK_BYTES, table_IW, inputs[0])
@@ -277,7 +282,9 @@ def _take_block(block_BTK, x_BTEW):
 
 def _multiply_block(block_BTK, x_BTEW):
   one_hot_BTKE = _one_hot(block_BTK, x_BTEW.shape[2])
-  return jnp.einsum("BTKE,BTEW->BTKW", one_hot_BTKE, x_BTEW)
+  return jnp.einsum(
+      "BTKE,BTEW->BTKW", one_hot_BTKE, x_BTEW, precision=precision.EXACT
+  )
 
 
 def _block_length(budget, table_IW, row_BTK):

@@ -10,6 +10,10 @@ average.
 import jax
 import jax.numpy as jnp
 
+# Of products of float32 numbers that have to stay such: by default a TPU rounds
+# them to bfloat16 first, and a GPU to 10 bits.
+EXACT = jax.lax.Precision.HIGHEST
+
 # int8 numbers are of a row whose scale is kept apart: see `quantize_rows`.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.uint16, "int8": jnp.int8}
 

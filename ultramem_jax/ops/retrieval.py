@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultramem_jax.ops import blocks, lookup
+from ultramem_jax.ops import blocks, lookup, precision
 from ultramem_jax.ops.top_k import top_m
 
 # A block of positions reads all keys: where they are larger than the budget of
@@ -129,7 +129,8 @@ def _refine(index_BTPAM, chosen_BTPARM, core_CARR, m):
     cell_BTAM = jnp.asarray(cells_L, jnp.int32)[top_m(grid_BTAL, m)]
   else:
     folded_BTARM = jnp.einsum(
-        "BTARm,ARr->BTArm", row_BTARM, core_CARR.sum(0)
+        "BTARm,ARr->BTArm", row_BTARM, core_CARR.sum(0),
+        precision=precision.EXACT,
     )
     grid_BTAMM = sum(
         folded_BTARM[..., r, :, None] * column_BTARM[..., r, None, :]
@@ -153,7 +154,8 @@ def _cell_scores(side_BTPARM, core_CARR):
   if core_CARR is None:
     return (row_BTARM + column_BTARM).swapaxes(-1, -2)
   return jnp.einsum(
-      "BTARM,CARr,BTArM->BTAMC", row_BTARM, core_CARR, column_BTARM
+      "BTARM,CARr,BTArM->BTAMC", row_BTARM, core_CARR, column_BTARM,
+      precision=precision.EXACT,
   )
 
 
@@ -359,7 +361,9 @@ def merge_keys(keys_PARNK, filter_PAR):
 
   For one query that all ranks share; [P, A, N, K].
   """
-  return jnp.einsum("PARNK,PAR->PANK", keys_PARNK, filter_PAR)
+  return jnp.einsum(
+      "PARNK,PAR->PANK", keys_PARNK, filter_PAR, precision=precision.EXACT
+  )
 
 
 def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
