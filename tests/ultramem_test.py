@@ -516,6 +516,25 @@ def test_sown_values():
   )
 
 
+def test_buffers_of_stacked_layers_are_refreshed_by_vmap():
+  class Block(nn.Module):
+    @nn.compact
+    def __call__(self, x_BTD, _):
+      memory = MemoryConfig(num_keys=8, key_dim=4, value_dim=8, top_m=3)
+      return x_BTD + UltraMem(memory, embed_dim=16)(x_BTD), None
+
+  stack = nn.scan(
+      Block, variable_axes={"params": 0, "buffers": 0}, length=2,
+      split_rngs={"params": True}, metadata_params={nn.PARTITION_NAME: None},
+  )()
+  x_BTD = jax.random.normal(jax.random.key(1), (2, 5, 16))
+  variables = jax.jit(stack.init)(jax.random.key(0), x_BTD, None)
+  params, buffers = nn.unbox(variables["params"]), variables["buffers"]
+  stale = jax.tree.map(lambda x: 0.5 * x, buffers)
+  refreshed = jax.jit(jax.vmap(refresh_buffers))(params, stale)
+  assert_close(refreshed, buffers)
+
+
 def test_refresh_buffers():
   """Pure; u and t follow the cores with their sign, the rest stays."""
   layer = layer_of(shuffle="permutation")

@@ -428,7 +428,8 @@ def refresh_buffers(params, buffers):
   """The filter vectors u, t of every memory layer, from its current cores.
 
   To be called once per training step, before the forward; never in
-  evaluation, which uses the vectors of the checkpoint.
+  evaluation, which uses the vectors of the checkpoint. Of layers stacked by
+  `nn.scan`: `jax.vmap(refresh_buffers)`.
 
   Args:
     params, buffers: the collections of a model that holds UltraMem layers, or
