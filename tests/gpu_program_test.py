@@ -8,6 +8,7 @@ import importlib.util
 import jax
 import jax.numpy as jnp
 import pytest
+import small
 from jax.sharding import SingleDeviceSharding
 
 from configs import tiny
@@ -89,3 +90,7 @@ def test_the_steps_compile_for_a_gpu():
     costs = compile_lib.report(compiled, mesh)
     assert costs["fits"], costs
     assert kernels(compiled) >= (name != "update")
+
+
+def test_a_lookup_travels_beside_the_dense_layers_of_its_span():
+  small.assert_lookup_overlaps(small.span_overlap(topology.devices("h100:4")))

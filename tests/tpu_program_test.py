@@ -6,7 +6,6 @@ they lie, and no loop goes token by token.
 
 import functools
 import importlib.util
-import re
 
 import jax
 import jax.numpy as jnp
@@ -14,19 +13,14 @@ import pytest
 import small
 from jax.sharding import SingleDeviceSharding
 
-from configs import tiny
 from ultramem_jax import (
     MemoryConfig,
     UltraMem,
-    compiler_options,
     hlo,
     program,
-    sharding,
     step,
     topology,
 )
-from ultramem_jax import compile as compile_lib
-from ultramem_jax import config as config_lib
 from ultramem_jax import state as state_lib
 from ultramem_jax.ops import lookup, tucker
 
@@ -237,26 +231,4 @@ def test_a_core_of_rank_2_needs_no_loop():
 
 
 def test_a_lookup_travels_beside_the_dense_layers_of_its_span():
-  """The example of docs/compile.md: a memory read in block 0, added after 2."""
-  c = tiny.get_config()
-  c.update_from_flattened_dict({
-      "model.num_layers": 3, "model.memory.spans": "1:3",
-      "model.embed_dim": 512, "model.mlp_dim": 2048,
-      "model.memory.value_dim": 512, "model.memory.partition": "columns",
-      "mesh.fsdp": 4,
-  })
-  config = config_lib.parse(c)
-  devices = topology.devices("v6e:2x2")
-  mesh = sharding.make_mesh(config, devices)
-  layout = sharding.make_layout(config, mesh)
-  lowered = program.lower_train_step(
-      config, *program.abstract_inputs(config, layout), layout
-  )["train"]
-  compiled = lowered.compile(compiler_options.for_device(devices[0]))
-  overlap = compile_lib.report(compiled, mesh)["overlap"]
-  form = r"all-to-all of memory_0/memory_0{} beside .*block_[12]/\w+{}"
-  for direction in ("", " backward"):
-    assert any(
-        re.fullmatch(form.format(direction, direction), line)
-        for line in overlap
-    ), overlap
+  small.assert_lookup_overlaps(small.span_overlap(topology.devices("v6e:2x2")))
