@@ -22,6 +22,10 @@ pytestmark = pytest.mark.skipif(
     reason="jax_cuda12_plugin is missing: pip install -e '.[gpu-compile]'",
 )
 
+HAS_CUDNN = (
+    importlib.util.find_spec("nvidia") is not None
+    and importlib.util.find_spec("nvidia.cudnn") is not None
+)
 TOKENS, READS = 512, 84
 TABLE = (1789**2, 1024)  # of 1b6_x12: its offsets need 64 bits
 
@@ -71,11 +75,18 @@ def test_the_form_of_xla_makes_no_table_either(dtype):
   assert compiled.memory_analysis().temp_size_in_bytes < table_bytes / 8
 
 
-def test_the_steps_compile_for_a_gpu():
+@pytest.mark.parametrize("attention, dtype", [
+    ("xla", "float32"),
+    pytest.param("cudnn", "bfloat16", marks=pytest.mark.skipif(
+        not HAS_CUDNN, reason="nvidia-cudnn-cu12 is missing"
+    )),
+])
+def test_the_steps_compile_for_a_gpu(attention, dtype):
   c = tiny.get_config()
   c.update_from_flattened_dict({
       "model.num_layers": 2, "model.memory.spans": "1:2",
-      "model.memory.kernel": "pallas",
+      "model.memory.kernel": "pallas", "model.attention": attention,
+      "model.dtype": dtype,
   })
   config = config_lib.parse(c)
   devices = topology.devices("h100:1")
@@ -90,6 +101,8 @@ def test_the_steps_compile_for_a_gpu():
     costs = compile_lib.report(compiled, mesh)
     assert costs["fits"], costs
     assert kernels(compiled) >= (name != "update")
+    flash = attention == "cudnn" and name == "train"
+    assert ("__cudnn$fmha" in compiled.as_text()) == flash, name
 
 
 def test_a_lookup_travels_beside_the_dense_layers_of_its_span():
