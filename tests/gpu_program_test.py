@@ -13,7 +13,7 @@ from jax.sharding import SingleDeviceSharding
 
 from configs import tiny
 from ultramem_jax import compile as compile_lib
-from ultramem_jax import compiler_options, hlo, sharding, topology
+from ultramem_jax import compiler_options, hlo, program, sharding, topology
 from ultramem_jax import config as config_lib
 from ultramem_jax.ops import lookup
 
@@ -93,7 +93,9 @@ def test_the_steps_compile_for_a_gpu(attention, dtype):
   mesh = sharding.make_mesh(config, devices)
   layout = sharding.make_layout(config, mesh)
   lowered = {
-      **compile_lib.lower_train_step(config, layout),
+      **program.lower_train_step(
+          config, *program.abstract_inputs(config, layout), layout
+      ),
       "decode": compile_lib.lower_decode_step(config, layout, 8, 64),
   }
   for name, part in lowered.items():

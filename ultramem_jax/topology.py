@@ -17,12 +17,13 @@ from ultramem_jax.checks import ConfigError, require
 
 GIB = 2**30
 
+GPU_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
 # Memory of one device that a program can have, by its kind. TPUs: what
 # libtpu names when a program needs more (nominally 8, 16, 32, 16, 95, 32 and
-# 96 GiB). A v2, v3 or tpu7x chip is two devices. GPUs: three quarters, which
-# JAX takes if XLA_PYTHON_CLIENT_MEM_FRACTION does not say otherwise.
+# 96 GiB). A v2, v3 or tpu7x chip is two devices. GPUs: the part that
+# JAX takes of them.
 MEMORY_BYTES = {
-    "NVIDIA H100 80GB HBM3": 0.75 * 79.1 * GIB,
+    "NVIDIA H100 80GB HBM3": 79.1 * GIB * GPU_FRACTION,
     "TPU v2": 7.48 * GIB,
     "TPU v3": 15.48 * GIB,
     "TPU v4": 30.75 * GIB,
