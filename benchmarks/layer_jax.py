@@ -142,7 +142,10 @@ def own_table():
 @functools.partial(jax.jit, donate_argnums=0)
 def update(table, gradient, count):
   adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
-  return row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
+  table, _ = row_update.update_rows(
+      table, *gradient, 1.0, adamw, jnp.uint32(0)
+  )
+  return table
 
 
 def repeated(gradient_step, state, *inputs):

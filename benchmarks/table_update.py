@@ -59,9 +59,10 @@ def sparse_update(table, factors, step, clip: bool = False):
   scale = 1.0
   if clip:
     scale = jax.lax.rsqrt(row_update.squared_norm(factors, reads, rows))
-  return row_update.update_rows(
+  table, _ = row_update.update_rows(
       table, factors, reads, scale, adamw, step.astype(jnp.uint32)
   )
+  return table
 
 
 def dense_update(table, factors, step):

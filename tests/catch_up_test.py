@@ -123,7 +123,7 @@ def test_ten_sparse_steps_equal_dense_adamw():
     adamw = row_update.AdamW(
         *BETAS, EPS, DECAY, np.float32(RATE_S[step]), step, past
     )
-    table = row_update.update_rows(
+    table, _ = row_update.update_rows(
         table, factors, row_order.sort_reads(factors.row_TK, num_rows), 1.0,
         adamw, jnp.uint32(0),
     )

@@ -105,19 +105,22 @@ def test_reads_are_sorted_and_stay_in_order_within_a_row(num_rows):
 
 
 def test_squared_norm_is_that_of_the_sums():
-  _, factors = make(7, 50, 8)
+  table, factors = make(7, 50, 8)
   reads = row_order.sort_reads(factors.row_TK, 7)
-  np.testing.assert_allclose(
-      row_update.squared_norm(factors, reads, 7),
-      np.square(dense_gradient(factors, 7)).sum(), rtol=1e-5,
+  expected = np.square(dense_gradient(factors, 7)).sum()
+  alone = row_update.squared_norm(factors, reads, 7)
+  _, of_update = row_update.update_rows(
+      table, factors, reads, 0.5, ADAMW, jnp.uint32(0)
   )
+  np.testing.assert_allclose([alone, of_update], expected, rtol=1e-5)
 
 
 def update(table, factors, scale=1.0, adamw=ADAMW, key=0):
   reads = row_order.sort_reads(factors.row_TK, table.values_IW.shape[0])
-  return row_update.update_rows(
+  table, _ = row_update.update_rows(
       table, factors, reads, scale, adamw, jnp.uint32(key)
   )
+  return table
 
 
 def was_read(factors, num_rows):

@@ -93,6 +93,15 @@ def constrain_batch(x):
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
+def constrain_whole(tree):
+  """The arrays of a tree, each of them whole on every device."""
+  layout = current()
+  if layout is None:
+    return tree
+  sharding = NamedSharding(layout.mesh, PartitionSpec())
+  return jax.lax.with_sharding_constraint(tree, sharding)
+
+
 def over_tokens(function, tokens, weights):
   """function(tokens, weights), run by each device on its own tokens.
 

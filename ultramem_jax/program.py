@@ -46,8 +46,8 @@ def lower_train_step(config: Config, state, batch, layout=None) -> dict:
     return {"train": train}
   update = step.jitted(
       step.table_step, config, layout, donate_argnums=0,
-      out_shardings=shardings[1],
-  ).lower(tables, train.out_info[1])
+      out_shardings=(shardings[1], None),
+  ).lower(tables, *train.out_info[1:])
   return {"train": train, "update": update}
 
 
@@ -73,7 +73,7 @@ class TrainProgram:
     rest, tables = state.split_tables()
     rest, gradients, metrics = self.programs[0](rest, tables, batch)
     if tables:
-      tables = self.programs[1](tables, gradients)
+      tables, metrics = self.programs[1](tables, gradients, metrics)
     return rest.join_tables(tables), metrics
 
   @property

@@ -194,22 +194,25 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
     batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
     config: static.
   Returns:
-    (state, gradients, metrics): the arguments of `table_step`; float32 scalars
-    by name.
+    (state, gradients, metrics): both of these for `table_step`; metrics are
+    float32 scalars by name.
   """
   buffers = refresh_buffers(state.params, state.buffers)
   gradients, factors, losses, stats, slots = _gradients(
       state, tables, buffers, batch, config
   )
+  factors = layout_lib.constrain_whole(factors)
   num_rows = {path: len(values) for path, values in values_of(tables).items()}
   reads = {
       path: split_update.sort_reads(f.row_TK, num_rows[path])
       for path, f in factors.items()
   }
-  norm = jnp.sqrt(jnp.square(optax.tree.norm(gradients)) + sum(
-      split_update.squared_norm(f, reads[path], num_rows[path])
-      for path, f in factors.items()
-  ))
+  norm = optax.tree.norm(gradients)
+  if config.optim.clip_norm:  # else `table_step` adds the tables'
+    norm = jnp.sqrt(jnp.square(norm) + sum(
+        split_update.squared_norm(f, reads[path], num_rows[path])
+        for path, f in factors.items()
+    ))
   optimizer = optim.make_optimizer(config.optim, config.steps)
   updates, opt_state = optimizer.update(
       gradients, state.opt_state, state.params, norm=norm
@@ -233,20 +236,33 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
   return state, (factors, reads, scale, step), metrics
 
 
-def table_step(tables: dict[str, Table], gradients, *, config: Config):
-  """The tables after the step of which `gradient_step` gave the gradients."""
+def table_step(
+    tables: dict[str, Table], gradients, metrics, *, config: Config
+):
+  """The part of a step that `gradient_step` leaves.
+
+  Args:
+    tables: by path, before the step.
+    gradients, metrics: of `gradient_step`.
+    config: static.
+  Returns:
+    (tables, metrics) after the step.
+  """
   factors, reads, scale, step = gradients
   adamw = optim.table_adamw(config.optim, config.steps, step)
   key = jax.random.fold_in(jax.random.key(config.seed), 2)
   keys = jax.random.bits(
       jax.random.fold_in(key, step), (len(tables),), jnp.uint32
   )
-  return {
-      path: split_update.update_rows(
-          table, factors[path], reads[path], scale, adamw, keys[index]
-      )
-      for index, (path, table) in enumerate(sorted(tables.items()))
-  }
+  updated, squares = {}, jnp.square(metrics["gradient_norm"])
+  for index, (path, table) in enumerate(sorted(tables.items())):
+    updated[path], squares_of_table = split_update.update_rows(
+        table, factors[path], reads[path], scale, adamw, keys[index]
+    )
+    squares += squares_of_table
+  if not config.optim.clip_norm:
+    metrics = {**metrics, "gradient_norm": jnp.sqrt(squares)}
+  return updated, metrics
 
 
 def train_step(state: TrainState, batch: Batch, *, config: Config):
@@ -266,7 +282,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config):
   state, gradients, metrics = gradient_step(
       state, tables, batch, config=config
   )
-  tables = table_step(tables, gradients, config=config)
+  tables, metrics = table_step(tables, gradients, metrics, config=config)
   return state.join_tables(tables), metrics
 
 

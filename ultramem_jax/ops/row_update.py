@@ -87,8 +87,7 @@ def squared_norm(factors: Factors, reads, num_rows: int):
   """
 
   def add(total, row_P, gradient_PW):
-    present_P1 = (row_P < num_rows)[:, None]
-    return total + jnp.where(present_P1, jnp.square(gradient_PW), 0).sum()
+    return total + _squares(row_P, gradient_PW, num_rows)
 
   return blocks.with_budget(
       functools.partial(_scan_rows, add, num_rows),
@@ -96,9 +95,15 @@ def squared_norm(factors: Factors, reads, num_rows: int):
   )
 
 
+def _squares(row_P, gradient_PW, num_rows):
+  """Sum of squares of the rows that stand for something."""
+  present_P1 = (row_P < num_rows)[:, None]
+  return jnp.where(present_P1, jnp.square(gradient_PW), 0).sum()
+
+
 def update_rows(
     table: Table, factors: Factors, reads, scale, adamw: AdamW, key
-) -> Table:
+) -> tuple[Table, jax.Array]:
   """AdamW on the rows that were read.
 
   Rows that were not read stay as they are: they neither decay nor move on by
@@ -113,11 +118,15 @@ def update_rows(
     adamw: the rule.
     key: uint32 scalar, from which low precision is rounded.
   Returns:
-    The table, updated in place where it is donated.
+    (table, squares): the table, updated in place where it is donated; the
+    `squared_norm` of the gradient, which costs a pass of its own only where
+    the scale depends on it.
   """
   num_rows, width = table.values_IW.shape
 
-  def update(table, row_P, gradient_PW, scale, adamw, key):
+  def update(carry, row_P, gradient_PW, scale, adamw, key):
+    table, squares = carry
+    squares += _squares(row_P, gradient_PW, num_rows)
     rows = jax.tree.map(
         lambda x: jnp.take(x, row_P, axis=0, mode="clip"), table
     )
@@ -126,16 +135,17 @@ def update_rows(
     rows = _adamw(rows, scale * gradient_PW, adamw)
     noise_PW = precision.noise(key, row_P, width)
     rows = _encode(rows, table, noise_PW)
-    return jax.tree.map(
+    table = jax.tree.map(
         lambda x, rows: x.at[row_P].set(
             rows, mode="drop", unique_indices=True, indices_are_sorted=True
         ), table, rows,
     )
+    return table, squares
 
   def scan(budget, table, factors, reads, *rule):
     return _scan_rows(
-        lambda *block: update(*block, *rule), num_rows, budget, table,
-        factors, reads,
+        lambda *block: update(*block, *rule), num_rows, budget,
+        (table, jnp.float32(0)), factors, reads,
     )
 
   return blocks.with_budget(
@@ -153,12 +163,13 @@ def _adamw(rows: Table, gradient_PW, adamw: AdamW) -> Table:
     square = square.mean(-1)
   mean_PW = a.beta1 * rows.mean_IW + (1 - a.beta1) * gradient_PW
   variance = a.beta2 * rows.variance + (1 - a.beta2) * square
-  divisor = jnp.sqrt(variance / (1 - a.beta2**a.step)) + a.eps
-  step_PW = mean_PW / (1 - a.beta1**a.step) / (
+  # Scalars are joined first, as every element would be divided by each.
+  divisor = jnp.sqrt(variance * (1 / (1 - a.beta2**a.step))) + a.eps
+  rate = a.rate / (1 - a.beta1**a.step)
+  values_PW = rows.values_IW
+  values_PW -= a.rate * a.weight_decay * values_PW + rate * mean_PW / (
       divisor if divisor.ndim == 2 else divisor[:, None]
   )
-  values_PW = rows.values_IW
-  values_PW -= a.rate * (step_PW + a.weight_decay * values_PW)
   if step_P is not None:
     step_P = jnp.full_like(step_P, a.step)
   return Table(values_PW, mean_PW, variance, step_P)
@@ -189,7 +200,8 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
     function: (carry, row_P, gradient_PW) -> carry. The rows ascend; those
       from I on stand for nothing.
     num_rows: I.
-    budget: bytes that gradient_PW may have.
+    budget: bytes that the gradients of reads and their sums may have. A block
+      has some more arrays of that size: rows, before and after.
     carry: any pytree.
     factors: the gradient.
     reads: of `row_order.sort_reads`.
@@ -197,7 +209,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
     The last carry.
   """
   width = factors.vector_TEW.shape[-1]
-  length = min(reads[0].size + 1, max(1, budget // (4 * width)))
+  length = min(reads[0].size + 1, max(1, budget // (2 * 4 * width)))
   sums = _row_sums
   if budget == blocks.ACCELERATOR_BLOCK_BYTES:
     length = PRODUCT_READS * math.ceil(length / PRODUCT_READS)

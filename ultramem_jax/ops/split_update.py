@@ -53,7 +53,7 @@ def squared_norm(factors: Factors, reads, num_rows: int):
 
 def update_rows(
     table: Table, factors: Factors, reads, scale, adamw: AdamW, key
-) -> Table:
+) -> tuple[Table, jax.Array]:
   """`row_update.update_rows`; shards round with noise of their own."""
   layout = layout_lib.current()
   if layout is None:
@@ -63,15 +63,17 @@ def update_rows(
 
   def update(table, factors, reads, scale, adamw, key):
     shard = jax.lax.axis_index(layout.table_axes).astype(jnp.uint32)
-    return row_update.update_rows(
+    table, squares = row_update.update_rows(
         table, _columns(layout, factors), reads, scale, adamw,
         shuffle.mix(key + shard),
     )
+    return table, jax.lax.psum(squares, layout.table_axes)
 
   whole = PartitionSpec()
   return _map(
       layout, update,
-      (specs, whole, _reads_spec(layout), whole, whole, whole), specs,
+      (specs, whole, _reads_spec(layout), whole, whole, whole),
+      (specs, whole),
   )(table, factors, reads, jnp.float32(scale), adamw, key)
 
 
