@@ -218,6 +218,9 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
       gradients, state.opt_state, state.params, norm=norm
   )
   step = state.step + 1
+  # Counted after the backward: a TPU runs few collectives beside its matmuls,
+  # and those of the look-ups matter more.
+  slots, _ = jax.lax.optimization_barrier((slots, norm))
   rates = optim.schedules(config.optim, config.steps)
   metrics = {
       **losses, "gradient_norm": norm, "learning_rate": rates["weights"](step),
