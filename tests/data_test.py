@@ -391,7 +391,7 @@ def test_order_depends_on_seed_alone(corpora, kind):
     return collect(pipeline.train_batches(config, range(3)), 9)
 
   assert_equal_batches(first(5), first(5))
-  assert_equal_batches(first(2**40), first(2**40))
+  assert_equal_batches(first(2**32 - 1), first(2**32 - 1))
   assert any((a["tokens"] != b["tokens"]).any()
              for a, b in zip(first(5), first(6), strict=True))
 
