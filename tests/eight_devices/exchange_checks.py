@@ -140,6 +140,20 @@ def test_gradients_that_travel_as_bfloat16_are_summed_in_float32(partition):
   np.testing.assert_array_equal(gradient_IW, expected_IW)
 
 
+def pooling_arguments(layout, num_rows, tokens, reads, width, cores):
+  """Table, index and score of `pool_rows`, not allocated, as they lie."""
+  split = NamedSharding(layout.mesh, layout.tokens(8, tokens))
+  table = NamedSharding(layout.mesh, layout.table_spec())
+  return [
+      jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+      for shape, dtype, placed in (
+          ((num_rows, width), jnp.float32, table),
+          ((8, tokens, reads), jnp.int32, split),
+          ((8, tokens, reads, cores), jnp.float32, split),
+      )
+  ]
+
+
 @pytest.mark.parametrize("partition, num_rows", [
     *((partition, 2**22) for partition in exchange.PARTITIONS),
     ("rows_unpooled", 2048),
@@ -148,19 +162,11 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   layout = make_layout("one device each", partition)
   layout = dataclasses.replace(layout, table_axes=("data",))
   tokens, reads, width, cores = 512, 20, 64, 2
-  split = NamedSharding(layout.mesh, layout.tokens(8, tokens))
-  table = NamedSharding(layout.mesh, layout.table_spec())
-  arguments = [
-      jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
-      for shape, dtype, placed in (
-          ((num_rows, width), jnp.float32, table),
-          ((8, tokens, reads), jnp.int32, split),
-          ((8, tokens, reads, cores), jnp.float32, split),
-      )
-  ]
+  arguments = pooling_arguments(layout, num_rows, tokens, reads, width, cores)
   with layout_lib.using(layout):
     lowered = jax.jit(
-        lambda *args: exchange.pool_rows(*args, BLOCKS), out_shardings=split
+        lambda *args: exchange.pool_rows(*args, BLOCKS),
+        out_shardings=arguments[1].sharding,
     ).lower(*arguments)
   found = hlo.Program(lowered.compile().as_text()).collectives(8)
   received = sum(collective.received for collective in found) / tokens
@@ -180,19 +186,15 @@ def test_temporaries_grow_as_estimated(partition):
   layout = make_layout("one device each", partition)
   layout = dataclasses.replace(layout, table_axes=("data",))
   num_rows, reads, width, cores = 2**20, 40, 64, 2
-  table = NamedSharding(layout.mesh, layout.table_spec())
 
   def temporaries(tokens):
-    split = NamedSharding(layout.mesh, layout.tokens(8, tokens))
-    arguments = [
-        jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
-        for shape, dtype, placed in (
-            ((num_rows, width), jnp.float32, table),
-            ((8, tokens, reads), jnp.int32, split),
-            ((8, tokens, reads, cores), jnp.float32, split),
-            ((8, tokens, BLOCKS, width), jnp.float32, split),
-        )
-    ]
+    arguments = pooling_arguments(
+        layout, num_rows, tokens, reads, width, cores
+    )
+    table, split = (x.sharding for x in arguments[:2])
+    arguments.append(jax.ShapeDtypeStruct(
+        (8, tokens, BLOCKS, width), jnp.float32, sharding=split
+    ))
 
     def gradients(table_IW, index_BTK, score_BTKC, gradient_BTEW):
       _, transpose = jax.vjp(
