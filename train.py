@@ -248,7 +248,7 @@ def print_sample(config: Config, state, layout) -> None:
 
 
 def main() -> None:
-  distributed.initialize()
+  distributed.initialize(stops_together=True)
   config = cli.load(CONFIG)
   name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
   train(config, WORKDIR.value or f"runs/{name}")

@@ -12,11 +12,17 @@ import small
 # Runs each command line in a process of its own, forked from one that has
 # imported everything. Answers with a line of JSON for each.
 DRIVER = """
-import json, os, sys, time
+import json, os, signal, sys, time
 import train
 from ultramem_jax import cli
 
 def no_step(*arguments):
+  if "INTERRUPT" in os.environ:
+    # Of a program that was started in the background, the shell may have
+    # turned Ctrl-C off.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(300)
   raise AssertionError("the training step was to be compiled")
 
 train.compile_step = no_step
@@ -236,6 +242,11 @@ def test_a_workdir_of_another_run_is_refused(train, tmp_path):
       "Use another --workdir",
   )
   assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_ctrl_c_before_the_first_step_is_told_in_one_line(train, tmp_path):
+  status, _, errors, _ = train(TINY, f"--workdir={tmp_path}", INTERRUPT="1")
+  assert (status, errors) == (130, "SIGINT: stopped\n")
 
 
 def test_a_model_too_large_for_the_machine_is_refused_at_once(train, tmp_path):

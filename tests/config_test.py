@@ -9,8 +9,8 @@ import pytest
 from configs import default, tiny
 from ultramem_jax import config
 from ultramem_jax.checks import ConfigError
-from ultramem_jax.config import Span
 from ultramem_jax.memory_config import MAX_GRID_SIDE, MemoryConfig
+from ultramem_jax.spans import Span, parse_spans
 
 NAN, INF = float("nan"), float("inf")
 
@@ -170,6 +170,21 @@ def test_wrong_types_and_unknown_fields(name, value, allowed):
   assert allowed in message
 
 
+@pytest.mark.parametrize(("name", "value", "kind"), [
+    ("num_keys", "16", "int"), ("num_keys", 16.0, "int"),
+    ("num_keys", True, "int"), ("softmax", 1, "bool"), ("spans", None, "str"),
+    ("norm_eps", "1e-5", "float"),
+])
+def test_wrong_types_of_a_layer_of_ones_own(name, value, kind):
+  fields = dict(num_keys=8, key_dim=4, value_dim=8, top_m=3)
+  with pytest.raises(ConfigError) as error:
+    MemoryConfig(**{**fields, name: value})
+  assert str(error.value) == (
+      f"model.memory.{name} = {value!r}: must be of type {kind}"
+  )
+  assert MemoryConfig(**fields, aux_loss_weight=0).aux_loss_weight == 0
+
+
 @pytest.mark.parametrize("name", ["steps", "model", "data.seq_len"])
 def test_missing_fields(name):
   c = tiny_with(name, 0)
@@ -221,9 +236,9 @@ def test_derived_sizes_of_a_memory():
 
 
 def test_spans():
-  assert config.parse_spans("1:2/2:3", 4) == (Span(0, 0, 1), Span(1, 1, 2))
-  assert config.parse_spans("3:4/1:3", 4) == (Span(0, 2, 3), Span(1, 0, 2))
-  assert config.parse_spans("4:4", 4) == (Span(0, 3, 3),)
+  assert parse_spans("1:2/2:3", 4) == (Span(0, 0, 1), Span(1, 1, 2))
+  assert parse_spans("3:4/1:3", 4) == (Span(0, 2, 3), Span(1, 0, 2))
+  assert parse_spans("4:4", 4) == (Span(0, 3, 3),)
   dense = tiny.get_config()
   dense.model.memory.update(kind="none", spans="")
   assert config.parse(dense).model.spans == ()

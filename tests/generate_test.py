@@ -1,6 +1,7 @@
 """Tests of the sampler: against full forwards, and with a fake model."""
 
 import functools
+import types
 
 import flax.linen as nn
 import jax
@@ -27,6 +28,10 @@ class Successor(nn.Module):
   """
 
   vocab: int = 10
+
+  @property
+  def config(self):
+    return types.SimpleNamespace(vocab_size=self.vocab)
 
   @nn.compact
   def __call__(
@@ -74,6 +79,14 @@ def test_no_token_asked_for():
 @pytest.mark.parametrize("prompts", [[], [[]], [[1], []]])
 def test_empty_prompts_are_refused(prompts):
   with pytest.raises(ConfigError, match=r"prompts = .*must"):
+    successors(prompts, 3)
+
+
+@pytest.mark.parametrize("prompts", [[[3], [9, 10]], [[-1]]])
+def test_tokens_beyond_the_vocabulary_are_refused(prompts):
+  with pytest.raises(
+      ConfigError, match=rf"prompts = \[{prompts[-1][-1]}\]: .*vocab_size = 10"
+  ):
     successors(prompts, 3)
 
 

@@ -810,11 +810,20 @@ def test_faulty_variables_are_listed_in_one_error():
   del params["query"]
   with pytest.raises(ConfigError) as error:
     interop.to_official(kind, {"params": params}, **s)
+  assert "row_multiple" not in str(error.value)
   for fault in (
       "params/query is missing", "params/extra is unknown",
       "params/values has shape [2, 12], must be [25, 12]",
   ):
     assert fault in str(error.value)
+
+
+def test_rows_that_only_pad_a_table_are_named():
+  kind, s = "ultramem_v1", KINDS["ultramem_v1"]
+  _, variables = interop.from_official(kind, random_tensors(kind, s), **s)
+  params = {**variables["params"], "values": np.zeros((32, 12))}
+  with pytest.raises(ConfigError, match=r"row_multiple, give the first 25 ro"):
+    interop.to_official(kind, {"params": params}, **s)
 
 
 def safetensors(path, tensors):

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import signal
+import socket
 import subprocess
 import sys
 
@@ -65,3 +66,35 @@ def test_handlers_are_put_back():
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
   assert before == (
       signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+
+
+# A process of one, as it joins the others.
+ASKED = """
+import os, signal, sys
+from absl import flags
+from ultramem_jax import distributed
+stops_together, port = map(int, sys.argv[1:])
+distributed.define_flags()
+flags.FLAGS(["", f"--coordinator=localhost:{port}", "--num_processes=1",
+             "--process_id=0"])
+distributed.initialize(bool(stops_together))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stops_together", "status"), [(True, 0), (False, -signal.SIGTERM)]
+)
+def test_only_a_run_that_stops_together_outlives_sigterm(
+    stops_together, status
+):
+  with socket.socket() as held:
+    # Bound, but not listening: the coordinator, which shares ports, can.
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("", 0))
+    done = subprocess.run(
+        [sys.executable, "-c", ASKED, str(int(stops_together)),
+         str(held.getsockname()[1])], capture_output=True, text=True,
+        cwd=pathlib.Path(__file__).parents[1],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"})
+  assert done.returncode == status, done.stderr

@@ -290,7 +290,7 @@ def test_variables_and_their_shapes():
   assert set(product_keys["params"]) == {"keys", "query", "values"}
 
 
-@pytest.mark.parametrize("shape", [(B, D), (B, T, D + 1)])
+@pytest.mark.parametrize("shape", [(B, D), (B, T, D + 1), (B, 0, D)])
 def test_wrong_shape_is_refused(shape):
   with pytest.raises(ValueError, match=rf"must be \[B, T, {D}\]"):
     jax.eval_shape(layer_of().init, jax.random.key(0), jnp.zeros(shape))
@@ -514,6 +514,20 @@ def test_sown_values():
   assert_close(
       stats["core_lambda_ratio"], (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
   )
+
+
+def test_stats_leave_padding_out():
+  layer = layer_of()
+  variables = initialized(layer)
+  x_BTD = jnp.asarray(inputs())
+  segment_BT = jnp.ones((B, T), jnp.int32).at[:, 3:].set(0)
+
+  def stats(x_BTD, segment_BT):
+    _, sown = layer.apply(variables, x_BTD, segment_BT, mutable=["stats"])
+    return sown["stats"]
+
+  padded, cut = jax.jit(stats)(x_BTD, segment_BT), stats(x_BTD[:, :3], None)
+  assert_close(padded, cut)
 
 
 def test_buffers_of_stacked_layers_are_refreshed_by_vmap():

@@ -3,6 +3,7 @@
 from ultramem_jax.checks import ConfigError
 from ultramem_jax.config import Config, ModelConfig, MoeConfig
 from ultramem_jax.layers.memory_plus import MemoryPlus
+from ultramem_jax.layers.peer import Peer
 from ultramem_jax.layers.ultramem import UltraMem, refresh_buffers
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 from ultramem_jax.memory_config import MemoryConfig
@@ -15,6 +16,7 @@ __all__ = [
     "MemoryPlus",
     "ModelConfig",
     "MoeConfig",
+    "Peer",
     "Transformer",
     "UltraMem",
     "UltraMemV2",

@@ -1,5 +1,7 @@
 """Rules of settings, and the error that a broken one raises."""
 
+import dataclasses
+import math
 from typing import Any
 
 
@@ -11,6 +13,22 @@ def require(ok: bool, field: str, value: Any, allowed: str) -> None:
   """Raises ConfigError "field = value: allowed" unless ok."""
   if not ok:
     raise ConfigError(f"{field} = {value!r}: {allowed}")
+
+
+def require_types(path: str, config: Any) -> None:
+  """Requires each field of dataclass config to be of its type, and finite.
+
+  An int will do for a float, but no bool for an int. To be called before the
+  other rules, which compare values.
+  """
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    allowed = (float, int) if field.type is float else (field.type,)
+    name = f"{path}.{field.name}" if path else field.name
+    require(type(value) in allowed, name, value,
+            f"must be of type {field.type.__name__}")
+    require(field.type is not float or math.isfinite(value), name, value,
+            "must be finite")
 
 
 def require_at_least(path: str, config: Any, low: float, *fields: str) -> None:

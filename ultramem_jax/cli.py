@@ -22,6 +22,7 @@ USER_ERRORS = (
     CheckpointError, ConfigError, OSError, TargetError, TrainingError,
 )
 EXIT_STATUS = 2
+INTERRUPTED_STATUS = 130  # what a shell reports of a program that Ctrl-C ended
 
 
 def define_config():
@@ -126,10 +127,10 @@ def _cause(error: Exception) -> str:
 
 
 def run(main: Callable[[], None]) -> None:
-  """Runs main() with flags parsed; ends USER_ERRORS in one line.
+  """Runs main() with flags parsed; ends USER_ERRORS and Ctrl-C in one line.
 
-  The exit status is then 2. Other exceptions keep their traceback. Of several
-  processes, the first that fails ends all.
+  The exit status is then 2, or 130. Other exceptions keep their traceback. Of
+  several processes, the first that fails ends all.
   """
 
   def checked_main(arguments):
@@ -144,10 +145,13 @@ def run(main: Callable[[], None]) -> None:
 
 @contextlib.contextmanager
 def _reporting():
-  """Ends the program, with a line of the cause, at one of USER_ERRORS."""
+  """Ends the program, with a line of the cause, at a USER_ERROR or Ctrl-C."""
   with distributed.ending_together():
     try:
       yield
     except USER_ERRORS as error:
       print(f"error: {error}", file=sys.stderr)
       sys.exit(EXIT_STATUS)
+    except KeyboardInterrupt:
+      print("SIGINT: stopped", file=sys.stderr)
+      sys.exit(INTERRUPTED_STATUS)

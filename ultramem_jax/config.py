@@ -7,7 +7,6 @@ is allowed.
 """
 
 import dataclasses
-import math
 from typing import Any
 
 from ultramem_jax.checks import (
@@ -16,8 +15,10 @@ from ultramem_jax.checks import (
     require_choice,
     require_fraction,
     require_positive,
+    require_types,
 )
 from ultramem_jax.memory_config import MemoryConfig
+from ultramem_jax.spans import Span, parse_spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +32,7 @@ class MoeConfig:
 
   def __post_init__(self):
     path = "model.moe"
+    require_types(path, self)
     require_at_least(path, self, 0, "num_experts", "balance_loss_weight")
     require_at_least(path, self, 1, "top_k", "expert_dim")
     require(
@@ -38,51 +40,6 @@ class MoeConfig:
         f"{path}.top_k", self.top_k,
         f"must be at most num_experts = {self.num_experts}",
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Span:
-  """Memory `index` reads in block `start`, is added after `end` (0-based)."""
-
-  index: int
-  start: int
-  end: int
-
-
-def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
-  """Reads "i:j/i:j/..." (blocks counted from 1, as in the paper).
-
-  Args:
-    spans: where each memory reads (i) and after which block it is added (j).
-      Spans may overlap or touch. "full" is a memory i:i in every block.
-    num_layers: L, blocks of the transformer.
-  Returns:
-    One Span per memory, 0-based, in the order written.
-  Raises:
-    ConfigError: not of that form, a block out of range, j < i, a repeated i.
-  """
-  field = "model.memory.spans"
-  if spans == "full":
-    return tuple(Span(layer, layer, layer) for layer in range(num_layers))
-  parsed = []
-  for index, text in enumerate(spans.split("/")):
-    start, _, end = text.partition(":")
-    require(
-        start.isdecimal() and end.isdecimal(), field, spans,
-        f"must be 'i:j' parts joined by '/', such as '1:2/3:4'; got {text!r}",
-    )
-    start, end = int(start), int(end)
-    require(
-        1 <= start <= end <= num_layers, field, spans,
-        f"span {text!r} must satisfy 1 <= i <= j <= num_layers = {num_layers}",
-    )
-    parsed.append(Span(index, start - 1, end - 1))
-  starts = [span.start for span in parsed]
-  require(
-      len(set(starts)) == len(starts), field, spans,
-      "no two memories may read in the same block",
-  )
-  return tuple(parsed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +79,7 @@ class ModelConfig:
 
   def __post_init__(self):
     path = "model"
+    require_types(path, self)
     require_at_least(path, self, 1, "vocab_size", "embed_dim", "num_layers",
                      "num_heads", "mlp_dim")
     require_choice(path, self, "activation", "gelu", "swiglu")
@@ -181,6 +139,7 @@ class DataConfig:
 
   def __post_init__(self):
     path = "data"
+    require_types(path, self)
     require_choice(path, self, "source", "stdlib", "text", "tfds")
     require_choice(path, self, "packing", "segments", "concat")
     require_at_least(path, self, 1, "seq_len", "shuffle_window")
@@ -220,6 +179,7 @@ class OptimConfig:
 
   def __post_init__(self):
     path = "optim"
+    require_types(path, self)
     require_choice(path, self, "table_update", "dense", "sparse", "auto")
     require_choice(path, self, "table_moments", "float32", "bfloat16")
     require_choice(path, self, "table_second_moment", "element", "row")
@@ -248,6 +208,7 @@ class CheckpointConfig:
   keep: int
 
   def __post_init__(self):
+    require_types("checkpoint", self)
     require_at_least("checkpoint", self, 1, "every", "keep")
 
 
@@ -262,6 +223,7 @@ class SampleConfig:
   top_p: float
 
   def __post_init__(self):
+    require_types("sample", self)
     require_at_least("sample", self, 0, "num_tokens", "temperature", "top_k")
     require(0 < self.top_p <= 1, "sample.top_p", self.top_p,
             "must lie in (0, 1]; 1 keeps every token")
@@ -278,6 +240,7 @@ class MeshConfig:
   table_axes: str = "fsdp,tensor,table"
 
   def __post_init__(self):
+    require_types("mesh", self)
     require(self.data == -1 or self.data >= 1, "mesh.data", self.data,
             "must be -1 (all devices that remain) or at least 1")
     require_at_least("mesh", self, 1, "fsdp", "tensor", "table")
@@ -309,6 +272,7 @@ class Config:
   mesh: MeshConfig
 
   def __post_init__(self):
+    require_types("", self)
     for field, low in (("seed", 0), ("steps", 1), ("batch_size", 1),
                        ("accumulation_steps", 1), ("log_every", 1),
                        ("eval_every", 1), ("eval_batches", 0)):
@@ -356,7 +320,7 @@ class Config:
 
 
 def _build(cls: type, values: Any, path: str) -> Any:
-  """Builds dataclass cls from a mapping, checking names and types."""
+  """Builds dataclass cls, which checks values, from a mapping of its names."""
   fields = {field.name: field for field in dataclasses.fields(cls)}
   prefix = f"{path}." if path else ""
   require(hasattr(values, "keys"), path, values,
@@ -374,13 +338,9 @@ def _build(cls: type, values: Any, path: str) -> Any:
     if dataclasses.is_dataclass(field.type):
       built[name] = _build(field.type, value, prefix + name)
       continue
-    if field.type is float and type(value) is int:
-      value = float(value)
-    require(type(value) is field.type, prefix + name, value,
-            f"must be of type {field.type.__name__}")
-    require(field.type is not float or math.isfinite(value), prefix + name,
-            value, "must be finite")
-    built[name] = value
+    # So that equal configs print alike.
+    to_float = field.type is float and type(value) is int
+    built[name] = float(value) if to_float else value
   return cls(**built)
 
 

@@ -38,9 +38,13 @@ def define_flags() -> None:
   )
 
 
-def initialize() -> None:
+def initialize(stops_together: bool = False) -> None:
   """Joins the other processes, if there are any; before devices are used.
 
+  Args:
+    stops_together: SIGTERM to one of several processes waits until
+      `preemption.Preemption` stops them all at one step; otherwise it ends
+      that process, and so all of them.
   Raises:
     ConfigError: flags that do not go together, or no cluster that JAX knows.
   """
@@ -48,6 +52,9 @@ def initialize() -> None:
   coordinator, count, index = (
       values.coordinator, values.num_processes, values.process_id
   )
+  # Where it is on, and nobody asks it, JAX's preemption service swallows
+  # SIGTERM.
+  jax.config.update("jax_enable_preemption_service", stops_together)
   if coordinator in (None, AUTO):
     require(
         count is None and index is None, "--coordinator", coordinator,

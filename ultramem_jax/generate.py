@@ -185,12 +185,19 @@ def generate(
   Returns:
     The new tokens of each sequence, int32, without the stop token.
   Raises:
-    ConfigError: no prompt, or an empty one.
+    ConfigError: no prompt, an empty one, or an id beyond the vocabulary.
   """
   require(len(prompts) > 0, "prompts", list(prompts), "must not be empty")
   lengths = np.array([len(prompt) for prompt in prompts])
   require(lengths.min() > 0, "prompts", lengths.tolist(),
           "every prompt must hold a token")
+  vocab_size = model.config.vocab_size
+  tokens_N = np.concatenate(prompts)
+  # The embedding would take the nearest id that it has.
+  strange_N = tokens_N[(tokens_N < 0) | (tokens_N >= vocab_size)]
+  require(strange_N.size == 0, "prompts", strange_N[:3].tolist(),
+          f"token ids must be at least 0 and less than vocab_size = "
+          f"{vocab_size}")
   if num_tokens == 0:
     return [np.zeros(0, np.int32) for _ in prompts]
   # Padded on the left: the newest token of every row has the same cache slot.

@@ -8,6 +8,7 @@ from ultramem_jax.checks import (
     require_at_least,
     require_choice,
     require_positive,
+    require_types,
 )
 
 MAX_GRID_SIDE = 46340  # the largest s with s * s - 1 representable in int32
@@ -132,6 +133,7 @@ class MemoryConfig:
 
   def __post_init__(self):
     path = "model.memory"
+    require_types(path, self)
     require_choice(path, self, "kind", "none", "ultramem", "ultramem_v2",
                    "memory_plus", "peer")
     for field, fixed in KIND_SETTINGS.get(self.kind, {}).items():

@@ -28,7 +28,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
 from ultramem_jax import workdir as workdir_lib
@@ -97,6 +96,9 @@ class Writer:
       _drop_after(workdir / name, step)
       file = open(workdir / name, "ab")  # noqa: SIM115 (closed by close)
       self._files[name] = self._stack.enter_context(file)
+    # Here, as it imports torch where that is installed, for seconds.
+    import tensorboardX
+
     first = 0 if step is None else step + 1
     # TensorBoard hides what earlier files hold of steps >= purge_step. The
     # suffix keeps two starts within a second from writing to one file.

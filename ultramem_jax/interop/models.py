@@ -8,7 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from ultramem_jax.checks import ConfigError, require
-from ultramem_jax.config import ModelConfig, MoeConfig, parse_spans
+from ultramem_jax.config import ModelConfig, MoeConfig
 from ultramem_jax.interop.files import load
 from ultramem_jax.interop.layers import KINDS, norm_entries, table_entries
 from ultramem_jax.interop.settings import (
@@ -20,6 +20,7 @@ from ultramem_jax.interop.settings import (
 from ultramem_jax.interop.tensors import Entry, entry, linear, read, write
 from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.model import Transformer
+from ultramem_jax.spans import parse_spans
 
 # Fields of their model config that must have the first value if they are set,
 # or any that means the same.

@@ -58,6 +58,14 @@ def _refuse(faults: list[str]) -> None:
     raise ConfigError(f"tensors do not fit: {'; '.join(faults)}")
 
 
+def _advice(path: Path, held: tuple[int, ...], wanted: tuple[int, ...]) -> str:
+  """What to do about a table that is stored with rows that nothing reads."""
+  is_table = path[-1] in ("values", "pre_values")
+  if is_table and held[1:] == wanted[1:] and held[0] > wanted[0]:
+    return f" (of a table with row_multiple, give the first {wanted[0]} rows)"
+  return ""
+
+
 def read(entries: dict[str, Entry], arrays: Mapping[str, Any]):
   """Our variables from their tensors, after one check of all of them."""
   faults = [f"{name} is missing" for name in entries if name not in arrays]
@@ -108,6 +116,7 @@ def write(entries: dict[str, Entry], variables: Any) -> dict[str, np.ndarray]:
       elif flat[path].shape != shape:
         faults.append(
             f"{name} has shape {list(flat[path].shape)}, must be {list(shape)}"
+            f"{_advice(path, flat[path].shape, shape)}"
         )
   known = {path for entry in entries.values() for path in entry.paths}
   faults += [

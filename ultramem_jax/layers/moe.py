@@ -128,7 +128,8 @@ class Moe(nn.Module):
   Sown when the collection is mutable:
     losses: `balance`, weighted, to be added to the training loss.
     stats: `load_entropy`, of the assignments, 1 if balanced, 0 if one expert
-      takes all; `top_weight`, mean weight of a token's first expert.
+      takes all; `top_weight`, mean weight of a token's first expert. Padding
+      is left out.
   """
 
   config: ModelConfig
@@ -181,4 +182,5 @@ class Moe(nn.Module):
     self.sow(
         "stats", "load_entropy", entropy / jnp.log(max(moe.num_experts, 2))
     )
-    self.sow("stats", "top_weight", weight_BTY[..., 0].mean())
+    top_weight = weight_BTY[..., 0].mean(where=present_BT)
+    self.sow("stats", "top_weight", top_weight)

@@ -10,12 +10,13 @@ from ultramem_jax import layout
 from ultramem_jax.checks import require
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.norm import KeyNorm, make_norm
+from ultramem_jax.layers.query import (
+    CausalConv,
+    calibrated_query_weight,
+    queries_read,
+)
 from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.ops import retrieval, shuffle, tucker
-
-# Random queries of the Monte-Carlo that calibrates the query norm: the mean
-# square of the selected scores is then known to about 1 %.
-CALIBRATION_QUERIES = 256
 
 # Up to as many tokens merged keys are faster than the scores of all ranks: they
 # are at 8, and not at 64 (`python -m benchmarks.inference --part=keys`).
@@ -34,45 +35,6 @@ class Keys(NamedTuple):
   keys_PARNK: jax.Array
   scale_PARN: jax.Array | None
   merged_PANK: jax.Array | None
-
-
-class CausalConv(nn.Module):
-  """Causal depthwise convolution: y[t] = sum_j w[j] * x[t - j], j < taps.
-
-  A tap reaches only positions of its own segment. In decoding, the last
-  taps - 1 inputs are kept in the "cache" collection.
-  """
-
-  taps: int
-
-  @nn.compact
-  def __call__(self, x_BTD, segment_BT, decode: bool):
-    batch, length, width = x_BTD.shape
-    past = self.taps - 1
-    kernel_init = nn.initializers.normal(self.taps**-0.5)
-    kernel_JD = self.param(
-        "kernel", nn.with_logical_partitioning(kernel_init, (None, "embed")),
-        (self.taps, width),
-    )
-    history_BTD = jnp.zeros((batch, past, width), x_BTD.dtype)
-    history_BT = jnp.zeros((batch, past), jnp.int32)
-    if decode:
-      is_initialized = self.has_variable("cache", "input")
-      cached_BTD = self.variable("cache", "input", lambda: history_BTD)
-      cached_BT = self.variable("cache", "segment", lambda: history_BT)
-      history_BTD, history_BT = cached_BTD.value, cached_BT.value
-    x_BTD = jnp.concatenate([history_BTD, x_BTD], axis=1)
-    segment_BT = jnp.concatenate([history_BT, segment_BT], axis=1)
-    if decode and is_initialized:
-      cached_BTD.value = x_BTD[:, length:]
-      cached_BT.value = segment_BT[:, length:]
-    y_BTD = 0
-    for tap in range(self.taps):
-      window = slice(past - tap, past - tap + length)
-      same_BT1 = (segment_BT[:, window] == segment_BT[:, past:])[..., None]
-      tap_11D = kernel_JD[None, None, tap].astype(x_BTD.dtype)
-      y_BTD += jnp.where(same_BT1, x_BTD[:, window], 0) * tap_11D
-    return y_BTD
 
 
 class UltraMem(nn.Module):
@@ -129,7 +91,8 @@ class UltraMem(nn.Module):
     Args:
       x_BTD: [B, T, D] float.
       segment_BT: [B, T] int32, the document of each position (from 1); the
-        convolution does not cross documents. None: one document.
+        convolution does not cross documents. 0 is padding, which the stats
+        leave out. None: one document.
       decode: keep the convolution's history in the "cache" collection.
       tables: value tables by name, of a model whose layers share them; None:
         the layer has its own.
@@ -137,14 +100,17 @@ class UltraMem(nn.Module):
       [B, T, D] in `dtype`.
     Raises:
       ConfigError: the config is of another kind of memory.
-      ValueError: x is not [B, T, D].
+      ValueError: x is not [B, T, D], or is empty.
     """
     c = self.config
     require(c.kind == self.KIND, "model.memory.kind", c.kind,
             f"must be {self.KIND!r} for a layer {type(self).__name__}")
-    if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim:
+    if (
+        x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim or not x_BTD.size
+    ):
       raise ValueError(
-          f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}]"
+          f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}] with "
+          "B and T at least 1"
       )
     if segment_BT is None:
       segment_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
@@ -166,7 +132,7 @@ class UltraMem(nn.Module):
       tables = self._tables()
     y_BTD = self._read(x_BTD, slot_BTAM, score_BTAMC, tables)
     if not self.is_initializing():
-      self._sow(found, slot_BTAM, score_BTAMC, core_CARR, y_BTD)
+      self._sow(found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT)
     return y_BTD
 
   def _param(self, name, initializer, axes, shape):
@@ -352,16 +318,21 @@ class UltraMem(nn.Module):
       ).astype(self.dtype)[None, None]
     return y_BTD
 
-  def _sow(self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD):
+  def _sow(
+      self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT
+  ):
     c = self.config
     index_BTAM = found.row_BTAM * c.grid_side + found.column_BTAM
     self.sow("intermediates", "index_BTAM", index_BTAM)
     self.sow("intermediates", "slot_BTAM", slot_BTAM)
     self.sow("intermediates", "score_BTAMC", score_BTAMC)
+    present_BT1 = segment_BT[..., None] > 0
     total_BTAM = found.score_BTAMC.sum(-1)
-    self.sow("stats", "score_top_1", total_BTAM[..., 0].mean())
-    self.sow("stats", "score_top_m", total_BTAM[..., -1].mean())
-    self.sow("stats", "output_std", y_BTD.astype(jnp.float32).std())
+    for name, rank in (("score_top_1", 0), ("score_top_m", -1)):
+      mean = total_BTAM[..., rank].mean(where=present_BT1)
+      self.sow("stats", name, mean)
+    output_std = y_BTD.astype(jnp.float32).std(where=present_BT1)
+    self.sow("stats", "output_std", output_std)
     if core_CARR is None or c.rank == 1:
       return
     self.sow(
@@ -372,56 +343,6 @@ class UltraMem(nn.Module):
     self.sow(
         "stats", "core_lambda_ratio", (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
     )
-
-
-def queries_read(config, query_BTPGRK):
-  """Queries such that the heads divide evenly over them.
-
-  Head a reads query a // heads_per_query. Where that leaves a query with
-  fewer heads than another, or with none, each head gets its own copy.
-  """
-  heads, share = config.num_heads, config.heads_per_query
-  if config.num_queries * share == heads:
-    return query_BTPGRK
-  return query_BTPGRK[:, :, :, jnp.arange(heads) // share]
-
-
-def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
-  """The query-norm weight that gives selected scores a mean square of 1.
-
-  Retrieves for random unit-variance queries with weight 1 and solves for the
-  weight, in which a score is quadratic under Tucker scoring (both sides carry
-  it) and linear for the sum. Per core: with C cores a mean total score of 1,
-  which the paper's 1 / sqrt(E[Y]) aims at, would leave the layer's output
-  variance several times too small.
-
-  Args:
-    config: MemoryConfig with init = "paper".
-    key: PRNG key of the random queries.
-    raw_keys_PARNK, core_CARR, filter_PAR: the initial parameters.
-  Returns:
-    float32 scalar.
-  """
-  c = config
-  sample_BTPGRK = jax.random.normal(
-      key, (1, CALIBRATION_QUERIES, 2, c.num_queries,
-            c.rank if c.query_per_rank else 1, c.key_dim),
-  )
-  sample_BTPGRK = queries_read(c, sample_BTPGRK)
-  standardize = jax.nn.standardize
-  if c.query_key_norm == "rms":
-    def standardize(x, epsilon):
-      return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-  found = layout.over_tokens(
-      lambda query, weights: retrieval.retrieve(
-          query, weights[0], c.top_m, *weights[1:]
-      ),
-      standardize(sample_BTPGRK, epsilon=c.norm_eps),
-      (standardize(raw_keys_PARNK, epsilon=c.norm_eps) * c.key_dim**-0.5,
-       core_CARR, filter_PAR),
-  )
-  degree = 2 if c.score == "tucker" else 1
-  return jnp.square(found.score_BTAMC).mean() ** (-0.5 / degree)
 
 
 def refresh_buffers(params, buffers):
