@@ -149,7 +149,8 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
 
 @pytest.mark.parametrize("arguments, expected", [
     ([], "--config = None: must name a file such as configs/tiny.py"),
-    (["--config=configs/absent.py"], "configs/absent.py"),
+    (["--config=configs/absent.py"],
+     "error: --config: [Errno 2] No such file or directory: 'configs/absent.p"),
     ([TINY, "--verbos=1"], "verbos"),
     ([TINY, "steps=3"], "unexpected arguments: steps=3"),
     ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),

@@ -853,9 +853,10 @@ def test_safetensors_file(tmp_path):
   })
   _, variables = interop.from_official(kind, path, **s)
   assert_same_tensors(interop.to_official(kind, variables, **s), state_dict)
-  path.write_bytes(b"\x05\0\0\0\0\0\0\0{broken")
-  with pytest.raises(ConfigError, match="is not a safetensors"):
-    interop.from_official(kind, path, **s)
+  for broken in (b"", b"\x05\0\0\0\0\0\0\0{broken", b"\2\0\0\0\0\0\0\0[]"):
+    path.write_bytes(broken)
+    with pytest.raises(ConfigError, match="is not a safetensors"):
+      interop.from_official(kind, path, **s)
 
 
 def test_other_files(tmp_path, monkeypatch):
@@ -868,6 +869,18 @@ def test_other_files(tmp_path, monkeypatch):
     interop.load(path)
   with pytest.raises(ConfigError, match=r"must end in \.safetensors or"):
     interop.load(tmp_path / "layer.npz")
+
+
+def test_files_of_something_else_are_refused(tmp_path):
+  torch = pytest.importorskip("torch")
+  path = tmp_path / "layer.pt"
+  path.write_bytes(b"broken")
+  for _ in range(2):
+    with pytest.raises(ConfigError, match=r"is not a \.pt file of ten"):
+      interop.load(path)
+    torch.save({"model": {"keys": torch.ones(2)}}, path)
+  torch.save({"keys": torch.ones(2, dtype=torch.bfloat16)}, path)
+  np.testing.assert_array_equal(interop.load(path)["keys"], np.ones(2))
 
 
 def test_rank_and_cores_come_from_the_tensors_of_a_model():

@@ -188,6 +188,17 @@ def test_bad_settings_are_named(overrides, message):
     })
 
 
+@pytest.mark.parametrize("field,value,kind", [
+    ("pre_value_dim", 4, "ultramem_v2"), ("output_gate", True, "memory_plus"),
+])
+def test_settings_of_another_kind_are_named(field, value, kind):
+  with pytest.raises(
+      ConfigError,
+      match=f"memory.{field} = {value}: is for kind = '{kind}'; must be",
+  ):
+    small.config(**{f"model__memory__{field}": value})
+
+
 def test_full_is_a_memory_in_every_block():
   spans = small.config(**V2).model.spans
   assert spans == small.config(

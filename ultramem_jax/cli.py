@@ -123,6 +123,8 @@ def _cause(error: Exception) -> str:
   last = more[-1].strip()
   told = re.sub(r"^[\w.]*ConfigError: ", "", last)
   flag = first.partition(": Error whilst")[0]
+  # Of a file that is not there, at length.
+  flag = re.sub(r"^.*Failed loading config file \w+$", "--config", flag)
   return told if told != last else f"{flag}: {last}"
 
 

@@ -194,7 +194,9 @@ def main() -> None:
 
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
-  flags.DEFINE_string("topology", "local", topology.FORM.removeprefix("must "))
+  flags.DEFINE_string(
+      "topology", "local", f"Devices {topology.FORM.removeprefix('must be ')}."
+  )
   flags.DEFINE_multi_enum("step", None, STEPS, "Default: both.")
   flags.DEFINE_integer("batch", 64, "Sequences that decode.", lower_bound=1)
   flags.DEFINE_integer("cache", 2048, "Positions they have.", lower_bound=1)

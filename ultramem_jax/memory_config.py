@@ -25,6 +25,14 @@ KIND_SETTINGS = {
     "peer": {"value_projection": False, "num_cores": 1, "expansion": 1},
 }
 
+# Fields that one kind alone reads: with another they keep their defaults.
+KIND_FIELDS = {
+    "ultramem_v2": (
+        "share_ratio", "ring_layers", "pre_value_dim", "pre_activation",
+    ),
+    "memory_plus": ("input_gate", "output_gate"),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
@@ -140,6 +148,7 @@ class MemoryConfig:
       value = getattr(self, field)
       require(value == fixed, f"{path}.{field}", value,
               f"must be {fixed!r} with kind = {self.kind!r}")
+    self._require_fields_of_this_kind(path)
     require_at_least(
         path, self, 1, "num_keys", "key_dim", "value_dim", "top_m",
         "num_heads", "heads_per_query", "tucker_rank", "num_cores",
@@ -191,6 +200,15 @@ class MemoryConfig:
         "'paper' calibrates the query norm for scores used as they are: "
         "needs query_key_norm and no softmax, or choose 'official'",
     )
+
+  def _require_fields_of_this_kind(self, path):
+    for kind, fields in KIND_FIELDS.items():
+      for field in fields if self.kind not in (kind, "none") else ():
+        # As a class attribute stands a field's default.
+        value, default = getattr(self, field), getattr(MemoryConfig, field)
+        require(value == default, f"{path}.{field}", value,
+                f"is for kind = {kind!r}; must be {default!r} with "
+                f"kind = {self.kind!r}")
 
   def _require_choices(self, path):
     require_choice(path, self, "score", "tucker", "sum")

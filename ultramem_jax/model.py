@@ -121,7 +121,7 @@ class Transformer(nn.Module):
     tables = None
     if c.memory.shares_table and c.spans:
       tables = SharedTables(c.memory, c.num_layers, name="memory_tables")()
-    read_BTD = {}
+    outputs = {}  # of memories that were read and are not yet added
     for layer in range(c.num_layers):
       x_BTD, h_BTD = block_class(c, name=f"block_{layer}")(
           x_BTD, segment_BT, position_BT, decode, deterministic
@@ -132,9 +132,9 @@ class Transformer(nn.Module):
               c.memory, c.embed_dim, c.num_layers, span.index, dtype,
               name=f"memory_{span.index}",
           )(h_BTD, segment_BT, decode, tables)
-          read_BTD[span.index] = dropout(y_BTD)
+          outputs[span.index] = dropout(y_BTD)
         if span.end == layer:
-          x_BTD += read_BTD.pop(span.index)
+          x_BTD += outputs.pop(span.index)
     x_BTD = make_norm(
         c.norm, c.norm_eps, c.norm_bias, "final_norm", "embed", dtype=dtype
     )(x_BTD)

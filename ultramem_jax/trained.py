@@ -75,7 +75,7 @@ def _on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
   if devices == 1:
     fields["mesh"] = {}
   fields["mesh"] = {**fields["mesh"], "data": -1, **mesh}
-  inside = MeshConfig(**fields["mesh"])
+  inside = config_lib.parse(fields).mesh
   # A batch that divides; no result depends on its size.
   split = max(1, devices // (inside.tensor * inside.table))
   fields["batch_size"] += -fields["batch_size"] % split

@@ -40,17 +40,23 @@ def load(state_dict: Any) -> Mapping[str, np.ndarray]:
         f"state_dict = {str(path)!r}: reading .pt needs torch; install it, or "
         "save the tensors as .safetensors"
     ) from error
-  tensors = torch.load(path, map_location="cpu", weights_only=True)
-  return {
-      name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-      for name, tensor in tensors.items()
-  }
+  try:
+    tensors = torch.load(path, map_location="cpu", weights_only=True)
+    return {
+        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+        for name, tensor in tensors.items()
+    }
+  except Exception as error:  # of many kinds: pickle, zip, torch
+    raise ConfigError(
+        f"state_dict = {str(path)!r}: is not a .pt file of tensors by name "
+        f"({error!r:.200})"
+    ) from error
 
 
 def _load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
   """The format: length of the header (uint64), header (JSON), raw bytes."""
-  data = np.memmap(path, np.uint8, mode="r")
   try:
+    data = np.memmap(path, np.uint8, mode="r")
     length = int(data[:8].view("<u8")[0])
     header = json.loads(bytes(data[8 : 8 + length]))
     header.pop("__metadata__", None)
@@ -62,7 +68,9 @@ def _load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       arrays[name] = (
           np.frombuffer(raw.tobytes(), dtype).reshape(tensor["shape"])
       )
-  except (ValueError, KeyError, IndexError) as error:
+  except (
+      ValueError, KeyError, IndexError, TypeError, AttributeError
+  ) as error:
     raise ConfigError(
         f"state_dict = {str(path)!r}: is not a safetensors file that we can "
         f"read ({error!r})"

@@ -60,7 +60,11 @@ class UltraMem(nn.Module):
       `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC` (after
       the softmax, if any).
     losses: `auxiliary`, to be added to the training loss.
-    stats: scalars for monitoring.
+    stats: scalars for monitoring, without padding. `score_top_1` and
+      `score_top_m`, means over tokens and heads of the best and the last
+      score chosen; `output_std`, over all numbers of the output;
+      `core_lambda_ratio`, second singular value of the core over the first,
+      mean over heads: what the rank-1 filter cannot see.
 
   Attributes:
     config: the layer's settings.
