@@ -71,9 +71,9 @@ def get_config() -> ConfigDict:
   # Memory layer (UltraMem); the paper's symbol in brackets.
   c.model.memory = ConfigDict()
   c.model.memory.kind = "none"  # none (dense model) | ultramem | ultramem_v2
-  # (one table, a ring) | memory_plus (one table; sets score = sum, softmax,
-  # num_cores = expansion = heads_per_query = 1, no shuffle, no convolution,
-  # init = official) | peer
+  # (one table for all memories, a ring) | memory_plus (one table for all) |
+  # peer (rows are neurons). Some kinds demand values of fields below:
+  # KIND_SETTINGS in ultramem_jax/memory_config.py
   c.model.memory.spans = ""  # "i:j/i:j": read in block i, added after block j
   # | full (i:i in every block i)
   c.model.memory.num_keys = 128  # [n] the table has n^2 rows
@@ -97,7 +97,8 @@ def get_config() -> ConfigDict:
   c.model.memory.query_conv = 5  # taps of the causal convolution; 0 = none
   c.model.memory.init = "paper"  # paper (calibrated) | official (their code)
   c.model.memory.aux_loss_weight = 0.001  # [alpha] of Tucker's auxiliary loss
-  c.model.memory.aux_loss_margin = 0.15  # [tau] singular values below are free
+  c.model.memory.aux_loss_margin = 0.15  # [tau] singular values up to this
+  # cost nothing
   c.model.memory.num_projections = 0  # of pooled values: 1 | E | 0 (the kind's
   # own: 1 with ultramem_v2, else E, one for each block of the table)
   c.model.memory.query_bias = False  # learn a bias in the query projection
@@ -105,15 +106,15 @@ def get_config() -> ConfigDict:
   c.model.memory.partition = "auto"  # of tables over mesh.table_axes: rows
   # (number-wise) | columns (dimension-wise) | auto (what moves fewer bytes) |
   # rows_pooled, rows_unpooled (rows, summed before or after they travel)
-  c.model.memory.row_multiple = 1  # tables, and counters of their use, are
-  # stored with so many rows, or a multiple, that the devices which share them
-  # divide them; the rows beyond n^2 are never read
+  c.model.memory.row_multiple = 1  # rows that a table, and the counters of its
+  # use, are stored with are rounded up to a multiple of this, so that devices
+  # can share them evenly; the rows beyond n^2 are never read
   c.model.memory.table_dtype = "float32"  # values in storage: float32 |
   # bfloat16 (rounded at random when updated; sparse updates only) | int8 (not
   # to be trained: python -m ultramem_jax.quantize makes it from a run)
-  c.model.memory.kernel = "xla"  # that reads tables: xla | pallas (on a GPU,
-  # no int8; on a TPU, float32; none that rows_unpooled splits: each row is read
-  # once; whether it is faster has not been measured)
+  c.model.memory.kernel = "xla"  # what reads tables: xla | pallas (reads each
+  # row once; on a GPU not int8, on a TPU float32 alone, and not with partition
+  # = rows_unpooled; whether it is faster has not been measured)
   # ultramem_v2 only:
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all
@@ -129,15 +130,17 @@ def get_config() -> ConfigDict:
   c.optim.learning_rate = 1e-3  # peak
   c.optim.warmup_fraction = 0.01  # share of steps with rising rate, below 1
   c.optim.init_fraction = 0.0  # rate at the first step, share of the peak
-  c.optim.final_fraction = 0.1  # rate at the last step (cosine), same
+  c.optim.final_fraction = 0.1  # rate at the last step (cosine), of the peak
   c.optim.beta1 = 0.9
   c.optim.beta2 = 0.95
   c.optim.eps = 1e-8
   c.optim.weight_decay = 0.1  # of weights, keys and value tables
   c.optim.decay_norms = False  # decay norm weights and biases as well
   c.optim.clip_norm = 1.0  # of the global gradient; 0 = no clipping
-  c.optim.value_lr_multiplier = 10.0  # [k] of the value tables at step 0 ...
-  c.optim.value_lr_horizon = 1.0  # ... falling linearly to 1 at this share
+  c.optim.value_lr_multiplier = 10.0  # [k] factor on the rate of value tables
+  # at step 0 ...
+  c.optim.value_lr_horizon = 1.0  # ... falling linearly to 1 at this share of
+  # the steps, (0, 1]
   c.optim.table_update = "auto"  # of value tables: dense (all rows) | sparse
   # (the rows that were read; others neither decay nor move by their momentum)
   # | auto (sparse where a step reads few of the rows)
