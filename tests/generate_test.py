@@ -72,6 +72,37 @@ def test_stop_token_ends_its_sequence_alone():
   assert successors([[0]], 5, stop=5) == [[1, 2, 3, 4]]
 
 
+def test_finished_sequences_end_early(monkeypatch):
+  """Asked after every part; a sequence that needs no more gets no more."""
+  monkeypatch.setattr(generate, "CHECK_EVERY", 3)
+  asked = []
+
+  def finished(made):
+    asked.append([row_N.tolist() for row_N in made])
+    return [5 in row_N for row_N in made]
+
+  prompts = [[3], [9], [0], [7]]
+  assert successors(prompts, 8, finished=finished, stop=8) == [
+      [4, 5, 6], [0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6], []
+  ]
+  assert len(asked) == 2 and asked[0] == [[4, 5, 6], [0, 1, 2], [1, 2, 3], []]
+  # No more tokens than asked for, though they come in parts.
+  assert successors([[0]], 4, finished=lambda made: [False]) == [[1, 2, 3, 4]]
+  assert successors([[0]], 2, finished=lambda made: [False]) == [[1, 2]]
+
+
+def test_parts_and_padding_do_not_change_draws(monkeypatch):
+  monkeypatch.setattr(generate, "CHECK_EVERY", 5)
+  prompts = [[1], [0] * 33, [4, 2]]
+  whole, parts = (
+      successors(prompts, 12, temperature=50.0, **options)
+      for options in (
+          {}, {"finished": lambda made: [False] * len(made), "width": 70},
+      )
+  )
+  assert whole == parts and len(whole[0]) == 12
+
+
 def test_no_token_asked_for():
   assert successors([[1, 2], [3]], 0) == [[], []]
 

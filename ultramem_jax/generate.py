@@ -8,7 +8,7 @@ like name another, --coordinator other hosts (docs/sharding.md).
 
 import functools
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,6 +27,9 @@ from ultramem_jax.model import Transformer
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 PROMPT_MULTIPLE = 32
+
+# New tokens between two questions whether sequences are finished.
+CHECK_EVERY = 32
 
 
 def abstract_cache(
@@ -126,19 +129,25 @@ def decode_step(
     )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 6, 7, 8, 9))
+@functools.partial(
+    jax.jit, static_argnums=(0, 8, 9, 10, 11), donate_argnums=2
+)
 def _decode(
-    model, variables, cache, logits_BV, position_B, key, num_tokens, sampling,
-    stop, layout,
+    model, variables, cache, logits_BV, position_B, done_B, key, start,
+    num_tokens, sampling, stop, layout,
 ):
-  """Samples up to num_tokens tokens [B, N] after the prefilled prompts."""
+  """Samples up to num_tokens tokens [B, N] after what the cache holds.
+
+  Returns:
+    (cache, logits of what comes next [B, V], tokens).
+  """
   batch = position_B.shape[0]
   temperature, top_k, top_p = sampling
 
   def body(loop: _Loop) -> _Loop:
     token_B = sample_token(
-        loop.logits_BV, jax.random.fold_in(key, loop.step), temperature,
-        top_k, top_p,
+        loop.logits_BV, jax.random.fold_in(key, start + loop.step),
+        temperature, top_k, top_p,
     )
     token_B = jnp.where(loop.done_B, stop, token_B)
     with layout_lib.using(layout):
@@ -153,23 +162,40 @@ def _decode(
     )
 
   first = _Loop(
-      jnp.int32(0), cache, logits_BV, position_B, jnp.zeros(batch, bool),
+      jnp.int32(0), cache, logits_BV, position_B, done_B,
       jnp.full((batch, num_tokens), stop, jnp.int32),
   )
   last = jax.lax.while_loop(
       lambda loop: (loop.step < num_tokens) & ~loop.done_B.all(), body, first
   )
-  if layout is None:
-    return last.tokens_BN
-  return jax.lax.with_sharding_constraint(
-      last.tokens_BN, sharding.replicated(layout.mesh)
-  )
+  tokens_BN = last.tokens_BN
+  if layout is not None:
+    tokens_BN = jax.lax.with_sharding_constraint(
+        tokens_BN, sharding.replicated(layout.mesh)
+    )
+  return last.cache, last.logits_BV, tokens_BN
+
+
+def _pad_left(prompts, width):
+  """Tokens, segments and positions [B, T] of prompts; T = width.
+
+  Padded on the left: the newest token of every row has the same cache slot.
+  """
+  tokens_BT = np.zeros((len(prompts), width), np.int32)
+  for row, prompt in enumerate(prompts):
+    tokens_BT[row, width - len(prompt) :] = prompt
+  lengths = np.array([len(prompt) for prompt in prompts])
+  position_BT = np.arange(width) - (width - lengths)[:, None]
+  segment_BT = (position_BT >= 0).astype(np.int32)
+  return tokens_BT, segment_BT, np.maximum(position_BT, 0)
 
 
 def generate(
     model: Transformer, variables, prompts: Sequence[np.ndarray],
     num_tokens: int, key, *, temperature: float = 1.0, top_k: int = 0,
     top_p: float = 1.0, stop: int = -1, layout: Layout | None = None,
+    width: int = 0,
+    finished: Callable[[list[np.ndarray]], Sequence[bool]] | None = None,
 ) -> list[np.ndarray]:
   """Continues prompts, all in one batch.
 
@@ -182,8 +208,12 @@ def generate(
     temperature, top_k, top_p: see `sample_token`.
     stop: token that ends a sequence; -1: none.
     layout: of the variables on a mesh; None: one device.
+    width: to which prompts are padded; 0: to a multiple of PROMPT_MULTIPLE.
+    finished: asked now and then which sequences need no more tokens, given
+      the new ones of each so far.
   Returns:
-    The new tokens of each sequence, int32, without the stop token.
+    The new tokens of each sequence, int32, without the stop token; of one that
+    is finished, some more than it needs.
   Raises:
     ConfigError: no prompt, an empty one, or an id beyond the vocabulary.
   """
@@ -200,26 +230,31 @@ def generate(
           f"{vocab_size}")
   if num_tokens == 0:
     return [np.zeros(0, np.int32) for _ in prompts]
-  # Padded on the left: the newest token of every row has the same cache slot.
-  width = -(-lengths.max() // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-  tokens_BT = np.zeros((len(prompts), width), np.int32)
-  for row, prompt in enumerate(prompts):
-    tokens_BT[row, width - len(prompt) :] = prompt
-  position_BT = np.arange(width) - (width - lengths)[:, None]
-  segment_BT = (position_BT >= 0).astype(np.int32)
-  cache = init_cache(model, len(prompts), width + num_tokens, layout)
+  width = width or -(-lengths.max() // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
+  part = min(num_tokens, CHECK_EVERY) if finished else num_tokens
+  starts = range(0, num_tokens, part)
+  cache = init_cache(model, len(prompts), width + len(starts) * part, layout)
   cache, logits_BV = decode_step(
-      model, variables, cache, tokens_BT, segment_BT,
-      np.maximum(position_BT, 0), layout=layout,
+      model, variables, cache, *_pad_left(prompts, width), layout=layout
   )
-  tokens_BN = _decode(
-      model, variables, cache, logits_BV, lengths.astype(np.int32), key,
-      num_tokens, (temperature, top_k, top_p), stop, layout,
-  )
-  return [
-      row_N[: np.argmax(row_N == stop)] if stop in row_N else row_N
-      for row_N in np.asarray(tokens_BN)
-  ]
+  made_BN = np.zeros((len(prompts), 0), np.int32)
+  done_B = np.zeros(len(prompts), bool)
+  for start in starts:
+    cache, logits_BV, tokens_BN = _decode(
+        model, variables, cache, logits_BV,
+        (lengths + start).astype(np.int32), done_B, key, np.int32(start), part,
+        (temperature, top_k, top_p), stop, layout,
+    )
+    made_BN = np.concatenate([made_BN, tokens_BN], axis=1)[:, :num_tokens]
+    made = [
+        row_N[: np.argmax(row_N == stop)] if stop in row_N else row_N
+        for row_N in made_BN
+    ]
+    if finished:
+      done_B = np.array(finished(made)) | (made_BN == stop).any(1)
+      if done_B.all():
+        break
+  return made
 
 
 def generate_text(
