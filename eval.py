@@ -1,11 +1,14 @@
-"""Evaluates the model of a workdir: loss, perplexity and bits per byte.
+"""Evaluates the model of a workdir: its loss, or benchmark tasks.
 
   python eval.py --workdir=runs/tiny
   python eval.py --workdir=runs/tiny --step=best \
       --data.source=text --data.valid_path='books/*.txt'
+  python eval.py --workdir=runs/tiny --tasks=hellaswag,arc_challenge
 
-The result is one line of JSON. The run's mesh is used as far as these devices
-make it; --mesh.table=8 and the like name another, --coordinator other hosts
+Loss, perplexity and bits per byte are printed as one line of JSON; of tasks
+a table, and a line of JSON is added to the workdir's tasks.jsonl
+(ultramem_jax/harness.py). The run's mesh is used as far as these devices make
+it; --mesh.table=8 and the like name another, --coordinator other hosts
 (docs/sharding.md).
 """
 
@@ -15,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import default
-from ultramem_jax import cli, distributed, evaluate, trained
+from ultramem_jax import cli, distributed, evaluate, sharding, trained
 from ultramem_jax import config as config_lib
 
 cli.define_section(
@@ -25,19 +28,50 @@ cli.define_section(
 BATCHES = flags.DEFINE_integer(
     "batches", 0, "Batches to evaluate; 0 = the whole split.", lower_bound=0
 )
+BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
+)
+TASKS = flags.DEFINE_list(
+    "tasks", [], "Tasks of lm-evaluation-harness, instead of the loss."
+)
+TASKS_DIR = flags.DEFINE_string(
+    "tasks_dir", None, "Folder of YAML files of your own tasks."
+)
+NUM_FEWSHOT = flags.DEFINE_integer(
+    "num_fewshot", None, "Examples before a question; by default the task's.",
+    lower_bound=0,
+)
+LIMIT = flags.DEFINE_integer(
+    "limit", None, "Questions of each task, to try it; by default all.",
+    lower_bound=1,
+)
 trained.define_flags()
 distributed.define_flags()
 
 
 def main() -> None:
   distributed.initialize()
+  if TASKS.value:
+    from ultramem_jax import harness  # needs an optional dependency
+
+    tasks = harness.find(TASKS.value, TASKS_DIR.value)
   run = trained.from_flags()
   fields = config_lib.to_dict(run.config)
   fields["eval_batches"] = BATCHES.value
+  fields["batch_size"] = BATCH_SIZE.value or run.config.batch_size
   fields["data"] |= config_flags.get_override_values(flags.FLAGS["data"])
-  validate = evaluate.on_validation_split(config_lib.parse(fields), run.layout)
-  result = validate(run.variables["params"], run.variables["buffers"])
-  print(json.dumps({"step": run.step, **result}))
+  config = config_lib.parse(fields)
+  sharding.mesh_shape(config, run.layout.mesh.size)
+  if TASKS.value:
+    record, table = harness.evaluate(
+        run._replace(config=config), *tasks, NUM_FEWSHOT.value, LIMIT.value
+    )
+    harness.append(flags.FLAGS.workdir, record)
+    print(table)
+  else:
+    validate = evaluate.on_validation_split(config, run.layout)
+    result = validate(run.variables["params"], run.variables["buffers"])
+    print(json.dumps({"step": run.step, **result}))
 
 
 if __name__ == "__main__":

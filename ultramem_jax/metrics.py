@@ -36,16 +36,18 @@ METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
   """A JSON value that reads back as exactly the same number.
 
   A float32 becomes the float64 of its value. JSON has no number that is not
   finite: these become the strings "NaN", "Infinity" and "-Infinity", which
   Python's float() understands.
   """
+  if isinstance(value, dict):
+    return {name: plain(part) for name, part in value.items()}
   if isinstance(value, (list, tuple)):
-    return [_plain(part) for part in value]
-  if isinstance(value, (str, bool, int)):
+    return [plain(part) for part in value]
+  if value is None or isinstance(value, (str, bool, int)):
     return value
   if isinstance(value, float):
     if math.isfinite(value):
@@ -54,7 +56,7 @@ def _plain(value: Any) -> Any:
   array = np.asarray(value)
   if array.dtype.kind not in "biu":
     array = array.astype(np.float64)
-  return _plain(array.tolist())
+  return plain(array.tolist())
 
 
 def _drop_after(path: pathlib.Path, step: int | None) -> None:
@@ -110,7 +112,7 @@ class Writer:
     if not self._files:
       return
     record = {"step": int(step)}
-    record |= {key: _plain(value) for key, value in values.items()}
+    record |= {key: plain(value) for key, value in values.items()}
     line = json.dumps(record, allow_nan=False) + "\n"
     self._files[name].write(line.encode())
     self._files[name].flush()

@@ -1,9 +1,9 @@
 """The directory of a run, and the configuration that it is bound to.
 
 A workdir holds `config.json`, `checkpoints/`, `metrics.jsonl`,
-`timing.jsonl` and `tensorboard/`. `claim` binds it to one configuration and
-one corpus when a run starts there; whoever comes later, to go on, evaluate or
-generate, must mean the same run.
+`timing.jsonl`, `tensorboard/` and, after benchmark tasks, `tasks.jsonl`.
+`claim` binds it to one configuration and one corpus when a run starts there;
+whoever comes later, to go on, evaluate or generate, must mean the same run.
 """
 
 import json

@@ -14,6 +14,7 @@ from ultramem_jax import (
   checkpoint,
   evaluate,
   generate,
+  scoring,
   serving,
   sharding,
   trained,
@@ -99,8 +100,11 @@ def test_a_run_goes_on_with_other_devices(
 
 
 def use(config, layout, variables):
-  """(result of evaluation, greedy and drawn tokens) of a model."""
+  """(evaluation and scores of texts, greedy and drawn tokens) of a model."""
   model = Transformer(config.model)
+  scores = scoring.Scorer(trained.Trained(
+      config, 0, model, variables, layout
+  )).log_likelihoods([("a", "bc"), ("", "longer than a window")])
   result = evaluate.on_validation_split(config, layout)(
       variables["params"], variables["buffers"])
   with layout_lib.using(layout):
@@ -111,7 +115,7 @@ def use(config, layout, variables):
           jax.random.key(0), temperature=temperature, layout=layout)
       for temperature in (0.0, 1.0)
   ]
-  return result, jax.tree.map(np.ndarray.tolist, tokens)
+  return (result, scores), jax.tree.map(np.ndarray.tolist, tokens)
 
 
 def test_models_are_evaluated_and_sampled_where_they_lie(saved, corpus):
