@@ -13,7 +13,7 @@ import pytest
 from conftest import assert_close
 
 from configs import ablation
-from ultramem_jax import MemoryConfig, UltraMem, refresh_buffers
+from ultramem_jax import ConfigError, MemoryConfig, UltraMem, refresh_buffers
 from ultramem_jax import config as config_lib
 from ultramem_jax.layers.norm import KeyNorm
 from ultramem_jax.ops import shuffle, tucker
@@ -294,6 +294,16 @@ def test_variables_and_their_shapes():
 def test_wrong_shape_is_refused(shape):
   with pytest.raises(ValueError, match=rf"must be \[B, T, {D}\]"):
     jax.eval_shape(layer_of().init, jax.random.key(0), jnp.zeros(shape))
+
+
+def test_what_does_not_fit_the_input_is_refused():
+  with pytest.raises(ValueError, match=r"segment_BT has shape \(2, 6\): must"):
+    jax.eval_shape(
+        layer_of().init, jax.random.key(0), inputs(), jnp.ones((B, T - 1))
+    )
+  narrow = layer_of(ladder("pkm"), value_dim=D // 2)
+  with pytest.raises(ConfigError, match=f"value_dim = 8: must equal .* = {D}"):
+    jax.eval_shape(narrow.init, jax.random.key(0), inputs())
 
 
 def test_bfloat16_is_close():

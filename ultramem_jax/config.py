@@ -102,11 +102,7 @@ class ModelConfig:
     if memory.kind != "none":
       require(bool(memory.spans), "model.memory.spans", memory.spans,
               "must name at least one span, such as '1:2'")
-      require(
-          memory.value_projection or memory.value_dim == self.embed_dim,
-          "model.memory.value_dim", memory.value_dim,
-          f"must equal embed_dim = {self.embed_dim} without value_projection",
-      )
+      memory.require_width(self.embed_dim)
     spans = self.spans  # raises on a bad span
     if memory.kind == "ultramem_v2":
       require(

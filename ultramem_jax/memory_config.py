@@ -139,6 +139,14 @@ class MemoryConfig:
     """G: distinct queries; head a reads query a // heads_per_query."""
     return -(-self.num_heads // self.heads_per_query) + self.spare_queries
 
+  def require_width(self, embed_dim: int) -> None:
+    """Raises ConfigError if the output cannot have the width embed_dim."""
+    require(
+        self.value_projection or self.value_dim == embed_dim,
+        "model.memory.value_dim", self.value_dim,
+        f"must equal embed_dim = {embed_dim} without value_projection",
+    )
+
   def __post_init__(self):
     path = "model.memory"
     require_types(path, self)

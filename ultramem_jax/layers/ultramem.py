@@ -103,12 +103,14 @@ class UltraMem(nn.Module):
     Returns:
       [B, T, D] in `dtype`.
     Raises:
-      ConfigError: the config is of another kind of memory.
-      ValueError: x is not [B, T, D], or is empty.
+      ConfigError: the config is of another kind of memory, or its values are
+        not as wide as D where nothing projects them.
+      ValueError: x is not [B, T, D], or is empty; or segments are not [B, T].
     """
     c = self.config
     require(c.kind == self.KIND, "model.memory.kind", c.kind,
             f"must be {self.KIND!r} for a layer {type(self).__name__}")
+    c.require_width(self.embed_dim)
     if (
         x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim or not x_BTD.size
     ):
@@ -118,6 +120,11 @@ class UltraMem(nn.Module):
       )
     if segment_BT is None:
       segment_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
+    if segment_BT.shape != x_BTD.shape[:2]:
+      raise ValueError(
+          f"segment_BT has shape {segment_BT.shape}: must be [B, T] as x, "
+          f"{x_BTD.shape[:2]}"
+      )
     x_BTD = x_BTD.astype(self.dtype)
     core_CARR, filter_PAR = self._core()
     keys, fold = self._prepared_keys(filter_PAR)
