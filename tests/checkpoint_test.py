@@ -1,5 +1,6 @@
 """Tests of checkpoints, with real files, real kills and real damage."""
 
+import math
 import os
 import pathlib
 import random
@@ -20,8 +21,9 @@ import optax
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
+from orbax.checkpoint import v1 as ocp
 
-from ultramem_jax import checkpoint
+from ultramem_jax import array_reader, checkpoint
 
 DATA = {"0": {"offset": [3, None, True], "name": "é", "big": 2**60, "f": 0.1}}
 
@@ -300,7 +302,7 @@ def test_another_model_is_refused_not_set_aside(workdir, target, difference):
 def test_failure_to_read_a_sealed_step_is_no_damage(workdir, monkeypatch):
   def fail(*_):
     raise OSError("the network is away")
-  monkeypatch.setattr(checkpoint.ocp, "load_checkpointables", fail)
+  monkeypatch.setattr(array_reader, "read", fail)
   with pytest.raises(OSError, match="the network is away"):
     restore_latest(workdir)
   assert listing(workdir) == ["10", "20"]
@@ -384,27 +386,87 @@ def test_kill_in_a_save_leaves_the_older_ones(tmp_path):
   assert not any("corrupt" in name for name in listing(tmp_path))
 
 
+def peak():
+  """The most memory that this process had since `start_peak`, in bytes."""
+  status = pathlib.Path("/proc/self/status").read_text()
+  return 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
+
+
+def start_peak():
+  """Forgets the peak so far; returns the memory of now, in bytes."""
+  pathlib.Path("/proc/self/clear_refs").write_text("5")
+  return peak()
+
+
 def test_saving_takes_no_memory_of_the_state_s_size(tmp_path):
   # In a process of its own, whose peak counts from the save on.
   code = """
-      def peak():
-        (line,) = (
-            line for line in open("/proc/self/status")
-            if line.startswith("VmHWM")
-        )
-        return 1024 * int(line.split()[1])
-
       x = jnp.array(np.random.default_rng(0).random(2**24, np.float32))
       with checkpoint.Checkpointer(sys.argv[1], 1) as saver:
         saver.save(0, {"params": {"x": x[:1024]}}, {})  # what Orbax loads
-        open("/proc/self/clear_refs", "w").write("5")  # the peak is now
-        before = peak()
+        before = start_peak()
         saver.save(1, {"params": {"x": x}}, {})
       print((peak() - before) / x.nbytes)
   """
   process = start(code, tmp_path)
   output, errors = process.communicate(timeout=300)
   assert float(output or "inf") < 0.25, errors
+
+
+def test_restoring_takes_no_memory_of_the_state_s_size(tmp_path, monkeypatch):
+  # Not even of one array that is all of it. Blocks of 32 MiB are the least
+  # that a C library surely gives back.
+  block, shape = 2**25, (2**16, 2**10)
+  monkeypatch.setattr(checkpoint, "CHUNK_BYTES", block)
+  x = jnp.ones(shape)
+  with checkpoint.Checkpointer(tmp_path, 5) as saver:
+    saver.save(0, {"params": {"x": x[:8]}}, {})
+    saver.save(1, {"params": {"x": x}}, {})
+  code = """
+      array_reader.BLOCK_BYTES = array_reader.AHEAD_BYTES = int(sys.argv[2])
+
+      def read(step, shape):
+        target = jax.ShapeDtypeStruct(shape, jnp.float32)
+        items = {"params": {"x": target}}
+        return checkpoint.restore(sys.argv[1], items, step).items
+
+      read(0, (8, 2**10))  # what this loads and compiles
+      before = start_peak()
+      x = read(1, (2**16, 2**10))["params"]["x"]
+      assert x.min() == 1
+      print((peak() - before) / x.nbytes)
+  """
+  process = start(code, tmp_path, block)
+  output, errors = process.communicate(timeout=300)
+  # In turn: 256 MiB, and some blocks that are read, put and copied.
+  assert float(output or "inf") < 1.8, errors
+
+
+def stored_chunk(workdir, step):
+  """Shape of the chunks of params/table on the disk."""
+  metadata = ocp.checkpointables_metadata(workdir / f"checkpoints/{step}")
+  return metadata.metadata["params"]["table"].storage_metadata.chunk_shape
+
+
+@pytest.mark.parametrize("shape, chunk", [
+    ((64, 8), (32, 8)),
+    ((60, 8), (30, 8)),
+    ((99, 8), (11, 8)),  # not 4 pieces, which do not divide it
+    ((101, 8), (101, 8)),  # not 101 pieces
+    ((4, 256), (4, 256)),  # not pieces of columns
+])
+def test_large_tables_are_stored_in_pieces_of_rows(
+    tmp_path, monkeypatch, shape, chunk
+):
+  monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 1024)
+  table = jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape)
+  items = {"params": {"table": table}}
+  with checkpoint.Checkpointer(tmp_path, 5) as saver:
+    saver.save(1, items, {})
+  assert stored_chunk(tmp_path, 1) == chunk
+  assert_equal(checkpoint.restore(tmp_path, abstract(items)).items, items)
+  # Pieces are no files of their own.
+  assert len(list(tmp_path.glob("checkpoints/1/params/**/d/*"))) <= 2
 
 
 def test_all_processes_share_one_checkpoint(tmp_path):

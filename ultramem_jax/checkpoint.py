@@ -34,8 +34,12 @@ from absl import logging
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ultramem_jax import step_dirs
+from ultramem_jax import array_reader, step_dirs
 from ultramem_jax import workdir as workdir_lib
+
+# Larger arrays are stored in pieces of rows, so that they need not be read
+# whole. A C library gives memory of this size back as soon as it is free.
+CHUNK_BYTES = 2**26
 
 
 class CheckpointError(RuntimeError):
@@ -117,24 +121,41 @@ def _require_same_arrays(
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-  """What Orbax shall make of a leaf: without a sharding, on one device."""
+  """What shall become of a leaf: without a sharding, on one device."""
   sharding = getattr(leaf, "sharding", None)
   return jax.ShapeDtypeStruct(
       leaf.shape, leaf.dtype,
       sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]))
 
 
+def _storage(path, leaf: jax.Array):
+  """Orbax's options for storing an array."""
+  del path
+  options = ocp.options.ArrayOptions.Saving.StorageOptions()
+  part = leaf.sharding.shard_shape(leaf.shape)
+  size = math.prod(part) * leaf.dtype.itemsize
+  least = -(-size // CHUNK_BYTES)
+  # Not the parts of a table by columns, nor rows whose number has no divisor
+  # near: Orbax would cut them into slivers.
+  if least > 1 and part[1:] == leaf.shape[1:] and part[0] == max(part):
+    for count in range(least, 16 * least):
+      if part[0] % count == 0:
+        options.chunk_byte_size = size // count
+        break
+  return options
+
+
 def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
   """Reads the named items of a step, as they are on the disk."""
   facts = ocp.checkpointables_metadata(path).custom_metadata
   data, valid_loss = facts["data"], facts["valid_loss"]
-  # Orbax casts to the target's dtype without a word, and its messages name
-  # neither the array nor the difference.
+  # Whoever reads them checks neither shapes nor dtypes.
   _require_same_arrays(facts["arrays"], items, path)
   # Orbax refuses to save a pytree without leaves; it is its own content.
-  targets = {name: jax.tree.map(_target, tree)
-             for name, tree in items.items() if jax.tree.leaves(tree)}
-  loaded = ocp.load_checkpointables(path, targets) if targets else {}
+  loaded = {
+      name: array_reader.read(path / name, jax.tree.map(_target, tree))
+      for name, tree in items.items() if jax.tree.leaves(tree)
+  }
   return Restored(int(path.name), {**items, **loaded}, data, valid_loss)
 
 
@@ -233,6 +254,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     # Compressed, all arrays would be in memory a second time, and parameters
     # hardly become smaller.
     context.array.saving.use_compression = False
+    context.array.saving.scoped_storage_options_creator = _storage
     with context:
       response = ocp.save_checkpointables_async(
           path,

@@ -11,6 +11,7 @@ from conftest import assert_close
 
 import train
 from ultramem_jax import (
+  array_reader,
   checkpoint,
   evaluate,
   generate,
@@ -29,6 +30,16 @@ EIGHT_BY_ROWS = (8, {
 FOUR_BY_COLUMNS = (4, {
     "mesh__table": 4, "model__memory__partition": "columns"})
 ONE = (1, {})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def large():
+  """Saves and restores as if the tables of these tests were large."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(checkpoint, "CHUNK_BYTES", 1024)
+    patch.setattr(array_reader, "BLOCK_BYTES", 2048)
+    patch.setattr(array_reader, "AHEAD_BYTES", 4096)
+    yield
 
 
 @pytest.fixture(scope="module")
