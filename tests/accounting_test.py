@@ -152,6 +152,21 @@ def test_state_bytes_of_low_precision_tables(moment):
   assert factors > 0
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_slots_of_all_parts_are_counted(parts):
+  run = config.parse(small(accumulation_steps=parts))
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
+  batch = step_lib.abstract_batch(run)
+  total = jax.ShapeDtypeStruct((), "float32")
+  _, (_, _, slots, _) = jax.eval_shape(
+      functools.partial(step_lib.loss_fn, config=run),
+      state.params, state.buffers, batch, jax.random.key(0), total)
+  count = sum(slot_BTAM.size for slot_BTAM in slots.values())
+  assert accounting.training_bytes(run)["slots"] == 4 * count > 0
+  four = accounting.training_bytes(run, num_devices=4)
+  assert four["slots"] == count
+
+
 def test_activations_shrink_with_devices_and_parts():
   whole = accounting.training_bytes(config.parse(small()))
   split = accounting.training_bytes(config.parse(small()), num_devices=4)

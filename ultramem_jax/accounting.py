@@ -160,6 +160,7 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   Returns:
     "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
     they are accumulated; of tables with a sparse update, the factors);
+    "slots", which all reads of the step leave to be counted at its end;
     "activations", and "exchange", through which the rows of one split table
     go: estimates; "total".
   """
@@ -191,10 +192,13 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   parts["parameters"] += 4 * dense
   parts["optimizer"] += 2 * 4 * dense
   parts["gradients"] += sums * 4 * dense
-  tokens = config.data.seq_len * (
-      config.batch_size // config.accumulation_steps // split
+  tokens = config.data.seq_len * (config.batch_size // split)
+  parts["slots"] = 4 * tokens * len(config.model.spans) * (
+      config.model.memory.num_heads * config.model.memory.top_m
   )
-  parts["activations"] = tokens * activation_bytes_per_token(config)
+  parts["activations"] = activation_bytes_per_token(config) * (
+      tokens // config.accumulation_steps
+  )
   parts["exchange"] = exchange_bytes(config, layout)
   return {**parts, "total": sum(parts.values())}
 
@@ -268,7 +272,7 @@ def check_memory(config: Config, num_devices: int = 1) -> None:
   need, have = training_bytes(config, num_devices), available_bytes()
   if have is None or need["total"] <= have:
     return
-  passing = need["activations"] + need["exchange"]
+  passing = need["slots"] + need["activations"] + need["exchange"]
   state = need["total"] - passing
   raise ConfigError(
       f"this run needs {_gigabytes(need['total'])} of memory per device "
