@@ -20,6 +20,7 @@ from ml_collections import config_flags
 from configs import default
 from ultramem_jax import cli, distributed, evaluate, sharding, trained
 from ultramem_jax import config as config_lib
+from ultramem_jax.checks import require
 
 cli.define_section(
     "data", default.get_config().data,
@@ -51,6 +52,9 @@ distributed.define_flags()
 
 def main() -> None:
   distributed.initialize()
+  for flag in (TASKS_DIR, NUM_FEWSHOT, LIMIT):
+    require(bool(TASKS.value) or flag.value is None, f"--{flag.name}",
+            flag.value, "is for --tasks")
   if TASKS.value:
     from ultramem_jax import harness  # needs an optional dependency
 
@@ -66,8 +70,8 @@ def main() -> None:
     record, table = harness.evaluate(
         run._replace(config=config), *tasks, NUM_FEWSHOT.value, LIMIT.value
     )
-    harness.append(flags.FLAGS.workdir, record)
     print(table)
+    harness.append(flags.FLAGS.workdir, record)
   else:
     validate = evaluate.on_validation_split(config, run.layout)
     result = validate(run.variables["params"], run.variables["buffers"])

@@ -178,6 +178,7 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
 @pytest.mark.parametrize("command, expected", [
     ("eval.py --data.sorce=text",
      "data.sorce = 'text': no such field; known: source, path,"),
+    ("eval.py --limit=3", "--limit = 3: is for --tasks"),
     ("-m ultramem_jax.generate --mesh.tabel 2", "tabel"),
     ("-m ultramem_jax.quantize --workdir=absent --output=README.md",
      "--output = 'README.md': must be an empty directory, or absent"),

@@ -114,7 +114,9 @@ def bits_per_byte():
 
 @needs_harness
 def test_tasks_score_what_slow_computations_do(folder, tmp_path):
-  status, output, errors = evaluate(folder, tmp_path, "--tasks=my_*")
+  status, output, errors = evaluate(
+      folder, tmp_path, "--tasks=my_*", "--batch_size=3"
+  )
   assert status == 0, errors
   (line,) = (folder / "run" / "tasks.jsonl").read_text().splitlines()
   record = json.loads(line)
