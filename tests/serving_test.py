@@ -1,6 +1,7 @@
 """Serving: prepared variables give what the others give, and read less."""
 
 import functools
+import math
 import re
 
 import flax.linen as nn
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import small
 from conftest import assert_close
+from flax import traverse_util
 
 from ultramem_jax import (
     MemoryConfig,
@@ -22,6 +24,7 @@ from ultramem_jax import state as state_lib
 from ultramem_jax.layers import ultramem
 from ultramem_jax.memory_config import KIND_SETTINGS
 from ultramem_jax.model import Transformer
+from ultramem_jax.ops import few_rows
 
 
 @functools.cache
@@ -78,8 +81,10 @@ def test_bfloat16_weights_are_cast_once_and_change_nothing():
   model, variables = make_model(model__dtype="bfloat16")
   prepared = serving.prepare(model, variables)
   params, cast = variables["params"], prepared["params"]
-  assert cast["block_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
-  assert cast["memory_0"]["value_projection"].dtype == jnp.bfloat16
+  assert cast["embed"]["embedding"].dtype == jnp.bfloat16
+  transposed = prepared["transposed"]
+  assert transposed["block_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+  assert transposed["memory_0"]["value_projection"].dtype == jnp.bfloat16
   for name in ("values", "core"):
     assert cast["memory_0"][name] is params["memory_0"][name]
   tokens_BT = jnp.arange(2 * ultramem.MERGED_TOKENS).reshape(2, -1)
@@ -87,6 +92,38 @@ def test_bfloat16_weights_are_cast_once_and_change_nothing():
   np.testing.assert_array_equal(
       forward(prepared, tokens_BT), forward(variables, tokens_BT)
   )
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "ultramem"])
+def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
+  overrides = {
+      "moe": {"model__moe__num_experts": 4, "model__moe__expert_dim": 24},
+      "dense": {"model__memory__kind": "none"},
+      "ultramem": {"model__memory__num_heads": 2},
+  }[kind]
+  model, variables = make_model(
+      model__activation="swiglu", model__num_layers=1,
+      model__memory__spans="1:1", **overrides,
+  )
+  for_cpu = serving.prepare(model, variables)
+  for_gpu = serving.prepare(model, variables, platform="gpu")
+  assert "transposed" not in for_gpu
+  assert for_gpu["params"] == variables["params"]
+  flat = {
+      name: traverse_util.flatten_dict(tree, sep="/") for name, tree in
+      {**variables, "transposed": for_cpu["transposed"]}.items()
+  }
+  transposed = set(flat["transposed"])
+  kept = set(traverse_util.flatten_dict(for_cpu["params"], sep="/"))
+  assert kept == set(flat["params"]) - transposed
+  assert "block_0/attention/out/kernel" in transposed
+  for path in transposed:
+    assert flat["transposed"][path].size == flat["params"][path].size
+  # Few rows, and more than a CPU multiplies the other way round.
+  forward = jax.jit(model.apply)
+  for shape in ((2, 5), (few_rows.FEW_ROWS, 2)):
+    tokens_BT = np.arange(math.prod(shape), dtype=np.int32).reshape(shape) % 100
+    assert_close(forward(for_cpu, tokens_BT), forward(variables, tokens_BT))
 
 
 def decode_step_text(num_keys, **overrides):

@@ -68,10 +68,11 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
           f"must be divisible by the {devices} devices along mesh.data and "
           "mesh.fsdp")
   model = Transformer(config.model)
+  platform = layout.mesh.devices.flat[0].platform
   state = state_lib.abstract_state(config, layout)
   with layout_lib.using(layout):
     variables = jax.eval_shape(
-        functools.partial(serving.prepare, model),
+        functools.partial(serving.prepare, model, platform=platform),
         {"params": state.params, "buffers": state.buffers},
     )
   variables = sharding.with_sharding(

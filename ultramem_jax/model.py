@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from ultramem_jax import layout
 from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.attention import Attention
+from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.mlp import Mlp
 from ultramem_jax.layers.moe import Moe
@@ -140,9 +141,7 @@ class Transformer(nn.Module):
     )(x_BTD)
     if c.tie_embeddings:
       return embed.attend(x_BTD).astype(jnp.float32)
-    return nn.Dense(
-        c.vocab_size, use_bias=False, dtype=dtype, name="head",
-        kernel_init=nn.with_logical_partitioning(
-            nn.initializers.normal(c.embed_dim**-0.5), ("embed", "vocab")
-        ),
+    return Linear(
+        (c.vocab_size,), c.embed_dim**-0.5, ("embed", "vocab"), dtype=dtype,
+        name="head",
     )(x_BTD).astype(jnp.float32)

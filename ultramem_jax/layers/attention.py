@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.config import ModelConfig
+from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.ops import cached_attention
 
@@ -45,12 +46,9 @@ class Attention(nn.Module):
     dtype = jnp.dtype(c.dtype)
 
     def project(name):
-      return nn.DenseGeneral(
-          (c.num_heads, c.head_dim), use_bias=False, dtype=dtype, name=name,
-          kernel_init=nn.with_logical_partitioning(
-              nn.initializers.normal(c.embed_dim**-0.5),
-              ("embed", "heads", "head"),
-          ),
+      return Linear(
+          (c.num_heads, c.head_dim), c.embed_dim**-0.5,
+          ("embed", "heads", "head"), dtype=dtype, name=name,
       )(x_BTD)
 
     query_BTQH, key_BTQH, value_BTQH = map(project, ("query", "key", "value"))
@@ -75,11 +73,9 @@ class Attention(nn.Module):
           implementation=c.attention,
       )
     out_std = (2 * c.num_layers * c.embed_dim) ** -0.5
-    return nn.DenseGeneral(
-        c.embed_dim, axis=(-2, -1), use_bias=False, dtype=dtype, name="out",
-        kernel_init=nn.with_logical_partitioning(
-            nn.initializers.normal(out_std), ("heads", "head", "embed")
-        ),
+    return Linear(
+        (c.embed_dim,), out_std, ("heads", "head", "embed"), num_axes=2,
+        dtype=dtype, name="out",
     )(y_BTQH)
 
   def _attend_cached(self, query_BTQH, key_BTQH, value_BTQH, segment_BT):

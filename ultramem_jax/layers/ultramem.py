@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ultramem_jax import layout
 from ultramem_jax.checks import require
 from ultramem_jax.layers import tables as tables_lib
+from ultramem_jax.layers.linear import contract
 from ultramem_jax.layers.norm import KeyNorm, make_norm
 from ultramem_jax.layers.query import (
     CausalConv,
@@ -55,6 +56,7 @@ class UltraMem(nn.Module):
     serving: what depends on parameters alone, and is read in place of them
       where it is present; `serving.prepare` makes it. `keys`, normalized;
       `merged_keys`, folded with u and t, where ranks share a query.
+    transposed: `query` and `value_projection`, likewise, on a CPU.
   Sown when the collection is mutable:
     intermediates: `index_BTAM` (virtual, before the shuffle, best first),
       `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC` (after
@@ -234,18 +236,15 @@ class UltraMem(nn.Module):
           x_BTD, segment_BT, decode
       )
     ranks = c.rank if c.query_per_rank else 1
-    kernel = self._param(
-        "query", self._initializers()["query"],
-        ("embed", "side", "memory_heads", "rank", "key"),
-        (self.embed_dim, 2, c.num_queries, ranks, c.key_dim),
-    )
-    query_BTPGRK = jnp.einsum(
-        "BTD,DPGRK->BTPGRK", x_BTD, kernel.astype(self.dtype)
-    )
+    axes = "side", "memory_heads", "rank", "key"
+    outputs = 2, c.num_queries, ranks, c.key_dim
+    query_BTPGRK = contract(self, "query", x_BTD, lambda: self._param(
+        "query", self._initializers()["query"], ("embed", *axes),
+        (self.embed_dim, *outputs),
+    ))
     if c.query_bias:
       query_BTPGRK += self._param(
-          "query_bias", nn.initializers.zeros,
-          ("side", "memory_heads", "rank", "key"), kernel.shape[1:],
+          "query_bias", nn.initializers.zeros, axes, outputs
       ).astype(self.dtype)[None, None]
     weight = c.key_dim**-self.NORM_EXPONENT
     if c.init == "paper" and self.is_initializing():
@@ -314,14 +313,11 @@ class UltraMem(nn.Module):
     c = self.config
     if not c.value_projection:
       return pooled_BTEW.squeeze(-2)
-    projection_EWD = self._param(
+    y_BTD = contract(self, "value_projection", pooled_BTEW, lambda: self._param(
         "value_projection", self._initializers()["value_projection"],
         ("expansion", "value", "embed"),
         (c.projections, c.value_dim, self.embed_dim),
-    )
-    y_BTD = jnp.einsum(
-        "BTEW,EWD->BTD", pooled_BTEW, projection_EWD.astype(self.dtype)
-    )
+    ), num_axes=2)
     if c.projection_bias:
       y_BTD += self._param(
           "value_projection_bias", nn.initializers.zeros, ("embed",),

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultramem_jax.ops import blocks, lookup, precision
+from ultramem_jax.ops import blocks, few_rows, lookup, precision
 from ultramem_jax.ops.top_k import top_m
 
 # A block of positions reads all keys: where they are larger than the budget of
@@ -76,10 +76,9 @@ def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m):
   batch, length = query_PGJRBTK.shape[-3:-1]
   # One axis (Z) of matrices, and one of positions (L): of several, XLA's CPU
   # compiler would transpose all keys.
-  scores_PGJRBTN = jnp.einsum(
-      "ZLK,ZNK->ZLN", query_PGJRBTK.reshape(-1, batch * length, width),
-      keys_PGJRNK.reshape(-1, num_keys, width),
-      preferred_element_type=jnp.float32,
+  scores_PGJRBTN = few_rows.dot_transposed(
+      query_PGJRBTK.reshape(-1, batch * length, width),
+      keys_PGJRNK.reshape(-1, num_keys, width), jnp.float32,
   ).reshape(*pairs, rank, batch, length, num_keys)
   weight_PGJRN = filter_PGJR[..., None]
   if scale_PGJRN is not None:
