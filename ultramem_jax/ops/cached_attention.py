@@ -47,6 +47,8 @@ def _attend_in_groups(block, budget, query_BTQH, *arrays):
       rows for rows in range(1, batch + 1)
       if batch % rows == 0 and rows * row_bytes <= max(budget, row_bytes)
   )
+  if block == size and query_BTQH.shape[1] == 1:
+    group = batch  # A CPU reads a whole cache where it lies, and copies parts.
   attend_rows = functools.partial(_attend_in_blocks, block, group)
   if group == batch:
     return attend_rows(0, query_BTQH, *cache, start)
