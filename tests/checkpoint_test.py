@@ -196,6 +196,10 @@ def truncate(step_dir):
   os.truncate(path, path.stat().st_size // 2)
 
 
+def remove_arrays(step_dir):
+  os.remove(largest_file(step_dir))
+
+
 def remove_item(step_dir):
   shutil.rmtree(step_dir / "rest")
 
@@ -223,11 +227,13 @@ def break_seal(step_dir):
 DAMAGES = {
     "flip_bit": (flip_bit, "has changed"),
     "truncate": (truncate, "has changed"),
+    "remove_arrays": (remove_arrays, "params/.* is missing"),
     "remove_item": (remove_item, "rest/.* is missing"),
     "remove_facts": (remove_facts, "_CHECKPOINT_METADATA is missing"),
     "break_seal": (break_seal, "JSONDecodeError"),
     "empty": (empty, "."),
     "unsealed_truncate": (unseal_and(truncate), "."),
+    "unsealed_remove_arrays": (unseal_and(remove_arrays), "Error reading"),
     "unsealed_remove_item": (unseal_and(remove_item), "."),
     "unsealed_remove_facts": (unseal_and(remove_facts), "."),
 }
