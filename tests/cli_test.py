@@ -10,11 +10,15 @@ import pytest
 import small
 
 # Runs each command line in a process of its own, forked from one that has
-# imported everything. Answers with a line of JSON for each.
+# imported everything and counted the parameters, which touches no device.
+# Answers with a line of JSON for each.
 DRIVER = """
-import json, os, signal, sys, time
+import json, os, signal, sys, time, traceback
 import train
-from ultramem_jax import cli
+from configs import tiny
+from ultramem_jax import accounting, cli, config
+
+accounting.parameters(config.parse(tiny.get_config()).model)
 
 def no_step(*arguments):
   if "INTERRUPT" in os.environ:
@@ -35,7 +39,17 @@ for line in sys.stdin:
     os.dup2(os.open(case["stderr"], os.O_WRONLY | os.O_CREAT), 2)
     os.environ.update(case["environment"])
     sys.argv = ["train.py", *case["arguments"]]
-    cli.run(train.main)
+    status = 1
+    try:
+      cli.run(train.main)
+    except SystemExit as end:
+      status = end.code
+    except BaseException:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # At a normal exit Python takes apart all that was imported, for a second.
+    os._exit(status)
   _, status = os.waitpid(pid, 0)
   answer = os.waitstatus_to_exitcode(status), time.monotonic() - began
   print(json.dumps(answer), flush=True)

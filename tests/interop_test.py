@@ -325,50 +325,44 @@ SMALL_META = dict(
     swilu_projection=True,
 )
 LAYER_NORM = dict(layer_norm_type="default", bias_for_layer_norm=True)
+# Each covers several settings, in other combinations than the goldens.
 CASES = {
-    "v1 rank 1, no expansion": (
-        "ultramem_v1", {**SMALL, "tucker_rank": 1, "value_expand_time": 1}),
-    "v1 rank 3, E 9, one core": (
+    "v1 rank 1, no expansion, LayerNorm without bias, width of the model": (
+        "ultramem_v1", {**SMALL, "tucker_rank": 1, "value_expand_time": 1,
+                        "layer_norm_type": "default", "vdim": 24,
+                        "bias_for_layer_norm": None, "include_bias": False,
+                        "layer_norm_eps": 1e-3}),
+    "v1 rank 3, E 9, one core, RMSNorm with bias": (
         "ultramem_v1", {**SMALL, "tucker_rank": 3, "value_expand_time": 9,
-                        "tucker_multihead": 1, "head": 2}),
+                        "tucker_multihead": 1, "head": 2,
+                        "include_bias": True}),
     "v1 rank 4, E 16, four cores, LayerNorm": (
         "ultramem_v1", {**SMALL, **LAYER_NORM, "tucker_rank": 4, "head": 2,
                         "value_expand_time": 16, "tucker_multihead": 4}),
-    "v1 LayerNorm without bias, value width of the model": (
-        "ultramem_v1", {**SMALL, "layer_norm_type": "default", "vdim": 24,
-                        "bias_for_layer_norm": None, "include_bias": False,
-                        "value_expand_time": 4, "layer_norm_eps": 1e-3}),
-    "v1 RMSNorm with bias": (
-        "ultramem_v1", {**SMALL, "include_bias": True,
-                        "value_expand_time": 4}),
-    "v2 one query pair": (
+    "v2 one query pair, ring": (
         "ultramem_v2", {**SMALL_V2, "mem_q_for_each_tucker_rank": False,
-                        "head": 2}),
-    "v2 four heads": ("ultramem_v2", {**SMALL_V2, "head": 4}),
+                        "head": 2, "mem_layer_num": 4, "share_ratio": 0.55,
+                        "layer_id": 3}),
+    "v2 four heads, outside its ring": (
+        "ultramem_v2", {**SMALL_V2, "head": 4, "mem_layer_num": 2,
+                        "layer_id": 5}),
     "v2 three heads, rank 3, LayerNorm": (
         "ultramem_v2", {**SMALL_V2, **LAYER_NORM, "head": 3,
                         "tucker_rank": 3}),
-    "v2 ring": (
-        "ultramem_v2", {**SMALL_V2, "mem_layer_num": 4, "share_ratio": 0.55,
-                        "layer_id": 3}),
     "v2 ring, keys expanded": (
         "ultramem_v2", {**SMALL_V2, "mem_layer_num": 3, "share_ratio": 0.3,
                         "layer_id": 2, "mem_key_expand_time": 2, "head": 2}),
-    "v2 keys and values expanded": (
+    "v2 keys and values expanded, pre-values": (
         "ultramem_v2", {**SMALL_V2, "mem_layer_num": 2, "layer_id": 1,
                         "share_ratio": 0.7, "mem_key_expand_time": 3,
                         "value_expand_time": 9, "pre_vdim": 7}),
-    "v2 outside its ring": (
-        "ultramem_v2", {**SMALL_V2, "mem_layer_num": 2, "layer_id": 5}),
-    "v2 pre-values": ("ultramem_v2", {**SMALL_V2, "pre_vdim": 5, "head": 2}),
     "v2 gated": (
         "ultramem_v2", {**SMALL_V2, "pre_vdim": 6, "mem_use_glu_act": True,
                         "mem_layer_num": 2, "share_ratio": 0.5, "layer_id": 1,
                         "tucker_multihead": 3, "tucker_rank": 1,
                         "mem_key_expand_time": 2}),
-    "memory plus, three heads": ("memory_plus", {**SMALL_PLUS, "head": 3}),
-    "memory plus, LayerNorm": (
-        "memory_plus", {**SMALL_PLUS, **LAYER_NORM, "head": 2}),
+    "memory plus, three heads, LayerNorm": (
+        "memory_plus", {**SMALL_PLUS, **LAYER_NORM, "head": 3}),
     "meta": ("meta_memory", SMALL_META),
     "meta, gated": (
         "meta_memory", {**SMALL_META, "mem_gated": True, "mem_v_dim": 14,

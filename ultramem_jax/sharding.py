@@ -177,8 +177,9 @@ def parameter_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
 
   Nothing is allocated.
   """
+  # Made while tracing, a key needs no device.
   variables = jax.eval_shape(
-      Transformer(model).init, jax.random.key(0),
+      lambda tokens_BT: Transformer(model).init(jax.random.key(0), tokens_BT),
       jax.ShapeDtypeStruct((1, 1), jnp.int32),
   )
   names = traverse_util.flatten_dict(nn.get_partition_spec(variables["params"]))

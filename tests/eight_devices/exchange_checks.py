@@ -1,6 +1,7 @@
 """Sharded lookups against one device's; run by tests/eight_devices_test.py."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -67,18 +68,25 @@ def sharded(layout, arguments):
     return jax.jit(both(exchange), in_shardings=shardings)(*arguments)
 
 
-@pytest.mark.parametrize("partition", exchange.PARTITIONS)
-@pytest.mark.parametrize("mesh, length", [
-    *((mesh, 4) for mesh in MESHES), ("copies of the table", 6),
-    ("order of the mesh", 6),
+on_one_device = jax.jit(both(lookup))
+
+
+# 6 positions do not divide over four devices, which then hold the same ones.
+@pytest.mark.parametrize("mesh, length, partition", [
+    *((*case, partition) for case, partition in itertools.product([
+        ("tokens differ", 4), ("tokens differ along some", 4),
+        ("copies of the table", 6), ("order of the mesh", 6),
+    ], exchange.PARTITIONS)),
+    ("order of the mesh", 4, "columns"),
+    ("copies of the table", 4, "rows_unpooled"),
+    ("one device each", 4, "columns"),
 ])
 def test_values_and_gradients_equal_one_device(mesh, length, partition):
-  # 6 positions do not divide over four devices, which then hold the same ones.
   table_IW, index_BTK, score_BTKC, x_BTW = inputs(length)
   arguments = (table_IW, score_BTKC, x_BTW, index_BTK)
   assert_close(
       sharded(make_layout(mesh, partition), arguments),
-      jax.jit(both(lookup))(*arguments),
+      on_one_device(*arguments),
   )
 
 
@@ -108,9 +116,7 @@ def test_every_row_comes_once_however_skewed_the_reads(read_rows, expected):
   layout = make_layout("tokens differ", "rows_unpooled")
   assert rounds(layout, 512, index_BTK) == expected
   arguments = (table_IW, score_BTKC, x_BTW, index_BTK)
-  assert_close(
-      sharded(layout, arguments), jax.jit(both(lookup))(*arguments)
-  )
+  assert_close(sharded(layout, arguments), on_one_device(*arguments))
 
 
 @pytest.mark.parametrize("partition", exchange.PARTITIONS)

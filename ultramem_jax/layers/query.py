@@ -63,6 +63,10 @@ def queries_read(config, query_BTPGRK):
   return query_BTPGRK[:, :, :, jnp.arange(heads) // share]
 
 
+# Traced once for all memories of a shape: it is most of an initialization.
+_retrieve = jax.jit(retrieval.retrieve, static_argnums=2)
+
+
 def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
   """The query-norm weight that gives selected scores a mean square of 1.
 
@@ -90,7 +94,7 @@ def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
     def standardize(x, epsilon):
       return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
   found = layout.over_tokens(
-      lambda query, weights: retrieval.retrieve(
+      lambda query, weights: _retrieve(
           query, weights[0], c.top_m, *weights[1:]
       ),
       standardize(sample_BTPGRK, epsilon=c.norm_eps),
