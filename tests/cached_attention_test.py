@@ -14,11 +14,10 @@ BLOCK = cached_attention.CPU_BLOCK
 
 def make_inputs(size, start, length):
   """A query of slots start ..., a cache, and the segments of both."""
-  keys = jax.random.split(jax.random.key(0), 3)
-  query_BTQH = jax.random.normal(keys[0], (B, length, Q, H))
-  key_BQSH, value_BQSH = (
-      jax.random.normal(key, (B, Q, size, H)) for key in keys[1:]
-  )
+  random = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+  query_BTQH = draw(B, length, Q, H)
+  key_BQSH, value_BQSH = (draw(B, Q, size, H) for _ in range(2))
   # Rows padded by nothing, by a block and more, and of several documents.
   segment_BS = np.ones((B, size), np.int32)
   segment_BS[1, : max(0, start - 3)] = 0
@@ -27,8 +26,9 @@ def make_inputs(size, start, length):
   return query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start
 
 
+@jax.jit
 def masked(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
-  slot_T = start + np.arange(query_BTQH.shape[1])
+  slot_T = start + jnp.arange(query_BTQH.shape[1])
   slot_S = np.arange(segment_BS.shape[1])
   mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
       slot_S[None, None, :] <= slot_T[None, :, None]

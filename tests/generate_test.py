@@ -18,7 +18,7 @@ from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
 
 KEY = jax.random.key(0)
-CONFIG = small.config(model__memory__spans="1:2/2:2")
+CONFIG = small.config()
 
 
 class Successor(nn.Module):
@@ -177,8 +177,8 @@ def test_cache_holds_attention_and_convolution():
   for index in range(2):
     attention = cache[f"block_{index}"]["attention"]
     assert attention["cached_key"].shape == (2, 2, 24, width // 2)
-    convolution = cache[f"memory_{index}"]["query_conv"]
-    assert convolution["input"].shape == (2, taps - 1, width)
+  convolution = cache["memory_0"]["query_conv"]
+  assert convolution["input"].shape == (2, taps - 1, width)
   assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
 
 

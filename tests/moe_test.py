@@ -68,8 +68,9 @@ def loop_over_experts(params, x_BTD, model):
   return y_BTD
 
 
-@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
-@pytest.mark.parametrize("top_k", [1, 2, 4, X])
+@pytest.mark.parametrize("activation, top_k", [
+    ("gelu", 1), ("gelu", 2), ("gelu", X), ("swiglu", 4),
+])
 def test_equals_a_loop_over_experts_in_value_and_gradient(activation, top_k):
   model = make_config(activation, top_k=top_k).model
   layer, params, x_BTD, segment_BT = make_layer(model)
@@ -80,7 +81,8 @@ def test_equals_a_loop_over_experts_in_value_and_gradient(activation, top_k):
       y_BTD = function(params, x_BTD)
       return (y_BTD * cotangent_BTD).sum(), y_BTD
 
-    gradients, y_BTD = jax.grad(loss, (0, 1), has_aux=True)(params, x_BTD)
+    gradient = jax.jit(jax.grad(loss, (0, 1), has_aux=True))
+    gradients, y_BTD = gradient(params, x_BTD)
     return y_BTD, gradients
 
   actual = value_and_gradient(

@@ -86,13 +86,14 @@ def assert_fast_is_reference(inputs, m=M, precision="float32"):
 
 
 CASES = [
-    dict(sharing=sharing, rank=rank, per_rank=per_rank, cores=cores)
-    for sharing, (rank, per_rank), cores in itertools.product(
-        (1, 2), ((1, True), (2, True), (2, False), (3, True)), (2, 1)
-    )
-] + [
-    dict(sharing=1, cores=None),
-    dict(sharing=2, cores=None),
+    *(
+        dict(sharing=sharing, rank=rank, per_rank=per_rank)
+        for sharing, (rank, per_rank) in itertools.product(
+            (1, 2), ((1, True), (2, True), (2, False), (3, True))
+        )
+    ),
+    *(dict(sharing=sharing, cores=1) for sharing in (1, 2)),
+    *(dict(sharing=sharing, cores=None) for sharing in (1, 2)),
     dict(heads=6, sharing=3, rank=4, per_rank=False, cores=3),
 ]
 
