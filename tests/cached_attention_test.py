@@ -1,5 +1,7 @@
 """Attention over a cache against attention with a mask over all of it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,6 +62,18 @@ def test_only_blocks_in_use_are_read():
   )
   y_BTQH = cached_attention.attend(query_BTQH, *poisoned, *rest)
   assert_close(y_BTQH, masked(*inputs))
+
+
+@pytest.mark.parametrize("size", [BLOCK, 2 * BLOCK])
+def test_one_query_copies_nothing_of_a_cache_of_one_block(size, monkeypatch):
+  monkeypatch.setattr(cached_attention, "CPU_BYTES", 1)
+  text = jax.jit(cached_attention.attend).lower(
+      *make_inputs(size, size - 1, 1)
+  ).compile().as_text()
+  # Keys or values of a block, of one row of the batch or of all.
+  copied = re.findall(rf"= f32\[\d+,{Q},{BLOCK},{H}\]\S* [\w-]+\(", text)
+  copied = [line for line in copied if not line.endswith(" parameter(")]
+  assert bool(copied) == (size > BLOCK)
 
 
 def test_bfloat16():
