@@ -233,7 +233,7 @@ def instructions(compiled):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_compiled_update_touches_no_array_as_large_as_the_table(dtype):
-  num_rows, width = 5000, 16
+  num_rows, width = 20_000, 16
   shapes = jax.eval_shape(lambda: make(num_rows, 40, 8, width=width))
   table, factors = shapes
   if dtype == "bfloat16":
