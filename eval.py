@@ -18,9 +18,13 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import default
-from ultramem_jax import cli, distributed, evaluate, sharding, trained
-from ultramem_jax import config as config_lib
-from ultramem_jax.checks import require
+from ultramem_jax import cli
+from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.runs import distributed
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import require
+from ultramem_jax.train import sharding
 
 cli.define_section(
     "data", default.get_config().data,
@@ -46,7 +50,7 @@ LIMIT = flags.DEFINE_integer(
     "limit", None, "Questions of each task, to try it; by default all.",
     lower_bound=1,
 )
-trained.define_flags()
+load_lib.define_flags()
 distributed.define_flags()
 
 
@@ -56,10 +60,10 @@ def main() -> None:
     require(bool(TASKS.value) or flag.value is None, f"--{flag.name}",
             flag.value, "is for --tasks")
   if TASKS.value:
-    from ultramem_jax import harness  # needs an optional dependency
+    from ultramem_jax.evaluation import harness
 
     tasks = harness.find(TASKS.value, TASKS_DIR.value)
-  run = trained.from_flags()
+  run = load_lib.from_flags()
   fields = config_lib.to_dict(run.config)
   fields["eval_batches"] = BATCHES.value
   fields["batch_size"] = BATCH_SIZE.value or run.config.batch_size
@@ -73,7 +77,7 @@ def main() -> None:
     print(table)
     harness.append(flags.FLAGS.workdir, record)
   else:
-    validate = evaluate.on_validation_split(config, run.layout)
+    validate = loss_lib.on_validation_split(config, run.layout)
     result = validate(run.variables["params"], run.variables["buffers"])
     print(json.dumps({"step": run.step, **result}))
 

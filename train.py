@@ -13,28 +13,20 @@ import time
 import jax
 from absl import flags
 
-from ultramem_jax import (
-    accounting,
-    checkpoint,
-    cli,
-    compiler_options,
-    distributed,
-    evaluate,
-    generate,
-    optim,
-    preemption,
-    program,
-    sharding,
-    step,
-)
-from ultramem_jax import metrics as metrics_lib
-from ultramem_jax import state as state_lib
-from ultramem_jax import workdir as workdir_lib
-from ultramem_jax.checks import require
-from ultramem_jax.config import Config
+from ultramem_jax import cli
 from ultramem_jax.data import pipeline, sources
 from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
+from ultramem_jax.runs import checkpoint, distributed, preemption
+from ultramem_jax.runs import metrics as metrics_lib
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.serve import generate
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config
+from ultramem_jax.tools import accounting
+from ultramem_jax.train import compiler_options, optim, program, sharding, step
+from ultramem_jax.train import state as state_lib
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -190,7 +182,7 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   print(f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
         flush=True)
   distributed.require_same("config or corpus", f"{config} {corpus}")
-  evaluate_params = evaluate.on_validation_split(config, layout)
+  evaluate_params = loss_lib.on_validation_split(config, layout)
   validate = lambda state: evaluate_params(state.params, state.buffers)
   rows = sharding.process_rows(config, mesh)
   with contextlib.ExitStack() as stack:

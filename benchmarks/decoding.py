@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import report
-from ultramem_jax import accounting, generate, serving
-from ultramem_jax import config as config_lib
-from ultramem_jax.config import ModelConfig
 from ultramem_jax.model import Transformer
+from ultramem_jax.serve import generate
+from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.config import ModelConfig
+from ultramem_jax.tools import accounting
 
 # Of three sizes, the configs at equal parameters and FLOPs.
 SIZES = {
@@ -97,7 +99,7 @@ def random_variables(config: ModelConfig):
     return made[name]
 
   variables = jax.tree_util.tree_map_with_path(leaf, shapes)
-  return serving.prepare(model, variables)
+  return prepare_lib.prepare(model, variables)
 
 
 def cache_length(config: ModelConfig, batch: int, longest: int, budget: int):

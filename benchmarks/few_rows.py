@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from absl import app
 
 from benchmarks import decoding, report
-from ultramem_jax.ops import few_rows
+from ultramem_jax.ops.cpu import matmul as few_rows
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHAPES = ((1024, 4096), (4096, 1024), (1024, 1024))  # D, F

@@ -44,9 +44,9 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import decoding, inference, report
-from ultramem_jax.config import MemoryConfig
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup, precision
+from ultramem_jax.settings.config import MemoryConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 # Of each part; ten minutes, less the start of Python and the plots.

@@ -24,9 +24,11 @@ from absl import app, flags
 
 from benchmarks import report
 from configs import default
-from ultramem_jax import checkpoint, sharding, step, trained, workdir
-from ultramem_jax import config as config_lib
-from ultramem_jax import state as state_lib
+from ultramem_jax.runs import checkpoint, workdir
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.train import sharding, step
+from ultramem_jax.train import state as state_lib
 
 GIBIBYTES = flags.DEFINE_float("gibibytes", 4, "Of the table.")
 PHASES = ("init", "save", "restore")
@@ -63,7 +65,7 @@ def run_phase(phase: str, folder: str, config: config_lib.Config) -> None:
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   before = peak_bytes()
   if phase == "restore":
-    jax.block_until_ready(trained.load(folder).variables)
+    jax.block_until_ready(load_lib.load(folder).variables)
   else:
     def init(config):
       state = state_lib.init_state(config)

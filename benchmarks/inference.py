@@ -35,9 +35,9 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import decoding, report
-from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup
+from ultramem_jax.settings.config import ModelConfig
 
 GROWTH = (250, 500, 1000, 2000)  # n, keys of a side; the table has n^2 rows
 

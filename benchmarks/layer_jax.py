@@ -21,14 +21,11 @@ from benchmarks.layer_shape import (
   VALUE_DIM,
   read_sets,
 )
-from ultramem_jax import (
-  MemoryConfig,
-  UltraMem,
-  factors,
-  refresh_buffers,
-  serving,
-)
-from ultramem_jax.ops import lookup, row_order, row_update
+from ultramem_jax import MemoryConfig, UltraMem, refresh_buffers
+from ultramem_jax.ops import lookup, row_update
+from ultramem_jax.ops.cpu import sort as row_order
+from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.train import tables as tables_lib
 
 # As torch's AdamW has them by default.
 RATE, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-2
@@ -101,7 +98,7 @@ def forward(tokens):
   prepared = variables()
   x_BTD = inputs(tokens)
   if tokens == 1:  # decoding
-    prepared = serving.prepare(LAYER, prepared, x_BTD)
+    prepared = prepare_lib.prepare(LAYER, prepared, x_BTD)
   return compiled(LAYER.apply, prepared, x_BTD)
 
 
@@ -197,7 +194,7 @@ def step(tokens):
     (gradient, x_gradient, tap_gradient), read = jax.grad(
         loss, (0, 1, 2), has_aux=True
     )(trained, x_BTD, taps)
-    (of_table,) = factors.of_tables(
+    (of_table,) = tables_lib.of_tables(
         {"layer/values": values_IW}, {"layer": read}, {"layer": tap_gradient},
         jnp.ones(x_BTD.shape[:2], jnp.int32),
     ).values()
@@ -221,7 +218,7 @@ def lookup_step(tokens):
         lambda score_BTKC: lookup.pool_rows(values_IW, index_BTK, score_BTKC),
         score_BTKC,
     )
-    of_table = factors.join_parts(row_update.Factors(
+    of_table = tables_lib.join_parts(row_update.Factors(
         index_BTK, jnp.zeros_like(index_BTK), score_BTKC, cotangent_BTEW
     ))
     return state, of_table, (pooled_BTEW, pullback(cotangent_BTEW))

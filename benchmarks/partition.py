@@ -20,10 +20,11 @@ from absl import app
 from jax.sharding import AxisType
 
 from benchmarks import report
-from ultramem_jax import hlo, sharding
-from ultramem_jax import layout as layout_lib
-from ultramem_jax.layout import Layout
-from ultramem_jax.ops import exchange
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.tools import hlo
+from ultramem_jax.train import sharding
 
 SHARDS = (2, 4, 8, 16, 32, 64)
 WIDTHS = (128, 256, 512, 1024)
@@ -36,7 +37,7 @@ SIZE = 4  # bytes: float32, as a CPU's collectives widen bfloat16
 
 def formula(partition: str, shards: int, width: int, size: int = 2) -> float:
   """Bytes per token, with one core and one block as the paper counts."""
-  return exchange.bytes_moved(
+  return sharded_lookup.bytes_moved(
       partition, shards, reads=READS, width=width, cores=1, blocks=1,
       itemsize=size,
   )
@@ -65,7 +66,7 @@ def measured(partition: str, shards: int, width: int) -> float:
   with layout_lib.using(layout):
     # A function of its own: the layout is no part of what jit remembers.
     lowered = jax.jit(
-        lambda *args: exchange.pool_rows(*args), out_shardings=tokens
+        lambda *args: sharded_lookup.pool_rows(*args), out_shardings=tokens
     ).lower(*arguments)
   program = hlo.Program(lowered.compile().as_text())
   return sum(x.received for x in program.collectives(shards)) / TOKENS
@@ -111,7 +112,7 @@ def main(_) -> None:
           f"{relative[f'{form} {p} {w}']:>9.3f}" for w in WIDTHS))
   compiled, points = {}, {}
   for p, w in MEASURED:
-    for form in exchange.PARTITIONS:
+    for form in sharded_lookup.PARTITIONS:
       found, expected = measured(form, p, w), formula(form, p, w, SIZE)
       compiled[f"{form} {p} {w}"] = {"bytes": found, "formula": expected}
       # As a share of what the formula says that unpooled rows take.

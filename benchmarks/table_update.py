@@ -25,8 +25,9 @@ import optax
 from absl import app, flags
 
 from benchmarks import report
-from ultramem_jax import optim
-from ultramem_jax.ops import lookup, precision, row_order, row_update
+from ultramem_jax.ops import lookup, precision, row_update
+from ultramem_jax.ops.cpu import sort as row_order
+from ultramem_jax.train import optim
 
 SIDES = (250, 500, 1100)  # n, of tables of n^2 rows
 TOKENS = 512

@@ -20,10 +20,10 @@ import matplotlib.pyplot as plt
 from absl import app, flags
 
 from benchmarks import report
-from ultramem_jax import config as config_lib
-from ultramem_jax import state as state_lib
-from ultramem_jax import step
 from ultramem_jax.data import pipeline
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import step
 
 MODELS = {"UltraMem": "tiny", "dense": "tiny_dense"}
 ROOT = pathlib.Path(__file__).parent.parent

@@ -19,9 +19,10 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import report
-from ultramem_jax import accounting, program, step
-from ultramem_jax import config as config_lib
-from ultramem_jax import state as state_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.tools import accounting
+from ultramem_jax.train import program, step
+from ultramem_jax.train import state as state_lib
 
 FULL = flags.DEFINE_bool("full", False, "The published sizes.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)

@@ -30,10 +30,10 @@ import matplotlib.pyplot as plt
 from absl import app, flags
 
 from benchmarks import report
-from ultramem_jax import config as config_lib
-from ultramem_jax import program, sharding, step
-from ultramem_jax import state as state_lib
 from ultramem_jax.data import pipeline
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.train import program, sharding, step
+from ultramem_jax.train import state as state_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "151m_x12_16gib"

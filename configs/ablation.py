@@ -9,7 +9,7 @@ Rows are cumulative. C4 validation losses in the paper: pkm 2.828, no_softmax
 """
 
 from configs import published
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings.checks import ConfigError
 
 # What each row changes in model.memory, shapes inferred from the parameters
 # of the table: about 1.53 G in every row.

@@ -10,7 +10,7 @@ Changes of the validation loss in the paper: ive 4, 9, 16 -0.017, -0.025,
 """
 
 from configs import ablation
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings.checks import ConfigError
 
 KEY_WIDTH = 500  # per side and head, shared out between the ranks of a key
 SWEEPS = {

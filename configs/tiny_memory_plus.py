@@ -1,7 +1,7 @@
 """`tiny.py` with Memory+ (arXiv 2412.09764): two layers share one table."""
 
 from configs import tiny
-from ultramem_jax.memory_config import KIND_SETTINGS
+from ultramem_jax.settings.memory import KIND_SETTINGS
 
 
 def get_config():

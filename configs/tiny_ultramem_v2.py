@@ -4,7 +4,7 @@ The four memories share a ring of tables, a quarter of `tiny.py`'s rows each.
 """
 
 from configs import tiny
-from ultramem_jax.memory_config import KIND_SETTINGS
+from ultramem_jax.settings.memory import KIND_SETTINGS
 
 
 def get_config():

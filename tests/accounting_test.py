@@ -10,10 +10,11 @@ import jax
 import pytest
 
 from configs import tiny, tiny_dense
-from ultramem_jax import accounting, config
-from ultramem_jax import state as state_lib
-from ultramem_jax import step as step_lib
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings import config
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.tools import accounting
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import step as step_lib
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from ultramem_jax import array_reader
+from ultramem_jax.runs import array_reader
 
 
 def save(folder, tree, **storage):

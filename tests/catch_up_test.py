@@ -7,7 +7,8 @@ import optax
 import pytest
 from conftest import assert_close
 
-from ultramem_jax.ops import catch_up, row_order, row_update
+from ultramem_jax.ops import catch_up, row_update
+from ultramem_jax.ops.cpu import sort as row_order
 
 BETAS = (0.9, 0.95)
 EPS, DECAY, STEPS = 1e-3, 0.1, 700

@@ -23,7 +23,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
-from ultramem_jax import array_reader, checkpoint
+from ultramem_jax.runs import array_reader, checkpoint
 
 DATA = {"0": {"offset": [3, None, True], "name": "é", "big": 2**60, "f": 0.1}}
 

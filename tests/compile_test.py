@@ -7,8 +7,8 @@ import re
 import pytest
 import small
 
-from ultramem_jax import accounting, topology
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.tools import accounting, topology
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_GPU_PLUGIN = importlib.util.find_spec("jax_cuda12_plugin") is not None

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from configs import default, tiny
-from ultramem_jax import config
-from ultramem_jax.checks import ConfigError
-from ultramem_jax.memory_config import MAX_GRID_SIDE, MemoryConfig
-from ultramem_jax.spans import Span, parse_spans
+from ultramem_jax.settings import config
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.memory import MAX_GRID_SIDE, MemoryConfig
+from ultramem_jax.settings.spans import Span, parse_spans
 
 NAN, INF = float("nan"), float("inf")
 

@@ -13,9 +13,11 @@ import pytest
 import small
 
 from configs import ablation, published, sweeps
-from ultramem_jax import accounting, config, step
-from ultramem_jax import state as state_lib
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings import config
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.tools import accounting
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import step
 
 CONFIGS = pathlib.Path(published.__file__).parent
 NAMES = sorted(

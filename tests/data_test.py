@@ -15,9 +15,9 @@ import tensorflow_datasets as tfds
 import zstandard
 
 from configs import default
-from ultramem_jax import config as config_lib
-from ultramem_jax.checks import ConfigError
 from ultramem_jax.data import convert, packing, pipeline, sources
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import ConfigError
 
 PAD, BOS, EOS = 256, 257, 258
 # Empty texts, one of a single byte, several as long as a row, and long ones.

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import small
 
-from ultramem_jax import evaluate, sharding, step
-from ultramem_jax import state as state_lib
 from ultramem_jax.data import pipeline
+from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.train import sharding, step
+from ultramem_jax.train import state as state_lib
 
 
 def fake_eval_step(params, buffers, batch):
@@ -19,7 +20,7 @@ def fake_eval_step(params, buffers, batch):
 
 
 def run(batches, scale=1.0, shift=0.0):
-  return evaluate.run(
+  return loss_lib.run(
       fake_eval_step, {"scale": scale}, {"shift": shift}, batches
   )
 
@@ -77,7 +78,7 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
           config, sharding.process_rows(config, mesh))
   ]
   assert len(batches) > 1
-  result = evaluate.run(
+  result = loss_lib.run(
       step.jitted(step.eval_step, config), params, state.buffers, batches
   )
   size = len(text.encode())

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 import small
 
-from ultramem_jax import generate
-from ultramem_jax import state as state_lib
-from ultramem_jax.checks import ConfigError
-from ultramem_jax.config import SampleConfig
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
+from ultramem_jax.serve import generate
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.config import SampleConfig
+from ultramem_jax.train import state as state_lib
 
 KEY = jax.random.key(0)
 CONFIG = small.config()

@@ -12,10 +12,11 @@ import small
 from jax.sharding import SingleDeviceSharding
 
 from configs import tiny
-from ultramem_jax import compile as compile_lib
-from ultramem_jax import compiler_options, hlo, program, sharding, topology
-from ultramem_jax import config as config_lib
 from ultramem_jax.ops import lookup
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.tools import compile as compile_lib
+from ultramem_jax.tools import hlo, topology
+from ultramem_jax.train import compiler_options, program, sharding
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("jax_cuda12_plugin") is None,

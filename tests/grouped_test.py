@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import assert_close
 
-from ultramem_jax.ops import grouped
+from ultramem_jax.ops.cpu import grouped
 
 D, F = 12, 10
 # Fewer rows than groups; groups of many blocks, of one row, and empty ones.

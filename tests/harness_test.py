@@ -9,9 +9,9 @@ import pytest
 import slow_scoring
 import small
 
-from ultramem_jax import checkpoint, workdir
-from ultramem_jax.checks import ConfigError
-from ultramem_jax.config import SampleConfig
+from ultramem_jax.runs import checkpoint, workdir
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.config import SampleConfig
 
 needs_harness = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
@@ -164,7 +164,7 @@ def test_without_the_harness_a_line_says_how_to_get_it(monkeypatch):
 
 @needs_harness
 def test_generation_settings():
-  from ultramem_jax import harness
+  from ultramem_jax.evaluation import harness
 
   assert harness.sampling({}) == ((), SampleConfig("", 256, 0.0, 0, 1.0))
   assert harness.sampling({

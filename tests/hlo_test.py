@@ -2,7 +2,7 @@
 
 import pytest
 
-from ultramem_jax import hlo
+from ultramem_jax.tools import hlo
 
 # As for a TPU: an all-gather in three steps (its start, one beside a matmul,
 # its end), and a reduce-scatter, which is an all-reduce inside a fusion.

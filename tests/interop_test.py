@@ -15,7 +15,7 @@ import pytest
 from conftest import assert_close
 
 from ultramem_jax import interop
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings.checks import ConfigError
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 CLASSES = {

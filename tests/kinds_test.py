@@ -13,11 +13,13 @@ import small
 from conftest import assert_close
 
 from configs import ablation
-from ultramem_jax import checkpoint, generate, step
-from ultramem_jax import state as state_lib
 from ultramem_jax.data import pipeline
-from ultramem_jax.memory_config import KIND_SETTINGS
 from ultramem_jax.model import Transformer
+from ultramem_jax.runs import checkpoint
+from ultramem_jax.serve import generate
+from ultramem_jax.settings.memory import KIND_SETTINGS
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import step
 
 
 def memory(settings):

@@ -12,8 +12,8 @@ import pytest
 from conftest import assert_close
 from jax.experimental import pallas as pl
 
-from ultramem_jax.checks import ConfigError
 from ultramem_jax.ops import lookup, precision
+from ultramem_jax.settings.checks import ConfigError
 
 ROWS, WIDTH = 14, 256
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from ultramem_jax import metrics
+from ultramem_jax.runs import metrics
 
 
 def records(path):

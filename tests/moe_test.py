@@ -10,12 +10,12 @@ import pytest
 from conftest import assert_close
 
 from configs import tiny_dense
-from ultramem_jax import config as config_lib
-from ultramem_jax import state as state_lib
-from ultramem_jax import step
-from ultramem_jax.checks import ConfigError
 from ultramem_jax.layers import moe as moe_lib
 from ultramem_jax.model import Transformer
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import step
 
 B, T, D, F, X = 3, 7, 16, 12, 6
 

@@ -14,8 +14,8 @@ import pytest
 import small
 from conftest import assert_close
 
-from ultramem_jax import optim
-from ultramem_jax import state as state_lib
+from ultramem_jax.train import optim
+from ultramem_jax.train import state as state_lib
 
 GOLDEN = pathlib.Path(__file__).parent / "goldens" / "value_lr_schedule"
 CONFIG = small.config().optim

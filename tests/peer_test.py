@@ -9,11 +9,11 @@ from conftest import assert_close
 from flax import linen as nn
 from jax.test_util import check_grads
 
-from ultramem_jax import accounting
-from ultramem_jax.checks import ConfigError
 from ultramem_jax.layers.peer import Peer
-from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.ops import blocks, lookup
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.memory import MemoryConfig
+from ultramem_jax.tools import accounting
 
 B, T, D, N, M = 2, 5, 12, 6, 4
 SETTINGS = dict(

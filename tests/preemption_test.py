@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from ultramem_jax import preemption
+from ultramem_jax.runs import preemption
 
 LOOP = """
 import time

@@ -11,9 +11,9 @@ import pytest
 import small
 from conftest import assert_close
 
-from ultramem_jax import checkpoint
-from ultramem_jax import state as state_lib
-from ultramem_jax import workdir as workdir_lib
+from ultramem_jax.runs import checkpoint
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.train import state as state_lib
 
 # One table, which the devices of both processes share.
 SETTINGS = {

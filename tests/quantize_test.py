@@ -12,11 +12,14 @@ from conftest import assert_close
 from flax import traverse_util
 
 import train
-from ultramem_jax import checkpoint, evaluate, quantize, trained, workdir
-from ultramem_jax import state as state_lib
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops import precision
+from ultramem_jax.runs import checkpoint, workdir
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.tools import quantize
+from ultramem_jax.train import state as state_lib
 
 
 def test_int8_rows_are_off_by_half_a_step_at_most():
@@ -99,11 +102,11 @@ def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
   report = json.loads(report)
   assert report["step"] == 7
   assert 0 < abs(report["change"]) < 0.01 * report["loss_before"]
-  loaded = trained.load(output)
+  loaded = load_lib.load(output)
   assert loaded.config.model.memory.table_dtype == dtype
   values_IW = loaded.variables["params"]["memory_0"]["values"]
   assert values_IW.dtype == precision.DTYPES[dtype]
-  validate = evaluate.on_validation_split(loaded.config, loaded.layout)
+  validate = loss_lib.on_validation_split(loaded.config, loaded.layout)
   result = validate(loaded.variables["params"], loaded.variables["buffers"])
   assert result["loss"] == pytest.approx(report["loss"], rel=1e-6)
 

@@ -10,7 +10,8 @@ import optax
 import pytest
 from conftest import assert_close
 
-from ultramem_jax.ops import blocks, precision, row_order, row_update
+from ultramem_jax.ops import blocks, precision, row_update
+from ultramem_jax.ops.cpu import sort as row_order
 
 ADAMW = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 0.01, 3)
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import slow_scoring
 
-from ultramem_jax import generate, scoring
-from ultramem_jax.config import SampleConfig
 from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.evaluation import scoring
+from ultramem_jax.serve import generate
+from ultramem_jax.settings.config import SampleConfig
 
 GREEDY = SampleConfig("", 20, 0.0, 0, 1.0)
 

@@ -13,18 +13,14 @@ import small
 from conftest import assert_close
 from flax import traverse_util
 
-from ultramem_jax import (
-    MemoryConfig,
-    MemoryPlus,
-    UltraMem,
-    generate,
-    serving,
-)
-from ultramem_jax import state as state_lib
+from ultramem_jax import MemoryConfig, MemoryPlus, UltraMem
 from ultramem_jax.layers import ultramem
-from ultramem_jax.memory_config import KIND_SETTINGS
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops import few_rows
+from ultramem_jax.ops.cpu import matmul as few_rows
+from ultramem_jax.serve import generate
+from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.settings.memory import KIND_SETTINGS
+from ultramem_jax.train import state as state_lib
 
 
 @functools.cache
@@ -60,7 +56,7 @@ def test_prepared_equals_unprepared(case):
   layer = layer_class(config, embed_dim=12)
   x_BTD = jax.random.normal(jax.random.key(0), (2, max(LENGTHS), 12))
   variables = nn.meta.unbox(jax.jit(layer.init)(jax.random.key(1), x_BTD))
-  prepared = serving.prepare(layer, variables, x_BTD)
+  prepared = prepare_lib.prepare(layer, variables, x_BTD)
   assert ("merged_keys" in prepared["serving"]) == (case == "shared_query")
   # The parameters are not looked at again.
   params = {**prepared["params"]}
@@ -79,7 +75,7 @@ def test_prepared_equals_unprepared(case):
 
 def test_bfloat16_weights_are_cast_once_and_change_nothing():
   model, variables = make_model(model__dtype="bfloat16")
-  prepared = serving.prepare(model, variables)
+  prepared = prepare_lib.prepare(model, variables)
   params, cast = variables["params"], prepared["params"]
   assert cast["embed"]["embedding"].dtype == jnp.bfloat16
   transposed = prepared["transposed"]
@@ -105,8 +101,8 @@ def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
       model__activation="swiglu", model__num_layers=1,
       model__memory__spans="1:1", **overrides,
   )
-  for_cpu = serving.prepare(model, variables)
-  for_gpu = serving.prepare(model, variables, platform="gpu")
+  for_cpu = prepare_lib.prepare(model, variables)
+  for_gpu = prepare_lib.prepare(model, variables, platform="gpu")
   assert "transposed" not in for_gpu
   assert for_gpu["params"] == variables["params"]
   flat = {
@@ -132,7 +128,7 @@ def decode_step_text(num_keys, **overrides):
       model__memory__num_keys=num_keys, model__memory__spans="1:2/2:2",
       **overrides
   )
-  variables = serving.prepare(model, variables)
+  variables = prepare_lib.prepare(model, variables)
   cache = generate.init_cache(model, 3, 300)
   token_B1 = jnp.ones((3, 1), jnp.int32)
   return generate.decode_step.lower(

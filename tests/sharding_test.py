@@ -5,9 +5,9 @@ import pytest
 import small
 from jax.sharding import AbstractMesh
 
-from ultramem_jax import sharding
-from ultramem_jax import state as state_lib
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.train import sharding
+from ultramem_jax.train import state as state_lib
 
 
 def layout(config, num_devices=8):

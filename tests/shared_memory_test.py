@@ -11,10 +11,10 @@ import small
 from conftest import assert_close
 
 from ultramem_jax import MemoryConfig, Transformer
-from ultramem_jax.checks import ConfigError
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
-from ultramem_jax.memory_config import KIND_SETTINGS
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.memory import KIND_SETTINGS
 
 # Short settings of two memories, the second of which the first overlaps.
 FIXED = {

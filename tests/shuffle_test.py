@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ultramem_jax.memory_config import MAX_GRID_SIDE
 from ultramem_jax.ops import shuffle
+from ultramem_jax.settings.memory import MAX_GRID_SIDE
 
 MASK = 2**32 - 1
 

@@ -9,17 +9,18 @@ import jax
 import numpy as np
 import small
 
-from ultramem_jax import sharding, trained
-from ultramem_jax import state as state_lib
 from ultramem_jax.data.tokenizer import ByteTokenizer
 from ultramem_jax.model import Transformer
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.train import sharding
+from ultramem_jax.train import state as state_lib
 
 LENGTH = 40  # the model's
 BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
 
 
 @functools.cache
-def run() -> trained.Trained:
+def run() -> load_lib.Trained:
   """An untrained model of bytes, whose predictions vary."""
   config = small.config(
       data__seq_len=LENGTH, batch_size=2, model__num_layers=1,
@@ -28,7 +29,7 @@ def run() -> trained.Trained:
   state = jax.jit(lambda: state_lib.init_state(config))()
   variables = {"params": state.params, "buffers": state.buffers}
   layout = sharding.make_layout(config, sharding.make_mesh(config))
-  return trained.Trained(
+  return load_lib.Trained(
       config, 7, Transformer(config.model), variables, layout
   )
 

@@ -10,9 +10,9 @@ import subprocess
 import sys
 
 from configs import tiny
-from ultramem_jax import compile as compile_lib
-from ultramem_jax import compiler_options, program, sharding
-from ultramem_jax import config as config_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.tools import compile as compile_lib
+from ultramem_jax.train import compiler_options, program, sharding
 
 ROOT = pathlib.Path(__file__).parents[1]
 

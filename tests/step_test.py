@@ -11,10 +11,10 @@ import pytest
 import small
 from conftest import assert_close
 
-from ultramem_jax import sharding, step
-from ultramem_jax import state as state_lib
 from ultramem_jax.layers import ultramem
 from ultramem_jax.model import Transformer
+from ultramem_jax.train import sharding, step
+from ultramem_jax.train import state as state_lib
 
 
 def make_config(**overrides):

@@ -8,10 +8,12 @@ import pytest
 import step_test
 from conftest import assert_close
 
-from ultramem_jax import checkpoint, factors, optim, program, step
-from ultramem_jax import state as state_lib
-from ultramem_jax.checks import ConfigError
 from ultramem_jax.ops import catch_up
+from ultramem_jax.runs import checkpoint
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.train import optim, program, step
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import tables as tables_lib
 
 SUM = {
     "model__memory__score": "sum", "model__memory__softmax": True,
@@ -96,13 +98,13 @@ def test_first_step_equals_the_dense_one_on_the_rows_read(kind):
   adam = dense.opt_state[1]
   for name, moment in (("mean", adam.mu), ("variance", adam.nu)):
     assert_close(
-        factors.split_tables(sparse.moments[name])[1],
-        factors.split_tables(moment)[1], tolerance=1e-4,
+        tables_lib.split_tables(sparse.moments[name])[1],
+        tables_lib.split_tables(moment)[1], tolerance=1e-4,
     )
   before, after, wanted = (
-      factors.split_tables(state.params) for state in (start, sparse, dense)
+      tables_lib.split_tables(state.params) for state in (start, sparse, dense)
   )
-  variance = factors.split_tables(sparse.moments["variance"])[1]
+  variance = tables_lib.split_tables(sparse.moments["variance"])[1]
   assert set(variance) == set(wanted[1]) and wanted[1]
   change = lambda new, old: jax.tree.map(np.subtract, new, old)
   # Adam divides a gradient by its size: where it is near 0, its rounding shows.
@@ -171,7 +173,7 @@ def test_sparse_steps_that_catch_up_equal_dense_ones(monkeypatch):
   assert_close(caught_up.params, dense[-1].params, tolerance=1e-5)
   # Rows were behind, and would not be where they are without catching up.
   old, new = (
-      factors.split_tables(state.params)[1] for state in (states[-1], caught_up)
+      tables_lib.split_tables(state.params)[1] for state in (states[-1], caught_up)
   )
   assert any((old[path] != new[path]).any(1).mean() > 0.5 for path in old)
 
@@ -193,7 +195,7 @@ def test_low_precision_tables_train():
   config = make_config(**LOW)
   start = step_test.first_state(config)
   table = start.params["memory_0"]["values"]
-  moments = factors.split_tables(start.moments)[1]
+  moments = tables_lib.split_tables(start.moments)[1]
   assert table.dtype == moments["mean/memory_0/values"].dtype == np.uint16
   assert moments["variance/memory_0/values"].shape == table.shape[:1]
   _, records = go_on(config, start, [0] * 30)
@@ -245,7 +247,7 @@ def test_rows_that_only_storage_has_are_neither_read_nor_updated():
 
   def parts(state, part):
     """Weights, and rows of the tables and their moments."""
-    weights, tables = factors.split_tables(state.params)
+    weights, tables = tables_lib.split_tables(state.params)
     cut = lambda tree: jax.tree.map(lambda x: x[part], tree)
     return weights, cut(tables), cut(state.moments)
 

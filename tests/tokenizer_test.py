@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from ultramem_jax.checks import ConfigError
 from ultramem_jax.data import tokenizer, train_bpe
+from ultramem_jax.settings.checks import ConfigError
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ultramem_jax.ops import top_k
+from ultramem_jax.ops.cpu import top_k
 
 sieve = jax.jit(top_k.sieve, static_argnums=1)
 

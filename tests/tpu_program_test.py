@@ -13,16 +13,11 @@ import pytest
 import small
 from jax.sharding import SingleDeviceSharding
 
-from ultramem_jax import (
-    MemoryConfig,
-    UltraMem,
-    hlo,
-    program,
-    step,
-    topology,
-)
-from ultramem_jax import state as state_lib
+from ultramem_jax import MemoryConfig, UltraMem
 from ultramem_jax.ops import lookup, tucker
+from ultramem_jax.tools import hlo, topology
+from ultramem_jax.train import program, step
+from ultramem_jax.train import state as state_lib
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,

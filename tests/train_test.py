@@ -15,8 +15,10 @@ import small
 from tensorboardX.proto import event_pb2
 
 import train
-from ultramem_jax import checkpoint, step, trained
-from ultramem_jax import state as state_lib
+from ultramem_jax.runs import checkpoint
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import step
 
 STEPS = 40
 SETTINGS = {
@@ -93,7 +95,7 @@ def content(workdir):
 
 
 def restore(workdir, saved="newest"):
-  config = trained.workdir_lib.load_config(workdir)
+  config = load_lib.workdir_lib.load_config(workdir)
   state = jax.eval_shape(lambda: state_lib.init_state(config))
   return checkpoint.restore(workdir, state.to_items(), saved)
 
@@ -208,7 +210,7 @@ def test_generate_prints_prompts_and_their_texts(unbroken, cache):
 
 def test_trained_models_are_loaded_from_python(unbroken):
   workdir, _ = unbroken
-  run = trained.load(workdir)
+  run = load_lib.load(workdir)
   assert run.step == STEPS
   logits_BTV = jax.jit(run.model.apply)(
       run.variables, np.array([[257, 98, 97]])
@@ -223,7 +225,7 @@ def test_a_run_with_flash_attention_is_used_without_gpus(unbroken, tmp_path):
   held = json.loads((workdir / "config.json").read_text())
   held["config"]["model"].update(attention="cudnn", dtype="bfloat16")
   (workdir / "config.json").write_text(json.dumps(held))
-  assert trained.load(workdir).config.model.attention == "xla"
+  assert load_lib.load(workdir).config.model.attention == "xla"
 
 
 def wait_for(process, happened, timeout=300):

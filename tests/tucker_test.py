@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import assert_close
 
-from ultramem_jax import hlo
 from ultramem_jax.ops import tucker
+from ultramem_jax.tools import hlo
 
 GOLDENS = pathlib.Path(__file__).parent / "goldens"
 

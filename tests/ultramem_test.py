@@ -14,9 +14,9 @@ from conftest import assert_close
 
 from configs import ablation
 from ultramem_jax import ConfigError, MemoryConfig, UltraMem, refresh_buffers
-from ultramem_jax import config as config_lib
 from ultramem_jax.layers.norm import KeyNorm
 from ultramem_jax.ops import shuffle, tucker
+from ultramem_jax.settings import config as config_lib
 
 B, T, D = 2, 7, 16
 SMALL = MemoryConfig(num_keys=6, key_dim=5, value_dim=8, top_m=3)

@@ -7,9 +7,9 @@ import re
 import pytest
 
 from configs import tiny
-from ultramem_jax import config as config_lib
-from ultramem_jax import workdir as workdir_lib
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import ConfigError
 
 CORPUS = "standard library of Python 3.11.7"
 

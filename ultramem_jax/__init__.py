@@ -1,13 +1,13 @@
 """UltraMem in JAX: the memory layer, its transformer, and their training."""
 
-from ultramem_jax.checks import ConfigError
-from ultramem_jax.config import Config, ModelConfig, MoeConfig
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.peer import Peer
 from ultramem_jax.layers.ultramem import UltraMem, refresh_buffers
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
-from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.model import Transformer
+from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.config import Config, ModelConfig, MoeConfig
+from ultramem_jax.settings.memory import MemoryConfig
 
 __all__ = [
     "Config",

@@ -10,11 +10,11 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ultramem_jax import distributed
-from ultramem_jax.checkpoint import CheckpointError, TargetError
-from ultramem_jax.checks import ConfigError, require
-from ultramem_jax.config import Config, parse
-from ultramem_jax.step import TrainingError
+from ultramem_jax.runs import distributed
+from ultramem_jax.runs.checkpoint import CheckpointError, TargetError
+from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.config import Config, parse
+from ultramem_jax.train.step import TrainingError
 
 # What a user can mend: told in one line, with this exit status. An OSError is
 # a file that is missing, a directory that is read-only, a disk that is full.

@@ -3,8 +3,6 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ultramem_jax import layout
-from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.attention import Attention
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.memory_plus import MemoryPlus
@@ -15,6 +13,8 @@ from ultramem_jax.layers.peer import Peer
 from ultramem_jax.layers.tables import SharedTables
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
+from ultramem_jax.ops.sharded import layout
+from ultramem_jax.settings.config import ModelConfig
 
 MEMORIES = {
     layer.KIND: layer for layer in (UltraMem, UltraMemV2, MemoryPlus, Peer)

@@ -10,20 +10,16 @@ import small
 from conftest import assert_close
 
 import train
-from ultramem_jax import (
-  array_reader,
-  checkpoint,
-  evaluate,
-  generate,
-  scoring,
-  serving,
-  sharding,
-  trained,
-  workdir,
-)
-from ultramem_jax import layout as layout_lib
 from ultramem_jax.data import pipeline
+from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.evaluation import scoring
 from ultramem_jax.model import Transformer
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.runs import array_reader, checkpoint, workdir
+from ultramem_jax.serve import generate
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.train import sharding
 
 EIGHT_BY_ROWS = (8, {
     "mesh__fsdp": 2, "mesh__table": 4, "model__memory__partition": "rows"})
@@ -113,13 +109,13 @@ def test_a_run_goes_on_with_other_devices(
 def use(config, layout, variables):
   """(evaluation and scores of texts, drawn tokens) of a model."""
   model = Transformer(config.model)
-  scores = scoring.Scorer(trained.Trained(
+  scores = scoring.Scorer(load_lib.Trained(
       config, 0, model, variables, layout
   )).log_likelihoods([("a", "bc"), ("", "longer than a window")])
-  result = evaluate.on_validation_split(config, layout)(
+  result = loss_lib.on_validation_split(config, layout)(
       variables["params"], variables["buffers"])
   with layout_lib.using(layout):
-    variables = serving.prepare(model, variables)
+    variables = prepare_lib.prepare(model, variables)
   tokens = generate.generate(
       model, variables, [np.array([5, 6, 7]), np.array([8])], 6,
       jax.random.key(0), temperature=1.0, layout=layout)
@@ -134,7 +130,7 @@ def test_models_are_evaluated_and_sampled_where_they_lie(saved, corpus):
       {name: state[name] for name in ("params", "buffers")})
   # Two meshes in one process: neither may run what was traced for the other.
   for mesh in ({}, {"fsdp": 1, "table": 8}):
-    loaded = trained.load(folder, mesh=mesh)
+    loaded = load_lib.load(folder, mesh=mesh)
     values_IW = loaded.variables["params"]["memory_0"]["values"]
     for shard in values_IW.addressable_shards:
       assert shard.data.size * 8 == values_IW.size

@@ -10,10 +10,13 @@ import pytest
 from conftest import assert_close
 from jax.sharding import NamedSharding
 
-from ultramem_jax import hlo, sharding
-from ultramem_jax import layout as layout_lib
-from ultramem_jax.ops import exchange, fetch, lookup
-from ultramem_jax.ops.shard import Shard
+from ultramem_jax.ops import lookup
+from ultramem_jax.ops.sharded import fetch
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.ops.sharded.collectives import Shard
+from ultramem_jax.tools import hlo
+from ultramem_jax.train import sharding
 
 # Sizes of data, fsdp, tensor and table; the axes that the table is split over.
 MESHES = {
@@ -65,7 +68,7 @@ def sharded(layout, arguments):
   whole = NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
   shardings = (table, whole, whole, whole)
   with layout_lib.using(layout):
-    return jax.jit(both(exchange), in_shardings=shardings)(*arguments)
+    return jax.jit(both(sharded_lookup), in_shardings=shardings)(*arguments)
 
 
 on_one_device = jax.jit(both(lookup))
@@ -76,7 +79,7 @@ on_one_device = jax.jit(both(lookup))
     *((*case, partition) for case, partition in itertools.product([
         ("tokens differ", 4), ("tokens differ along some", 4),
         ("copies of the table", 6), ("order of the mesh", 6),
-    ], exchange.PARTITIONS)),
+    ], sharded_lookup.PARTITIONS)),
     ("order of the mesh", 4, "columns"),
     ("copies of the table", 4, "rows_unpooled"),
     ("one device each", 4, "columns"),
@@ -119,24 +122,24 @@ def test_every_row_comes_once_however_skewed_the_reads(read_rows, expected):
   assert_close(sharded(layout, arguments), on_one_device(*arguments))
 
 
-@pytest.mark.parametrize("partition", exchange.PARTITIONS)
+@pytest.mark.parametrize("partition", sharded_lookup.PARTITIONS)
 def test_bfloat16_travels_and_integer_tables_are_read(partition):
   table_IW, index_BTK, score_BTKC, _ = inputs(4)
   bits_IW = jax.lax.bitcast_convert_type(
       table_IW.astype(jnp.bfloat16), jnp.uint16)
   layout = make_layout("tokens differ", partition, "bfloat16")
   with layout_lib.using(layout):
-    pooled = jax.jit(lambda *args: exchange.pool_rows(*args, BLOCKS))(
+    pooled = jax.jit(lambda *args: sharded_lookup.pool_rows(*args, BLOCKS))(
         bits_IW, index_BTK, score_BTKC)
   expected = lookup.pool_rows(bits_IW, index_BTK, score_BTKC, BLOCKS)
   assert_close(pooled, expected, "bfloat16")
 
 
-@pytest.mark.parametrize("partition", exchange.PARTITIONS)
+@pytest.mark.parametrize("partition", sharded_lookup.PARTITIONS)
 def test_gradients_that_travel_as_bfloat16_are_summed_in_float32(partition):
   """A row that each device reads 320 times, where bfloat16 counts to 256."""
   layout = make_layout("tokens differ", partition, "bfloat16")
-  gradient = jax.grad(lambda *args: exchange.pool_rows(*args).sum())
+  gradient = jax.grad(lambda *args: sharded_lookup.pool_rows(*args).sum())
   with layout_lib.using(layout):
     gradient_IW = jax.jit(gradient)(
         jnp.ones((NUM_ROWS, WIDTH)), jnp.zeros((8, 64, READS), jnp.int32),
@@ -161,7 +164,7 @@ def pooling_arguments(layout, num_rows, tokens, reads, width, cores):
 
 
 @pytest.mark.parametrize("partition, num_rows", [
-    *((partition, 2**22) for partition in exchange.PARTITIONS),
+    *((partition, 2**22) for partition in sharded_lookup.PARTITIONS),
     ("rows_unpooled", 2048),
 ])
 def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
@@ -171,12 +174,12 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   arguments = pooling_arguments(layout, num_rows, tokens, reads, width, cores)
   with layout_lib.using(layout):
     lowered = jax.jit(
-        lambda *args: exchange.pool_rows(*args, BLOCKS),
+        lambda *args: sharded_lookup.pool_rows(*args, BLOCKS),
         out_shardings=arguments[1].sharding,
     ).lower(*arguments)
   found = hlo.Program(lowered.compile().as_text()).collectives(8)
   received = sum(collective.received for collective in found) / tokens
-  expected = exchange.bytes_moved(
+  expected = sharded_lookup.bytes_moved(
       partition, 8, reads=reads, width=width, cores=cores, blocks=BLOCKS,
       itemsize=4)
   if partition == "rows_unpooled":
@@ -186,7 +189,7 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   assert 0.99 * expected <= received <= 1.001 * expected + 1
 
 
-@pytest.mark.parametrize("partition", exchange.PARTITIONS)
+@pytest.mark.parametrize("partition", sharded_lookup.PARTITIONS)
 def test_temporaries_grow_as_estimated(partition):
   """With the tokens: what does not, blocks of an op, is no part of it."""
   layout = make_layout("one device each", partition)
@@ -204,7 +207,7 @@ def test_temporaries_grow_as_estimated(partition):
 
     def gradients(table_IW, index_BTK, score_BTKC, gradient_BTEW):
       _, transpose = jax.vjp(
-          lambda *args: exchange.pool_rows(args[0], index_BTK, args[1], BLOCKS),
+          lambda *args: sharded_lookup.pool_rows(args[0], index_BTK, args[1], BLOCKS),
           table_IW, score_BTKC)
       return transpose(gradient_BTEW)
 
@@ -214,7 +217,7 @@ def test_temporaries_grow_as_estimated(partition):
     return compiled.memory_analysis().temp_size_in_bytes
 
   def estimate(tokens):
-    return exchange.bytes_held(
+    return sharded_lookup.bytes_held(
         partition, 8, devices=8, tokens=tokens, num_rows=num_rows,
         reads=reads, width=width, cores=cores, blocks=BLOCKS, itemsize=4)
 
@@ -234,7 +237,7 @@ def test_rows_are_counted_where_they_lie(mesh, slots):
   sharding_S = NamedSharding(
       layout.mesh, jax.sharding.PartitionSpec(layout.table_axes))
   with layout_lib.using(layout):
-    count_S = jax.jit(lambda *args: exchange.count_rows(*args))(
+    count_S = jax.jit(lambda *args: sharded_lookup.count_rows(*args))(
         jax.device_put(jnp.ones(slots, jnp.int32), sharding_S), slot_BTK)
   expected_S = 1 + np.bincount(slot_BTK.reshape(-1))[:slots]
   np.testing.assert_array_equal(count_S, expected_S)

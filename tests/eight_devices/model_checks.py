@@ -8,8 +8,9 @@ import pytest
 import small
 from conftest import assert_close
 
-from ultramem_jax import hlo, program, sharding, step
-from ultramem_jax import state as state_lib
+from ultramem_jax.tools import hlo
+from ultramem_jax.train import program, sharding, step
+from ultramem_jax.train import state as state_lib
 
 MODELS = {
     "dense": {"model__memory__kind": "none"},

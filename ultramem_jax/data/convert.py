@@ -17,8 +17,8 @@ from pathlib import Path
 
 from array_record.python import array_record_module
 
-from ultramem_jax.checks import require
 from ultramem_jax.data import records
+from ultramem_jax.settings.checks import require
 
 
 def convert(source: Path, target: Path) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from ultramem_jax.config import Config
 from ultramem_jax.data import packing, sources
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.data.packing import Batch
+from ultramem_jax.settings.config import Config
 
 State = dict[str, Any]
 

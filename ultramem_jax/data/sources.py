@@ -11,9 +11,9 @@ import platform
 import sysconfig
 from typing import Any
 
-from ultramem_jax.checks import ConfigError, require
-from ultramem_jax.config import DataConfig
 from ultramem_jax.data import indexed, text_files
+from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.config import DataConfig
 
 # Tests are long and repetitive; the others come and go between systems.
 _LEFT_OUT = {

@@ -24,7 +24,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.settings.checks import ConfigError, require
 
 _CHUNK_BYTES = 1 << 20
 

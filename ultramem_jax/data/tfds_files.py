@@ -12,9 +12,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ultramem_jax.checks import ConfigError, require
-from ultramem_jax.config import DataConfig
 from ultramem_jax.data import indexed, records
+from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.config import DataConfig
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.settings.checks import ConfigError, require
 
 # Names under which published tokenizers hold their specials, best first.
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]")

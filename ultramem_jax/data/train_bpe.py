@@ -17,8 +17,8 @@ from absl import flags
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ultramem_jax import cli
-from ultramem_jax.checks import require
 from ultramem_jax.data import sources
+from ultramem_jax.settings.checks import require
 
 SPECIALS = ["<pad>", "<bos>", "<eos>"]
 

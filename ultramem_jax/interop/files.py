@@ -9,7 +9,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ultramem_jax.checks import ConfigError, require
+from ultramem_jax.settings.checks import ConfigError, require
 
 # dtypes of the safetensors format.
 SAFETENSORS_DTYPES = {

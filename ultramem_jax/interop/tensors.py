@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ultramem_jax.checks import ConfigError
+from ultramem_jax.settings.checks import ConfigError
 
 Path = tuple[str | int, ...]
 

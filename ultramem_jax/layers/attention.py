@@ -4,10 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.ops import cached_attention
+from ultramem_jax.settings.config import ModelConfig
 
 
 def rotate(x_BTQH, position_BT, theta: float):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ultramem_jax.ops import few_rows
+from ultramem_jax.ops.cpu import matmul as few_rows
 
 
 def contract(

@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from ultramem_jax.config import ModelConfig
 from ultramem_jax.layers.linear import Linear
+from ultramem_jax.settings.config import ModelConfig
 
 
 class Mlp(nn.Module):

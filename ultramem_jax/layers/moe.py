@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from ultramem_jax import layout as layout_lib
-from ultramem_jax.config import ModelConfig
-from ultramem_jax.ops.grouped import grouped_dot
+from ultramem_jax.ops.cpu.grouped import grouped_dot
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.settings.config import ModelConfig
 
 
 def route(logits_BTX, top_k: int):

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax import layout
 from ultramem_jax.ops import retrieval
+from ultramem_jax.ops.sharded import layout
 
 # Random queries of the Monte-Carlo that calibrates the query norm: the mean
 # square of the selected scores is then known to about 1 %.

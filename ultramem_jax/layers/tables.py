@@ -14,9 +14,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.memory_config import MemoryConfig
-from ultramem_jax.ops import catch_up, exchange, precision, random
+from ultramem_jax.ops import catch_up, precision, random
 from ultramem_jax.ops.row_update import Table
+from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.settings.memory import MemoryConfig
 
 
 class Behind(NamedTuple):
@@ -107,7 +108,7 @@ def pool_rows(
   if scale_BTK is not None:
     score_BTKC *= scale_BTK[..., None]
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
-  pooled_BTEW = exchange.pool_rows(
+  pooled_BTEW = sharded_lookup.pool_rows(
       table_IW, place_BTK, score_BTKC, num_blocks, c.kernel
   )
   return _tap(
@@ -118,7 +119,7 @@ def pool_rows(
 def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
   """`exchange.dot_rows` of the table `name` of tables, read by module."""
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
-  out_BTK = exchange.dot_rows(
+  out_BTK = sharded_lookup.dot_rows(
       table_IW, place_BTK, x_BTW, module.config.kernel
   )
   scale_BTK = _scales(tables, name, index_BTK)

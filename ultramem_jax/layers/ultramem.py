@@ -6,18 +6,18 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax import layout
-from ultramem_jax.checks import require
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.linear import contract
 from ultramem_jax.layers.norm import KeyNorm, make_norm
 from ultramem_jax.layers.query import (
-    CausalConv,
-    calibrated_query_weight,
-    queries_read,
+  CausalConv,
+  calibrated_query_weight,
+  queries_read,
 )
-from ultramem_jax.memory_config import MemoryConfig
 from ultramem_jax.ops import retrieval, shuffle, tucker
+from ultramem_jax.ops.sharded import layout
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.memory import MemoryConfig
 
 # Up to as many tokens merged keys are faster than the scores of all ranks: they
 # are at 8, and not at 64 (`python -m benchmarks.inference --part=keys`).

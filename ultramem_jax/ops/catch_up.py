@@ -30,7 +30,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ultramem_jax.ops import blocks
-from ultramem_jax.ops.row_order import sort_reads
+from ultramem_jax.ops.cpu.sort import sort_reads
 
 # Moves in one pass over a block of rows, which then stays in registers; and
 # the bytes of a block, which is passed over until all its rows are there.

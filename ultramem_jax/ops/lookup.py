@@ -15,8 +15,8 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.checks import require
 from ultramem_jax.ops import blocks, precision
+from ultramem_jax.settings.checks import require
 
 # Rows that one pass over the pooled vectors reads at most, on a CPU. From
 # about 12 on the memory's bandwidth is reached.
@@ -127,9 +127,9 @@ def _kernel_branches(kernel, op, count, table_IW, num_cores):
   if kernel == "xla":
     return {}
   # Only here, because Pallas takes long to import.
-  from ultramem_jax.ops import lookup_gpu, lookup_tpu
+  from ultramem_jax.ops.kernels import gpu, tpu
 
-  kernels = {"cuda": lookup_gpu, "tpu": lookup_tpu}
+  kernels = {"cuda": gpu, "tpu": tpu}
   branches = {
       platform: functools.partial(getattr(module, op), count)
       for platform, module in kernels.items()
@@ -138,7 +138,7 @@ def _kernel_branches(kernel, op, count, table_IW, num_cores):
   here = {"gpu": "cuda", "tpu": "tpu"}.get(jax.default_backend())
   require(
       here in branches if here else branches, "model.memory.kernel", kernel,
-      f"takes tables, {lookup_gpu.TABLES}, {lookup_tpu.TABLES}; not one of "
+      f"takes tables, {gpu.TABLES}, {tpu.TABLES}; not one of "
       f"{table_IW.dtype} and {table_IW.shape[1]} columns for {num_cores} cores",
   )
   return branches

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ultramem_jax.ops import blocks, few_rows, lookup, precision
-from ultramem_jax.ops.top_k import top_m
+from ultramem_jax.ops import blocks, lookup, precision
+from ultramem_jax.ops.cpu import matmul as few_rows
+from ultramem_jax.ops.cpu.top_k import top_m
 
 # A block of positions reads all keys: where they are larger than the budget of
 # a block, its scores may be so too, up to as many times the budget.

@@ -1,0 +1,160 @@
+"""Benchmark tasks of EleutherAI's lm-evaluation-harness, on a trained model.
+
+  python eval.py --workdir=runs/a --tasks=hellaswag,arc_challenge
+
+The tasks' data come from the network, those of your own tasks (--tasks_dir)
+from where their YAML says. `scoring` says how texts become tokens. The harness
+is an optional dependency: without it this module cannot be imported.
+"""
+
+import difflib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from ultramem_jax.evaluation.scoring import Scorer
+from ultramem_jax.runs import distributed, metrics
+from ultramem_jax.serve.load import Trained
+from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.config import SampleConfig
+
+try:
+  import lm_eval
+  from lm_eval.api.model import LM
+  from lm_eval.tasks import TaskManager
+  from lm_eval.utils import make_table
+except ImportError as error:
+  raise ConfigError(
+      f"--tasks: needs lm-evaluation-harness ({error}): "
+      "pip install -e '.[tasks]'"
+  ) from error
+
+RESULTS_NAME = "tasks.jsonl"
+
+# For standard errors that have no formula. The harness's own number is for many
+# processes, see `evaluate`.
+BOOTSTRAP_SAMPLES = 1000
+
+
+class Model(LM):
+  """A Scorer, as the harness asks it. Every process answers all requests."""
+
+  def __init__(self, scorer: Scorer):
+    super().__init__()
+    self._scorer = scorer
+
+  def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+    return self._scorer.log_likelihoods(_arguments(requests))
+
+  def loglikelihood_rolling(self, requests) -> list[float]:
+    texts = [("", text) for (text,) in _arguments(requests)]
+    return [score for score, _ in self._scorer.log_likelihoods(texts)]
+
+  def generate_until(self, requests) -> list[str]:
+    alike = {}  # requests, by how they are to be answered
+    for index, (context, settings) in enumerate(_arguments(requests)):
+      alike.setdefault(sampling(settings), {})[index] = context
+    texts = {}
+    for (stops, sample), contexts in alike.items():
+      new = self._scorer.continuations(list(contexts.values()), stops, sample)
+      texts |= zip(contexts, new, strict=True)
+    return [texts[index] for index in range(len(requests))]
+
+
+def _arguments(requests) -> list[tuple]:
+  """What requests ask, which must be the same on every process."""
+  arguments = [request.args for request in requests]
+  distributed.require_same("requests of the tasks", repr(arguments))
+  return arguments
+
+
+def sampling(
+    settings: dict[str, Any]
+) -> tuple[tuple[str, ...], SampleConfig]:
+  """(stop strings, how to draw) of a task's generation_kwargs.
+
+  Raises:
+    ConfigError: a setting that is out of range, or that we do not have.
+  """
+  left = {"num_beams": 1, **settings}
+  until = left.pop("until", None) or []
+  num_tokens = left.pop("max_new_tokens", 256)
+  temperature = left.pop("temperature", 0.0)
+  sample = SampleConfig(
+      "", left.pop("max_gen_toks", num_tokens),
+      # Where it is not said, the temperature decides.
+      temperature if left.pop("do_sample", True) else 0.0,
+      left.pop("top_k", 0), left.pop("top_p", 1.0),
+  )
+  require(left == {"num_beams": 1}, "generation_kwargs", settings,
+          f"not supported: {', '.join(left)}")
+  return ((until,) if isinstance(until, str) else tuple(until)), sample
+
+
+def find(
+    names: Sequence[str], folder: str | None
+) -> tuple[TaskManager, list[str]]:
+  """The tasks, groups and tags that names and patterns (mmlu_*) mean.
+
+  Args:
+    names: as the harness has them.
+    folder: of YAML files of further tasks.
+  Raises:
+    ConfigError: no such task, or folder.
+  """
+  require(folder is None or os.path.isdir(folder), "--tasks_dir", folder,
+          "no such directory")
+  manager = TaskManager(include_path=folder)
+  found = []
+  for name in names:
+    matches = manager.match_tasks([name])
+    nearest = difflib.get_close_matches(name, manager.all_tasks)
+    require(bool(matches), "--tasks", name,
+            f"no such task; nearest: {', '.join(nearest) or 'none'}")
+    found += matches
+  return manager, list(dict.fromkeys(found))
+
+
+def evaluate(
+    run: Trained, manager: TaskManager, names: list[str],
+    num_fewshot: int | None, limit: int | None,
+) -> tuple[dict[str, Any], str]:
+  """Runs tasks on a trained model.
+
+  Args:
+    run: of `trained.load`.
+    manager, names: of `find`.
+    num_fewshot: examples in the context; None: as each task has it.
+    limit: documents of each task; None: all.
+  Returns:
+    (record, table): results and what they depend on, for JSON; the harness's
+    own table of them.
+  """
+  # It would fork processes, which beside JAX's threads may wait forever.
+  os.environ.setdefault("DISABLE_MULTIPROC", "1")
+  results = lm_eval.simple_evaluate(
+      model=Model(Scorer(run)), tasks=names, task_manager=manager,
+      num_fewshot=num_fewshot, limit=limit, log_samples=False,
+      bootstrap_iters=BOOTSTRAP_SAMPLES,
+  )
+  kept = ("results", "groups", "n-shot", "n-samples", "versions")
+  record = {
+      "step": run.step, "limit": limit, "lm_eval": lm_eval.__version__,
+      **{name: results[name] for name in kept if name in results},
+  }
+  tables = [
+      make_table(results, name) for name in ("results", "groups")
+      if name in results
+  ]
+  return metrics.plain(record), "\n".join(tables)
+
+
+def append(workdir: str | os.PathLike, record: dict[str, Any]) -> None:
+  """Adds a line to the workdir's tasks.jsonl; process 0 alone does."""
+  if jax.process_index() == 0:
+    with open(pathlib.Path(workdir) / RESULTS_NAME, "a") as f:
+      f.write(json.dumps(record, allow_nan=False) + "\n")

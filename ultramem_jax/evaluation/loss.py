@@ -1,0 +1,65 @@
+"""Evaluation: loss, perplexity and bits per byte over a set of batches."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+
+from ultramem_jax.data import pipeline
+from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.settings.config import Config
+from ultramem_jax.train import sharding, step
+
+
+def run(
+    eval_step: Callable[..., dict[str, jax.Array]], params: Any, buffers: Any,
+    batches: Iterable[dict[str, jax.Array]],
+) -> dict[str, float]:
+  """Evaluates a model.
+
+  Args:
+    eval_step: (params, buffers, batch) -> sums of "loss" (nats), "tokens"
+      and "bytes".
+    params, buffers: the model's collections.
+    batches: on device, at least one with a token that counts.
+  Returns:
+    loss (nats per token), perplexity, bits_per_byte, tokens.
+  """
+  sums = {"loss": 0.0, "tokens": 0.0, "bytes": 0.0}
+  for batch in batches:
+    part = jax.device_get(eval_step(params, buffers, batch))
+    sums = {name: total + float(part[name]) for name, total in sums.items()}
+  loss = sums["loss"] / sums["tokens"]
+  return {
+      "loss": loss,
+      "perplexity": math.exp(min(loss, 700.0)),  # finite in float64
+      "bits_per_byte": sums["loss"] / math.log(2) / sums["bytes"],
+      "tokens": int(sums["tokens"]),
+  }
+
+
+def on_validation_split(
+    config: Config, layout: Layout
+) -> Callable[[Any, Any], dict[str, float]]:
+  """(params, buffers) -> the result of `run` on the validation split.
+
+  Args:
+    config: names the split, the batch and the model.
+    layout: of params and buffers.
+  Raises:
+    ConfigError: of `pipeline.valid_batches`.
+  """
+  mesh = layout.mesh
+  batches = pipeline.valid_batches(config, sharding.process_rows(config, mesh))
+  eval_step = step.jitted(
+      step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
+  )
+
+  def evaluate(params, buffers):
+    return run(
+        eval_step, params, buffers,
+        (sharding.to_devices(batch, mesh) for batch in batches),
+    )
+
+  return evaluate

@@ -1,0 +1,30 @@
+"""Reading the authors' settings."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ultramem_jax.settings.checks import require
+
+Settings = Mapping[str, Any]
+
+
+def required(settings: Settings, name: str) -> Any:
+  require(name in settings, name, None, "is missing from the settings")
+  return settings[name]
+
+
+def only(settings: Settings, name: str, allowed: tuple, why: str) -> None:
+  value = settings.get(name, allowed[0])
+  require(value in allowed, name, value, why)
+
+
+def norm_settings(settings: Settings) -> tuple[str, float, bool]:
+  """(kind, eps, bias) of their norms; a missing type means rms."""
+  kind = str(settings.get("layer_norm_type") or "rms")
+  kinds = {"rms": "rms", "default": "layernorm", "low_precision": "layernorm"}
+  require(kind in kinds, "layer_norm_type", kind,
+          f"must be one of {', '.join(kinds)}")
+  bias = settings.get("bias_for_layer_norm")
+  if bias is None:
+    bias = settings.get("include_bias", False)
+  return kinds[kind], settings.get("layer_norm_eps", 1e-5), bool(bias)

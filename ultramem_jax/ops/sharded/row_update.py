@@ -1,0 +1,112 @@
+"""`row_update` of tables that the devices of a mesh share.
+
+Every device gets the factors of all tokens, which are small, and works on the
+part of the table that it holds: no gradient of rows travels. Devices that hold
+the same part do the same work. The layout in force says how tables lie.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from ultramem_jax.ops import row_update, shuffle
+from ultramem_jax.ops.cpu import sort as row_order
+from ultramem_jax.ops.row_update import AdamW, Factors, Table
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.ops.sharded import lookup as sharded_lookup
+
+
+def sort_reads(row_TK, num_rows: int):
+  """`row_order.sort_reads`; of a table split by rows, each shard's own.
+
+  Returns:
+    (row_Z, read_Z); of shards, one after the other, rows counted from the
+    shard's first, those of others at the end as one beyond its last.
+  """
+  layout = layout_lib.current()
+  if layout is None or not _by_rows(layout):
+    return row_order.sort_reads(row_TK, num_rows + 1)
+  held = num_rows // layout.size(layout.table_axes)
+
+  def sort(row_TK):
+    row_TK = row_TK - jax.lax.axis_index(layout.table_axes) * held
+    here_TK = (row_TK >= 0) & (row_TK < held)
+    return row_order.sort_reads(jnp.where(here_TK, row_TK, held), held + 1)
+
+  return _map(layout, sort, PartitionSpec(), _reads_spec(layout))(row_TK)
+
+
+def squared_norm(factors: Factors, reads, num_rows: int):
+  """`row_update.squared_norm`, of the whole table."""
+  layout = layout_lib.current()
+  if layout is None:
+    return row_update.squared_norm(factors, reads, num_rows)
+  shards = layout.size(layout.table_axes)
+  held = num_rows // shards if _by_rows(layout) else num_rows
+
+  def norm(factors, reads):
+    part = row_update.squared_norm(_columns(layout, factors), reads, held)
+    return jax.lax.psum(part, layout.table_axes)
+
+  return _map(
+      layout, norm, (PartitionSpec(), _reads_spec(layout)), PartitionSpec()
+  )(factors, reads)
+
+
+def update_rows(
+    table: Table, factors: Factors, reads, scale, adamw: AdamW, key
+) -> tuple[Table, jax.Array]:
+  """`row_update.update_rows`; shards round with noise of their own."""
+  layout = layout_lib.current()
+  if layout is None:
+    return row_update.update_rows(table, factors, reads, scale, adamw, key)
+  spec = layout.table_spec()
+  specs = Table(spec, spec, PartitionSpec(*spec[:table.variance.ndim]))
+
+  def update(table, factors, reads, scale, adamw, key):
+    shard = jax.lax.axis_index(layout.table_axes).astype(jnp.uint32)
+    table, squares = row_update.update_rows(
+        table, _columns(layout, factors), reads, scale, adamw,
+        shuffle.mix(key + shard),
+    )
+    return table, jax.lax.psum(squares, layout.table_axes)
+
+  whole = PartitionSpec()
+  return _map(
+      layout, update,
+      (specs, whole, _reads_spec(layout), whole, whole, whole),
+      (specs, whole),
+  )(table, factors, reads, jnp.float32(scale), adamw, key)
+
+
+def _by_rows(layout) -> bool:
+  return layout.partition != "columns"
+
+
+def _reads_spec(layout) -> PartitionSpec:
+  return PartitionSpec(layout.table_axes if _by_rows(layout) else None)
+
+
+def _map(layout, function, in_specs, out_specs):
+  return jax.shard_map(
+      function, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs,
+      check_vma=False,
+  )
+
+
+def _columns(layout, factors: Factors) -> Factors:
+  """The factors of the columns that this device holds."""
+  if _by_rows(layout):
+    return factors
+  width = factors.vector_TEW.shape[-1]
+  shards = layout.size(layout.table_axes)
+  index = jax.lax.axis_index(layout.table_axes)
+  held = width // shards
+  return factors._replace(
+      weight_TKC=sharded_lookup.slice_scores(
+          factors.weight_TKC, width, shards, index
+      ),
+      vector_TEW=jax.lax.dynamic_slice_in_dim(
+          factors.vector_TEW, index * held, held, axis=-1
+      ),
+  )

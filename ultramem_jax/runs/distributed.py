@@ -1,0 +1,138 @@
+"""The processes of a run, on one host or on many: how they meet and end.
+
+All run the same program with the same arguments but --process_id; each has
+some of the devices of one mesh. Process 0 alone prints and writes logs; all
+read their own rows of a batch and save their own parts of a checkpoint.
+"""
+
+import contextlib
+import hashlib
+import os
+import re
+import sys
+import traceback
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import multihost_utils
+
+from ultramem_jax.settings.checks import ConfigError, require
+
+AUTO = "auto"
+
+
+def define_flags() -> None:
+  """Defines the flags of `initialize`, which a program calls first."""
+  flags.DEFINE_string(
+      "coordinator", None,
+      "HOST:PORT of process 0, where several processes share the work, with "
+      "--num_processes and --process_id; auto: JAX asks the cluster for all "
+      "three, which it does unasked under Slurm, Open MPI and GKE.",
+  )
+  flags.DEFINE_integer(
+      "num_processes", None, "How many there are.", lower_bound=1
+  )
+  flags.DEFINE_integer(
+      "process_id", None, "Which one this is, from 0.", lower_bound=0
+  )
+
+
+def initialize(stops_together: bool = False) -> None:
+  """Joins the other processes, if there are any; before devices are used.
+
+  Args:
+    stops_together: SIGTERM to one of several processes waits until
+      `preemption.Preemption` stops them all at one step; otherwise it ends
+      that process, and so all of them.
+  Raises:
+    ConfigError: flags that do not go together, or no cluster that JAX knows.
+  """
+  values = flags.FLAGS
+  coordinator, count, index = (
+      values.coordinator, values.num_processes, values.process_id
+  )
+  # Where it is on, and nobody asks it, JAX's preemption service swallows
+  # SIGTERM.
+  jax.config.update("jax_enable_preemption_service", stops_together)
+  if coordinator in (None, AUTO):
+    require(
+        count is None and index is None, "--coordinator", coordinator,
+        "must be HOST:PORT with --num_processes and --process_id",
+    )
+    # Alone, a process that asked its cluster would get one GPU of Slurm, or
+    # wait for others.
+    if coordinator is None and not _started_by_cluster():
+      return
+    try:
+      jax.distributed.initialize()
+    except ValueError as error:
+      raise ConfigError(
+          f"--coordinator = {coordinator!r}: JAX finds no cluster here "
+          f"({error}); give HOST:PORT, --num_processes and --process_id"
+      ) from error
+  else:
+    require(re.fullmatch(r"\S+:\d+", coordinator), "--coordinator",
+            coordinator, "must be HOST:PORT or auto")
+    require(count is not None and index is not None, "--coordinator",
+            coordinator, "needs --num_processes and --process_id")
+    require(index < count, "--process_id", index,
+            f"must be less than --num_processes = {count}")
+    # Every process keeps all devices of its host that it sees.
+    jax.distributed.initialize(
+        coordinator, count, index, cluster_detection_method="deactivate"
+    )
+  if jax.process_index() > 0:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _started_by_cluster() -> bool:
+  """Whether the environment tells JAX of several processes."""
+  environment = os.environ
+  counts = (
+      # Of srun's step: a shell within a job has the job's SLURM_NTASKS.
+      "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES",
+  )
+  hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get(
+      "TPU_WORKER_HOSTNAMES", ""
+  )
+  return "," in hosts or any(
+      int(environment.get(name) or 1) > 1 for name in counts
+  )
+
+
+def require_same(name: str, value: str) -> None:
+  """Checks that all processes were given the same value.
+
+  Raises:
+    ConfigError: on all of them, if one was not.
+  """
+  if jax.process_count() == 1:
+    return
+  digest = hashlib.sha256(value.encode()).digest()
+  digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+  others = np.flatnonzero((digests != digests[:1]).any(1)).tolist()
+  if others:
+    raise ConfigError(
+        f"{name}: processes {others} were given another than process 0"
+    )
+
+
+@contextlib.contextmanager
+def ending_together():
+  """Ends this process at once if it fails within, and so all others.
+
+  At a normal exit JAX waits for all processes, while they may wait for this
+  one in a step: nobody would end. Without the wait, JAX ends the others.
+  """
+  try:
+    yield
+  except BaseException as error:
+    asked = isinstance(error, SystemExit)
+    if not jax.distributed.is_initialized() or (asked and not error.code):
+      raise
+    if not asked:
+      traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error.code if asked else 1)

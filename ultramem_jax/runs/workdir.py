@@ -1,0 +1,156 @@
+"""The directory of a run, and the configuration that it is bound to.
+
+A workdir holds `config.json`, `checkpoints/`, `metrics.jsonl`,
+`timing.jsonl`, `tensorboard/` and, after benchmark tasks, `tasks.jsonl`.
+`claim` binds it to one configuration and one corpus when a run starts there;
+whoever comes later, to go on, evaluate or generate, must mean the same run.
+"""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import jax
+
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.config import Config
+
+CONFIG_NAME = "config.json"
+CHECKPOINTS_NAME = "checkpoints"
+
+# What may change when a run goes on: fields on which neither the parameters
+# nor metrics.jsonl depend. `mesh` is the one exception, allowed so that a run
+# can move to other devices: sums are then taken in another order and results
+# agree to rounding, not bit for bit. log_every, eval_every and eval_batches
+# are not free: they decide what metrics.jsonl holds.
+FREE_FIELDS = (
+    "checkpoint", "data.prefetch", "mesh", "model.memory.partition", "sample",
+)
+
+
+def write_atomically(path: pathlib.Path, content: bytes) -> None:
+  """Writes a file that, whenever the machine stops, is whole: old or new."""
+  partial = path.with_name(path.name + ".tmp")
+  with open(partial, "wb") as f:
+    f.write(content)
+    f.flush()
+    os.fsync(f.fileno())
+  os.replace(partial, path)
+  # The rename itself must reach the disk too.
+  directory = os.open(path.parent, os.O_RDONLY)
+  try:
+    os.fsync(directory)
+  finally:
+    os.close(directory)
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{"optim": {"eps": 1}} -> {"optim.eps": 1}."""
+  flat = {}
+  for name, value in tree.items():
+    if isinstance(value, dict):
+      flat |= _flatten(value, f"{prefix}{name}.")
+    else:
+      flat[prefix + name] = value
+  return flat
+
+
+def _is_free(field: str) -> bool:
+  return any(f"{field}.".startswith(f"{free}.") for free in FREE_FIELDS)
+
+
+def _read(workdir: pathlib.Path) -> dict[str, Any]:
+  """The content of config.json: {"corpus": str, "config": dict}."""
+  path = workdir / CONFIG_NAME
+  try:
+    held = json.loads(path.read_bytes())
+    if isinstance(held["corpus"], str) and isinstance(held["config"], dict):
+      return held
+    cause = "not a record of corpus and config"
+  except (ValueError, KeyError, TypeError) as error:
+    cause = f"{type(error).__name__}: {error}"
+  raise ConfigError(
+      f"{path} is damaged ({cause}): put back a copy or use another --workdir")
+
+
+def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
+  """Raises ConfigError where config or corpus is not what workdir holds."""
+  record = _read(workdir)
+  given, held = _flatten(config_lib.to_dict(config)), _flatten(record["config"])
+  absent = "no such field"
+  differences = [
+      f"{field} = {given.get(field, absent)!r}, "
+      f"held: {held.get(field, absent)!r}"
+      for field in dict.fromkeys([*given, *held])
+      if not _is_free(field)
+      and given.get(field, absent) != held.get(field, absent)
+  ]
+  more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+  if differences:
+    raise ConfigError(
+        f"{workdir} holds a run with another config: "
+        f"{'; '.join(differences[:3])}{more}. Use another --workdir or the "
+        "held value")
+  if record["corpus"] != corpus:
+    raise ConfigError(
+        f"corpus = {corpus!r}: {workdir} holds a run on {record['corpus']!r}. "
+        "Use another --workdir or the held corpus")
+
+
+def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
+  """Binds a workdir to a configuration, or checks that it already is.
+
+  Args:
+    workdir: made if absent; a local or mounted directory.
+    config: of the run. `FREE_FIELDS` may differ from the held ones; the file
+      keeps the values the run began with.
+    corpus: one line for what the run depends on and config does not hold,
+      such as the Python version whose standard library is read.
+  Raises:
+    ConfigError: the workdir is bound to another config or corpus (the first
+      three fields that differ are named), its config.json is damaged, it
+      holds checkpoints without a config.json, or it cannot be a directory.
+  """
+  require("://" not in os.fspath(workdir), "workdir", workdir,
+          "must be a local or mounted directory, not a URL")
+  workdir = pathlib.Path(workdir)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise ConfigError(f"workdir = {str(workdir)!r}: {error}") from error
+  if (workdir / CONFIG_NAME).exists():
+    _require_same(workdir, config, corpus)
+    return
+  checkpoints = workdir / CHECKPOINTS_NAME
+  if checkpoints.exists() and any(checkpoints.iterdir()):
+    raise ConfigError(
+        f"{workdir} holds checkpoints but no {CONFIG_NAME}: put back a copy "
+        "or use another --workdir")
+  if jax.process_index() == 0:
+    record = {"corpus": corpus, "config": config_lib.to_dict(config)}
+    text = json.dumps(record, indent=2) + "\n"
+    write_atomically(workdir / CONFIG_NAME, text.encode())
+
+
+def load_corpus(workdir: str | os.PathLike) -> str:
+  """The corpus of the run that a workdir holds, as it was claimed."""
+  return _read(pathlib.Path(workdir))["corpus"]
+
+
+def load_config(workdir: str | os.PathLike) -> Config:
+  """The configuration a workdir is bound to.
+
+  Raises:
+    ConfigError: no such directory, no config.json in it, a damaged one, or
+      one whose fields this version does not know.
+  """
+  workdir = pathlib.Path(workdir)
+  require(workdir.is_dir(), "workdir", str(workdir), "no such directory")
+  require((workdir / CONFIG_NAME).exists(), "workdir", str(workdir),
+          f"holds no {CONFIG_NAME}, so no run was started there")
+  try:
+    return config_lib.parse(_read(workdir)["config"])
+  except ConfigError as error:
+    raise ConfigError(f"{workdir / CONFIG_NAME}: {error}") from error

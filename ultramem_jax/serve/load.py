@@ -1,0 +1,108 @@
+"""A trained model, from the workdir of its run, on the devices there are."""
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from ultramem_jax import cli
+from ultramem_jax.model import Transformer
+from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.runs import checkpoint
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config, MeshConfig
+from ultramem_jax.train import sharding
+from ultramem_jax.train import state as state_lib
+
+
+class Trained(NamedTuple):
+  """A model with the parameters of a checkpoint.
+
+  config: of the run, with the mesh of these devices and a batch that divides
+    over them.
+  step: of the checkpoint.
+  model, variables: logits_BTV = model.apply(variables, tokens_BT).
+  layout: of the variables.
+  """
+
+  config: Config
+  step: int
+  model: Transformer
+  variables: dict[str, Any]
+  layout: Layout
+
+
+def load(
+    workdir: str | os.PathLike | None, saved: str = "newest",
+    mesh: Mapping[str, Any] | None = None,
+) -> Trained:
+  """Loads a model without its optimizer; each device gets its part alone.
+
+  Args:
+    workdir: the run's directory.
+    saved: which checkpoint: "newest", "best" (by validation loss), or the
+      number of a step.
+    mesh: fields of config.mesh that differ from the run's. By default its
+      data axis takes the devices that remain; a single device needs no mesh.
+  Raises:
+    ConfigError: no workdir given, no run in it, no such choice, or a mesh that
+      these devices do not make.
+    checkpoint.CheckpointError: no such checkpoint, or a damaged one.
+  """
+  require(bool(workdir), "--workdir", workdir, "must name a run's directory")
+  require(saved in ("newest", "best") or saved.isdecimal(), "--step", saved,
+          "must be newest, best, or the number of a step")
+  config = _on_these_devices(workdir_lib.load_config(workdir), mesh or {})
+  layout = sharding.make_layout(config, sharding.make_mesh(config))
+  state = state_lib.abstract_state(config, layout)
+  restored = checkpoint.restore(
+      workdir, {"params": state.params, "buffers": state.buffers},
+      int(saved) if saved.isdecimal() else saved,
+  )
+  return Trained(
+      config, restored.step, Transformer(config.model), restored.items, layout
+  )
+
+
+def _on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
+  """The config of a run whose model is used here, whatever trained it."""
+  devices = jax.device_count()
+  fields = config_lib.to_dict(config)
+  if devices == 1:
+    fields["mesh"] = {}
+  fields["mesh"] = {**fields["mesh"], "data": -1, **mesh}
+  inside = config_lib.parse(fields).mesh
+  # A batch that divides; no result depends on its size.
+  split = max(1, devices // (inside.tensor * inside.table))
+  fields["batch_size"] += -fields["batch_size"] % split
+  fields["accumulation_steps"] = 1
+  if jax.default_backend() != "gpu":
+    fields["model"]["attention"] = "xla"
+  return config_lib.parse(fields)
+
+
+def define_flags() -> None:
+  """Defines the flags of `from_flags`."""
+  flags.DEFINE_string("workdir", None, "Directory of the run.")
+  flags.DEFINE_string(
+      "step", "newest", "Checkpoint: newest, best, or the number of a step."
+  )
+  cli.define_section(
+      "mesh", ConfigDict(dataclasses.asdict(MeshConfig(data=-1))),
+      "Another mesh than the run's: --mesh.FIELD=VALUE.",
+  )
+
+
+def from_flags() -> Trained:
+  """Loads the model that the command line names; raises as `load`."""
+  values = flags.FLAGS
+  return load(
+      values.workdir, values.step,
+      config_flags.get_override_values(values["mesh"]),
+  )

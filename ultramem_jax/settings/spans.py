@@ -1,0 +1,50 @@
+"""The spans of memories: where each reads, and where its output is added."""
+
+import dataclasses
+
+from ultramem_jax.settings.checks import require
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """Memory `index` reads in block `start`, is added after `end` (0-based)."""
+
+  index: int
+  start: int
+  end: int
+
+
+def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
+  """Reads "i:j/i:j/..." (blocks counted from 1, as in the paper).
+
+  Args:
+    spans: where each memory reads (i) and after which block it is added (j).
+      Spans may overlap or touch. "full" is a memory i:i in every block.
+    num_layers: L, blocks of the transformer.
+  Returns:
+    One Span per memory, 0-based, in the order written.
+  Raises:
+    ConfigError: not of that form, a block out of range, j < i, a repeated i.
+  """
+  field = "model.memory.spans"
+  if spans == "full":
+    return tuple(Span(layer, layer, layer) for layer in range(num_layers))
+  parsed = []
+  for index, text in enumerate(spans.split("/")):
+    start, _, end = text.partition(":")
+    require(
+        start.isdecimal() and end.isdecimal(), field, spans,
+        f"must be 'i:j' parts joined by '/', such as '1:2/3:4'; got {text!r}",
+    )
+    start, end = int(start), int(end)
+    require(
+        1 <= start <= end <= num_layers, field, spans,
+        f"span {text!r} must satisfy 1 <= i <= j <= num_layers = {num_layers}",
+    )
+    parsed.append(Span(index, start - 1, end - 1))
+  starts = [span.start for span in parsed]
+  require(
+      len(set(starts)) == len(starts), field, spans,
+      "no two memories may read in the same block",
+  )
+  return tuple(parsed)

@@ -1,0 +1,307 @@
+"""The device mesh, and where parameters, states and batches lie on it.
+
+Mesh axes (config.mesh): data and fsdp split the batch; fsdp also splits
+weights, which are gathered where they are used; tensor splits the inside of
+attention, MLP and vocabulary; table holds what a token uses a small part of,
+experts and value tables. Value tables are split over all axes that
+mesh.table_axes names.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from jax.sharding import (
+  AbstractMesh,
+  AxisType,
+  Mesh,
+  NamedSharding,
+  PartitionSpec,
+)
+
+from ultramem_jax.model import Transformer
+from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config, ModelConfig
+
+AXES = ("data", "fsdp", "tensor", "table")
+BATCH_AXES = ("data", "fsdp")
+LENGTH_AXES = ("tensor", "table")
+
+# The mesh axis of each logical axis of a parameter; others are not split. Of
+# a value table, "rows" or "columns" lie on mesh.table_axes.
+RULES = {
+    "embed": ("fsdp",),
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "vocab": ("tensor",),
+    "experts": ("table",),
+    "keys": ("fsdp",),
+}
+
+
+def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
+  """Devices along each axis of config.mesh, of num_devices in all.
+
+  Raises:
+    ConfigError: sizes that do not match the devices, or a batch that does not
+      divide over them.
+  """
+  sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
+  rest = math.prod(sizes[axis] for axis in AXES[1:])
+  if sizes["data"] == -1:
+    require(num_devices % rest == 0, "mesh.data", -1,
+            f"fsdp * tensor * table = {rest} must divide the number of "
+            f"devices, {num_devices}")
+    sizes["data"] = num_devices // rest
+  product = math.prod(sizes.values())
+  require(product == num_devices, "mesh.data", sizes["data"],
+          f"data * fsdp * tensor * table = {product} must be the number of "
+          f"devices, {num_devices}; with data = -1 it is")
+  part = config.batch_size // config.accumulation_steps
+  split = math.prod(sizes[axis] for axis in BATCH_AXES)
+  require(
+      part % split == 0, "batch_size", config.batch_size,
+      f"batch_size / accumulation_steps = {part} must be divisible by the "
+      f"{split} devices along mesh.data and mesh.fsdp",
+  )
+  return sizes
+
+
+def make_mesh(config: Config, devices=None) -> Mesh:
+  """The mesh of config.mesh.
+
+  Args:
+    config: the run.
+    devices: of the mesh; None: all devices of all processes.
+  Raises:
+    ConfigError: of `mesh_shape`, or no GPUs for attention = "cudnn".
+  """
+  devices = jax.devices() if devices is None else devices
+  platform = devices[0].platform
+  require(config.model.attention == "xla" or platform == "gpu",
+          "model.attention", config.model.attention,
+          f"needs GPUs; the devices are of {platform}")
+  sizes = mesh_shape(config, len(devices))
+  return jax.make_mesh(
+      tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
+      devices=devices,
+  )
+
+
+def table_volumes(config: Config, shards: int) -> dict[str, float]:
+  """Bytes a device receives per token, forward, in each partition that divides.
+
+  Counted for the table that is pooled; a second one (PEER's, pre-values) lies
+  as that does.
+  """
+  memory = config.model.memory
+  volumes = {
+      partition: sharded_lookup.bytes_moved(
+          partition, shards, reads=memory.num_heads * memory.top_m,
+          width=memory.value_dim, cores=memory.num_cores,
+          blocks=memory.projections,
+          itemsize=jnp.dtype(config.model.dtype).itemsize,
+      )
+      for partition in sharded_lookup.PARTITIONS
+  }
+  if memory.stored_rows % shards:
+    del volumes["rows_pooled"], volumes["rows_unpooled"]
+  if (
+      memory.value_dim % shards or memory.pre_value_dim % shards
+      or config.optim.table_second_moment == "row"
+  ):
+    del volumes["columns"]
+  return volumes
+
+
+def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
+  """How the run's tokens and tables are split over its mesh.
+
+  Raises:
+    ConfigError: the tables do not divide over the mesh.
+  """
+  named = config.mesh.table_axes.split(",")
+  axes = tuple(axis for axis in AXES if axis in named)
+  shards = math.prod(mesh.shape[axis] for axis in axes)
+  memory = config.model.memory
+  volumes = table_volumes(config, shards)
+  possible = [
+      name for name in sorted(volumes, key=volumes.get)
+      if memory.partition == "auto" or name.startswith(memory.partition)
+  ]
+  require(
+      bool(possible) or not config.model.spans, "model.memory.partition",
+      memory.partition,
+      f"{shards} devices share the tables (mesh.table_axes): they must divide "
+      f"the {memory.stored_rows} rows for rows, as they do with row_multiple = "
+      f"{shards}; value_dim = {memory.value_dim} and pre_value_dim = "
+      f"{memory.pre_value_dim} for columns, which take no "
+      "optim.table_second_moment = 'row'",
+  )
+  require(
+      mesh.size == 1 or not config.optim.table_catch_up,
+      "optim.table_catch_up", config.optim.table_catch_up,
+      f"works on one device; there are {mesh.size}",
+  )
+  partition = possible[0] if possible else ""
+  return Layout(
+      mesh, BATCH_AXES, LENGTH_AXES, RULES["experts"], RULES["mlp"], axes,
+      partition, config.model.dtype,
+  )
+
+
+def describe(config: Config, layout: Layout) -> str:
+  """One line: the mesh, and how the tables are split and why."""
+  mesh = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
+  shards = layout.size(layout.table_axes)
+  if not config.model.spans or shards == 1:
+    return f"mesh: {mesh}"
+  volumes = ", ".join(
+      f"{name} {volume / 1e3:.1f}"
+      for name, volume in table_volumes(config, shards).items()
+  )
+  return (
+      f"mesh: {mesh}; tables split over {shards} devices: {layout.partition} "
+      f"(kB a token moves forward: {volumes})"
+  )
+
+
+@functools.lru_cache(maxsize=128)
+def parameter_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
+  """The (logical name, size) of each axis of every parameter, by its path.
+
+  Nothing is allocated.
+  """
+  # Made while tracing, a key needs no device.
+  variables = jax.eval_shape(
+      lambda tokens_BT: Transformer(model).init(jax.random.key(0), tokens_BT),
+      jax.ShapeDtypeStruct((1, 1), jnp.int32),
+  )
+  names = traverse_util.flatten_dict(nn.get_partition_spec(variables["params"]))
+  params = traverse_util.flatten_dict(nn.meta.unbox(variables["params"]))
+  return {
+      path: tuple(zip(names[path], leaf.shape, strict=True))
+      for path, leaf in params.items()
+  }
+
+
+def parameter_specs(
+    config: Config, layout: Layout
+) -> dict[tuple[str, ...], PartitionSpec]:
+  """The split of every parameter, by its path in the tree.
+
+  Raises:
+    ConfigError: an axis of a parameter that its devices do not divide.
+  """
+  table = "columns" if layout.partition == "columns" else "rows"
+  rules = {**RULES, table: layout.table_axes}
+
+  def place(path, name, size):
+    axes = rules.get(name, ())
+    devices = layout.size(axes)
+    if name == "keys" and size % devices:
+      return None  # a published model has twice a prime of them
+    if name != table:  # that one is `make_layout`'s to check
+      require(
+          size % devices == 0, f"mesh.{axes[0] if axes else ''}", devices,
+          f"must divide {size}, the size of {name!r} in {'/'.join(path)}",
+      )
+    return axes if devices > 1 else None
+
+  specs = {}
+  for path, axes in parameter_axes(config.model).items():
+    # A vector is not worth splitting.
+    placed = [place(path, *axis) for axis in axes] if len(axes) > 1 else []
+    specs[path] = PartitionSpec(*placed)
+  return specs
+
+
+def state_shardings(state, config: Config, layout: Layout):
+  """The sharding of every array of a state, or of a part of one.
+
+  An array whose path ends with that of a parameter, such as its moments, is
+  split as the parameter is, in the axes that it has in common with it; row
+  counters as the tables are; everything else is held by every device.
+
+  Args:
+    state: pytree of arrays or abstract arrays, such as an abstract TrainState.
+    config: the run.
+    layout: of `make_layout`.
+  Raises:
+    ConfigError: of `parameter_specs`.
+  """
+  specs = parameter_specs(config, layout)
+  shapes = {
+      path: tuple(size for _, size in axes)
+      for path, axes in parameter_axes(config.model).items()
+  }
+
+  def sharding(path, leaf):
+    names = tuple(
+        str(getattr(key, "key", getattr(key, "name", key))) for key in path
+    )
+    spec = PartitionSpec()
+    if names[0] == "usage":
+      spec = PartitionSpec(layout.dividing(layout.table_axes, leaf.size))
+    for start in range(len(names)):
+      if names[start:] in specs:
+        spec = PartitionSpec(*(
+            axes if held == size else None
+            for axes, size, held in zip(
+                specs[names[start:]], shapes[names[start:]], leaf.shape,
+                strict=False,
+            )
+        ))
+        break
+    return NamedSharding(layout.mesh, spec)
+
+  return jax.tree_util.tree_map_with_path(sharding, state)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Rows of a batch are split over the axes of the batch."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def process_rows(config: Config, mesh: Mesh) -> list[int]:
+  """Rows of a global batch that the devices of this process hold.
+
+  Processes whose devices differ in other axes than the batch's hold, and so
+  feed, the same rows.
+  """
+  held = batch_sharding(mesh).addressable_devices_indices_map(
+      (config.batch_size,)
+  )
+  rows = range(config.batch_size)
+  return sorted({row for (part,) in held.values() for row in rows[part]})
+
+
+def to_devices(batch, mesh: Mesh):
+  """A global device batch from this process's rows, each array [rows, T]."""
+  return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
+
+
+def with_sharding(tree, shardings):
+  """Abstract arrays like those of tree, placed by shardings, one or a tree."""
+  if isinstance(shardings, NamedSharding):
+    shardings = jax.tree.map(lambda _: shardings, tree)
+  return jax.tree.map(
+      lambda x, sharding: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=sharding),
+      tree, shardings,
+  )
+
+
+def of(tree):
+  """The shardings of a tree of arrays or placed abstract arrays."""
+  return jax.tree.map(lambda x: x.sharding, tree)
