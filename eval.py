@@ -27,28 +27,33 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.train import sharding
 
 cli.define_section(
-    "data", default.get_config().data,
-    "Other text than the run's validation split: --data.FIELD=VALUE.",
+  "data",
+  default.get_config().data,
+  "Other text than the run's validation split: --data.FIELD=VALUE.",
 )
 BATCHES = flags.DEFINE_integer(
-    "batches", 0, "Batches to evaluate; 0 = the whole split.", lower_bound=0
+  "batches", 0, "Batches to evaluate; 0 = the whole split.", lower_bound=0
 )
 BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
+  "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
 )
 TASKS = flags.DEFINE_list(
-    "tasks", [], "Tasks of lm-evaluation-harness, instead of the loss."
+  "tasks", [], "Tasks of lm-evaluation-harness, instead of the loss."
 )
 TASKS_DIR = flags.DEFINE_string(
-    "tasks_dir", None, "Folder of YAML files of your own tasks."
+  "tasks_dir", None, "Folder of YAML files of your own tasks."
 )
 NUM_FEWSHOT = flags.DEFINE_integer(
-    "num_fewshot", None, "Examples before a question; by default the task's.",
-    lower_bound=0,
+  "num_fewshot",
+  None,
+  "Examples before a question; by default the task's.",
+  lower_bound=0,
 )
 LIMIT = flags.DEFINE_integer(
-    "limit", None, "Questions of each task, to try it; by default all.",
-    lower_bound=1,
+  "limit",
+  None,
+  "Questions of each task, to try it; by default all.",
+  lower_bound=1,
 )
 load_lib.define_flags()
 distributed.define_flags()
@@ -57,8 +62,12 @@ distributed.define_flags()
 def main() -> None:
   distributed.initialize()
   for flag in (TASKS_DIR, NUM_FEWSHOT, LIMIT):
-    require(bool(TASKS.value) or flag.value is None, f"--{flag.name}",
-            flag.value, "is for --tasks")
+    require(
+      bool(TASKS.value) or flag.value is None,
+      f"--{flag.name}",
+      flag.value,
+      "is for --tasks",
+    )
   if TASKS.value:
     from ultramem_jax.evaluation import harness
 
@@ -72,7 +81,7 @@ def main() -> None:
   sharding.mesh_shape(config, run.layout.mesh.size)
   if TASKS.value:
     record, table = harness.evaluate(
-        run._replace(config=config), *tasks, NUM_FEWSHOT.value, LIMIT.value
+      run._replace(config=config), *tasks, NUM_FEWSHOT.value, LIMIT.value
     )
     print(table)
     harness.append(flags.FLAGS.workdir, record)

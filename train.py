@@ -22,6 +22,7 @@ from ultramem_jax.runs import checkpoint, distributed, preemption
 from ultramem_jax.runs import metrics as metrics_lib
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
+from ultramem_jax.settings import errors
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import accounting
@@ -30,9 +31,10 @@ from ultramem_jax.train import state as state_lib
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string(
-    "workdir", None,
-    "Directory of the run; a run found there goes on. Default: runs/ and the "
-    "name of the config file.",
+  "workdir",
+  None,
+  "Directory of the run; a run found there goes on. Default: runs/ and the "
+  "name of the config file.",
 )
 distributed.define_flags()
 
@@ -45,21 +47,26 @@ def compile_step(config: Config, layout):
   """
   state, batch = program.abstract_inputs(config, layout)
   compiled = program.TrainProgram(
-      config, state, batch, layout,
-      compiler_options.for_device(layout.mesh.devices.flat[0]),
+    config,
+    state,
+    batch,
+    layout,
+    compiler_options.for_device(layout.mesh.devices.flat[0]),
   )
   need = compiled.bytes_needed
   have = accounting.available_bytes()
   require(
-      have is None or need <= have, "batch_size", config.batch_size,
-      f"the compiled step needs {need / 1e9:.1f} GB per device and there are "
-      f"{(have or 0) / 1e9:.1f}: reduce it, or raise accumulation_steps",
+    have is None or need <= have,
+    "batch_size",
+    config.batch_size,
+    f"the compiled step needs {need / 1e9:.1f} GB per device and there are "
+    f"{(have or 0) / 1e9:.1f}: reduce it, or raise accumulation_steps",
   )
   return compiled, state
 
 
 def restore_or_init(
-    checkpointer, abstract_state, batches, config: Config, layout
+  checkpointer, abstract_state, batches, config: Config, layout
 ):
   """The state to start from, and the step of its checkpoint (None: fresh).
 
@@ -68,8 +75,10 @@ def restore_or_init(
   restored = checkpointer.restore_latest(abstract_state.to_items())
   if restored is None:
     init = step.jitted(
-        state_lib.init_state, config, layout,
-        out_shardings=sharding.of(abstract_state),
+      state_lib.init_state,
+      config,
+      layout,
+      out_shardings=sharding.of(abstract_state),
     )
     return init(), None
   batches.set_state(restored.data)
@@ -85,12 +94,18 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
   """
   writer, progress = logs
   report_usage = step.jitted(
-      step.report_usage, config, layout, donate_argnums=0,
-      out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
+    step.report_usage,
+    config,
+    layout,
+    donate_argnums=0,
+    out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
   )
   catch_up = step.jitted(
-      step.catch_up, config, layout, donate_argnums=0,
-      out_shardings=sharding.of(state),
+    step.catch_up,
+    config,
+    layout,
+    donate_argnums=0,
+    out_shardings=sharding.of(state),
   )
   tokens = config.batch_size * config.data.seq_len
   start, began = int(state.step), time.monotonic()
@@ -106,16 +121,14 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
         seconds = time.monotonic() - began
         speed = (n - start) * tokens / seconds
         writer.write(n, values)
-        writer.write_timing(n, {
-            "tokens_per_second": speed, "step_seconds": tokens / speed,
-        })
+        writer.write_timing(
+          n, {"tokens_per_second": speed, "step_seconds": tokens / speed}
+        )
         progress.update(n, values["loss"], speed)
         start, began = n, time.monotonic()
       evaluation = None
       validating = n % config.eval_every == 0 or n == config.steps
-      saving = (
-          n % config.checkpoint.every == 0 or n == config.steps or stopping
-      )
+      saving = n % config.checkpoint.every == 0 or n == config.steps or stopping
       if config.optim.table_catch_up and (validating or saving):
         state = catch_up(state)
       if validating:
@@ -134,25 +147,25 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
 
 
 def require_finite(values: dict[str, float], n: int) -> None:
-  """Raises step.TrainingError if loss or gradient of step n is no number.
+  """Raises errors.TrainingError if loss or gradient of step n is no number.
 
   The gradient too, as it may overflow under a finite loss: parameters that
   are no numbers would otherwise be saved, and no run could go on from them.
   """
   for name in ("loss", "gradient_norm"):
     if not math.isfinite(values[name]):
-      raise step.TrainingError(
-          f"the {name} of step {n} is {values[name]}; nothing was saved since "
-          "the last checkpoint. Try a lower optim.learning_rate"
+      raise errors.TrainingError(
+        f"the {name} of step {n} is {values[name]}; nothing was saved since "
+        "the last checkpoint. Try a lower optim.learning_rate"
       )
 
 
 def describe(n: int, evaluation: dict[str, float]) -> str:
   """A line with the results of a validation."""
   return (
-      f"step {n}: validation loss {evaluation['loss']:.4f}, perplexity "
-      f"{evaluation['perplexity']:.3f}, {evaluation['bits_per_byte']:.4f} bits "
-      "per byte"
+    f"step {n}: validation loss {evaluation['loss']:.4f}, perplexity "
+    f"{evaluation['perplexity']:.3f}, {evaluation['bits_per_byte']:.4f} bits "
+    "per byte"
   )
 
 
@@ -166,12 +179,16 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     The validation results at the last step; None if stopped by a signal.
   Raises:
     ConfigError: before anything is compiled, if the run cannot work.
-    step.TrainingError: the loss is not a number.
+    errors.TrainingError: the loss is not a number.
   """
   table_dtype = config.model.memory.table_dtype
-  require(table_dtype != "int8", "model.memory.table_dtype", table_dtype,
-          "cannot be trained; train float32 or bfloat16 and convert the run by "
-          "python -m ultramem_jax.quantize")
+  require(
+    table_dtype != "int8",
+    "model.memory.table_dtype",
+    table_dtype,
+    "cannot be trained; train float32 or bfloat16 and convert the run by "
+    "python -m ultramem_jax.quantize",
+  )
   mesh = sharding.make_mesh(config)
   layout = sharding.make_layout(config, mesh)
   print(accounting.summary(config, num_devices=mesh.size), flush=True)
@@ -179,29 +196,31 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   if config.model.spans:
     print(optim.describe_table_update(config))
   corpus = sources.describe(config.data)
-  print(f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
-        flush=True)
+  print(
+    f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
+    flush=True,
+  )
   distributed.require_same("config or corpus", f"{config} {corpus}")
   evaluate_params = loss_lib.on_validation_split(config, layout)
   validate = lambda state: evaluate_params(state.params, state.buffers)
   rows = sharding.process_rows(config, mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(
-        contextlib.closing(pipeline.train_batches(config, rows))
+      contextlib.closing(pipeline.train_batches(config, rows))
     )
     workdir_lib.claim(workdir, config, corpus)
     checkpointer = stack.enter_context(
-        checkpoint.Checkpointer(workdir, config.checkpoint.keep)
+      checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
     run_step, abstract_state = compile_step(config, layout)
     state, restored = restore_or_init(
-        checkpointer, abstract_state, batches, config, layout
+      checkpointer, abstract_state, batches, config, layout
     )
     writer = stack.enter_context(
-        contextlib.closing(metrics_lib.Writer(workdir, restored))
+      contextlib.closing(metrics_lib.Writer(workdir, restored))
     )
     progress = stack.enter_context(
-        contextlib.closing(metrics_lib.Progress(int(state.step), config.steps))
+      contextlib.closing(metrics_lib.Progress(int(state.step), config.steps))
     )
     if restored is not None:
       progress.note(f"going on from the checkpoint of step {restored}")
@@ -215,8 +234,14 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
       progress.note(describe(config.steps, evaluation))
     else:
       state, evaluation = run_steps(
-          state, batches, layout, config, run_step, validate, save,
-          (writer, progress),
+        state,
+        batches,
+        layout,
+        config,
+        run_step,
+        validate,
+        save,
+        (writer, progress),
       )
   if evaluation is None:
     print(f"stopped at step {int(state.step)}; the same command goes on")
@@ -233,8 +258,13 @@ def print_sample(config: Config, state, layout) -> None:
   variables = {"params": state.params, "buffers": state.buffers}
   prompt = config.sample.prompt
   (text,) = generate.generate_text(
-      Transformer(config.model), variables, tokenizer, [prompt],
-      config.sample, config.seed, layout,
+    Transformer(config.model),
+    variables,
+    tokenizer,
+    [prompt],
+    config.sample,
+    config.seed,
+    layout,
   )
   print(f"sample:\n{prompt}{text}", flush=True)
 

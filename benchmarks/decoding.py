@@ -22,18 +22,18 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.config import ModelConfig
+from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools import accounting
 
 # Of three sizes, the configs at equal parameters and FLOPs.
 SIZES = {
-    "tiny": {"dense": "tiny_dense", "MoE": "tiny_moe", "UltraMem": "tiny"},
-    "151m": {
-        "dense": "151m_dense", "MoE": "151m_moe_2in32", "UltraMem": "151m_x12",
-    },
-    "1b6": {
-        "dense": "1b6_dense", "MoE": "1b6_moe_2in34", "UltraMem": "1b6_x12",
-    },
+  "tiny": {"dense": "tiny_dense", "MoE": "tiny_moe", "UltraMem": "tiny"},
+  "151m": {
+    "dense": "151m_dense",
+    "MoE": "151m_moe_2in32",
+    "UltraMem": "151m_x12",
+  },
+  "1b6": {"dense": "1b6_dense", "MoE": "1b6_moe_2in34", "UltraMem": "1b6_x12"},
 }
 WEIGHT_STD = 0.02
 TOKENS = 64  # different inputs, taken in turn
@@ -77,9 +77,9 @@ def random_variables(config: ModelConfig):
   use to the next either way.
   """
   model = Transformer(config)
-  shapes = nn.unbox(jax.eval_shape(
-      model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32)
-  ))
+  shapes = nn.unbox(
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+  )
   made = {}
 
   def leaf(path, x):
@@ -122,7 +122,7 @@ def filled_cache(model: Transformer, batch: int, length: int, used: int):
     return _filled(x.shape, x.dtype, 1.0, _seed(name))
 
   return jax.tree_util.tree_map_with_path(
-      leaf, generate.abstract_cache(model, batch, length)
+    leaf, generate.abstract_cache(model, batch, length)
   )
 
 
@@ -142,7 +142,7 @@ class Step:
 
 
 def make_step(
-    config: ModelConfig, variables, batch: int, length: int, steps: int
+  config: ModelConfig, variables, batch: int, length: int, steps: int
 ) -> Step:
   """A step over a cache that is full after `steps` of them."""
   model = Transformer(config)
@@ -151,21 +151,22 @@ def make_step(
   tokens = _tokens(config, batch)
   ones_B1 = jnp.ones((batch, 1), jnp.int32)
   compiled = generate.decode_step.lower(
-      model, variables, cache, ones_B1, ones_B1, used * ones_B1
+    model, variables, cache, ones_B1, ones_B1, used * ones_B1
   ).compile()
   costs = compiled.cost_analysis() or {}
 
   def call():
     nonlocal cache
     cache, logits_BV = compiled(
-        variables, cache, next(tokens), ones_B1, used * ones_B1
+      variables, cache, next(tokens), ones_B1, used * ones_B1
     )
     return logits_BV
 
   size = jnp.dtype(config.dtype).itemsize
   return Step(
-      call, size * accounting.memory_access(config, batch),
-      costs.get("bytes accessed"),
+    call,
+    size * accounting.memory_access(config, batch),
+    costs.get("bytes accessed"),
   )
 
 
@@ -173,8 +174,8 @@ def _tokens(config: ModelConfig, batch: int) -> Iterator[jax.Array]:
   """Batches of one token a row, different ones in turn, on the device."""
   rng = np.random.default_rng(0)
   batches = [
-      jnp.asarray(rng.integers(0, config.vocab_size, (batch, 1)), jnp.int32)
-      for _ in range(TOKENS)
+    jnp.asarray(rng.integers(0, config.vocab_size, (batch, 1)), jnp.int32)
+    for _ in range(TOKENS)
   ]
   while True:
     yield from batches

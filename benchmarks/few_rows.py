@@ -40,11 +40,11 @@ def make_calls(rows, width, out_width):
   transposed = [jnp.array(weight_DF.T) for weight_DF in weights]
   x_ZD = normal(rows, width)
   return {
-      "as stored": in_turn(lambda x, w: x @ w, x_ZD, weights),
-      "transposed": in_turn(lambda x, w: x @ w.T, x_ZD, transposed),
-      "turned": in_turn(
-          lambda x, w: few_rows.turned(x[None], w[None])[0], x_ZD, transposed
-      ),
+    "as stored": in_turn(lambda x, w: x @ w, x_ZD, weights),
+    "transposed": in_turn(lambda x, w: x @ w.T, x_ZD, transposed),
+    "turned": in_turn(
+      lambda x, w: few_rows.turned(x[None], w[None])[0], x_ZD, transposed
+    ),
   }
 
 
@@ -59,20 +59,27 @@ def measure(rows, width, out_width):
 
 def plot(records, copied, path) -> None:
   figure, axes = plt.subplots(
-      1, len(SHAPES), figsize=(11, 3.6), layout="constrained"
+    1, len(SHAPES), figsize=(11, 3.6), layout="constrained"
   )
   for shape, axis in zip(SHAPES, axes, strict=True):
     own = [record for record in records if record["matrix"] == list(shape)]
     for case in own[0]["seconds"]:
       axis.plot(
-          ROWS, [1e3 * record["seconds"][case] for record in own], "o-",
-          label=case,
+        ROWS,
+        [1e3 * record["seconds"][case] for record in own],
+        "o-",
+        label=case,
       )
     # A copy's bytes are those read and those written.
     read = 4 * math.prod(shape) / (copied / 2)
     axis.axhline(1e3 * read, color="k", ls="--", label="matrix, as copied")
-    axis.set(title="{} x {}".format(*shape), xlabel="rows", ylabel="ms",
-             xscale="log", yscale="log")
+    axis.set(
+      title="{} x {}".format(*shape),
+      xlabel="rows",
+      ylabel="ms",
+      xscale="log",
+      yscale="log",
+    )
     axis.grid(alpha=0.3)
   axes[0].legend()
   figure.savefig(path, dpi=150)
@@ -81,9 +88,9 @@ def plot(records, copied, path) -> None:
 def main(_) -> None:
   copied = decoding.bandwidth()
   records = [measure(rows, *shape) for shape in SHAPES for rows in ROWS]
-  path = report.save("few_rows", {
-      "copy_bytes_per_second": copied, "records": records
-  })
+  path = report.save(
+    "few_rows", {"copy_bytes_per_second": copied, "records": records}
+  )
   plot(records, copied, path.with_suffix(".png"))
 
 

@@ -51,16 +51,20 @@ from ultramem_jax.settings.config import MemoryConfig
 ROOT = pathlib.Path(__file__).parent.parent
 # Of each part; ten minutes, less the start of Python and the plots.
 SECONDS = {
-    "machine": 30, "layer": 40, "lookup": 90, "models": 190, "growth": 75,
-    "training": 160,
+  "machine": 30,
+  "layer": 40,
+  "lookup": 90,
+  "models": 190,
+  "growth": 75,
+  "training": 160,
 }
 # A part begins nothing new in the last of its seconds: a step of the 1.6B
 # models may take that long to compile.
 SPARE_SECONDS = 25
 # The 1.6B models take more of a GPU than the three quarters that JAX takes.
 ENVIRONMENT = {
-    "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
-    "JAX_COMPILATION_CACHE_DIR": f"{tempfile.gettempdir()}/ultramem_gpu_cache",
+  "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
+  "JAX_COMPILATION_CACHE_DIR": f"{tempfile.gettempdir()}/ultramem_gpu_cache",
 }
 SIZES = {False: "1b6", True: "tiny"}
 
@@ -82,19 +86,18 @@ def check_layer() -> dict[str, float]:
 
   def loss(params, buffers, x_BTD):
     y_BTD, sown = layer.apply(
-        {"params": params, "buffers": buffers}, x_BTD,
-        mutable=["intermediates"],
+      {"params": params, "buffers": buffers}, x_BTD, mutable=["intermediates"]
     )
     return jnp.sin(y_BTD).sum(), (y_BTD, sown["intermediates"]["slot_BTAM"][0])
 
   def run(device, variables, x_BTD):
     inputs = jax.device_put(
-        (variables["params"], variables["buffers"], x_BTD), device
+      (variables["params"], variables["buffers"], x_BTD), device
     )
     with jax.default_matmul_precision("float32"):
-      gradients, (y_BTD, slot_BTAM) = jax.jit(
-          jax.grad(loss, has_aux=True)
-      )(*inputs)
+      gradients, (y_BTD, slot_BTAM) = jax.jit(jax.grad(loss, has_aux=True))(
+        *inputs
+      )
     return jax.device_get((y_BTD, gradients, slot_BTAM))
 
   cpu = jax.devices("cpu")[0]
@@ -102,25 +105,29 @@ def check_layer() -> dict[str, float]:
     variables = nn.unbox(jax.jit(layer.init)(jax.random.key(1), x_BTD))
   y_BTD, gradients, slot_BTAM = run(cpu, variables, x_BTD)
   device_y, device_gradients, device_slot = run(
-      jax.devices()[0], variables, x_BTD
+    jax.devices()[0], variables, x_BTD
   )
-  same = np.mean([
+  same = np.mean(
+    [
       len(np.intersect1d(a, b)) / a.size
       for a, b in zip(
-          slot_BTAM.reshape(-1, config.top_m),
-          device_slot.reshape(-1, config.top_m), strict=True,
+        slot_BTAM.reshape(-1, config.top_m),
+        device_slot.reshape(-1, config.top_m),
+        strict=True,
       )
-  ])
+    ]
+  )
 
   def difference(a, b):
     return float(abs(a - b).max() / abs(b).max())
 
   flat = jax.tree_util.tree_leaves_with_path(
-      jax.tree.map(difference, device_gradients, gradients)
+    jax.tree.map(difference, device_gradients, gradients)
   )
   return {
-      "same_rows": float(same), "y": difference(device_y, y_BTD),
-      **{f"gradient{jax.tree_util.keystr(p)}": v for p, v in flat},
+    "same_rows": float(same),
+    "y": difference(device_y, y_BTD),
+    **{f"gradient{jax.tree_util.keystr(p)}": v for p, v in flat},
   }
 
 
@@ -137,20 +144,26 @@ def measure_lookup(tiny: bool) -> Iterator[dict[str, Any]]:
   for name in ("float32", "bfloat16"):
     stored_IW = precision.encode(table_IW, precision.DTYPES[name])
     for op, tokens in [
-        ("pool", 512), ("dot", 512), ("pool", 8192), ("dot", 8192),
-        ("pool", 64), ("dot", 64), ("pool", 1),
+      ("pool", 512),
+      ("dot", 512),
+      ("pool", 8192),
+      ("dot", 8192),
+      ("pool", 64),
+      ("dot", 64),
+      ("pool", 1),
     ]:
       if tokens > total:
         continue
       shape = (min(512, total // tokens), 1, tokens, 84)
       index_RBTK, score_RBTKC = (
-          jax.random.randint(jax.random.key(1), shape, 0, 4 * rows),
-          jax.random.normal(jax.random.key(2), (*shape, 2)),
+        jax.random.randint(jax.random.key(1), shape, 0, 4 * rows),
+        jax.random.normal(jax.random.key(2), (*shape, 2)),
       )
       calls = {
-          kernel: functools.partial(
-              _lookup(op, kernel), stored_IW, index_RBTK, score_RBTKC
-          ) for kernel in ("xla", "pallas")
+        kernel: functools.partial(
+          _lookup(op, kernel), stored_IW, index_RBTK, score_RBTKC
+        )
+        for kernel in ("xla", "pallas")
       }
       expected, actual = (call() for call in calls.values())
       difference = abs(actual - expected).max() / abs(expected).max()
@@ -158,9 +171,13 @@ def measure_lookup(tiny: bool) -> Iterator[dict[str, Any]]:
       read = index_RBTK.size * width * stored_IW.dtype.itemsize
       for kernel, seconds in report.interleaved_seconds(calls, 9).items():
         record = {
-            "op": op, "dtype": name, "tokens": tokens, "kernel": kernel,
-            "seconds": seconds, "share_of_copy": read / seconds / copied,
-            "difference": float(difference),
+          "op": op,
+          "dtype": name,
+          "tokens": tokens,
+          "kernel": kernel,
+          "seconds": seconds,
+          "share_of_copy": read / seconds / copied,
+          "difference": float(difference),
         }
         print(record, flush=True)
         yield record
@@ -174,14 +191,16 @@ def _lookup(op: str, kernel: str):
 
   def dot(table_IW, index_BTK, score_BTKC):
     pooled_BTEW, gradient = jax.vjp(
-        functools.partial(pool, table_IW, index_BTK), score_BTKC
+      functools.partial(pool, table_IW, index_BTK), score_BTKC
     )
     return gradient(jnp.ones_like(pooled_BTEW))[0]
 
   function = {"pool": pool, "dot": dot}[op]
-  return jax.jit(lambda table_IW, *inputs: jax.lax.map(
+  return jax.jit(
+    lambda table_IW, *inputs: jax.lax.map(
       lambda x: function(table_IW, *x), inputs
-  ))
+    )
+  )
 
 
 def measure_training(tiny: bool, seconds: float) -> Iterator[dict[str, Any]]:
@@ -193,13 +212,18 @@ def measure_training(tiny: bool, seconds: float) -> Iterator[dict[str, Any]]:
     name = models[model]
     with tempfile.TemporaryDirectory() as workdir:
       process = subprocess.Popen(
-          [
-              sys.executable, "train.py", f"--config=configs/{name}.py",
-              f"--workdir={workdir}", "--config.data.source=stdlib",
-              "--config.data.tokenizer=bytes", "--config.log_every=2",
-              f"--config.batch_size={batch_size}",
-          ],
-          cwd=ROOT, stdout=subprocess.DEVNULL,
+        [
+          sys.executable,
+          "train.py",
+          f"--config=configs/{name}.py",
+          f"--workdir={workdir}",
+          "--config.data.source=stdlib",
+          "--config.data.tokenizer=bytes",
+          "--config.log_every=2",
+          f"--config.batch_size={batch_size}",
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
       )
       try:
         speeds = _speeds(pathlib.Path(workdir, "timing.jsonl"), process, end)
@@ -207,8 +231,10 @@ def measure_training(tiny: bool, seconds: float) -> Iterator[dict[str, Any]]:
         process.kill()  # before it saves a checkpoint
         process.wait()
     record = {
-        "model": model, "config": name, "batch_size": batch_size,
-        "tokens_per_second": statistics.median(speeds[1:]),
+      "model": model,
+      "config": name,
+      "batch_size": batch_size,
+      "tokens_per_second": statistics.median(speeds[1:]),
     }
     print(record, flush=True)
     yield record
@@ -227,28 +253,40 @@ def _speeds(path: pathlib.Path, process, end: float, count: int = 6):
 def setting(tiny: bool, seconds: float) -> inference.Setting:
   if tiny:
     return inference.Setting(
-        "tiny", "float32", 0, (4, 1), 2**22, sides=(32, 64), rounds=3,
-        seconds=seconds,
+      "tiny",
+      "float32",
+      0,
+      (4, 1),
+      2**22,
+      sides=(32, 64),
+      rounds=3,
+      seconds=seconds,
     )
   # Batches in order of worth. 1789 is the published table, of 3.2 million rows
   # in each of six memories.
   return inference.Setting(
-      "1b6", "bfloat16", 0, (64, 1, 512, 16, 256, 4, 128), 15 * 2**30,
-      sides=(1789, 250, 1000, 500), seconds=seconds,
+    "1b6",
+    "bfloat16",
+    0,
+    (64, 1, 512, 16, 256, 4, 128),
+    15 * 2**30,
+    sides=(1789, 250, 1000, 500),
+    seconds=seconds,
   )
 
 
 def measure(part: str, tiny: bool, seconds: float):
   """What a part has to say, or an iterator of it."""
   return {
-      "machine": lambda: {
-          **report.machine(), "copy_bytes_per_second": decoding.bandwidth()
-      },
-      "layer": check_layer,
-      "lookup": lambda: measure_lookup(tiny),
-      "models": lambda: inference.compare_models(setting(tiny, seconds)),
-      "growth": lambda: inference.compare_growth(setting(tiny, seconds)),
-      "training": lambda: measure_training(tiny, seconds),
+    "machine": lambda: {
+      **report.machine(),
+      "copy_bytes_per_second": decoding.bandwidth(),
+    },
+    "layer": check_layer,
+    "lookup": lambda: measure_lookup(tiny),
+    "models": lambda: inference.compare_models(setting(tiny, seconds)),
+    "growth": lambda: inference.compare_growth(setting(tiny, seconds)),
+    "training": lambda: measure_training(tiny, seconds),
   }[part]()
 
 
@@ -279,12 +317,17 @@ def run_part(part: str, tiny: bool, seconds: float) -> None:
 def run_apart(part: str, tiny: bool, limit: float) -> str | None:
   """Runs a part in a process; says what went wrong."""
   process = subprocess.Popen(
-      [
-          sys.executable, "-m", "benchmarks.gpu", f"--part={part}",
-          f"--tiny={tiny}", f"--seconds={max(1.0, limit - SPARE_SECONDS)}",
-      ],
-      cwd=ROOT, start_new_session=True,
-      env={**ENVIRONMENT, **os.environ},
+    [
+      sys.executable,
+      "-m",
+      "benchmarks.gpu",
+      f"--part={part}",
+      f"--tiny={tiny}",
+      f"--seconds={max(1.0, limit - SPARE_SECONDS)}",
+    ],
+    cwd=ROOT,
+    start_new_session=True,
+    env={**ENVIRONMENT, **os.environ},
   )
   try:
     status = process.wait(limit)
@@ -301,37 +344,50 @@ def plot(result: dict[str, Any], tiny: bool) -> None:
   path = result_path(tiny).with_suffix(".png")
   figures = {x: result[x] for x in ("models", "growth") if result.get(x)}
   if figures:
-    inference.plot({
+    inference.plot(
+      {
         "size": SIZES[tiny],
         "bandwidth": result.get("machine", {}).get(
-            "copy_bytes_per_second", math.nan
+          "copy_bytes_per_second", math.nan
         ),
         **figures,
-    }, path)
+      },
+      path,
+    )
   if result.get("lookup"):
     _plot_lookup(result["lookup"], path.with_stem(path.stem + "_lookup"))
 
 
 def _plot_lookup(records, path) -> None:
   figure, axes = plt.subplots(
-      1, 2, figsize=(9.4, 4), layout="constrained", sharey=True
+    1, 2, figsize=(9.4, 4), layout="constrained", sharey=True
   )
   lines = sorted({(r["op"], r["dtype"], r["kernel"]) for r in records})
   for op, dtype, kernel in lines:
     own = sorted(
-        (r for r in records
-         if (r["op"], r["dtype"], r["kernel"]) == (op, dtype, kernel)),
-        key=lambda r: r["tokens"],
+      (
+        r
+        for r in records
+        if (r["op"], r["dtype"], r["kernel"]) == (op, dtype, kernel)
+      ),
+      key=lambda r: r["tokens"],
     )
     axes[int(op == "dot")].plot(
-        [r["tokens"] for r in own], [r["share_of_copy"] for r in own],
-        "o-" if kernel == "pallas" else "o:", label=f"{dtype}, {kernel}",
-        color="C0" if dtype == "float32" else "C1",
+      [r["tokens"] for r in own],
+      [r["share_of_copy"] for r in own],
+      "o-" if kernel == "pallas" else "o:",
+      label=f"{dtype}, {kernel}",
+      color="C0" if dtype == "float32" else "C1",
     )
-  for axis, title in zip(axes, ("rows pooled", "gradient of the scores"),
-                         strict=True):
-    axis.set(title=title, xlabel="tokens at once", xscale="log",
-             ylabel="bytes of rows / bytes of a copy")
+  for axis, title in zip(
+    axes, ("rows pooled", "gradient of the scores"), strict=True
+  ):
+    axis.set(
+      title=title,
+      xlabel="tokens at once",
+      xscale="log",
+      ylabel="bytes of rows / bytes of a copy",
+    )
     axis.legend()
     axis.grid(alpha=0.3)
   figure.savefig(path, dpi=150)

@@ -47,8 +47,12 @@ def make_config(gibibytes: float) -> config_lib.Config:
   c.mesh.update(table=8)
   c.model.update(embed_dim=64, num_layers=1, num_heads=2, mlp_dim=64)
   c.model.memory.update(
-      kind="ultramem", spans="1:1", num_keys=side - side % 4, key_dim=8,
-      value_dim=WIDTH, partition="rows",
+    kind="ultramem",
+    spans="1:1",
+    num_keys=side - side % 4,
+    key_dim=8,
+    value_dim=WIDTH,
+    partition="rows",
   )
   return config_lib.parse(c)
 
@@ -67,15 +71,16 @@ def run_phase(phase: str, folder: str, config: config_lib.Config) -> None:
   if phase == "restore":
     jax.block_until_ready(load_lib.load(folder).variables)
   else:
+
     def init(config):
       state = state_lib.init_state(config)
       return {"params": state.params, "buffers": state.buffers}
 
     shardings = sharding.state_shardings(
-        jax.eval_shape(lambda: init(config)), config, layout
+      jax.eval_shape(lambda: init(config)), config, layout
     )
     variables = jax.block_until_ready(
-        step.jitted(init, config, layout, out_shardings=shardings)()
+      step.jitted(init, config, layout, out_shardings=shardings)()
     )
     if phase == "save":
       workdir.claim(folder, config, "none")
@@ -94,15 +99,26 @@ def main(_) -> None:
   with tempfile.TemporaryDirectory() as folder:
     for phase in PHASES:
       output = subprocess.run(
-          [sys.executable, "-m", "benchmarks.host_memory", f"--phase={phase}",
-           f"--gibibytes={GIBIBYTES.value}", f"--folder={folder}"],
-          check=True, stdout=subprocess.PIPE, text=True,
+        [
+          sys.executable,
+          "-m",
+          "benchmarks.host_memory",
+          f"--phase={phase}",
+          f"--gibibytes={GIBIBYTES.value}",
+          f"--folder={folder}",
+        ],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
       ).stdout
       found = json.loads(output.splitlines()[-1])
       results[phase] = {**found, "ratio": found["peak"] / table}
-      print(f"{phase:<8} peak {found['peak'] / 2**30:.2f} GiB, "
-            f"{found['peak'] / table:.3f} of the table; "
-            f"{found['before'] / 2**30:.2f} GiB before", flush=True)
+      print(
+        f"{phase:<8} peak {found['peak'] / 2**30:.2f} GiB, "
+        f"{found['peak'] / table:.3f} of the table; "
+        f"{found['before'] / 2**30:.2f} GiB before",
+        flush=True,
+      )
   report.save("host_memory", {"table_bytes": table, "phases": results})
 
 

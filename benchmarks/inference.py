@@ -37,7 +37,7 @@ from absl import app, flags
 from benchmarks import decoding, report
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup
-from ultramem_jax.settings.config import ModelConfig
+from ultramem_jax.settings.model import ModelConfig
 
 GROWTH = (250, 500, 1000, 2000)  # n, keys of a side; the table has n^2 rows
 
@@ -76,11 +76,14 @@ def default_setting(size: str | None, batches: list[int]) -> Setting:
   """The setting of this machine; size and batches may be given."""
   if jax.default_backend() == "cpu":
     return Setting(
-        size or "151m", "float32", 264, tuple(batches or (1, 8, 64)), 2**30
+      size or "151m", "float32", 264, tuple(batches or (1, 8, 64)), 2**30
     )
   return Setting(
-      size or "1b6", "bfloat16", 0,
-      tuple(batches or (1, 4, 16, 64, 128, 256, 512)), 20 * 2**30,
+    size or "1b6",
+    "bfloat16",
+    0,
+    tuple(batches or (1, 4, 16, 64, 128, 256, 512)),
+    20 * 2**30,
   )
 
 
@@ -98,8 +101,8 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
     end = began + (setting.seconds or math.inf) * done / len(groups)
     configs = {model: setting.config(model) for model in group}
     variables = {
-        model: decoding.random_variables(config)
-        for model, config in configs.items()
+      model: decoding.random_variables(config)
+      for model, config in configs.items()
     }
     for batch in setting.batches:
       if time.monotonic() > end:
@@ -108,25 +111,26 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
       warmup, rounds = 2, max(5, setting.rounds // (1 + batch // 16))
       steps = warmup + rounds
       length = min(
-          decoding.cache_length(
-              config, batch, setting.cache, setting.cache_bytes
-          )
-          for config in configs.values()
+        decoding.cache_length(config, batch, setting.cache, setting.cache_bytes)
+        for config in configs.values()
       )
       made = {
-          model: decoding.make_step(
-              configs[model], variables[model], batch, length, steps
-          )
-          for model in group
+        model: decoding.make_step(
+          configs[model], variables[model], batch, length, steps
+        )
+        for model in group
       }
       seconds = report.interleaved_seconds(
-          {model: step.call for model, step in made.items()}, rounds, warmup
+        {model: step.call for model, step in made.items()}, rounds, warmup
       )
       for model, step in made.items():
         record = {
-            "model": model, "batch": batch, "cache": length,
-            "seconds": seconds[model], "counted_bytes": step.counted_bytes,
-            "program_bytes": step.program_bytes,
+          "model": model,
+          "batch": batch,
+          "cache": length,
+          "seconds": seconds[model],
+          "counted_bytes": step.counted_bytes,
+          "program_bytes": step.program_bytes,
         }
         print(_line(record), flush=True)
         yield record
@@ -138,10 +142,10 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
 def _line(record) -> str:
   achieved = record["counted_bytes"] / record["seconds"]
   return (
-      f"{record['model']:<9} batch {record['batch']:>4}  "
-      f"cache {record['cache']:>4}  {1e3 * record['seconds']:9.2f} ms  "
-      f"{1e-9 * record['counted_bytes']:8.3f} GB counted  "
-      f"{1e-9 * achieved:7.1f} GB/s"
+    f"{record['model']:<9} batch {record['batch']:>4}  "
+    f"cache {record['cache']:>4}  {1e3 * record['seconds']:9.2f} ms  "
+    f"{1e-9 * record['counted_bytes']:8.3f} GB counted  "
+    f"{1e-9 * achieved:7.1f} GB/s"
   )
 
 
@@ -149,14 +153,17 @@ def ratios(records) -> dict[str, dict[int, float]]:
   """MoE / UltraMem and UltraMem / dense in time, by batch measured of both."""
   seconds = {(r["model"], r["batch"]): r["seconds"] for r in records}
   batches = sorted({r["batch"] for r in records})
-  pairs = {"MoE / UltraMem": ("MoE", "UltraMem"),
-           "UltraMem / dense": ("UltraMem", "dense")}
+  pairs = {
+    "MoE / UltraMem": ("MoE", "UltraMem"),
+    "UltraMem / dense": ("UltraMem", "dense"),
+  }
   return {
-      name: {
-          b: seconds[over, b] / seconds[under, b] for b in batches
-          if (over, b) in seconds and (under, b) in seconds
-      }
-      for name, (over, under) in pairs.items()
+    name: {
+      b: seconds[over, b] / seconds[under, b]
+      for b in batches
+      if (over, b) in seconds and (under, b) in seconds
+    }
+    for name, (over, under) in pairs.items()
   }
 
 
@@ -176,17 +183,20 @@ def _varied(function, *inputs):
 def layer_call(config: ModelConfig, variables, batch: int = 1):
   """A call of the first memory layer of a model on one token a row."""
   layer = UltraMem(
-      config.memory, config.embed_dim, config.num_layers,
-      dtype=jnp.dtype(config.dtype),
+    config.memory,
+    config.embed_dim,
+    config.num_layers,
+    dtype=jnp.dtype(config.dtype),
   )
   own = {
-      name: tree["memory_0"]
-      for name, tree in variables.items() if "memory_0" in tree
+    name: tree["memory_0"]
+    for name, tree in variables.items()
+    if "memory_0" in tree
   }
   keys = jax.random.split(jax.random.key(0), decoding.TOKENS)
   x = [
-      jax.random.normal(key, (batch, 1, config.embed_dim), config.dtype)
-      for key in keys
+    jax.random.normal(key, (batch, 1, config.embed_dim), config.dtype)
+    for key in keys
   ]
   call = _varied(layer.apply, [own] * len(x), x)
   return call
@@ -198,13 +208,15 @@ def rows_call(config: ModelConfig, table_IW, batch: int = 1):
   rng = np.random.default_rng(0)
   shape = (batch, 1, c.num_heads * c.top_m)
   index = [
-      jnp.asarray(rng.integers(0, c.expansion * c.num_rows, shape), jnp.int32)
-      for _ in range(decoding.TOKENS)
+    jnp.asarray(rng.integers(0, c.expansion * c.num_rows, shape), jnp.int32)
+    for _ in range(decoding.TOKENS)
   ]
   score = [jnp.ones((*shape, c.num_cores), jnp.float32)] * len(index)
   return _varied(
-      functools.partial(lookup.pool_rows, num_blocks=c.projections),
-      [table_IW] * len(index), index, score,
+    functools.partial(lookup.pool_rows, num_blocks=c.projections),
+    [table_IW] * len(index),
+    index,
+    score,
   )
 
 
@@ -217,18 +229,20 @@ def compare_growth(setting: Setting) -> Iterator[dict[str, Any]]:
       print(f"n {sides}: no time left", flush=True)
       continue
     seconds = report.interleaved_seconds(
-        _growth_calls(setting, sides, batch), setting.rounds
+      _growth_calls(setting, sides, batch), setting.rounds
     )
     for side in sides:
       record = {
-          "side": side, "batch": batch,
-          **{x: seconds[x, side] for x in ("model", "layer", "rows")},
+        "side": side,
+        "batch": batch,
+        **{x: seconds[x, side] for x in ("model", "layer", "rows")},
       }
       print(
-          f"n {side:>5}  batch {batch}  "
-          + "  ".join(f"{x} {1e3 * record[x]:8.3f} ms"
-                      for x in ("model", "layer", "rows")),
-          flush=True,
+        f"n {side:>5}  batch {batch}  "
+        + "  ".join(
+          f"{x} {1e3 * record[x]:8.3f} ms" for x in ("model", "layer", "rows")
+        ),
+        flush=True,
       )
       yield record
     gc.collect()
@@ -243,22 +257,20 @@ def _growth_calls(setting: Setting, sides, batch: int):
     # The dense part is the same array in all models.
     dense = dense or variables["params"]
     params = {
-        name: tree if name.startswith("memory") else dense[name]
-        for name, tree in variables["params"].items()
+      name: tree if name.startswith("memory") else dense[name]
+      for name, tree in variables["params"].items()
     }
     variables = {**variables, "params": params}
     length = decoding.cache_length(
-        config, batch, setting.cache, setting.cache_bytes // len(setting.sides)
+      config, batch, setting.cache, setting.cache_bytes // len(setting.sides)
     )
     step = decoding.make_step(
-        config, variables, batch, length, setting.rounds + 2
+      config, variables, batch, length, setting.rounds + 2
     )
     functions |= {
-        ("model", side): step.call,
-        ("layer", side): layer_call(config, variables, batch),
-        ("rows", side): rows_call(
-            config, params["memory_0"]["values"], batch
-        ),
+      ("model", side): step.call,
+      ("layer", side): layer_call(config, variables, batch),
+      ("rows", side): rows_call(config, params["memory_0"]["values"], batch),
     }
   return functions
 
@@ -276,20 +288,23 @@ def _compare_keys(setting, query_per_rank):
   plain = {k: v for k, v in prepared.items() if k != "serving"}
   keys = {"keys": prepared["serving"]["memory_0"]["keys"]}
   forms = {
-      "plain": plain,
-      "normalized": {**plain, "serving": {"memory_0": keys}},
+    "plain": plain,
+    "normalized": {**plain, "serving": {"memory_0": keys}},
   }
   if not query_per_rank:
     forms["merged"] = prepared
   for batch in (1, 8, 64):
-    seconds = report.interleaved_seconds({
+    seconds = report.interleaved_seconds(
+      {
         name: layer_call(config, variables, batch)
         for name, variables in forms.items()
-    }, setting.rounds)
+      },
+      setting.rounds,
+    )
     print(
-        f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "
-        + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),
-        flush=True,
+      f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "
+      + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),
+      flush=True,
     )
     yield {"query_per_rank": query_per_rank, "batch": batch, **seconds}
 
@@ -298,7 +313,7 @@ def plot(result, path) -> None:
   """Latency with its roofline and values read, growth: what was measured."""
   panels = 2 * ("models" in result) + ("growth" in result)
   figure, axes = plt.subplots(
-      1, panels, figsize=(4.7 * panels, 4), layout="constrained", squeeze=False
+    1, panels, figsize=(4.7 * panels, 4), layout="constrained", squeeze=False
   )
   axes = list(axes[0])
   if "models" in result:
@@ -311,45 +326,57 @@ def plot(result, path) -> None:
 
 def _plot_models(result, time, access) -> None:
   for color, model in zip(
-      ("C7", "C1", "C0"), decoding.SIZES[result["size"]], strict=True
+    ("C7", "C1", "C0"), decoding.SIZES[result["size"]], strict=True
   ):
-    own = sorted((r for r in result["models"] if r["model"] == model),
-                 key=lambda r: r["batch"])
+    own = sorted(
+      (r for r in result["models"] if r["model"] == model),
+      key=lambda r: r["batch"],
+    )
     batches = [r["batch"] for r in own]
     counted = np.array([r["counted_bytes"] for r in own])
-    time.plot(batches, [1e3 * r["seconds"] for r in own], "o-", color=color,
-              label=model)
+    time.plot(
+      batches, [1e3 * r["seconds"] for r in own], "o-", color=color, label=model
+    )
     time.plot(batches, 1e3 * counted / result["bandwidth"], ":", color=color)
     access.plot(batches, 1e-9 * counted, "o-", color=color, label=model)
-  _label(time, "batch", "ms a step",
-         "latency; dotted: counted bytes / bandwidth")
+  _label(
+    time, "batch", "ms a step", "latency; dotted: counted bytes / bandwidth"
+  )
   _label(access, "batch", "GB a step", "weights and rows read, as counted")
 
 
 def _plot_growth(records, axes) -> None:
   for part in ("model", "layer", "rows"):
-    axes.plot([r["side"] ** 2 for r in records],
-              [1e3 * r[part] for r in records], "o-", label=part)
+    axes.plot(
+      [r["side"] ** 2 for r in records],
+      [1e3 * r[part] for r in records],
+      "o-",
+      label=part,
+    )
   _label(axes, "rows of a table", "ms a step", "growing table")
 
 
 def _label(axes, xlabel, ylabel, title) -> None:
-  axes.set(xlabel=xlabel, ylabel=ylabel, title=title, xscale="log",
-           yscale="log")
+  axes.set(
+    xlabel=xlabel, ylabel=ylabel, title=title, xscale="log", yscale="log"
+  )
   axes.legend()
   axes.grid(alpha=0.3)
 
 
 PARTS = {
-    "models": compare_models, "growth": compare_growth, "keys": compare_keys,
+  "models": compare_models,
+  "growth": compare_growth,
+  "keys": compare_keys,
 }
 
 
 def run(setting: Setting, parts=tuple(PARTS)) -> dict[str, Any]:
   """Measures, prints and returns what `main` saves."""
   result = {
-      **dataclasses.asdict(setting), "bandwidth": decoding.bandwidth(),
-      **{part: list(PARTS[part](setting)) for part in parts},
+    **dataclasses.asdict(setting),
+    "bandwidth": decoding.bandwidth(),
+    **{part: list(PARTS[part](setting)) for part in parts},
   }
   if "models" in result:
     result["ratios"] = ratios(result["models"])
@@ -373,15 +400,17 @@ def main(_) -> None:
 
 if __name__ == "__main__":
   flags.DEFINE_enum(
-      "size", None, list(decoding.SIZES), "Of the models; by default 1b6 on an "
-      "accelerator, 151m on a CPU."
+    "size",
+    None,
+    list(decoding.SIZES),
+    "Of the models; by default 1b6 on an accelerator, 151m on a CPU.",
   )
   flags.DEFINE_multi_integer(
-      "batch", [], "Sequences that decode at once; repeatable.", lower_bound=1
+    "batch", [], "Sequences that decode at once; repeatable.", lower_bound=1
   )
   flags.DEFINE_integer("cache", 2048, "Positions in the cache.", lower_bound=1)
   flags.DEFINE_multi_integer("n", [], "Sides of the growing table; repeatable.")
   flags.DEFINE_multi_enum(
-      "part", list(PARTS), list(PARTS), "What to measure; repeatable."
+    "part", list(PARTS), list(PARTS), "What to measure; repeatable."
   )
   app.run(main)

@@ -40,48 +40,52 @@ PACKAGES = ("torch", "ultra-mem==0.1.2")
 # glibc then takes memory in huge pages and keeps it, which spares both sides
 # most of the page faults of large arrays.
 HUGE_PAGES = {
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**40),
-    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+  "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+  "MALLOC_MMAP_THRESHOLD_": str(2**40),
+  "MALLOC_TRIM_THRESHOLD_": str(2**40),
 }
 OURS, OUR_LOOKUP = "ours", "ours, lookup alone"
 # Of each part: the tokens, and the cases, ours and the peers'.
 PARTS = {
-    "gather": (
-        (1, 8, 64, 512, 2048), (OURS, "take + einsum", "embedding_bag")
+  "gather": ((1, 8, 64, 512, 2048), (OURS, "take + einsum", "embedding_bag")),
+  "forward": ((1, 64, 512, 2048), (OURS, "ultra-mem", "ultra-mem compiled")),
+  "backward": (
+    (64, 512),
+    (
+      OURS,
+      "ultra-mem",
+      "embedding_bag dense",
+      "embedding_bag sparse",
+      "ours dense",
     ),
-    "forward": (
-        (1, 64, 512, 2048), (OURS, "ultra-mem", "ultra-mem compiled")
+  ),
+  "step": (
+    (512,),
+    (
+      OURS,
+      "ultra-mem AdamW",
+      OUR_LOOKUP,
+      "embedding_bag Adam",
+      "embedding_bag SparseAdam",
     ),
-    "backward": (
-        (64, 512),
-        (OURS, "ultra-mem", "embedding_bag dense", "embedding_bag sparse",
-         "ours dense"),
-    ),
-    "step": (
-        (512,),
-        (OURS, "ultra-mem AdamW", OUR_LOOKUP, "embedding_bag Adam",
-         "embedding_bag SparseAdam"),
-    ),
+  ),
 }
 # (part, peer, tokens): how many times faster than the peer ours is to be
 # without huge pages; the step of embedding_bag is compared with that of our
 # lookup alone.
 TARGETS = {
-    **{("gather", "embedding_bag", t): 1 / 1.15 for t in (64, 512, 2048)},
-    **{("gather", "take + einsum", t): 6.0 for t in (512, 2048)},
-    ("forward", "ultra-mem", 1): 5.0,
-    ("forward", "ultra-mem", 64): 2.3,
-    ("forward", "ultra-mem", 512): 2.3,
-    ("forward", "ultra-mem", 2048): 2.5,
-    **{
-        ("forward", "ultra-mem compiled", t): 1.0 for t in (1, 64, 512, 2048)
-    },
-    ("backward", "ultra-mem", 64): 14.0,
-    ("backward", "ultra-mem", 512): 6.0,
-    ("step", "ultra-mem AdamW", 512): 5.0,
-    ("step", "embedding_bag Adam", 512): 12.0,
-    ("step", "embedding_bag SparseAdam", 512): 4.0,
+  **{("gather", "embedding_bag", t): 1 / 1.15 for t in (64, 512, 2048)},
+  **{("gather", "take + einsum", t): 6.0 for t in (512, 2048)},
+  ("forward", "ultra-mem", 1): 5.0,
+  ("forward", "ultra-mem", 64): 2.3,
+  ("forward", "ultra-mem", 512): 2.3,
+  ("forward", "ultra-mem", 2048): 2.5,
+  **{("forward", "ultra-mem compiled", t): 1.0 for t in (1, 64, 512, 2048)},
+  ("backward", "ultra-mem", 64): 14.0,
+  ("backward", "ultra-mem", 512): 6.0,
+  ("step", "ultra-mem AdamW", 512): 5.0,
+  ("step", "embedding_bag Adam", 512): 12.0,
+  ("step", "embedding_bag SparseAdam", 512): 4.0,
 }
 IN_JAX = (OURS, OUR_LOOKUP, "take + einsum", "ours dense")
 
@@ -90,7 +94,7 @@ TOKENS = flags.DEFINE_list("tokens", [], "Only these of each part's tokens.")
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each side.", lower_bound=1)
 HUGE = flags.DEFINE_bool("huge_pages", False, "Both sides use huge pages.")
 ENVIRONMENT = flags.DEFINE_string(
-    "peers", str(PEERS), "Environment of the peers."
+  "peers", str(PEERS), "Environment of the peers."
 )
 
 
@@ -114,7 +118,7 @@ def measure(part, workers, tokens, rounds) -> dict[str, list[float]]:
   for round_index in range(rounds + 1):
     for case in cases:
       times = workers[case in IN_JAX].seconds(
-          f"{part}/{case}", tokens, calls.get(case, 1)
+        f"{part}/{case}", tokens, calls.get(case, 1)
       )
       if round_index == 0:  # how many calls take about 0.1 s
         calls[case] = max(2, min(50, round(0.1 / times[0])))
@@ -168,18 +172,20 @@ def plot(part, medians, roofline, path) -> None:
     return
   for case in PARTS[part][1]:
     axes.plot(
-        medians.keys(), [1e3 * times[case] for times in medians.values()],
-        marker=".", label=case,
+      medians.keys(),
+      [1e3 * times[case] for times in medians.values()],
+      marker=".",
+      label=case,
     )
   if part == "gather":
     row_bytes = 4 * VALUE_DIM * TOP_M * HEADS
     axes.plot(
-        medians.keys(), [1e3 * t * row_bytes / roofline for t in medians],
-        "k--", label=f"rows at {roofline / 1e9:.0f} GB/s, as a copy",
+      medians.keys(),
+      [1e3 * t * row_bytes / roofline for t in medians],
+      "k--",
+      label=f"rows at {roofline / 1e9:.0f} GB/s, as a copy",
     )
-  axes.set(
-      xscale="log", yscale="log", xlabel="tokens", ylabel="ms", title=part
-  )
+  axes.set(xscale="log", yscale="log", xlabel="tokens", ylabel="ms", title=part)
   axes.legend()
   axes.grid(alpha=0.3)
   figure.savefig(path, dpi=150)
@@ -191,8 +197,8 @@ def main(_) -> None:
   roofline = bandwidth()
   print(f"copy: {roofline / 1e9:.1f} GB/s read and written")
   workers = {
-      True: Worker([sys.executable, "-m", "benchmarks.layer_jax"], environment),
-      False: Worker([python, "-m", "benchmarks.layer_torch"], environment),
+    True: Worker([sys.executable, "-m", "benchmarks.layer_jax"], environment),
+    False: Worker([python, "-m", "benchmarks.layer_torch"], environment),
   }
   for part in PARTS_FLAG.value:
     all_tokens, cases = PARTS[part]
@@ -200,19 +206,23 @@ def main(_) -> None:
     for tokens in map(int, TOKENS.value or all_tokens):
       seconds = measure(part, workers, tokens, ROUNDS.value)
       medians[tokens] = {
-          case: statistics.median(times) for case, times in seconds.items()
+        case: statistics.median(times) for case, times in seconds.items()
       }
       for case in cases:
         print(row(part, case, tokens, medians[tokens]), flush=True)
-    path = report.save(f"layer_{part}" + "_huge" * HUGE.value, {
-        "huge_pages": HUGE.value, "copy_bytes_per_second": roofline,
+    path = report.save(
+      f"layer_{part}" + "_huge" * HUGE.value,
+      {
+        "huge_pages": HUGE.value,
+        "copy_bytes_per_second": roofline,
         "median_seconds": medians,
         "target_ratios": {
-            f"{case}, {tokens} tokens": target
-            for (target_part, case, tokens), target in TARGETS.items()
-            if target_part == part and not HUGE.value
+          f"{case}, {tokens} tokens": target
+          for (target_part, case, tokens), target in TARGETS.items()
+          if target_part == part and not HUGE.value
         },
-    })
+      },
+    )
     plot(part, medians, roofline, path.with_suffix(".png"))
   for worker in workers.values():
     worker.close()

@@ -31,12 +31,18 @@ from ultramem_jax.train import tables as tables_lib
 RATE, BETA1, BETA2, EPS, WEIGHT_DECAY = 1e-3, 0.9, 0.999, 1e-8, 1e-2
 
 LAYER = UltraMem(
-    MemoryConfig(
-        kind="ultramem", num_keys=NUM_KEYS, key_dim=KEY_DIM,
-        value_dim=VALUE_DIM, top_m=TOP_M, num_heads=HEADS, tucker_rank=RANK,
-        num_cores=CORES, expansion=EXPANSION,
-    ),
-    EMBED_DIM,
+  MemoryConfig(
+    kind="ultramem",
+    num_keys=NUM_KEYS,
+    key_dim=KEY_DIM,
+    value_dim=VALUE_DIM,
+    top_m=TOP_M,
+    num_heads=HEADS,
+    tucker_rank=RANK,
+    num_cores=CORES,
+    expansion=EXPANSION,
+  ),
+  EMBED_DIM,
 )
 
 
@@ -55,8 +61,9 @@ def variables():
     made = LAYER.init(key, jnp.zeros((1, 1, EMBED_DIM)))
     del made["params"]["values"]
     return jax.tree.map(
-        lambda x: x.value if hasattr(x, "value") else x, made,
-        is_leaf=lambda x: hasattr(x, "value"),
+      lambda x: x.value if hasattr(x, "value") else x,
+      made,
+      is_leaf=lambda x: hasattr(x, "value"),
     )
 
   made = init(jax.random.key(0))
@@ -115,14 +122,19 @@ def backward(tokens, dense):
 
   def loss(trained, x_BTD, values, buffers, cotangent_BTD):
     y_BTD, sown = LAYER.apply(
-        {"params": {**trained, **values}, "buffers": buffers}, x_BTD,
-        mutable=["losses"],
+      {"params": {**trained, **values}, "buffers": buffers},
+      x_BTD,
+      mutable=["losses"],
     )
     return (y_BTD * cotangent_BTD).sum() + sown["losses"]["auxiliary"][0]
 
   return compiled(
-      jax.grad(loss, (0, 1)), trained, x_BTD, values, made["buffers"],
-      jax.random.normal(jax.random.key(1), x_BTD.shape),
+    jax.grad(loss, (0, 1)),
+    trained,
+    x_BTD,
+    values,
+    made["buffers"],
+    jax.random.normal(jax.random.key(1), x_BTD.shape),
   )
 
 
@@ -132,16 +144,14 @@ def own_table():
   variables.cache_clear()
   table.cache_clear()
   return row_update.Table(
-      values_IW, jnp.zeros_like(values_IW), jnp.zeros_like(values_IW)
+    values_IW, jnp.zeros_like(values_IW), jnp.zeros_like(values_IW)
   )
 
 
 @functools.partial(jax.jit, donate_argnums=0)
 def update(table, gradient, count):
   adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
-  table, _ = row_update.update_rows(
-      table, *gradient, 1.0, adamw, jnp.uint32(0)
-  )
+  table, _ = row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
   return table
 
 
@@ -185,18 +195,25 @@ def step(tokens):
 
     def loss(trained, x_BTD, taps):
       y_BTD, sown = LAYER.apply(
-          {"params": {**trained, "values": values_IW}, "buffers": buffers,
-           "taps": taps}, x_BTD, mutable=["losses", "factors"],
+        {
+          "params": {**trained, "values": values_IW},
+          "buffers": buffers,
+          "taps": taps,
+        },
+        x_BTD,
+        mutable=["losses", "factors"],
       )
       auxiliary = sown["losses"]["auxiliary"][0]
       return (y_BTD * cotangent_BTD).sum() + auxiliary, sown["factors"]
 
     (gradient, x_gradient, tap_gradient), read = jax.grad(
-        loss, (0, 1, 2), has_aux=True
+      loss, (0, 1, 2), has_aux=True
     )(trained, x_BTD, taps)
     (of_table,) = tables_lib.of_tables(
-        {"layer/values": values_IW}, {"layer": read}, {"layer": tap_gradient},
-        jnp.ones(x_BTD.shape[:2], jnp.int32),
+      {"layer/values": values_IW},
+      {"layer": read},
+      {"layer": tap_gradient},
+      jnp.ones(x_BTD.shape[:2], jnp.int32),
     ).values()
     updates, moments = optimizer.update(gradient, moments, trained)
     trained = optax.apply_updates(trained, updates)
@@ -210,32 +227,34 @@ def step(tokens):
 def lookup_step(tokens):
   """The lookup alone: pooled rows, gradient of the weights, AdamW on rows."""
   cotangent_BTEW = jax.random.normal(
-      jax.random.key(1), (1, tokens, 1, VALUE_DIM)
+    jax.random.key(1), (1, tokens, 1, VALUE_DIM)
   )
 
   def gradient_step(state, values_IW, index_BTK, score_BTKC, cotangent_BTEW):
     pooled_BTEW, pullback = jax.vjp(
-        lambda score_BTKC: lookup.pool_rows(values_IW, index_BTK, score_BTKC),
-        score_BTKC,
+      lambda score_BTKC: lookup.pool_rows(values_IW, index_BTK, score_BTKC),
+      score_BTKC,
     )
-    of_table = tables_lib.join_parts(row_update.Factors(
+    of_table = tables_lib.join_parts(
+      row_update.Factors(
         index_BTK, jnp.zeros_like(index_BTK), score_BTKC, cotangent_BTEW
-    ))
+      )
+    )
     return state, of_table, (pooled_BTEW, pullback(cotangent_BTEW))
 
   return repeated(
-      gradient_step, (), *reads(jax.random.key(0), tokens), cotangent_BTEW
+    gradient_step, (), *reads(jax.random.key(0), tokens), cotangent_BTEW
   )
 
 
 CASES = {
-    "gather/ours": lambda tokens: gather(lookup.pool_rows, tokens),
-    "gather/take + einsum": lambda tokens: gather(take_and_einsum, tokens),
-    "forward/ours": forward,
-    "backward/ours": lambda tokens: backward(tokens, False),
-    "backward/ours dense": lambda tokens: backward(tokens, True),
-    "step/ours": step,
-    "step/ours, lookup alone": lookup_step,
+  "gather/ours": lambda tokens: gather(lookup.pool_rows, tokens),
+  "gather/take + einsum": lambda tokens: gather(take_and_einsum, tokens),
+  "forward/ours": forward,
+  "backward/ours": lambda tokens: backward(tokens, False),
+  "backward/ours dense": lambda tokens: backward(tokens, True),
+  "step/ours": step,
+  "step/ours, lookup alone": lookup_step,
 }
 
 if __name__ == "__main__":

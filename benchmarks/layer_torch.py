@@ -70,7 +70,7 @@ def bag_backward(tokens, sparse, optimizer=None):
 
   def run():
     F.embedding_bag(
-        index, values, per_sample_weights=weight, mode="sum", sparse=sparse
+      index, values, per_sample_weights=weight, mode="sum", sparse=sparse
     ).backward(gradient)
     step()
     values.grad = weight.grad = None
@@ -81,9 +81,14 @@ def bag_backward(tokens, sparse, optimizer=None):
 @functools.cache
 def model():
   return UltraMem(
-      EMBED_DIM, dim_values=VALUE_DIM // CORES, num_memories=GRID_SIDE**2,
-      topk=TOP_M, dim_queries_keys=KEY_DIM, core_rank=RANK, core_heads=CORES,
-      value_expansion=EXPANSION,
+    EMBED_DIM,
+    dim_values=VALUE_DIM // CORES,
+    num_memories=GRID_SIDE**2,
+    topk=TOP_M,
+    dim_queries_keys=KEY_DIM,
+    core_rank=RANK,
+    core_heads=CORES,
+    value_expansion=EXPANSION,
   )
 
 
@@ -120,22 +125,22 @@ def backward(tokens, compiled, optimizer=None):
 
 
 CASES = {
-    "gather/embedding_bag": bag,
-    "forward/ultra-mem": lambda tokens: forward(tokens, False),
-    "forward/ultra-mem compiled": lambda tokens: forward(tokens, True),
-    "backward/ultra-mem": lambda tokens: backward(tokens, False),
-    "backward/embedding_bag dense": lambda tokens: bag_backward(tokens, False),
-    "backward/embedding_bag sparse": lambda tokens: bag_backward(tokens, True),
-    # Fused, they are at their fastest, and need no other array as large.
-    "step/ultra-mem AdamW": lambda tokens: backward(
-        tokens, False, functools.partial(torch.optim.AdamW, fused=True)
-    ),
-    "step/embedding_bag Adam": lambda tokens: bag_backward(
-        tokens, False, functools.partial(torch.optim.Adam, fused=True)
-    ),
-    "step/embedding_bag SparseAdam": lambda tokens: bag_backward(
-        tokens, True, torch.optim.SparseAdam
-    ),
+  "gather/embedding_bag": bag,
+  "forward/ultra-mem": lambda tokens: forward(tokens, False),
+  "forward/ultra-mem compiled": lambda tokens: forward(tokens, True),
+  "backward/ultra-mem": lambda tokens: backward(tokens, False),
+  "backward/embedding_bag dense": lambda tokens: bag_backward(tokens, False),
+  "backward/embedding_bag sparse": lambda tokens: bag_backward(tokens, True),
+  # Fused, they are at their fastest, and need no other array as large.
+  "step/ultra-mem AdamW": lambda tokens: backward(
+    tokens, False, functools.partial(torch.optim.AdamW, fused=True)
+  ),
+  "step/embedding_bag Adam": lambda tokens: bag_backward(
+    tokens, False, functools.partial(torch.optim.Adam, fused=True)
+  ),
+  "step/embedding_bag SparseAdam": lambda tokens: bag_backward(
+    tokens, True, torch.optim.SparseAdam
+  ),
 }
 
 if __name__ == "__main__":

@@ -38,35 +38,48 @@ SIZE = 4  # bytes: float32, as a CPU's collectives widen bfloat16
 def formula(partition: str, shards: int, width: int, size: int = 2) -> float:
   """Bytes per token, with one core and one block as the paper counts."""
   return sharded_lookup.bytes_moved(
-      partition, shards, reads=READS, width=width, cores=1, blocks=1,
-      itemsize=size,
+    partition,
+    shards,
+    reads=READS,
+    width=width,
+    cores=1,
+    blocks=1,
+    itemsize=size,
   )
 
 
 def measured(partition: str, shards: int, width: int) -> float:
   """The same, from the collectives of the compiled forward."""
   mesh = jax.make_mesh(
-      (shards, 1, 1, 1), sharding.AXES, axis_types=(AxisType.Auto,) * 4,
-      devices=jax.devices()[:shards],
+    (shards, 1, 1, 1),
+    sharding.AXES,
+    axis_types=(AxisType.Auto,) * 4,
+    devices=jax.devices()[:shards],
   )
   layout = Layout(
-      mesh, sharding.BATCH_AXES, sharding.LENGTH_AXES, ("table",), ("tensor",),
-      ("data",), partition, "float32",
+    mesh,
+    sharding.BATCH_AXES,
+    sharding.LENGTH_AXES,
+    ("table",),
+    ("tensor",),
+    ("data",),
+    partition,
+    "float32",
   )
   tokens = jax.sharding.NamedSharding(mesh, layout.tokens(shards, TOKENS))
   table = jax.sharding.NamedSharding(mesh, layout.table_spec())
   arguments = [
-      jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
-      for shape, dtype, placed in (
-          ((ROWS, width), jnp.float32, table),
-          ((shards, TOKENS, READS), jnp.int32, tokens),
-          ((shards, TOKENS, READS, 1), jnp.float32, tokens),
-      )
+    jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+    for shape, dtype, placed in (
+      ((ROWS, width), jnp.float32, table),
+      ((shards, TOKENS, READS), jnp.int32, tokens),
+      ((shards, TOKENS, READS, 1), jnp.float32, tokens),
+    )
   ]
   with layout_lib.using(layout):
     # A function of its own: the layout is no part of what jit remembers.
     lowered = jax.jit(
-        lambda *args: sharded_lookup.pool_rows(*args), out_shardings=tokens
+      lambda *args: sharded_lookup.pool_rows(*args), out_shardings=tokens
     ).lower(*arguments)
   program = hlo.Program(lowered.compile().as_text())
   return sum(x.received for x in program.collectives(shards)) / TOKENS
@@ -75,15 +88,16 @@ def measured(partition: str, shards: int, width: int) -> float:
 def plot(relative, points, path) -> None:
   """Bytes over those of unpooled rows, one panel for each width."""
   figure, axes = plt.subplots(
-      1, len(WIDTHS), figsize=(12, 3.2), sharey=True, layout="constrained"
+    1, len(WIDTHS), figsize=(12, 3.2), sharey=True, layout="constrained"
   )
   colors = {"columns": "C0", "rows_pooled": "C1", "rows_unpooled": "C7"}
   for width, panel in zip(WIDTHS, axes, strict=True):
     for partition, color in colors.items():
       panel.plot(
-          SHARDS,
-          [relative.get(f"{partition} {p} {width}", 1) for p in SHARDS],
-          color=color, label=partition,
+        SHARDS,
+        [relative.get(f"{partition} {p} {width}", 1) for p in SHARDS],
+        color=color,
+        label=partition,
       )
     for name, (_, value) in points.items():
       form, p, w = name.split()
@@ -101,15 +115,21 @@ def plot(relative, points, path) -> None:
 def main(_) -> None:
   forms = ("columns", "rows_pooled")
   relative = {
-      f"{form} {p} {w}": formula(form, p, w) / formula("rows_unpooled", p, w)
-      for form in forms for p in SHARDS for w in WIDTHS
+    f"{form} {p} {w}": formula(form, p, w) / formula("rows_unpooled", p, w)
+    for form in forms
+    for p in SHARDS
+    for w in WIDTHS
   }
   for form in forms:
-    print(f"{form} / rows_unpooled, bfloat16\n  P \\ W"
-          + "".join(f"{w:>9}" for w in WIDTHS))
+    print(
+      f"{form} / rows_unpooled, bfloat16\n  P \\ W"
+      + "".join(f"{w:>9}" for w in WIDTHS)
+    )
     for p in SHARDS:
-      print(f"{p:>7}" + "".join(
-          f"{relative[f'{form} {p} {w}']:>9.3f}" for w in WIDTHS))
+      print(
+        f"{p:>7}"
+        + "".join(f"{relative[f'{form} {p} {w}']:>9.3f}" for w in WIDTHS)
+      )
   compiled, points = {}, {}
   for p, w in MEASURED:
     for form in sharded_lookup.PARTITIONS:
@@ -118,13 +138,19 @@ def main(_) -> None:
       # As a share of what the formula says that unpooled rows take.
       share = formula(form, p, w) / formula("rows_unpooled", p, w)
       points[f"{form} {p} {w}"] = (found, share * found / expected)
-      print(f"{form:<14} P {p:>3} W {w:>5}: compiled {found:>12,.0f} bytes a "
-            f"token, formula {expected:>12,.0f} ({found / expected:.2f}x)",
-            flush=True)
-  path = report.save("partition", {
-      "reads": READS, "relative_bfloat16": relative,
+      print(
+        f"{form:<14} P {p:>3} W {w:>5}: compiled {found:>12,.0f} bytes a "
+        f"token, formula {expected:>12,.0f} ({found / expected:.2f}x)",
+        flush=True,
+      )
+  path = report.save(
+    "partition",
+    {
+      "reads": READS,
+      "relative_bfloat16": relative,
       "compiled_float32": compiled,
-  })
+    },
+  )
   plot(relative, points, path.with_suffix(".png"))
 
 

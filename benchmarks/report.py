@@ -20,22 +20,22 @@ def machine() -> dict[str, Any]:
   cpuinfo = pathlib.Path("/proc/cpuinfo")
   if cpuinfo.exists():
     names = [
-        line.split(":", 1)[1].strip()
-        for line in cpuinfo.read_text().splitlines()
-        if line.startswith("model name")
+      line.split(":", 1)[1].strip()
+      for line in cpuinfo.read_text().splitlines()
+      if line.startswith("model name")
     ]
     processor = names[0] if names else processor
   return {
-      "devices": [str(device.device_kind) for device in jax.devices()],
-      "processor": processor,
-      "cores": os.cpu_count(),
-      "python": platform.python_version(),
-      "jax": jax.__version__,
+    "devices": [str(device.device_kind) for device in jax.devices()],
+    "processor": processor,
+    "cores": os.cpu_count(),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
   }
 
 
 def interleaved_seconds(
-    functions: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2
+  functions: dict[str, Callable[[], Any]], rounds: int, warmup: int = 2
 ) -> dict[str, float]:
   """Median seconds of each function, all called in turn in every round.
 

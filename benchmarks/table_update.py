@@ -35,7 +35,7 @@ MORE_TOKENS = (64, 256, 512, 1024, 2048)
 READS, BLOCKS, CORES, WIDTH = 84, 4, 2, 512
 GROWTH, TEMPORARY_MIB = 1.6, 16  # at most
 ADAMW = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(1e-3, 0.9, 0.95)
+  optax.clip_by_global_norm(1.0), optax.adamw(1e-3, 0.9, 0.95)
 )
 
 PARTS = flags.DEFINE_list("parts", ["growth", "crossing"], "What to measure.")
@@ -46,10 +46,10 @@ def make_factors(rows: int, tokens: int) -> row_update.Factors:
   """Random reads of a table, all rows alike, and a random gradient."""
   rng = np.random.default_rng(rows + tokens)
   return row_update.Factors(
-      jnp.asarray(rng.integers(0, rows, (tokens, READS)), jnp.int32),
-      jnp.asarray(rng.integers(0, BLOCKS, (tokens, READS)), jnp.int32),
-      jnp.asarray(rng.normal(size=(tokens, READS, CORES)), jnp.float32),
-      jnp.asarray(rng.normal(size=(tokens, BLOCKS, WIDTH)), jnp.float32),
+    jnp.asarray(rng.integers(0, rows, (tokens, READS)), jnp.int32),
+    jnp.asarray(rng.integers(0, BLOCKS, (tokens, READS)), jnp.int32),
+    jnp.asarray(rng.normal(size=(tokens, READS, CORES)), jnp.float32),
+    jnp.asarray(rng.normal(size=(tokens, BLOCKS, WIDTH)), jnp.float32),
   )
 
 
@@ -61,7 +61,7 @@ def sparse_update(table, factors, step, clip: bool = False):
   if clip:
     scale = jax.lax.rsqrt(row_update.squared_norm(factors, reads, rows))
   table, _ = row_update.update_rows(
-      table, factors, reads, scale, adamw, step.astype(jnp.uint32)
+    table, factors, reads, scale, adamw, step.astype(jnp.uint32)
   )
   return table
 
@@ -72,13 +72,14 @@ def dense_update(table, factors, step):
   values_IW, state = table
   index_BTK = (f.row_TK + f.block_TK * values_IW.shape[0])[None]
   _, gradient = jax.vjp(
-      lambda values_IW: lookup.pool_rows(
-          values_IW, index_BTK, f.weight_TKC[None], BLOCKS
-      ), values_IW,
+    lambda values_IW: lookup.pool_rows(
+      values_IW, index_BTK, f.weight_TKC[None], BLOCKS
+    ),
+    values_IW,
   )
   del step  # the optimizer counts
   updates_IW, state = ADAMW.update(
-      gradient(f.vector_TEW[None])[0], state, values_IW
+    gradient(f.vector_TEW[None])[0], state, values_IW
   )
   return optax.apply_updates(values_IW, updates_IW), state
 
@@ -86,8 +87,9 @@ def dense_update(table, factors, step):
 def updater(update, table, factors):
   """(a function that updates a table again and again, temporary bytes)."""
   compiled = (
-      jax.jit(update, donate_argnums=0).lower(table, factors, jnp.int32(1))
-      .compile()
+    jax.jit(update, donate_argnums=0)
+    .lower(table, factors, jnp.int32(1))
+    .compile()
   )
   count = 0
 
@@ -103,19 +105,21 @@ def updater(update, table, factors):
 def sparse_updater(side: int, tokens: int, dtype: str, clip: bool = False):
   shape = (side**2, WIDTH)
   table = row_update.Table(
-      *(jnp.zeros(shape, precision.DTYPES[dtype]) for _ in range(3))
+    *(jnp.zeros(shape, precision.DTYPES[dtype]) for _ in range(3))
   )
   return updater(
-      functools.partial(sparse_update, clip=clip), table,
-      make_factors(side**2, tokens),
+    functools.partial(sparse_update, clip=clip),
+    table,
+    make_factors(side**2, tokens),
   )
 
 
 def dense_updater(side: int, tokens: int):
   values_IW = jnp.zeros((side**2, WIDTH))
   return updater(
-      dense_update, (values_IW, ADAMW.init(values_IW)),
-      make_factors(side**2, tokens),
+    dense_update,
+    (values_IW, ADAMW.init(values_IW)),
+    make_factors(side**2, tokens),
   )
 
 
@@ -129,7 +133,7 @@ def norm_seconds(side: int) -> float:
     return row_update.squared_norm(factors, reads, side**2)
 
   return report.interleaved_seconds({"": lambda: norm(factors)}, ROUNDS.value)[
-      ""
+    ""
   ]
 
 
@@ -139,17 +143,17 @@ def measure_growth() -> dict[str, dict]:
   for dtype in ("float32", "bfloat16"):
     updaters = {side: sparse_updater(side, TOKENS, dtype) for side in SIDES}
     seconds = report.interleaved_seconds(
-        {side: run for side, (run, _) in updaters.items()}, ROUNDS.value
+      {side: run for side, (run, _) in updaters.items()}, ROUNDS.value
     )
     result[dtype] = {
-        side**2: {"seconds": seconds[side], "temporary_bytes": temporaries}
-        for side, (_, temporaries) in updaters.items()
+      side**2: {"seconds": seconds[side], "temporary_bytes": temporaries}
+      for side, (_, temporaries) in updaters.items()
     }
     for rows, point in result[dtype].items():
       print(
-          f"{rows:>9,} rows, {dtype:<9}{1e3 * point['seconds']:8.1f} ms, "
-          f"temporaries {point['temporary_bytes'] / 2**20:.1f} MiB (at most "
-          f"{TEMPORARY_MIB})"
+        f"{rows:>9,} rows, {dtype:<9}{1e3 * point['seconds']:8.1f} ms, "
+        f"temporaries {point['temporary_bytes'] / 2**20:.1f} MiB (at most "
+        f"{TEMPORARY_MIB})"
       )
     growth = seconds[SIDES[-1]] / seconds[SIDES[0]]
     print(f"  largest over smallest {growth:.2f} (at most {GROWTH})")
@@ -161,16 +165,20 @@ def measure_crossing() -> dict[str, dict]:
   side = SIDES[0]
   result = {"sparse": {}, "dense": {}}
   for tokens in MORE_TOKENS:
-    seconds = report.interleaved_seconds({
+    seconds = report.interleaved_seconds(
+      {
         "sparse": sparse_updater(side, tokens, "float32", clip=True)[0],
         "dense": dense_updater(side, tokens)[0],
-    }, ROUNDS.value)
+      },
+      ROUNDS.value,
+    )
     reads = tokens * READS / side**2
     for form, taken in seconds.items():
       result[form][reads] = taken
     print(
-        f"{reads:6.2f} reads a row: sparse {1e3 * seconds['sparse']:7.1f} ms, "
-        f"dense {1e3 * seconds['dense']:7.1f} ms", flush=True,
+      f"{reads:6.2f} reads a row: sparse {1e3 * seconds['sparse']:7.1f} ms, "
+      f"dense {1e3 * seconds['dense']:7.1f} ms",
+      flush=True,
     )
   print(f"auto is sparse up to {optim.SPARSE_READS_PER_ROW}")
   return result
@@ -181,21 +189,26 @@ def plot(part, result, path) -> None:
   if part == "growth":
     for dtype in ("float32", "bfloat16"):
       axes.plot(
-          result[dtype].keys(),
-          [1e3 * point["seconds"] for point in result[dtype].values()],
-          marker="o", label=dtype,
+        result[dtype].keys(),
+        [1e3 * point["seconds"] for point in result[dtype].values()],
+        marker="o",
+        label=dtype,
       )
     axes.set(xlabel="rows of the table", title=f"{TOKENS} tokens", ylim=0)
   else:
     for form, points in result.items():
       axes.plot(
-          points.keys(), [1e3 * s for s in points.values()], marker="o",
-          label=form,
+        points.keys(),
+        [1e3 * s for s in points.values()],
+        marker="o",
+        label=form,
       )
     axes.axvline(
-        optim.SPARSE_READS_PER_ROW, color="0.5", linestyle="--", label="auto"
+      optim.SPARSE_READS_PER_ROW, color="0.5", linestyle="--", label="auto"
     )
-    axes.set(xlabel="reads a row", title=f"{SIDES[0]**2:,} rows", yscale="log")
+    axes.set(
+      xlabel="reads a row", title=f"{SIDES[0] ** 2:,} rows", yscale="log"
+    )
   axes.set(xscale="log", ylabel="ms of a table update")
   axes.legend()
   axes.grid(alpha=0.3)

@@ -31,7 +31,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each model.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 400, "Steps of each run.", lower_bound=1)
 WORKDIR = flags.DEFINE_string(
-    "workdir", "runs/benchmark_tiny", "Directory of the runs."
+  "workdir", "runs/benchmark_tiny", "Directory of the runs."
 )
 EVALUATIONS = 2  # points of a curve; one takes about 20 s
 
@@ -42,13 +42,19 @@ def validation_curve(config: str, seed: int, steps: int) -> dict[int, float]:
   curve = read_curve(workdir)
   if steps not in curve:
     subprocess.run(
-        [
-            sys.executable, "train.py", f"--config=configs/{config}.py",
-            f"--workdir={workdir}", f"--config.seed={seed}",
-            f"--config.steps={steps}", "--config.sample.num_tokens=0",
-            f"--config.eval_every={max(1, steps // EVALUATIONS)}",
-        ],
-        cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
+      [
+        sys.executable,
+        "train.py",
+        f"--config=configs/{config}.py",
+        f"--workdir={workdir}",
+        f"--config.seed={seed}",
+        f"--config.steps={steps}",
+        "--config.sample.num_tokens=0",
+        f"--config.eval_every={max(1, steps // EVALUATIONS)}",
+      ],
+      cwd=ROOT,
+      check=True,
+      stdout=subprocess.DEVNULL,
     )
     curve = read_curve(workdir)
   return curve
@@ -60,9 +66,9 @@ def read_curve(workdir: pathlib.Path) -> dict[int, float]:
   lines = log.read_text().splitlines() if log.exists() else []
   records = [json.loads(line) for line in lines]
   return {
-      record["step"]: record["valid/bits_per_byte"]
-      for record in records
-      if "valid/bits_per_byte" in record
+    record["step"]: record["valid/bits_per_byte"]
+    for record in records
+    if "valid/bits_per_byte" in record
   }
 
 
@@ -86,7 +92,7 @@ def step_seconds(rounds: int = 20) -> dict[str, float]:
     return run
 
   return report.interleaved_seconds(
-      {label: stepper(name) for label, name in MODELS.items()}, rounds
+    {label: stepper(name) for label, name in MODELS.items()}, rounds
   )
 
 
@@ -96,12 +102,16 @@ def plot(curves, path) -> None:
   for (label, runs), color in zip(curves.items(), ("C0", "C7"), strict=True):
     for index, run in enumerate(runs):
       axes.plot(
-          run.keys(), run.values(), color=color, marker=".",
-          label=label if index == 0 else None,
+        run.keys(),
+        run.values(),
+        color=color,
+        marker=".",
+        label=label if index == 0 else None,
       )
   axes.set(
-      xlabel="step", ylabel="validation bits per byte",
-      title="Python source, byte level, equal FLOPs per token",
+    xlabel="step",
+    ylabel="validation bits per byte",
+    title="Python source, byte level, equal FLOPs per token",
   )
   axes.legend()
   axes.grid(alpha=0.3)
@@ -117,30 +127,36 @@ def main(_) -> None:
       curves[label].append(validation_curve(name, seed, STEPS.value))
       print(f"seed {seed}, {label}: {curves[label][-1]}", flush=True)
   final = {
-      label: [run[STEPS.value] for run in runs]
-      for label, runs in curves.items()
+    label: [run[STEPS.value] for run in runs] for label, runs in curves.items()
   }
   gaps = [
-      dense - memory
-      for dense, memory in zip(final["dense"], final["UltraMem"], strict=True)
+    dense - memory
+    for dense, memory in zip(final["dense"], final["UltraMem"], strict=True)
   ]
   longer = round(ratio * STEPS.value)
   equal_time = validation_curve(MODELS["dense"], 0, longer)[longer]
   for label in MODELS:
     print(
-        f"{label:<10}{statistics.mean(final[label]):8.4f} bits per byte "
-        f"{1e3 * seconds[label]:8.1f} ms per step"
+      f"{label:<10}{statistics.mean(final[label]):8.4f} bits per byte "
+      f"{1e3 * seconds[label]:8.1f} ms per step"
     )
   print(f"gap {gaps} bits per byte, time {ratio:.2f}x")
   print(
-      f"in the time of {STEPS.value} steps of UltraMem, seed 0, the dense twin "
-      f"takes {longer} steps to {equal_time:.4f} bits per byte"
+    f"in the time of {STEPS.value} steps of UltraMem, seed 0, the dense twin "
+    f"takes {longer} steps to {equal_time:.4f} bits per byte"
   )
-  path = report.save("tiny", {
-      "steps": STEPS.value, "step_seconds": seconds, "time_ratio": ratio,
-      "bits_per_byte": final, "gap": gaps, "curves": curves,
+  path = report.save(
+    "tiny",
+    {
+      "steps": STEPS.value,
+      "step_seconds": seconds,
+      "time_ratio": ratio,
+      "bits_per_byte": final,
+      "gap": gaps,
+      "curves": curves,
       "dense_at_equal_time": {"steps": longer, "bits_per_byte": equal_time},
-  })
+    },
+  )
   plot(curves, path.with_suffix(".png"))
 
 

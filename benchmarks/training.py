@@ -28,27 +28,41 @@ FULL = flags.DEFINE_bool("full", False, "The published sizes.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
 
 MODELS = {
-    "dense": "151m_dense", "MoE": "151m_moe_2in32", "PKM": "151m_pkm_x10",
-    "UltraMem": "151m_x12",
+  "dense": "151m_dense",
+  "MoE": "151m_moe_2in32",
+  "PKM": "151m_pkm_x10",
+  "UltraMem": "151m_x12",
 }
 SHRUNK = {
-    "model.embed_dim": 256, "model.num_layers": 6, "model.num_heads": 4,
-    "model.dtype": "float32", "model.remat": "none", "model.dropout_rate": 0.0,
-    "model.vocab_size": 264, "data.seq_len": 128, "batch_size": 4,
+  "model.embed_dim": 256,
+  "model.num_layers": 6,
+  "model.num_heads": 4,
+  "model.dtype": "float32",
+  "model.remat": "none",
+  "model.dropout_rate": 0.0,
+  "model.vocab_size": 264,
+  "data.seq_len": 128,
+  "batch_size": 4,
 }
 SHRUNK_PARTS = {
-    "dense": {"model.mlp_dim": 1024},
-    "MoE": {"model.moe.expert_dim": 512},
-    "PKM": {
-        "model.mlp_dim": 1024, "model.memory.spans": "3:3",
-        "model.memory.num_keys": 200, "model.memory.key_dim": 64,
-        "model.memory.value_dim": 256, "model.memory.top_m": 16,
-    },
-    "UltraMem": {
-        "model.mlp_dim": 1024, "model.memory.spans": "2:3/4:5",
-        "model.memory.num_keys": 200, "model.memory.key_dim": 64,
-        "model.memory.value_dim": 128, "model.memory.top_m": 16,
-    },
+  "dense": {"model.mlp_dim": 1024},
+  "MoE": {"model.moe.expert_dim": 512},
+  "PKM": {
+    "model.mlp_dim": 1024,
+    "model.memory.spans": "3:3",
+    "model.memory.num_keys": 200,
+    "model.memory.key_dim": 64,
+    "model.memory.value_dim": 256,
+    "model.memory.top_m": 16,
+  },
+  "UltraMem": {
+    "model.mlp_dim": 1024,
+    "model.memory.spans": "2:3/4:5",
+    "model.memory.num_keys": 200,
+    "model.memory.key_dim": 64,
+    "model.memory.value_dim": 128,
+    "model.memory.top_m": 16,
+  },
 }
 
 
@@ -64,11 +78,11 @@ def trainer(config: config_lib.Config):
   """(a function that runs one step, bytes that the device holds)."""
   device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-      (
-          jax.eval_shape(functools.partial(state_lib.init_state, config)),
-          step.abstract_batch(config),
-      ),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
+    (
+      jax.eval_shape(functools.partial(state_lib.init_state, config)),
+      step.abstract_batch(config),
+    ),
   )
   train_step = program.TrainProgram(config, *abstract)
   state = jax.jit(functools.partial(state_lib.init_state, config))()
@@ -76,9 +90,11 @@ def trainer(config: config_lib.Config):
   shape = (config.batch_size, config.data.seq_len)
   tokens_BT = jnp.asarray(rng.integers(0, 256, shape), jnp.int32)
   batch = {
-      "tokens": tokens_BT, "targets": tokens_BT,
-      "weights": jnp.ones(shape), "segments": jnp.ones(shape, jnp.int32),
-      "positions": jnp.zeros(shape, jnp.int32) + jnp.arange(shape[1]),
+    "tokens": tokens_BT,
+    "targets": tokens_BT,
+    "weights": jnp.ones(shape),
+    "segments": jnp.ones(shape, jnp.int32),
+    "positions": jnp.zeros(shape, jnp.int32) + jnp.arange(shape[1]),
   }
 
   def run():
@@ -101,29 +117,33 @@ def measure_models() -> dict[str, dict[str, float]]:
   configs = {label: model_config(label) for label in MODELS}
   trainers = {label: trainer(config) for label, config in configs.items()}
   seconds = report.interleaved_seconds(
-      {label: run for label, (run, _) in trainers.items()}, ROUNDS.value
+    {label: run for label, (run, _) in trainers.items()}, ROUNDS.value
   )
   peak, results = peak_flops(), {}
   for label, config in configs.items():
     tokens = config.batch_size * config.data.seq_len
     flops = 3 * tokens * sum(accounting.flops_per_token(config.model).values())
     results[label] = {
-        "tokens_per_second": tokens / seconds[label],
-        "step_seconds": seconds[label],
-        "bytes": trainers[label][1],
-        "flops_utilisation": flops / seconds[label] / peak,
-        "parameters": sum(accounting.parameters(config.model).values()),
+      "tokens_per_second": tokens / seconds[label],
+      "step_seconds": seconds[label],
+      "bytes": trainers[label][1],
+      "flops_utilisation": flops / seconds[label] / peak,
+      "parameters": sum(accounting.parameters(config.model).values()),
     }
   return results
 
 
 def plot(models, path) -> None:
   figure, axes = plt.subplots(1, 3, figsize=(9, 3.5), layout="constrained")
-  for panel, (title, name, scale) in zip(axes, (
+  for panel, (title, name, scale) in zip(
+    axes,
+    (
       ("tokens per second", "tokens_per_second", 1),
       ("MiB held", "bytes", 2**-20),
       ("% of the matmul's FLOPs", "flops_utilisation", 100),
-  ), strict=True):
+    ),
+    strict=True,
+  ):
     panel.bar(models.keys(), [scale * m[name] for m in models.values()])
     panel.set(title=title)
   figure.savefig(path, dpi=150)
@@ -133,9 +153,9 @@ def main(_) -> None:
   models = measure_models()
   for label, result in models.items():
     print(
-        f"{label:<10}{result['tokens_per_second']:10.0f} tokens/s "
-        f"{result['bytes'] / 2**20:8.0f} MiB "
-        f"{100 * result['flops_utilisation']:6.1f} % of the matmul's FLOPs"
+      f"{label:<10}{result['tokens_per_second']:10.0f} tokens/s "
+      f"{result['bytes'] / 2**20:8.0f} MiB "
+      f"{100 * result['flops_utilisation']:6.1f} % of the matmul's FLOPs"
     )
   path = report.save("training", {"models": models, "full": FULL.value})
   plot(models, path.with_suffix(".png"))

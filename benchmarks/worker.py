@@ -56,8 +56,11 @@ class Worker:
     """Asks for `calls` timed calls; raises RuntimeError if the process died."""
     if self._process is None:
       self._process = subprocess.Popen(
-          self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-          text=True, env=self._environment,
+        self._command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=self._environment,
       )
     self._write((name, tokens, calls))
     answer = self._process.stdout.readline()

@@ -41,28 +41,31 @@ PEAK_GIB, SHARE = 16, 0.35  # at most
 ENDS = 3  # steps whose mean is the loss at the start, and at the end
 
 PARTS = flags.DEFINE_list(
-    "parts", ["run", "resume", "share"], "What to measure."
+  "parts", ["run", "resume", "share"], "What to measure."
 )
-STEPS = flags.DEFINE_integer(
-    "steps", 30, "Of the run.", lower_bound=2 * ENDS
-)
+STEPS = flags.DEFINE_integer("steps", 30, "Of the run.", lower_bound=2 * ENDS)
 ROUNDS = flags.DEFINE_integer("rounds", 5, "Timed steps.", lower_bound=1)
 
 
 def train(workdir: str, steps: int, **checkpoint: int) -> int:
   """Trains to the last step; returns the most bytes that the process had."""
   overrides = {
-      "steps": steps, "log_every": 1, "eval_batches": 4,
-      "sample.num_tokens": 0,
-      **{f"checkpoint.{name}": value for name, value in checkpoint.items()},
+    "steps": steps,
+    "log_every": 1,
+    "eval_batches": 4,
+    "sample.num_tokens": 0,
+    **{f"checkpoint.{name}": value for name, value in checkpoint.items()},
   }
   process = subprocess.Popen(
-      [
-          sys.executable, "train.py", f"--config=configs/{CONFIG}.py",
-          f"--workdir={workdir}",
-          *(f"--config.{name}={value}" for name, value in overrides.items()),
-      ],
-      cwd=ROOT, stdout=subprocess.DEVNULL,
+    [
+      sys.executable,
+      "train.py",
+      f"--config=configs/{CONFIG}.py",
+      f"--workdir={workdir}",
+      *(f"--config.{name}={value}" for name, value in overrides.items()),
+    ],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
   )
   _, status, usage = os.wait4(process.pid, 0)
   process.returncode = os.waitstatus_to_exitcode(status)
@@ -85,17 +88,17 @@ def measure_run() -> dict[str, object]:
   loss = {r["step"]: r["loss"] for r in records if "loss" in r}
   steps = list(loss.values())
   result = {
-      "peak_bytes": peak,
-      "loss_at_start": statistics.mean(steps[:ENDS]),
-      "loss_at_end": statistics.mean(steps[-ENDS:]),
-      "validation_loss": records[-1]["valid/loss"],
-      "loss": loss,
+    "peak_bytes": peak,
+    "loss_at_start": statistics.mean(steps[:ENDS]),
+    "loss_at_end": statistics.mean(steps[-ENDS:]),
+    "validation_loss": records[-1]["valid/loss"],
+    "loss": loss,
   }
   print(
-      f"peak memory {peak / 2**30:.2f} GiB, two checkpoints "
-      f"included (at most {PEAK_GIB})\n"
-      f"loss, mean of {ENDS} steps: {result['loss_at_start']:.3f} at the "
-      f"start, {result['loss_at_end']:.3f} after {STEPS.value} steps"
+    f"peak memory {peak / 2**30:.2f} GiB, two checkpoints "
+    f"included (at most {PEAK_GIB})\n"
+    f"loss, mean of {ENDS} steps: {result['loss_at_start']:.3f} at the "
+    f"start, {result['loss_at_end']:.3f} after {STEPS.value} steps"
   )
   return result
 
@@ -109,8 +112,8 @@ def measure_resume() -> dict[str, object]:
     peak = train(workdir, 4, every=2, keep=2)
     same = records_of(workdir) == records
   print(
-      f"peak memory {peak / 2**30:.2f} GiB, going on from a checkpoint (at "
-      f"most {PEAK_GIB}); the same losses as without a stop: {same}"
+    f"peak memory {peak / 2**30:.2f} GiB, going on from a checkpoint (at "
+    f"most {PEAK_GIB}); the same losses as without a stop: {same}"
   )
   return {"peak_bytes": peak, "same_losses": same}
 
@@ -126,14 +129,15 @@ def stepper(overrides):
   batches.close()
   abstract = state_lib.abstract_state(config, layout)
   train_step = program.TrainProgram(
-      config, abstract,
-      sharding.with_sharding(
-          step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
-      ), layout,
+    config,
+    abstract,
+    sharding.with_sharding(
+      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
+    ),
+    layout,
   )
   state = step.jitted(
-      state_lib.init_state, config, layout,
-      out_shardings=sharding.of(abstract),
+    state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
   )()
 
   def run():
@@ -145,22 +149,28 @@ def stepper(overrides):
 
 
 def measure_share() -> dict[str, object]:
-  seconds = report.interleaved_seconds({
+  seconds = report.interleaved_seconds(
+    {
       "x12": stepper({}),
       "without memories": stepper({"model.memory.kind": "none"}),
-  }, ROUNDS.value, warmup=1)
+    },
+    ROUNDS.value,
+    warmup=1,
+  )
   share = 1 - seconds["without memories"] / seconds["x12"]
   for label, taken in seconds.items():
     print(f"{label:<18}{taken:8.2f} s a step")
   print(
-      f"share of the memories {100 * share:.0f} % of the step (at most "
-      f"{100 * SHARE:.0f} %)"
+    f"share of the memories {100 * share:.0f} % of the step (at most "
+    f"{100 * SHARE:.0f} %)"
   )
   return {"step_seconds": seconds, "share_of_memories": share}
 
 
 MEASURES = {
-    "run": measure_run, "resume": measure_resume, "share": measure_share,
+  "run": measure_run,
+  "resume": measure_resume,
+  "share": measure_share,
 }
 
 
@@ -168,8 +178,10 @@ def plot(loss, path) -> None:
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
   axes.plot(loss.keys(), loss.values(), marker=".")
   axes.set(
-      xlabel="step of 512 bytes", ylabel="training loss, nats a byte",
-      title="2.03 B parameters on the embedded corpus", ylim=0,
+    xlabel="step of 512 bytes",
+    ylabel="training loss, nats a byte",
+    title="2.03 B parameters on the embedded corpus",
+    ylim=0,
   )
   axes.grid(alpha=0.3)
   figure.savefig(path, dpi=150)

@@ -13,7 +13,11 @@ from configs import ablation
 def get_config():
   c = ablation.get_config("pkm")
   c.model.memory.update(
-      kind="peer", num_keys=864, key_dim=128, num_heads=8, top_m=16,
-      query_key_norm="layernorm",
+    kind="peer",
+    num_keys=864,
+    key_dim=128,
+    num_heads=8,
+    top_m=16,
+    query_key_norm="layernorm",
   )
   return c

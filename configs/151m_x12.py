@@ -13,7 +13,11 @@ from configs import published
 def get_config():
   c = published.get_config("151m")
   c.model.memory.update(
-      kind="ultramem", spans="3:5/6:8/9:11", num_keys=1100,
-      key_dim=250, value_dim=512, top_m=42,
+    kind="ultramem",
+    spans="3:5/6:8/9:11",
+    num_keys=1100,
+    key_dim=250,
+    value_dim=512,
+    top_m=42,
   )
   return c

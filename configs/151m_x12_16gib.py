@@ -21,15 +21,17 @@ def get_config():
   c.eval_every = 1000
   c.eval_batches = 16
   c.data.update(
-      source="stdlib", tokenizer="bytes", seq_len=512, packing="segments",
-      cut_bytes=4096,
+    source="stdlib",
+    tokenizer="bytes",
+    seq_len=512,
+    packing="segments",
+    cut_bytes=4096,
   )
   c.model.update(
-      vocab_size=264, dropout_rate=0.0, dtype="float32", remat="none",
+    vocab_size=264, dropout_rate=0.0, dtype="float32", remat="none"
   )
   c.model.memory.table_dtype = "bfloat16"
   c.optim.update(
-      table_update="sparse", table_moments="bfloat16",
-      table_second_moment="row",
+    table_update="sparse", table_moments="bfloat16", table_second_moment="row"
   )
   return c

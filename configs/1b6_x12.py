@@ -13,7 +13,12 @@ from configs import published
 def get_config():
   c = published.get_config("1b6")
   c.model.memory.update(
-      kind="ultramem", spans="3:7/8:12/13:17/18:22/23:27/28:32", num_keys=1789,
-      key_dim=400, value_dim=1024, top_m=42, row_multiple=1024,
+    kind="ultramem",
+    spans="3:7/8:12/13:17/18:22/23:27/28:32",
+    num_keys=1789,
+    key_dim=400,
+    value_dim=1024,
+    top_m=42,
+    row_multiple=1024,
   )
   return c

@@ -13,7 +13,11 @@ from configs import published
 def get_config():
   c = published.get_config("680m")
   c.model.memory.update(
-      kind="ultramem", spans="3:7/8:12/13:17/18:22", num_keys=1632,
-      key_dim=360, value_dim=768, top_m=42,
+    kind="ultramem",
+    spans="3:7/8:12/13:17/18:22",
+    num_keys=1632,
+    key_dim=360,
+    value_dim=768,
+    top_m=42,
   )
   return c

@@ -10,31 +10,32 @@ Changes of the validation loss in the paper: ive 4, 9, 16 -0.017, -0.025,
 """
 
 from configs import ablation
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 
 KEY_WIDTH = 500  # per side and head, shared out between the ranks of a key
 SWEEPS = {
-    "ive": ("norm", {
-        e: dict(expansion=e, shuffle="hash") for e in (4, 9, 16)
-    }),
-    "tdqkr": ("ive", {
-        r: dict(score="tucker", tucker_rank=r, key_dim=round(KEY_WIDTH / r))
-        for r in (2, 3, 4)
-    }),
-    "mcs": ("tdqkr", {h: dict(num_cores=h) for h in (2, 4, 8)}),
+  "ive": ("norm", {e: dict(expansion=e, shuffle="hash") for e in (4, 9, 16)}),
+  "tdqkr": (
+    "ive",
+    {
+      r: dict(score="tucker", tucker_rank=r, key_dim=round(KEY_WIDTH / r))
+      for r in (2, 3, 4)
+    },
+  ),
+  "mcs": ("tdqkr", {h: dict(num_cores=h) for h in (2, 4, 8)}),
 }
 POINTS = {
-    f"{name}_{value}": (row, changes)
-    for name, (row, values) in SWEEPS.items()
-    for value, changes in {1: {}, **values}.items()
+  f"{name}_{value}": (row, changes)
+  for name, (row, values) in SWEEPS.items()
+  for value, changes in {1: {}, **values}.items()
 }
 
 
 def get_config(point: str = ""):
   if point not in POINTS:
     raise ConfigError(
-        f"--config=configs/sweeps.py:POINT, POINT = {point!r}: must be one of "
-        f"{', '.join(POINTS)}"
+      f"--config=configs/sweeps.py:POINT, POINT = {point!r}: must be one of "
+      f"{', '.join(POINTS)}"
     )
   row, changes = POINTS[point]
   c = ablation.get_config(row)

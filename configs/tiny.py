@@ -18,8 +18,12 @@ def get_config():
   c.data.update(seq_len=256, cut_bytes=2048)
   c.model.update(embed_dim=128, num_layers=4, num_heads=4, mlp_dim=512)
   c.model.memory.update(
-      kind="ultramem", spans="1:2/3:4", num_keys=128, key_dim=16,
-      value_dim=64, top_m=16,
+    kind="ultramem",
+    spans="1:2/3:4",
+    num_keys=128,
+    key_dim=16,
+    value_dim=64,
+    top_m=16,
   )
   c.optim.update(learning_rate=2e-3, warmup_fraction=0.05)
   return c

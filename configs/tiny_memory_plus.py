@@ -7,6 +7,6 @@ from ultramem_jax.settings.memory import KIND_SETTINGS
 def get_config():
   c = tiny.get_config()
   c.model.memory.update(
-      kind="memory_plus", key_dim=32, **KIND_SETTINGS["memory_plus"]
+    kind="memory_plus", key_dim=32, **KIND_SETTINGS["memory_plus"]
   )
   return c

@@ -6,6 +6,6 @@ from configs import tiny_pkm
 def get_config():
   c = tiny_pkm.get_config()
   c.model.memory.update(
-      kind="peer", num_keys=90, key_dim=168, query_key_norm="layernorm"
+    kind="peer", num_keys=90, key_dim=168, query_key_norm="layernorm"
   )
   return c

@@ -10,7 +10,11 @@ from ultramem_jax.settings.memory import KIND_SETTINGS
 def get_config():
   c = tiny.get_config()
   c.model.memory.update(
-      kind="ultramem_v2", spans="full", num_keys=64, share_ratio=0.5,
-      pre_value_dim=16, **KIND_SETTINGS["ultramem_v2"],
+    kind="ultramem_v2",
+    spans="full",
+    num_keys=64,
+    share_ratio=0.5,
+    pre_value_dim=16,
+    **KIND_SETTINGS["ultramem_v2"],
   )
   return c

@@ -11,7 +11,7 @@ import pytest
 
 from configs import tiny, tiny_dense
 from ultramem_jax.settings import config
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step as step_lib
@@ -27,8 +27,7 @@ def small(**fields):
   c = tiny.get_config()
   c.model.update(vocab_size=300, embed_dim=24, num_heads=2, mlp_dim=40)
   c.model.memory.update(
-      num_keys=9, key_dim=5, value_dim=14, top_m=7, num_heads=3,
-      heads_per_query=3,
+    num_keys=9, key_dim=5, value_dim=14, top_m=7, num_heads=3, heads_per_query=3
   )
   c.update(fields)
   return c
@@ -43,24 +42,24 @@ def test_parameters_equal_the_closed_forms():
   memory = keys + query + core + 5 * 24 + 4 * 14 * 24
   norms = layers * 2 * 24 + 24 + memories * 2 * 5
   assert accounting.parameters(model) == {
-      "dense": layers * (4 * 24**2 + 2 * 24 * 40) + memories * memory,
-      "sparse": memories * 81 * 14,
-      "embedding": 2 * 300 * 24,
-      "norm": norms,
+    "dense": layers * (4 * 24**2 + 2 * 24 * 40) + memories * memory,
+    "sparse": memories * 81 * 14,
+    "embedding": 2 * 300 * 24,
+    "norm": norms,
   }
 
 
 def test_flops_by_part_equal_the_closed_forms():
   model = config.parse(small()).model
   assert accounting.flops_per_token(model) == {
-      "attention": 2 * 4 * 4 * 24**2,
-      "mlp": 2 * 4 * 2 * 24 * 40,
-      "memory.keys": 2 * 2 * 2 * 3 * 2 * 18 * 5,
-      "memory.query": 2 * 2 * 24 * 2 * 2 * 5,
-      "memory.core": 2 * 2 * 2 * 3 * 4,
-      "memory.query_conv": 2 * 2 * 5 * 24,
-      "memory.value_projection": 2 * 2 * 4 * 14 * 24,
-      "memory.values": 2 * 2 * 7 * 3 * 14,
+    "attention": 2 * 4 * 4 * 24**2,
+    "mlp": 2 * 4 * 2 * 24 * 40,
+    "memory.keys": 2 * 2 * 2 * 3 * 2 * 18 * 5,
+    "memory.query": 2 * 2 * 24 * 2 * 2 * 5,
+    "memory.core": 2 * 2 * 2 * 3 * 4,
+    "memory.query_conv": 2 * 2 * 5 * 24,
+    "memory.value_projection": 2 * 2 * 4 * 14 * 24,
+    "memory.values": 2 * 2 * 7 * 3 * 14,
   }
 
 
@@ -93,9 +92,9 @@ def test_memory_access_equals_the_closed_forms(name, batch):
   dense = 32 * 2 * 2048 * 8192
   rows = min(batch * 42 * 2, 1789**2)
   expected = {
-      "1b6_dense": dense,
-      "1b6_moe_2in34": 32 * min(2 * batch, 34) * 2 * 2048 * 4672,
-      "1b6_x12": dense + 6 * rows * 1024,
+    "1b6_dense": dense,
+    "1b6_moe_2in34": 32 * min(2 * batch, 34) * 2 * 2048 * 4672,
+    "1b6_x12": dense + 6 * rows * 1024,
   }
   actual = accounting.memory_access(load(name).model, batch)
   assert actual == expected[name]
@@ -103,9 +102,9 @@ def test_memory_access_equals_the_closed_forms(name, batch):
 
 def test_memory_access_ratios_of_figure_1():
   ratios = [
-      accounting.memory_access(load("1b6_moe_2in34").model, batch)
-      / accounting.memory_access(load("1b6_x12").model, batch)
-      for batch in (16, 64, 256, 1024)
+    accounting.memory_access(load("1b6_moe_2in34").model, batch)
+    / accounting.memory_access(load("1b6_x12").model, batch)
+    for batch in (16, 64, 256, 1024)
   ]
   printed = [f"{ratio:.3f}" for ratio in ratios]
   assert printed == ["18.111", "18.812", "17.266", "12.995"]
@@ -122,8 +121,9 @@ def test_a_token_never_reads_more_than_the_table():
 def bytes_of(tree):
   """Of the arrays of numbers in a tree, its counters apart."""
   return sum(
-      leaf.size * leaf.dtype.itemsize
-      for leaf in jax.tree.leaves(tree) if leaf.dtype != "int32"
+    leaf.size * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if leaf.dtype != "int32"
   )
 
 
@@ -160,8 +160,13 @@ def test_slots_of_all_parts_are_counted(parts):
   batch = step_lib.abstract_batch(run)
   total = jax.ShapeDtypeStruct((), "float32")
   _, (_, _, slots, _) = jax.eval_shape(
-      functools.partial(step_lib.loss_fn, config=run),
-      state.params, state.buffers, batch, jax.random.key(0), total)
+    functools.partial(step_lib.loss_fn, config=run),
+    state.params,
+    state.buffers,
+    batch,
+    jax.random.key(0),
+    total,
+  )
   count = sum(slot_BTAM.size for slot_BTAM in slots.values())
   assert accounting.training_bytes(run)["slots"] == 4 * count > 0
   four = accounting.training_bytes(run, num_devices=4)
@@ -187,10 +192,10 @@ def test_estimate_is_near_what_xla_compiles():
   memory = memory.memory_analysis()
   estimate = accounting.training_bytes(run)
   assert memory.argument_size_in_bytes == pytest.approx(
-      estimate["parameters"] + estimate["optimizer"], rel=0.02
+    estimate["parameters"] + estimate["optimizer"], rel=0.02
   )
   assert memory.temp_size_in_bytes == pytest.approx(
-      estimate["gradients"] + estimate["activations"], rel=0.25
+    estimate["gradients"] + estimate["activations"], rel=0.25
   )
 
 
@@ -252,8 +257,13 @@ def test_report_is_plain_json_and_summary_shows_it():
 
 def test_command_line_prints_json():
   command = [
-      sys.executable, "-m", "ultramem_jax.accounting", "--json", "--batch=64",
-      "--config=configs/tiny.py", "--config.model.memory.kind=none",
+    sys.executable,
+    "-m",
+    "ultramem_jax.accounting",
+    "--json",
+    "--batch=64",
+    "--config=configs/tiny.py",
+    "--config.model.memory.kind=none",
   ]
   printed = subprocess.run(command, check=True, capture_output=True, text=True)
   costs = json.loads(printed.stdout)

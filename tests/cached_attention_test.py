@@ -33,11 +33,13 @@ def masked(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
   slot_T = start + jnp.arange(query_BTQH.shape[1])
   slot_S = np.arange(segment_BS.shape[1])
   mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
-      slot_S[None, None, :] <= slot_T[None, :, None]
+    slot_S[None, None, :] <= slot_T[None, :, None]
   )
   return jax.nn.dot_product_attention(
-      query_BTQH, key_BQSH.swapaxes(1, 2), value_BQSH.swapaxes(1, 2),
-      mask=mask_BTS[:, None],
+    query_BTQH,
+    key_BQSH.swapaxes(1, 2),
+    value_BQSH.swapaxes(1, 2),
+    mask=mask_BTS[:, None],
   )
 
 
@@ -58,7 +60,7 @@ def test_only_blocks_in_use_are_read():
   inputs = make_inputs(4 * BLOCK, start, 1)
   query_BTQH, key_BQSH, value_BQSH, *rest = inputs
   poisoned = (
-      x.at[:, :, 2 * BLOCK :].set(jnp.nan) for x in (key_BQSH, value_BQSH)
+    x.at[:, :, 2 * BLOCK :].set(jnp.nan) for x in (key_BQSH, value_BQSH)
   )
   y_BTQH = cached_attention.attend(query_BTQH, *poisoned, *rest)
   assert_close(y_BTQH, masked(*inputs))
@@ -67,9 +69,12 @@ def test_only_blocks_in_use_are_read():
 @pytest.mark.parametrize("size", [BLOCK, 2 * BLOCK])
 def test_one_query_copies_nothing_of_a_cache_of_one_block(size, monkeypatch):
   monkeypatch.setattr(cached_attention, "CPU_BYTES", 1)
-  text = jax.jit(cached_attention.attend).lower(
-      *make_inputs(size, size - 1, 1)
-  ).compile().as_text()
+  text = (
+    jax.jit(cached_attention.attend)
+    .lower(*make_inputs(size, size - 1, 1))
+    .compile()
+    .as_text()
+  )
   # Keys or values of a block, of one row of the batch or of all.
   copied = re.findall(rf"= f32\[\d+,{Q},{BLOCK},{H}\]\S* [\w-]+\(", text)
   copied = [line for line in copied if not line.endswith(" parameter(")]

@@ -17,7 +17,7 @@ RATE_S = 0.01 * (1 + np.sin(np.arange(STEPS + 1) / 20))
 
 def make_past(betas=BETAS):
   return catch_up.make_past(
-      *betas, EPS, DECAY, jnp.asarray(RATE_S, jnp.float32)
+    *betas, EPS, DECAY, jnp.asarray(RATE_S, jnp.float32)
   )
 
 
@@ -26,13 +26,12 @@ def make_table(step_I, width=5, per_row=False):
   rng = np.random.default_rng(0)
   shape = (len(step_I), width)
   return row_update.Table(
-      jnp.asarray(rng.normal(size=shape), jnp.float32),
-      jnp.asarray(EPS * rng.normal(size=shape), jnp.float32),
-      jnp.asarray(
-          (EPS * rng.normal(size=shape[:1] if per_row else shape)) ** 2,
-          jnp.float32,
-      ),
-      jnp.asarray(step_I, jnp.int32),
+    jnp.asarray(rng.normal(size=shape), jnp.float32),
+    jnp.asarray(EPS * rng.normal(size=shape), jnp.float32),
+    jnp.asarray(
+      (EPS * rng.normal(size=shape[:1] if per_row else shape)) ** 2, jnp.float32
+    ),
+    jnp.asarray(step_I, jnp.int32),
   )
 
 
@@ -43,20 +42,25 @@ def moved(table, step, betas=BETAS):
   for x, m, v, last in zip(*columns, strict=True):
     for j in range(int(last) + 1, step + 1):
       m, v = betas[0] * m, betas[1] * v
-      move = m / (1 - betas[0] ** j) / (
-          np.sqrt(v / (1 - betas[1] ** j)) + EPS
-      )
+      move = m / (1 - betas[0] ** j) / (np.sqrt(v / (1 - betas[1] ** j)) + EPS)
       x = (1 - RATE_S[j] * DECAY) * x - RATE_S[j] * move
     rows.append((x, m, v, step))
   return row_update.Table(*map(np.stack, zip(*rows, strict=True)))
 
 
 # From the first step on; some rows up to date; more steps than momentum lasts.
-@pytest.mark.parametrize("step, betas", [
+@pytest.mark.parametrize(
+  "step, betas",
+  [
     *((step, BETAS) for step in (1, 9, 30, STEPS)),
-    *((step, betas) for step in (30, STEPS)
-      for betas in ((0.0, 0.95), (0.5, 0.3))),
-], ids=str)
+    *(
+      (step, betas)
+      for step in (30, STEPS)
+      for betas in ((0.0, 0.95), (0.5, 0.3))
+    ),
+  ],
+  ids=str,
+)
 @pytest.mark.parametrize("per_row", [False, True], ids=["element", "row"])
 def test_rows_are_where_single_steps_bring_them(step, betas, per_row):
   step_I = [s for s in (0, 1, 2, 7, 9, 29, 30, 400, STEPS) if s <= step]
@@ -81,8 +85,7 @@ def test_whole_table(block_bytes, monkeypatch):
   monkeypatch.setattr(catch_up, "BLOCK_BYTES", block_bytes)
   table = make_table(np.arange(11) % 5)
   assert_close(
-      catch_up.all_rows(table, 12, make_past()), moved(table, 12),
-      tolerance=1e-6,
+    catch_up.all_rows(table, 12, make_past()), moved(table, 12), tolerance=1e-6
   )
 
 
@@ -93,10 +96,10 @@ def test_rows_read(block_bytes, monkeypatch):
   row_TK = np.random.default_rng(1).integers(0, 40, (6, 3))
   row_TK[0], row_TK[1] = 0, 39
   values_ZW, place_TK = catch_up.rows_read(
-      table, jnp.asarray(row_TK, jnp.int32), 12, make_past()
+    table, jnp.asarray(row_TK, jnp.int32), 12, make_past()
   )
   assert_close(
-      values_ZW[place_TK], moved(table, 12).values_IW[row_TK], tolerance=1e-6
+    values_ZW[place_TK], moved(table, 12).values_IW[row_TK], tolerance=1e-6
   )
   assert place_TK.max() == len(np.unique(row_TK)) - 1
 
@@ -109,8 +112,10 @@ def test_ten_sparse_steps_equal_dense_adamw():
   table = make_table(np.zeros(num_rows), width)
   table = table._replace(mean_IW=0 * table.mean_IW, variance=0 * table.variance)
   optimizer = optax.adamw(
-      lambda count: jnp.asarray(RATE_S)[count + 1], *BETAS, EPS,
-      weight_decay=DECAY,
+    lambda count: jnp.asarray(RATE_S)[count + 1],
+    *BETAS,
+    EPS,
+    weight_decay=DECAY,
   )
   dense_IW = table.values_IW
   state = optimizer.init(dense_IW)
@@ -120,13 +125,15 @@ def test_ten_sparse_steps_equal_dense_adamw():
     adamw = row_update.AdamW(*BETAS, EPS, DECAY, rate, step, past)
     reads = row_order.sort_reads(factors.row_TK, num_rows)
     return row_update.update_rows(
-        table, factors, reads, 1.0, adamw, jnp.uint32(0)
+      table, factors, reads, 1.0, adamw, jnp.uint32(0)
     )[0]
 
   @jax.jit
   def dense_step(dense_IW, factors, state):
-    gradient_IW = jnp.zeros((num_rows, width)).at[factors.row_TK].add(
-        factors.weight_TKC * factors.vector_TEW
+    gradient_IW = (
+      jnp.zeros((num_rows, width))
+      .at[factors.row_TK]
+      .add(factors.weight_TKC * factors.vector_TEW)
     )
     change_IW, state = optimizer.update(gradient_IW, state, dense_IW)
     return optax.apply_updates(dense_IW, change_IW), state
@@ -138,9 +145,10 @@ def test_ten_sparse_steps_equal_dense_adamw():
     values_ZW, place_TK = rows_read(table, row_TK, step - 1, past)
     assert_close(values_ZW[place_TK], dense_IW[row_TK], tolerance=1e-6)
     factors = row_update.Factors(
-        jnp.asarray(row_TK), jnp.zeros((2, 2), jnp.int32),
-        jnp.asarray(rng.normal(size=(2, 2, 1)), jnp.float32),
-        jnp.asarray(rng.normal(size=(2, 1, width)), jnp.float32),
+      jnp.asarray(row_TK),
+      jnp.zeros((2, 2), jnp.int32),
+      jnp.asarray(rng.normal(size=(2, 2, 1)), jnp.float32),
+      jnp.asarray(rng.normal(size=(2, 1, width)), jnp.float32),
     )
     table = sparse_step(table, factors, np.float32(RATE_S[step]), step)
     dense_IW, state = dense_step(dense_IW, factors, state)

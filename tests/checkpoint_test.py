@@ -24,6 +24,7 @@ from jax.sharding import PartitionSpec as P
 from orbax.checkpoint import v1 as ocp
 
 from ultramem_jax.runs import array_reader, checkpoint
+from ultramem_jax.settings import errors
 
 DATA = {"0": {"offset": [3, None, True], "name": "é", "big": 2**60, "f": 0.1}}
 
@@ -39,14 +40,18 @@ def make_items(step):
   """Arrays of every dtype a run holds, all determined by the step."""
   key = jax.random.key(step)
   params = {
-      "table": jax.random.normal(key, (64, 8)),
-      "half": jax.random.normal(key, (5,), jnp.bfloat16),
+    "table": jax.random.normal(key, (64, 8)),
+    "half": jax.random.normal(key, (5,), jnp.bfloat16),
   }
   tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
   _, opt_state = tx.update(params, tx.init(params), params)
   rest = Rest(jnp.int32(step), opt_state, jax.random.key_data(key))
-  return {"params": params, "buffers": {"order": jnp.arange(7)[::-1]},
-          "rest": rest, "nothing": {}}
+  return {
+    "params": params,
+    "buffers": {"order": jnp.arange(7)[::-1]},
+    "rest": rest,
+    "nothing": {},
+  }
 
 
 def abstract(items):
@@ -55,8 +60,9 @@ def abstract(items):
 
 def assert_equal(actual, expected):
   assert jax.tree.structure(actual) == jax.tree.structure(expected)
-  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected),
-                  strict=True):
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
     assert a.dtype == e.dtype
     assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
 
@@ -94,8 +100,9 @@ def test_round_trip_is_exact(workdir):
   restored = restore_latest(workdir)
   assert restored.step == 20
   assert_equal(restored.items, make_items(20))
-  assert isinstance(restored.items["rest"].opt_state[1][0],
-                    optax.ScaleByAdamState)
+  assert isinstance(
+    restored.items["rest"].opt_state[1][0], optax.ScaleByAdamState
+  )
   assert restored.data == DATA
   assert restored.valid_loss is None
 
@@ -124,13 +131,17 @@ def test_restores_a_part(workdir):
 
 
 def test_restores_to_another_mesh(workdir):
-  mesh = jax.make_mesh((1,), ("data",), axis_types=(
-      jax.sharding.AxisType.Auto,))
+  mesh = jax.make_mesh(
+    (1,), ("data",), axis_types=(jax.sharding.AxisType.Auto,)
+  )
   items = make_items(20)
   sharding = NamedSharding(mesh, P("data"))
-  target = {"params": jax.tree.map(
+  target = {
+    "params": jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-      items["params"])}
+      items["params"],
+    )
+  }
   restored = checkpoint.restore(workdir, target)
   assert restored.items["params"]["table"].sharding == sharding
   assert_equal(restored.items["params"], items["params"])
@@ -138,9 +149,9 @@ def test_restores_to_another_mesh(workdir):
 
 def test_fresh_only_where_nothing_was_saved(tmp_path):
   assert restore_latest(tmp_path) is None
-  with pytest.raises(checkpoint.CheckpointError, match="holds no checkpoint"):
+  with pytest.raises(errors.CheckpointError, match="holds no checkpoint"):
     checkpoint.restore(tmp_path, {})
-  with pytest.raises(checkpoint.CheckpointError, match="holds no checkpoint"):
+  with pytest.raises(errors.CheckpointError, match="holds no checkpoint"):
     checkpoint.restore(tmp_path / "absent", {})
 
 
@@ -154,7 +165,7 @@ def test_keeps_the_newest_and_the_best(tmp_path):
   assert_equal(best.items["params"], make_items(2)["params"])
   diverged = checkpoint.restore(tmp_path, target, 5)
   assert (diverged.step, diverged.valid_loss) == (5, None)
-  with pytest.raises(checkpoint.CheckpointError, match="saved: 2, 5, 6"):
+  with pytest.raises(errors.CheckpointError, match="saved: 2, 5, 6"):
     checkpoint.restore(tmp_path, target, 4)
   # Runs that go on prune by losses of earlier runs too; equals: the later.
   save_steps(tmp_path, [7, 8, 9], keep=1, losses={7: 1.0, 8: 1.5})
@@ -162,7 +173,7 @@ def test_keeps_the_newest_and_the_best(tmp_path):
 
 
 def test_best_without_any_validation_is_refused(workdir):
-  with pytest.raises(checkpoint.CheckpointError, match="'best'; saved: 10, 20"):
+  with pytest.raises(errors.CheckpointError, match="'best'; saved: 10, 20"):
     checkpoint.restore(workdir, {}, "best")
 
 
@@ -180,8 +191,10 @@ def test_data_that_json_changes_is_refused(tmp_path):
 
 
 def largest_file(step_dir):
-  return max((f for f in (step_dir / "params").rglob("*") if f.is_file()),
-             key=lambda f: f.stat().st_size)
+  return max(
+    (f for f in (step_dir / "params").rglob("*") if f.is_file()),
+    key=lambda f: f.stat().st_size,
+  )
 
 
 def flip_bit(step_dir):
@@ -217,6 +230,7 @@ def unseal_and(damage):
   def damage_unsealed(step_dir):
     os.remove(step_dir / "sha256.json")
     damage(step_dir)
+
   return damage_unsealed
 
 
@@ -225,17 +239,17 @@ def break_seal(step_dir):
 
 
 DAMAGES = {
-    "flip_bit": (flip_bit, "has changed"),
-    "truncate": (truncate, "has changed"),
-    "remove_arrays": (remove_arrays, "params/.* is missing"),
-    "remove_item": (remove_item, "rest/.* is missing"),
-    "remove_facts": (remove_facts, "_CHECKPOINT_METADATA is missing"),
-    "break_seal": (break_seal, "JSONDecodeError"),
-    "empty": (empty, "."),
-    "unsealed_truncate": (unseal_and(truncate), "."),
-    "unsealed_remove_arrays": (unseal_and(remove_arrays), "Error reading"),
-    "unsealed_remove_item": (unseal_and(remove_item), "."),
-    "unsealed_remove_facts": (unseal_and(remove_facts), "."),
+  "flip_bit": (flip_bit, "has changed"),
+  "truncate": (truncate, "has changed"),
+  "remove_arrays": (remove_arrays, "params/.* is missing"),
+  "remove_item": (remove_item, "rest/.* is missing"),
+  "remove_facts": (remove_facts, "_CHECKPOINT_METADATA is missing"),
+  "break_seal": (break_seal, "JSONDecodeError"),
+  "empty": (empty, "."),
+  "unsealed_truncate": (unseal_and(truncate), "."),
+  "unsealed_remove_arrays": (unseal_and(remove_arrays), "Error reading"),
+  "unsealed_remove_item": (unseal_and(remove_item), "."),
+  "unsealed_remove_facts": (unseal_and(remove_facts), "."),
 }
 
 
@@ -247,7 +261,7 @@ def test_falls_back_from_damage(workdir, caplog, name):
   params = {"params": abstract(make_items(0)["params"])}
   if name != "unsealed_remove_item":  # which leaves params readable
     assert checkpoint.restore(workdir, params).step == 10
-    with pytest.raises(checkpoint.CheckpointError, match=r"20 of .* damaged"):
+    with pytest.raises(errors.CheckpointError, match=r"20 of .* damaged"):
       checkpoint.restore(workdir, params, 20)
   assert listing(workdir) == ["10", "20"]
   caplog.clear()
@@ -259,7 +273,8 @@ def test_falls_back_from_damage(workdir, caplog, name):
   message = record.getMessage()
   assert "\n" not in message
   assert re.search(
-      rf"step 20 is damaged \(.*{cause}.*\): set aside as corrupt-20", message)
+    rf"step 20 is damaged \(.*{cause}.*\): set aside as corrupt-20", message
+  )
   # The run goes on and saves that step again.
   save_steps(workdir, [20])
   assert_equal(restore_latest(workdir).items, make_items(20))
@@ -277,37 +292,54 @@ def test_all_damaged_is_never_a_fresh_start(workdir):
   flip_bit(workdir / "checkpoints/10")
   truncate(workdir / "checkpoints/20")
   for _ in range(2):  # the second time, nothing but corrupt-* is left
-    with pytest.raises(checkpoint.CheckpointError,
-                       match=r"every checkpoint .*corrupt-10, corrupt-20"):
+    with pytest.raises(
+      errors.CheckpointError, match=r"every checkpoint .*corrupt-10, corrupt-20"
+    ):
       restore_latest(workdir)
 
 
-@pytest.mark.parametrize("target, difference", [
-    (jax.ShapeDtypeStruct((64, 9), jnp.float32),
-     r"params/table is float32\[64, 8\] there, float32\[64, 9\] here"),
-    (jax.ShapeDtypeStruct((64, 8), jnp.bfloat16),
-     r"params/table is float32\[64, 8\] there, bfloat16\[64, 8\] here"),
+@pytest.mark.parametrize(
+  "target, difference",
+  [
+    (
+      jax.ShapeDtypeStruct((64, 9), jnp.float32),
+      r"params/table is float32\[64, 8\] there, float32\[64, 9\] here",
+    ),
+    (
+      jax.ShapeDtypeStruct((64, 8), jnp.bfloat16),
+      r"params/table is float32\[64, 8\] there, bfloat16\[64, 8\] here",
+    ),
     (None, r"params/table is float32\[64, 8\] there, absent here"),
-])
+  ],
+)
 def test_another_model_is_refused_not_set_aside(workdir, target, difference):
   items = abstract(make_items(0))
   items["params"] = {**items["params"], "table": target}
   for unseal in (False, True):
     if unseal:
       os.remove(workdir / "checkpoints/20/sha256.json")
-    with (checkpoint.Checkpointer(workdir, 5) as saver,
-          pytest.raises(checkpoint.TargetError, match=difference)):
+    with (
+      checkpoint.Checkpointer(workdir, 5) as saver,
+      pytest.raises(errors.TargetError, match=difference),
+    ):
       saver.restore_latest(items)
   assert listing(workdir) == ["10", "20"]
-  with pytest.raises(checkpoint.TargetError, match="params/new is absent"):
-    checkpoint.restore(workdir, {"params": {
-        **abstract(make_items(0)["params"]), "new": target or items["buffers"]
-        ["order"]}})
+  with pytest.raises(errors.TargetError, match="params/new is absent"):
+    checkpoint.restore(
+      workdir,
+      {
+        "params": {
+          **abstract(make_items(0)["params"]),
+          "new": target or items["buffers"]["order"],
+        }
+      },
+    )
 
 
 def test_failure_to_read_a_sealed_step_is_no_damage(workdir, monkeypatch):
   def fail(*_):
     raise OSError("the network is away")
+
   monkeypatch.setattr(array_reader, "read", fail)
   with pytest.raises(OSError, match="the network is away"):
     restore_latest(workdir)
@@ -322,7 +354,7 @@ def test_failed_save_is_raised_and_leaves_the_older(workdir):
     # Files of at most 64 KiB: writing fails as it does on a full disk.
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
     try:
-      with pytest.raises(checkpoint.CheckpointError, match="be written"):
+      with pytest.raises(errors.CheckpointError, match="be written"):
         saver.save(30, {"params": {"x": jnp.asarray(noise)}}, DATA)
         saver.wait()
     finally:
@@ -332,8 +364,10 @@ def test_failed_save_is_raised_and_leaves_the_older(workdir):
 
 
 def test_second_run_in_a_workdir_is_refused(workdir):
-  with (checkpoint.Checkpointer(workdir, 5) as saver,
-        pytest.raises(checkpoint.CheckpointError, match="another process")):
+  with (
+    checkpoint.Checkpointer(workdir, 5) as saver,
+    pytest.raises(errors.CheckpointError, match="another process"),
+  ):
     del saver
     checkpoint.Checkpointer(workdir, 5)
   assert restore_latest(workdir).step == 20
@@ -350,10 +384,13 @@ def start(code, *args):
   """Runs code after this file's definitions, in a process of its own."""
   program = "from tests.checkpoint_test import *\n" + textwrap.dedent(code)
   return subprocess.Popen(
-      [sys.executable, "-c", program, *map(str, args)], text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      cwd=pathlib.Path(__file__).parents[1],
-      env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    [sys.executable, "-c", program, *map(str, args)],
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    cwd=pathlib.Path(__file__).parents[1],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
 
 
 def test_kill_in_a_save_leaves_the_older_ones(tmp_path):
@@ -454,15 +491,18 @@ def stored_chunk(workdir, step):
   return metadata.metadata["params"]["table"].storage_metadata.chunk_shape
 
 
-@pytest.mark.parametrize("shape, chunk", [
+@pytest.mark.parametrize(
+  "shape, chunk",
+  [
     ((64, 8), (32, 8)),
     ((60, 8), (30, 8)),
     ((99, 8), (11, 8)),  # not 4 pieces, which do not divide it
     ((101, 8), (101, 8)),  # not 101 pieces
     ((4, 256), (4, 256)),  # not pieces of columns
-])
+  ],
+)
 def test_large_tables_are_stored_in_pieces_of_rows(
-    tmp_path, monkeypatch, shape, chunk
+  tmp_path, monkeypatch, shape, chunk
 ):
   monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 1024)
   table = jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape)
@@ -508,5 +548,6 @@ def test_all_processes_share_one_checkpoint(tmp_path):
     assert worker.returncode == 0, errors[-3000:]
   assert listing(tmp_path) == ["1", "corrupt-2"]
   single = checkpoint.restore(
-      tmp_path, {"params": {"x": jax.ShapeDtypeStruct((8,), jnp.float32)}})
+    tmp_path, {"params": {"x": jax.ShapeDtypeStruct((8,), jnp.float32)}}
+  )
   assert np.array_equal(single.items["params"]["x"], np.arange(8.0))

@@ -61,23 +61,27 @@ def train(tmp_path_factory):
   """Runs a command line of train.py: (status, stdout, stderr, seconds)."""
   folder = tmp_path_factory.mktemp("cli")
   driver = subprocess.Popen(
-      [sys.executable, "-c", DRIVER], cwd=small.ROOT, text=True,
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    [sys.executable, "-c", DRIVER],
+    cwd=small.ROOT,
+    text=True,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
 
   def train(*arguments, **environment):
     count = len(list(folder.glob("*.out")))
     case = {
-        "arguments": [str(a) for a in arguments], "environment": environment,
-        "stdout": str(folder / f"{count}.out"),
-        "stderr": str(folder / f"{count}.err"),
+      "arguments": [str(a) for a in arguments],
+      "environment": environment,
+      "stdout": str(folder / f"{count}.out"),
+      "stderr": str(folder / f"{count}.err"),
     }
     driver.stdin.write(json.dumps(case) + "\n")
     driver.stdin.flush()
     status, seconds = json.loads(driver.stdout.readline())
     output, errors = (
-        pathlib.Path(case[name]).read_text() for name in ("stdout", "stderr")
+      pathlib.Path(case[name]).read_text() for name in ("stdout", "stderr")
     )
     return status, output, errors, seconds
 
@@ -93,8 +97,11 @@ MEMORY = "model.memory"
 def run(*arguments):
   """Runs a command of Python in a process of its own."""
   return subprocess.run(
-      [sys.executable, *arguments], cwd=small.ROOT, text=True,
-      capture_output=True, env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    [sys.executable, *arguments],
+    cwd=small.ROOT,
+    text=True,
+    capture_output=True,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
 
 
@@ -107,7 +114,9 @@ def assert_one_line(result, *parts):
     assert part in errors, errors
 
 
-@pytest.mark.parametrize("overrides, expected", [
+@pytest.mark.parametrize(
+  "overrides, expected",
+  [
     # Wrong type
     (["steps=many"], "steps = 'many': must be of type int"),
     (["steps=1.5"], "steps = '1.5': must be of type int"),
@@ -141,8 +150,10 @@ def assert_one_line(result, *parts):
     (["data.source=books"], "data.source = 'books': must be one of stdlib, te"),
     (["data.source=text"], "data.path = '': must be a glob"),
     (["data.source=text", "data.path=absent/*.txt"], "data.path = 'absent/*"),
-    (["data.source=text", "data.valid_path=README.md"],
-     "data.path = '': matches no file"),
+    (
+      ["data.source=text", "data.valid_path=README.md"],
+      "data.path = '': matches no file",
+    ),
     (["data.source=tfds"], "data.tfds_name = '': must name a dataset"),
     (["data.tokenizer=absent.json"], "data.tokenizer = 'absent.json': no such"),
     (["data.tokenizer=README.md"], "data.tokenizer = 'README.md': is not a to"),
@@ -151,52 +162,79 @@ def assert_one_line(result, *parts):
     (["mesh.data=2"], "mesh.data = 2: data * fsdp * tensor * table = 2 must"),
     (["mesh.fsdp=2"], "mesh.data = -1: fsdp * tensor * table = 2 must divide"),
     (["mesh.table_axes=row"], "mesh.table_axes = 'row': must name axes of the"),
-])
+  ],
+)
 def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
   result = train(
-      TINY, f"--workdir={tmp_path}/run", *[f"--config.{o}" for o in overrides],
-      XLA_FLAGS="",
+    TINY,
+    f"--workdir={tmp_path}/run",
+    *[f"--config.{o}" for o in overrides],
+    XLA_FLAGS="",
   )
   assert_one_line(result, f"error: {expected}")
   assert not (tmp_path / "run").exists()  # nor is anything left behind
 
 
-@pytest.mark.parametrize("arguments, expected", [
+@pytest.mark.parametrize(
+  "arguments, expected",
+  [
     ([], "--config = None: must name a file such as configs/tiny.py"),
-    (["--config=configs/absent.py"],
-     "error: --config: [Errno 2] No such file or directory: 'configs/absent.p"),
+    (
+      ["--config=configs/absent.py"],
+      "error: --config: [Errno 2] No such file or directory: 'configs/absent.p",
+    ),
     ([TINY, "--verbos=1"], "verbos"),
     ([TINY, "steps=3"], "unexpected arguments: steps=3"),
     ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),
     ([TINY, "--config.steps", "many"], "steps"),
     ([TINY, "--config.nothing", "1"], "nothing"),
     # Of several processes
-    ([TINY, "--num_processes=2", "--process_id=0"],
-     "--coordinator = None: must be HOST:PORT with --num_processes and"),
-    ([TINY, "--coordinator=auto", "--process_id=0"],
-     "--coordinator = 'auto': must be HOST:PORT with"),
-    ([TINY, "--coordinator=auto"],
-     "--coordinator = 'auto': JAX finds no cluster here"),
-    ([TINY, "--coordinator=host"],
-     "--coordinator = 'host': must be HOST:PORT or auto"),
-    ([TINY, "--coordinator=host:1", "--num_processes=2"],
-     "--coordinator = 'host:1': needs --num_processes and --process_id"),
-    ([TINY, "--coordinator=host:1", "--num_processes=2", "--process_id=2"],
-     "--process_id = 2: must be less than --num_processes = 2"),
+    (
+      [TINY, "--num_processes=2", "--process_id=0"],
+      "--coordinator = None: must be HOST:PORT with --num_processes and",
+    ),
+    (
+      [TINY, "--coordinator=auto", "--process_id=0"],
+      "--coordinator = 'auto': must be HOST:PORT with",
+    ),
+    (
+      [TINY, "--coordinator=auto"],
+      "--coordinator = 'auto': JAX finds no cluster here",
+    ),
+    (
+      [TINY, "--coordinator=host"],
+      "--coordinator = 'host': must be HOST:PORT or auto",
+    ),
+    (
+      [TINY, "--coordinator=host:1", "--num_processes=2"],
+      "--coordinator = 'host:1': needs --num_processes and --process_id",
+    ),
+    (
+      [TINY, "--coordinator=host:1", "--num_processes=2", "--process_id=2"],
+      "--process_id = 2: must be less than --num_processes = 2",
+    ),
     ([TINY, "--num_processes=0"], "num_processes"),
-])
+  ],
+)
 def test_bad_flags_are_told_in_one_line(train, arguments, expected):
   assert_one_line(train(*arguments), expected)
 
 
-@pytest.mark.parametrize("command, expected", [
-    ("eval.py --data.sorce=text",
-     "data.sorce = 'text': no such field; known: source, path,"),
+@pytest.mark.parametrize(
+  "command, expected",
+  [
+    (
+      "eval.py --data.sorce=text",
+      "data.sorce = 'text': no such field; known: source, path,",
+    ),
     ("eval.py --limit=3", "--limit = 3: is for --tasks"),
     ("-m ultramem_jax.generate --mesh.tabel 2", "tabel"),
-    ("-m ultramem_jax.quantize --workdir=absent --output=README.md",
-     "--output = 'README.md': must be an empty directory, or absent"),
-])
+    (
+      "-m ultramem_jax.quantize --workdir=absent --output=README.md",
+      "--output = 'README.md': must be an empty directory, or absent",
+    ),
+  ],
+)
 def test_bad_flags_of_other_commands_are_told_in_one_line(command, expected):
   done = run(*command.split())
   assert_one_line((done.returncode, done.stdout, done.stderr), expected)
@@ -212,12 +250,15 @@ def test_a_workdir_that_cannot_be_written_is_told_in_one_line(train):
   assert_one_line(train(TINY, "--workdir=/proc/self"), "/proc/self/config.json")
 
 
-@pytest.mark.parametrize("text, expected", [
+@pytest.mark.parametrize(
+  "text, expected",
+  [
     ("x = 1\n", "get_config"),
     ("def get_config():\n  return {'steps': 1}\n", "seed"),
-])
+  ],
+)
 def test_config_files_that_cannot_be_are_told_in_one_line(
-    train, tmp_path, text, expected
+  train, tmp_path, text, expected
 ):
   (tmp_path / "mine.py").write_text(text)
   assert_one_line(train(f"--config={tmp_path / 'mine.py'}"), expected)
@@ -229,20 +270,25 @@ def test_a_config_that_takes_no_row_is_named(train):
 
 def test_a_corpus_without_text_is_refused(train, tmp_path):
   (tmp_path / "empty.txt").write_text("")
-  flags = [TINY, f"--workdir={tmp_path}/run", "--config.data.source=text",
-           f"--config.data.path={tmp_path}/*.txt"]
+  flags = [
+    TINY,
+    f"--workdir={tmp_path}/run",
+    "--config.data.source=text",
+    f"--config.data.path={tmp_path}/*.txt",
+  ]
   assert_one_line(train(*flags), "error: data.path = ", "holds no text")
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(
-    train, tmp_path
+  train, tmp_path
 ):
   result = train(
-      TINY, f"--workdir={tmp_path}/run",
-      XLA_FLAGS="--xla_force_host_platform_device_count=3",
+    TINY,
+    f"--workdir={tmp_path}/run",
+    XLA_FLAGS="--xla_force_host_platform_device_count=3",
   )
   assert_one_line(
-      result, "error: batch_size = 8: ", "must be divisible by the 3 devices"
+    result, "error: batch_size = 8: ", "must be divisible by the 3 devices"
   )
 
 
@@ -253,9 +299,9 @@ def test_a_workdir_of_another_run_is_refused(train, tmp_path):
   assert status == 1 and "the training step was to be compiled" in errors
   before = (tmp_path / "run" / "config.json").read_bytes()
   assert_one_line(
-      train(*flags, "--config.optim.eps=1e-4"),
-      "holds a run with another config: optim.eps = 0.0001, held: 1e-08",
-      "Use another --workdir",
+    train(*flags, "--config.optim.eps=1e-4"),
+    "holds a run with another config: optim.eps = 0.0001, held: 1e-08",
+    "Use another --workdir",
   )
   assert (tmp_path / "run" / "config.json").read_bytes() == before
 
@@ -272,8 +318,9 @@ def test_a_model_too_large_for_the_machine_is_refused_at_once(train, tmp_path):
   assert_one_line(result, "error: this run needs ", "Adam's moments")
   states = 16 * 2.05  # GB: float32 parameters, gradients and two moments
   needed, state, activations, available = (
-      float(word) for word in result[2].replace("(", " ").split()
-      if word.replace(".", "", 1).isdigit()
+    float(word)
+    for word in result[2].replace("(", " ").split()
+    if word.replace(".", "", 1).isdigit()
   )
   assert states < state < 1.02 * states + 1
   assert needed == pytest.approx(state + activations, abs=0.2)

@@ -7,17 +7,20 @@ import re
 import pytest
 import small
 
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting, topology
 
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_GPU_PLUGIN = importlib.util.find_spec("jax_cuda12_plugin") is not None
 needs_libtpu = pytest.mark.skipif(
-    not HAS_LIBTPU, reason="libtpu is missing: pip install -e '.[tpu-compile]'"
+  not HAS_LIBTPU, reason="libtpu is missing: pip install -e '.[tpu-compile]'"
 )
 
-CONFIG = ["--config=configs/tiny.py", *small.flags(small.MODEL),
-          *small.flags({"batch_size": 8, "data.seq_len": 8})]
+CONFIG = [
+  "--config=configs/tiny.py",
+  *small.flags(small.MODEL),
+  *small.flags({"batch_size": 8, "data.seq_len": 8}),
+]
 
 
 def run(cache, *arguments):
@@ -29,8 +32,12 @@ def run(cache, *arguments):
 def test_programs_for_simulated_devices(tmp_path):
   """Data parallel: each device adds up the gradients of all parameters."""
   status, output, errors = run(
-      tmp_path, "--topology=cpu:4", "--batch=8", "--cache=16", "--json",
-      f"--text={tmp_path}/text",
+    tmp_path,
+    "--topology=cpu:4",
+    "--batch=8",
+    "--cache=16",
+    "--json",
+    f"--text={tmp_path}/text",
   )
   assert status == 0, errors
   train, decode = map(json.loads, output.splitlines())
@@ -56,7 +63,9 @@ def test_a_batch_that_does_not_divide_is_told_in_one_line(tmp_path):
   assert errors.count("\n") == 1
 
 
-@pytest.mark.parametrize("name, expected", [
+@pytest.mark.parametrize(
+  "name, expected",
+  [
     ("v9:2x2", "topology = 'v9:2x2': must be like v5e:16x16, h100:8, cpu:8 or"),
     ("h100", "topology = 'h100': must be like"),
     ("h100:1x2x4", "topology = 'h100:1x2x4': must be like"),
@@ -65,7 +74,8 @@ def test_a_batch_that_does_not_divide_is_told_in_one_line(tmp_path):
     ("v5e:4x0", "topology = 'v5e:4x0': must be like"),
     ("cpu:0", "topology = 'cpu:0': must be like"),
     ("cpu:many", "topology = 'cpu:many': must be like"),
-])
+  ],
+)
 def test_bad_topologies_are_refused(name, expected):
   with pytest.raises(ConfigError, match=re.escape(expected)):
     topology.devices(name)

@@ -8,7 +8,7 @@ import pytest
 
 from configs import default, tiny
 from ultramem_jax.settings import config
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.memory import MAX_GRID_SIDE, MemoryConfig
 from ultramem_jax.settings.spans import Span, parse_spans
 
@@ -17,105 +17,225 @@ NAN, INF = float("nan"), float("inf")
 # Changes to configs/tiny.py, the field that the error must name, and a part of
 # what it says is allowed. "x" is no choice of any field.
 BAD = [
-    (dict(seed=-1), "seed", "at least 0"),
-    (dict(seed=2**32), "seed", "less than 2^32"),
-    *((dict([(name, 0)]), name, "at least 1") for name in (
-        "steps", "batch_size", "accumulation_steps", "log_every", "eval_every"
-    )),
-    (dict(eval_batches=-1), "eval_batches", "at least 0"),
-    (dict(batch_size=6, accumulation_steps=4), "batch_size",
-     "divisible by accumulation_steps = 4"),
-    *(({name: "x"}, name, "one of") for name in (
-        "data.source", "data.packing", "model.activation", "model.norm",
-        "model.dtype", "model.attention", "model.remat", "model.memory.kind",
-        "model.memory.score", "model.memory.shuffle",
-        "model.memory.query_key_norm", "model.memory.init",
-    )),
-    *(({name: 0}, name, "at least 1") for name in (
-        "data.seq_len", "data.shuffle_window", "model.vocab_size",
-        "model.embed_dim", "model.num_layers", "model.num_heads",
-        "model.mlp_dim", "model.memory.num_keys", "model.memory.key_dim",
-        "model.memory.value_dim", "model.memory.top_m",
-        "model.memory.num_heads", "model.memory.heads_per_query",
-        "model.memory.tucker_rank", "model.memory.num_cores",
-        "model.memory.expansion", "checkpoint.every", "checkpoint.keep",
-    )),
-    *(({name: -1}, name, "at least 0") for name in (
-        "data.prefetch", "model.memory.query_conv",
-        "model.memory.aux_loss_weight", "model.memory.aux_loss_margin",
-        "optim.weight_decay", "optim.clip_norm", "optim.value_lr_multiplier",
-        "optim.z_loss", "sample.num_tokens", "sample.temperature",
-        "sample.top_k",
-    )),
-    *(({name: value}, name, "in [0, 1]") for value in (-0.1, 1.1) for name in (
-        "model.dropout_rate", "optim.warmup_fraction", "optim.init_fraction",
-        "optim.final_fraction",
-    )),
-    *(({name: value}, name, "in [0, 1)") for value in (-0.1, 1.0) for name in (
-        "optim.beta1", "optim.beta2",
-    )),
-    *(({"optim.warmup_fraction": value}, "optim.warmup_fraction",
-       "one of 300 steps for the cosine") for value in (0.9999, 1.0)),
-    ({"optim.value_lr_horizon": 1e-3}, "optim.value_lr_horizon",
-     "one of 300 steps"),
-    ({"model.attention": "cudnn"}, "model.attention", "bfloat16"),
-    *(({name: value}, name, "finite") for value in (NAN, INF) for name in (
-        "model.rope_theta", "optim.learning_rate", "model.dropout_rate",
-    )),
-    (dict([("optim.learning_rate", 0.0)]), "optim.learning_rate", "positive"),
-    (dict([("model.norm_eps", -1e-5)]), "model.norm_eps", "positive"),
-    (dict([("model.memory.norm_eps", 0.0)]), "model.memory.norm_eps",
-     "positive"),
-    (dict([("model.rope_theta", 0.0)]), "model.rope_theta", "positive"),
-    (dict([("optim.eps", 0.0)]), "optim.eps", "positive"),
-    *(({"optim.value_lr_horizon": value}, "optim.value_lr_horizon",
-       "in (0, 1]") for value in (0.0, 1.5)),
-    *(({"sample.top_p": value}, "sample.top_p", "in (0, 1]")
-      for value in (0.0, 1.5)),
-    *(({"data.valid_fraction": value}, "data.valid_fraction",
-       "strictly between 0 and 1") for value in (0.0, 1.0)),
-    *(({"mesh.data": value}, "mesh.data",
-       "-1 (all devices that remain) or at least 1")
-      for value in (0, -2)),
-    ({"optim.table_catch_up": True, "optim.beta1": 0.98},
-     "optim.table_catch_up", "beta1^2 < beta2"),
-    *(({"optim.table_catch_up": True, field: value}, "optim.table_catch_up",
-       "float32 tables")
-      for field, value in (("model.memory.table_dtype", "bfloat16"),
-                           ("optim.table_moments", "bfloat16"),
-                           ("optim.table_second_moment", "row"))),
-    ({"data.source": "text"}, "data.path", "glob"),
-    ({"data.source": "tfds"}, "data.tfds_name", "c4/en"),
-    ({"model.num_heads": 3}, "model.num_heads", "embed_dim = 128"),
-    ({"model.embed_dim": 4}, "model.num_heads", "even head width"),
-    ({"model.memory.expansion": 5}, "model.memory.expansion", "square"),
-    ({"model.memory.num_keys": 23171}, "model.memory.num_keys",
-     "= 46342 must be at most 46340"),
-    ({"model.memory.num_keys": 23170, "model.memory.row_multiple": 100_000},
-     "model.memory.num_keys", "makes 2147600000 places"),
-    ({"model.memory.kind": "ultramem_v2", "model.memory.init": "official",
-      "model.memory.num_keys": 24000, "model.memory.share_ratio": 0.1},
-     "model.memory.num_keys", "makes 2304000000 places"),
-    ({"model.memory.top_m": 257}, "model.memory.top_m", "= 256"),
-    ({"model.memory.value_dim": 65}, "model.memory.value_dim",
-     "num_cores = 2"),
-    ({"model.memory.heads_per_query": 3}, "model.memory.heads_per_query",
-     "num_heads = 2"),
-    ({"model.memory.score": "sum"}, "model.memory.num_cores", "must be 1"),
-    ({"model.memory.value_projection": False},
-     "model.memory.value_projection", "must be True"),
-    ({"model.memory.query_key_norm": "none"}, "model.memory.init", "official"),
-    ({"model.memory.softmax": True}, "model.memory.init", "official"),
-    ({"model.memory.value_projection": False, "model.memory.expansion": 1},
-     "model.memory.value_dim", "embed_dim = 128"),
-    ({"model.memory.spans": ""}, "model.memory.spans", "at least one span"),
-    *(({"model.memory.spans": spans}, "model.memory.spans", allowed)
-      for spans, allowed in (
-          ("1", "'i:j' parts"), ("1:2/", "got ''"), ("1:2,3:4", "'i:j'"),
-          ("a:b", "got 'a:b'"), ("-1:2", "got '-1:2'"), ("1:2:3", "'1:2:3'"),
-          ("0:1", "1 <= i <= j"), ("2:1", "1 <= i <= j"),
-          ("3:5", "num_layers = 4"), ("1:2/1:3", "same block"),
-      )),
+  (dict(seed=-1), "seed", "at least 0"),
+  (dict(seed=2**32), "seed", "less than 2^32"),
+  *(
+    (dict([(name, 0)]), name, "at least 1")
+    for name in (
+      "steps",
+      "batch_size",
+      "accumulation_steps",
+      "log_every",
+      "eval_every",
+    )
+  ),
+  (dict(eval_batches=-1), "eval_batches", "at least 0"),
+  (
+    dict(batch_size=6, accumulation_steps=4),
+    "batch_size",
+    "divisible by accumulation_steps = 4",
+  ),
+  *(
+    ({name: "x"}, name, "one of")
+    for name in (
+      "data.source",
+      "data.packing",
+      "model.activation",
+      "model.norm",
+      "model.dtype",
+      "model.attention",
+      "model.remat",
+      "model.memory.kind",
+      "model.memory.score",
+      "model.memory.shuffle",
+      "model.memory.query_key_norm",
+      "model.memory.init",
+    )
+  ),
+  *(
+    ({name: 0}, name, "at least 1")
+    for name in (
+      "data.seq_len",
+      "data.shuffle_window",
+      "model.vocab_size",
+      "model.embed_dim",
+      "model.num_layers",
+      "model.num_heads",
+      "model.mlp_dim",
+      "model.memory.num_keys",
+      "model.memory.key_dim",
+      "model.memory.value_dim",
+      "model.memory.top_m",
+      "model.memory.num_heads",
+      "model.memory.heads_per_query",
+      "model.memory.tucker_rank",
+      "model.memory.num_cores",
+      "model.memory.expansion",
+      "checkpoint.every",
+      "checkpoint.keep",
+    )
+  ),
+  *(
+    ({name: -1}, name, "at least 0")
+    for name in (
+      "data.prefetch",
+      "model.memory.query_conv",
+      "model.memory.aux_loss_weight",
+      "model.memory.aux_loss_margin",
+      "optim.weight_decay",
+      "optim.clip_norm",
+      "optim.value_lr_multiplier",
+      "optim.z_loss",
+      "sample.num_tokens",
+      "sample.temperature",
+      "sample.top_k",
+    )
+  ),
+  *(
+    ({name: value}, name, "in [0, 1]")
+    for value in (-0.1, 1.1)
+    for name in (
+      "model.dropout_rate",
+      "optim.warmup_fraction",
+      "optim.init_fraction",
+      "optim.final_fraction",
+    )
+  ),
+  *(
+    ({name: value}, name, "in [0, 1)")
+    for value in (-0.1, 1.0)
+    for name in ("optim.beta1", "optim.beta2")
+  ),
+  *(
+    (
+      {"optim.warmup_fraction": value},
+      "optim.warmup_fraction",
+      "one of 300 steps for the cosine",
+    )
+    for value in (0.9999, 1.0)
+  ),
+  (
+    {"optim.value_lr_horizon": 1e-3},
+    "optim.value_lr_horizon",
+    "one of 300 steps",
+  ),
+  ({"model.attention": "cudnn"}, "model.attention", "bfloat16"),
+  *(
+    ({name: value}, name, "finite")
+    for value in (NAN, INF)
+    for name in (
+      "model.rope_theta",
+      "optim.learning_rate",
+      "model.dropout_rate",
+    )
+  ),
+  (dict([("optim.learning_rate", 0.0)]), "optim.learning_rate", "positive"),
+  (dict([("model.norm_eps", -1e-5)]), "model.norm_eps", "positive"),
+  (dict([("model.memory.norm_eps", 0.0)]), "model.memory.norm_eps", "positive"),
+  (dict([("model.rope_theta", 0.0)]), "model.rope_theta", "positive"),
+  (dict([("optim.eps", 0.0)]), "optim.eps", "positive"),
+  *(
+    ({"optim.value_lr_horizon": value}, "optim.value_lr_horizon", "in (0, 1]")
+    for value in (0.0, 1.5)
+  ),
+  *(
+    ({"sample.top_p": value}, "sample.top_p", "in (0, 1]")
+    for value in (0.0, 1.5)
+  ),
+  *(
+    (
+      {"data.valid_fraction": value},
+      "data.valid_fraction",
+      "strictly between 0 and 1",
+    )
+    for value in (0.0, 1.0)
+  ),
+  *(
+    (
+      {"mesh.data": value},
+      "mesh.data",
+      "-1 (all devices that remain) or at least 1",
+    )
+    for value in (0, -2)
+  ),
+  (
+    {"optim.table_catch_up": True, "optim.beta1": 0.98},
+    "optim.table_catch_up",
+    "beta1^2 < beta2",
+  ),
+  *(
+    (
+      {"optim.table_catch_up": True, field: value},
+      "optim.table_catch_up",
+      "float32 tables",
+    )
+    for field, value in (
+      ("model.memory.table_dtype", "bfloat16"),
+      ("optim.table_moments", "bfloat16"),
+      ("optim.table_second_moment", "row"),
+    )
+  ),
+  ({"data.source": "text"}, "data.path", "glob"),
+  ({"data.source": "tfds"}, "data.tfds_name", "c4/en"),
+  ({"model.num_heads": 3}, "model.num_heads", "embed_dim = 128"),
+  ({"model.embed_dim": 4}, "model.num_heads", "even head width"),
+  ({"model.memory.expansion": 5}, "model.memory.expansion", "square"),
+  (
+    {"model.memory.num_keys": 23171},
+    "model.memory.num_keys",
+    "= 46342 must be at most 46340",
+  ),
+  (
+    {"model.memory.num_keys": 23170, "model.memory.row_multiple": 100_000},
+    "model.memory.num_keys",
+    "makes 2147600000 places",
+  ),
+  (
+    {
+      "model.memory.kind": "ultramem_v2",
+      "model.memory.init": "official",
+      "model.memory.num_keys": 24000,
+      "model.memory.share_ratio": 0.1,
+    },
+    "model.memory.num_keys",
+    "makes 2304000000 places",
+  ),
+  ({"model.memory.top_m": 257}, "model.memory.top_m", "= 256"),
+  ({"model.memory.value_dim": 65}, "model.memory.value_dim", "num_cores = 2"),
+  (
+    {"model.memory.heads_per_query": 3},
+    "model.memory.heads_per_query",
+    "num_heads = 2",
+  ),
+  ({"model.memory.score": "sum"}, "model.memory.num_cores", "must be 1"),
+  (
+    {"model.memory.value_projection": False},
+    "model.memory.value_projection",
+    "must be True",
+  ),
+  ({"model.memory.query_key_norm": "none"}, "model.memory.init", "official"),
+  ({"model.memory.softmax": True}, "model.memory.init", "official"),
+  (
+    {"model.memory.value_projection": False, "model.memory.expansion": 1},
+    "model.memory.value_dim",
+    "embed_dim = 128",
+  ),
+  ({"model.memory.spans": ""}, "model.memory.spans", "at least one span"),
+  *(
+    ({"model.memory.spans": spans}, "model.memory.spans", allowed)
+    for spans, allowed in (
+      ("1", "'i:j' parts"),
+      ("1:2/", "got ''"),
+      ("1:2,3:4", "'i:j'"),
+      ("a:b", "got 'a:b'"),
+      ("-1:2", "got '-1:2'"),
+      ("1:2:3", "'1:2:3'"),
+      ("0:1", "1 <= i <= j"),
+      ("2:1", "1 <= i <= j"),
+      ("3:5", "num_layers = 4"),
+      ("1:2/1:3", "same block"),
+    )
+  ),
 ]
 
 
@@ -131,12 +251,12 @@ def tiny_with(name, value):
 
 
 @pytest.mark.parametrize(
-    ("changes", "field", "allowed"), BAD,
-    ids=[",".join(f"{k}={v}" for k, v in changes.items())
-         for changes, *_ in BAD],
+  ("changes", "field", "allowed"),
+  BAD,
+  ids=[",".join(f"{k}={v}" for k, v in changes.items()) for changes, *_ in BAD],
 )
 def test_bad_value_names_field_value_and_what_is_allowed(
-    changes, field, allowed
+  changes, field, allowed
 ):
   c = tiny.get_config()
   c.update_from_flattened_dict(changes)
@@ -150,7 +270,9 @@ def test_bad_value_names_field_value_and_what_is_allowed(
   assert allowed in message.split(": ", 1)[1]
 
 
-@pytest.mark.parametrize(("name", "value", "allowed"), [
+@pytest.mark.parametrize(
+  ("name", "value", "allowed"),
+  [
     ("steps", "10", "of type int"),
     ("steps", 10.0, "of type int"),
     ("steps", True, "of type int"),
@@ -161,7 +283,8 @@ def test_bad_value_names_field_value_and_what_is_allowed(
     ("model.memory", 3, "must hold the fields num_keys, "),
     ("model.memory.typo", 3, "no such field; known: num_keys, "),
     ("typo", 3, "no such field; known: seed, "),
-])
+  ],
+)
 def test_wrong_types_and_unknown_fields(name, value, allowed):
   with pytest.raises(ConfigError) as error:
     config.parse(tiny_with(name, value))
@@ -170,17 +293,23 @@ def test_wrong_types_and_unknown_fields(name, value, allowed):
   assert allowed in message
 
 
-@pytest.mark.parametrize(("name", "value", "kind"), [
-    ("num_keys", "16", "int"), ("num_keys", 16.0, "int"),
-    ("num_keys", True, "int"), ("softmax", 1, "bool"), ("spans", None, "str"),
+@pytest.mark.parametrize(
+  ("name", "value", "kind"),
+  [
+    ("num_keys", "16", "int"),
+    ("num_keys", 16.0, "int"),
+    ("num_keys", True, "int"),
+    ("softmax", 1, "bool"),
+    ("spans", None, "str"),
     ("norm_eps", "1e-5", "float"),
-])
+  ],
+)
 def test_wrong_types_of_a_layer_of_ones_own(name, value, kind):
   fields = dict(num_keys=8, key_dim=4, value_dim=8, top_m=3)
   with pytest.raises(ConfigError) as error:
     MemoryConfig(**{**fields, name: value})
   assert str(error.value) == (
-      f"model.memory.{name} = {value!r}: must be of type {kind}"
+    f"model.memory.{name} = {value!r}: must be of type {kind}"
   )
   assert MemoryConfig(**fields, aux_loss_weight=0).aux_loss_weight == 0
 
@@ -224,12 +353,16 @@ def test_the_largest_grid_fits_int32():
 
 def test_derived_sizes_of_a_memory():
   memory = MemoryConfig(
-      num_keys=5, key_dim=3, value_dim=8, top_m=15, expansion=9, num_heads=6,
-      heads_per_query=3, tucker_rank=4,
+    num_keys=5,
+    key_dim=3,
+    value_dim=8,
+    top_m=15,
+    expansion=9,
+    num_heads=6,
+    heads_per_query=3,
+    tucker_rank=4,
   )
-  derived = (
-      memory.grid_side, memory.num_rows, memory.rank, memory.num_queries
-  )
+  derived = (memory.grid_side, memory.num_rows, memory.rank, memory.num_queries)
   assert derived == (15, 25, 4, 2)
   product_keys = dataclasses.replace(memory, score="sum", num_cores=1)
   assert product_keys.rank == 1

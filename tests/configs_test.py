@@ -14,45 +14,46 @@ import small
 
 from configs import ablation, published, sweeps
 from ultramem_jax.settings import config
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step
 
 CONFIGS = pathlib.Path(published.__file__).parent
 NAMES = sorted(
-    path.stem for path in CONFIGS.glob("*.py")
-    if path.stem not in ("__init__", "ablation", "sweeps")
+  path.stem
+  for path in CONFIGS.glob("*.py")
+  if path.stem not in ("__init__", "ablation", "sweeps")
 )
 
 # Table 1: D, F, L, parameters in B (neither embeddings nor norms), FLOPs of a
 # token in G. The tables round, and leave 0.02 G of FLOPs unexplained.
 PUBLISHED = {
-    "151m_dense": (1024, 4096, 12, 0.15, 0.30),
-    "151m_moe_2in32": (1024, 2528, 12, 2.04, 0.35),
-    "151m_x12": (1024, 4096, 12, 2.03, 0.35),
-    "680m_dense": (1536, 6144, 24, 0.68, 1.36),
-    "680m_moe_2in33": (1536, 3584, 24, 8.95, 1.50),
-    "680m_x12": (1536, 6144, 24, 8.93, 1.49),
-    "1b6_dense": (2048, 8192, 32, 1.61, 3.21),
-    "1b6_moe_2in34": (2048, 4672, 32, 21.36, 3.52),
-    "1b6_x12": (2048, 8192, 32, 21.41, 3.50),
-    "6b5_dense": (4096, 16384, 32, 6.44, 12.88),
+  "151m_dense": (1024, 4096, 12, 0.15, 0.30),
+  "151m_moe_2in32": (1024, 2528, 12, 2.04, 0.35),
+  "151m_x12": (1024, 4096, 12, 2.03, 0.35),
+  "680m_dense": (1536, 6144, 24, 0.68, 1.36),
+  "680m_moe_2in33": (1536, 3584, 24, 8.95, 1.50),
+  "680m_x12": (1536, 6144, 24, 8.93, 1.49),
+  "1b6_dense": (2048, 8192, 32, 1.61, 3.21),
+  "1b6_moe_2in34": (2048, 4672, 32, 21.36, 3.52),
+  "1b6_x12": (2048, 8192, 32, 21.41, 3.50),
+  "6b5_dense": (4096, 16384, 32, 6.44, 12.88),
 }
 # Table 2: dense parameters in M, sparse ones in G, FLOPs of a token in M.
 LADDER = {
-    "pkm": (173.01, 1.534, 346.06),
-    "no_softmax": (173.01, 1.534, 346.06),
-    "half_width": (178.47, 1.529, 356.98),
-    "shared_query": (173.46, 1.529, 346.96),
-    "split": (161.64, 1.536, 323.32),
-    "norm": (161.64, 1.536, 323.54),
-    "ive": (172.37, 1.536, 344.98),
-    "tdqkr": (172.37, 1.536, 344.98),
-    "mcs": (172.37, 1.536, 344.98),
-    "init": (172.37, 1.536, 344.98),
-    "lr_decay": (172.37, 1.536, 344.98),
-    "conv": (172.38, 1.536, 345.02),
+  "pkm": (173.01, 1.534, 346.06),
+  "no_softmax": (173.01, 1.534, 346.06),
+  "half_width": (178.47, 1.529, 356.98),
+  "shared_query": (173.46, 1.529, 346.96),
+  "split": (161.64, 1.536, 323.32),
+  "norm": (161.64, 1.536, 323.54),
+  "ive": (172.37, 1.536, 344.98),
+  "tdqkr": (172.37, 1.536, 344.98),
+  "mcs": (172.37, 1.536, 344.98),
+  "init": (172.37, 1.536, 344.98),
+  "lr_decay": (172.37, 1.536, 344.98),
+  "conv": (172.38, 1.536, 345.02),
 }
 # Table 3: FLOPs over those of the row before the expansion, in percent.
 EXPANSION_FLOPS = {1: 0.0, 4: 6.6, 9: 14.9, 16: 26.4}
@@ -75,8 +76,11 @@ def test_every_published_config_is_checked_here():
   prefixes = {re.match(r"[^_]*_", name).group() for name in PUBLISHED}
   sized = {n for n in NAMES if n.startswith(tuple(prefixes))}
   assert sized - set(PUBLISHED) == {
-      "151m_pkm_x10", "151m_x10", "151m_moe_fine", "151m_peer",
-      "151m_x12_16gib",
+    "151m_pkm_x10",
+    "151m_x10",
+    "151m_moe_fine",
+    "151m_peer",
+    "151m_x12_16gib",
   }
 
 
@@ -93,7 +97,9 @@ def test_published_sizes_parameters_and_flops(name):
   model = load(name).model
   hidden = model.moe.expert_dim if model.moe.num_experts else model.mlp_dim
   assert (model.embed_dim, hidden, model.num_layers) == (
-      embed_dim, width, num_layers
+    embed_dim,
+    width,
+    num_layers,
   )
   dense, sparse, actual_flops = costs(model)
   assert (dense + sparse) / 1e9 == pytest.approx(params, rel=0.01)
@@ -123,17 +129,17 @@ def test_each_row_of_the_ladder_changes_only_what_it_names():
     if one.optim != two.optim:
       changed[after].add("value_lr_multiplier")
   assert changed == {
-      "no_softmax": {"softmax"},
-      "half_width": {"num_keys", "value_dim", "value_projection"},
-      "shared_query": {"heads_per_query"},
-      "split": {"spans", "num_keys", "key_dim", "top_m"},
-      "norm": {"query_key_norm"},
-      "ive": {"expansion", "shuffle"},
-      "tdqkr": {"score", "key_dim"},
-      "mcs": {"num_cores"},
-      "init": {"init"},
-      "lr_decay": {"value_lr_multiplier"},
-      "conv": {"query_conv"},
+    "no_softmax": {"softmax"},
+    "half_width": {"num_keys", "value_dim", "value_projection"},
+    "shared_query": {"heads_per_query"},
+    "split": {"spans", "num_keys", "key_dim", "top_m"},
+    "norm": {"query_key_norm"},
+    "ive": {"expansion", "shuffle"},
+    "tdqkr": {"score", "key_dim"},
+    "mcs": {"num_cores"},
+    "init": {"init"},
+    "lr_decay": {"value_lr_multiplier"},
+    "conv": {"query_conv"},
   }
 
 
@@ -156,19 +162,22 @@ def test_expansion_sweep_flops(expansion):
   # One percentage point at E = 9 and 16 is the table's own.
   tolerance = 0.05 if expansion <= 4 else 1.0
   assert 100 * (flops / before - 1) == pytest.approx(
-      EXPANSION_FLOPS[expansion], abs=tolerance
+    EXPANSION_FLOPS[expansion], abs=tolerance
   )
 
 
 def test_sweeps_hold_every_value_and_keep_the_size():
   for name, values in {
-      "ive": (1, 4, 9, 16), "tdqkr": (1, 2, 3, 4), "mcs": (1, 2, 4, 8)
+    "ive": (1, 4, 9, 16),
+    "tdqkr": (1, 2, 3, 4),
+    "mcs": (1, 2, 4, 8),
   }.items():
     for value in values:
       memory = load("sweeps", f"{name}_{value}").model.memory
       actual = {
-          "ive": memory.expansion, "tdqkr": memory.rank,
-          "mcs": memory.num_cores,
+        "ive": memory.expansion,
+        "tdqkr": memory.rank,
+        "mcs": memory.num_cores,
       }
       assert actual[name] == value
       assert memory.num_rows == 1000**2
@@ -200,17 +209,26 @@ def test_published_training(name):
 def test_published_config_trains():
   """With widths, table and data shrunk; dropout, remat, bfloat16 as is."""
   c = importlib.import_module("configs.151m_x12").get_config()
-  c.update_from_flattened_dict({
-      **small.MODEL, "model.num_layers": 1, "model.memory.spans": "1:1",
-      "model.vocab_size": 264, "batch_size": 2, "steps": 8, "data.seq_len": 8,
-  })
+  c.update_from_flattened_dict(
+    {
+      **small.MODEL,
+      "model.num_layers": 1,
+      "model.memory.spans": "1:1",
+      "model.vocab_size": 264,
+      "batch_size": 2,
+      "steps": 8,
+      "data.seq_len": 8,
+    }
+  )
   run = config.parse(c)
   assert (run.model.dtype, run.model.remat, run.model.dropout_rate) == (
-      "bfloat16", "block", 0.1
+    "bfloat16",
+    "block",
+    0.1,
   )
   state = jax.jit(lambda: state_lib.init_state(run))()
   batch = jax.tree.map(
-      lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
+    lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
   )
   train_step = step.jitted(step.train_step, run)
   losses = []

@@ -13,9 +13,11 @@ import pytest
 # versions, which refuse an unknown one.
 FLAGS = ["--xla_backend_optimization_level=0"]
 if jax.__version_info__ < (0, 11):
-  FLAGS += ["--xla_cpu_use_fusion_emitters=false",
-            "--xla_cpu_parallel_codegen_split_count=1",
-            "--xla_cpu_collective_call_terminate_timeout_seconds=600"]
+  FLAGS += [
+    "--xla_cpu_use_fusion_emitters=false",
+    "--xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+  ]
 os.environ.setdefault("XLA_FLAGS", " ".join(FLAGS))
 
 # JAX's plugin for GPUs compiles for them without a GPU, or CUDA, too.
@@ -33,7 +35,7 @@ def assert_close(actual, expected, precision="float32", tolerance=None):
   """Compares pytrees of arrays, relative to each expected array's largest."""
   tolerance = TOLERANCE[precision] if tolerance is None else tolerance
   jax.tree.map(
-      lambda a, e: _assert_array_close(a, e, tolerance), actual, expected
+    lambda a, e: _assert_array_close(a, e, tolerance), actual, expected
   )
 
 
@@ -44,7 +46,7 @@ def _assert_array_close(actual, expected, tolerance):
   assert np.isfinite(expected).all()
   scale = max(abs(expected).max(initial=0), 1e-30)
   np.testing.assert_allclose(
-      actual / scale, expected / scale, rtol=0, atol=tolerance
+    actual / scale, expected / scale, rtol=0, atol=tolerance
   )
 
 
@@ -53,7 +55,6 @@ def platform(request, monkeypatch):
   """The forms that ops have for CPUs, and those for all other platforms."""
   if request.param == "accelerator":
     monkeypatch.setattr(
-        jax.lax, "platform_dependent",
-        lambda *args, default, **_: default(*args),
+      jax.lax, "platform_dependent", lambda *args, default, **_: default(*args)
     )
   return request.param

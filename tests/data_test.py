@@ -17,12 +17,12 @@ import zstandard
 from configs import default
 from ultramem_jax.data import convert, packing, pipeline, sources
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 
 PAD, BOS, EOS = 256, 257, 258
 # Empty texts, one of a single byte, several as long as a row, and long ones.
 TEXTS = ["", "a", "", "é" * 7, "x" * 14, "y" * 15, "z" * 16] + [
-    f"{i}:" + "lorem ipsum " * (i % 7) for i in range(40)
+  f"{i}:" + "lorem ipsum " * (i % 7) for i in range(40)
 ]
 
 
@@ -44,13 +44,13 @@ def build_tfds(path, file_format, texts=TEXTS):
     def _info(self):
       features = {"text": tfds.features.Text(), "id": tfds.features.Text()}
       return tfds.core.DatasetInfo(
-          builder=self, features=tfds.features.FeaturesDict(features)
+        builder=self, features=tfds.features.FeaturesDict(features)
       )
 
     def _split_generators(self, dl_manager):
       return {
-          "train": self._generate_examples(texts),
-          "validation": self._generate_examples(map(str.upper, texts)),
+        "train": self._generate_examples(texts),
+        "validation": self._generate_examples(map(str.upper, texts)),
       }
 
     def _generate_examples(self, values):
@@ -59,8 +59,8 @@ def build_tfds(path, file_format, texts=TEXTS):
 
   builder = Toy(config="en", data_dir=path)
   builder.download_and_prepare(
-      file_format="array_record",
-      download_config=tfds.download.DownloadConfig(num_shards=4),
+    file_format="array_record",
+    download_config=tfds.download.DownloadConfig(num_shards=4),
   )
   directory = Path(builder.data_dir)
   if file_format == "tfrecord":
@@ -77,8 +77,11 @@ def to_tfrecord(info, directory):
     start = 0
     for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
       framed = [
-          len(examples[i]).to_bytes(8, "little") + bytes(4) + examples[i]
-          + bytes(4) for i in range(start, start + length)
+        len(examples[i]).to_bytes(8, "little")
+        + bytes(4)
+        + examples[i]
+        + bytes(4)
+        for i in range(start, start + length)
       ]
       start += length
       name = Path(path).name.replace(".array_record", ".tfrecord")
@@ -94,8 +97,11 @@ def write_corpus(kind, path):
   """Writes TEXTS as a source of a kind; returns its data settings."""
   if kind in ("array_record", "tfrecord"):
     build_tfds(path, kind)
-    return {"source": "tfds", "tfds_name": "toy/en:1.2.0",
-            "tfds_dir": str(path)}
+    return {
+      "source": "tfds",
+      "tfds_name": "toy/en:1.2.0",
+      "tfds_dir": str(path),
+    }
   lines = "".join(json.dumps({"text": t}) + "\n" for t in TEXTS).encode()
   if kind == "files":
     for i, text in enumerate(TEXTS):
@@ -107,7 +113,7 @@ def write_corpus(kind, path):
   elif kind == "zst":
     half = len(lines) // 2  # of two frames, as concatenated files have
     (path / "a.jsonl.zst").write_bytes(
-        zstandard.compress(lines[:half]) + zstandard.compress(lines[half:])
+      zstandard.compress(lines[:half]) + zstandard.compress(lines[half:])
     )
   pattern = str(path / "*")
   return {"source": "text", "path": pattern, "valid_path": pattern}
@@ -146,8 +152,17 @@ def slow_rows(texts, seq_len, mode):
       stream.append((token, 1, size, number))
   rows = []
   for start in range(0, len(stream) - 1, seq_len):
-    row = {k: [] for k in ("tokens", "targets", "weights", "segments",
-                           "positions", "bytes")}
+    row = {
+      k: []
+      for k in (
+        "tokens",
+        "targets",
+        "weights",
+        "segments",
+        "positions",
+        "bytes",
+      )
+    }
     segment, position, document = 0, -1, None
     for i in range(start, start + seq_len):
       inside = i + 1 < len(stream) or i < len(stream)
@@ -156,7 +171,7 @@ def slow_rows(texts, seq_len, mode):
         segment, position, document = segment + 1, -1, number
       position += 1
       target, weight, size, _ = (
-          stream[i + 1] if i + 1 < len(stream) else (PAD, 0, 0, None)
+        stream[i + 1] if i + 1 < len(stream) else (PAD, 0, 0, None)
       )
       row["tokens"].append(token)
       row["targets"].append(target)
@@ -165,7 +180,7 @@ def slow_rows(texts, seq_len, mode):
       concat = mode == "concat"
       row["segments"].append((1 if concat else segment) if inside else 0)
       row["positions"].append(
-          i - start if concat else position if inside else 0
+        i - start if concat else position if inside else 0
       )
     rows.append(row)
   return rows
@@ -183,11 +198,11 @@ def test_validation_packs_as_the_slow_reference(corpora, mode, seq_len):
       weights = name == "weights"
       assert values_BT.dtype == (np.float32 if weights else np.int32)
       assert values_BT.shape == (3, seq_len)
-      wanted = [row[name] for row in rows[3 * number:3 * number + 3]]
-      np.testing.assert_array_equal(values_BT[:len(wanted)], wanted, name)
+      wanted = [row[name] for row in rows[3 * number : 3 * number + 3]]
+      np.testing.assert_array_equal(values_BT[: len(wanted)], wanted, name)
   for name, values_BT in batches[-1].items():
     padding = PAD if name in ("tokens", "targets") else 0
-    empty = values_BT[len(rows) - 3 * len(batches) or 3:]
+    empty = values_BT[len(rows) - 3 * len(batches) or 3 :]
     if not (name == "positions" and mode == "concat"):
       assert (empty == padding).all(), name
 
@@ -199,7 +214,7 @@ def test_validation_covers_every_byte_once(corpora, kind):
   batches = list(valid)
   texts = [t.upper() if "record" in kind else t for t in TEXTS]
   assert sum(int(b["bytes"].sum()) for b in batches) == sum(
-      len(text.encode()) for text in texts
+    len(text.encode()) for text in texts
   )
   # Targets that count: every byte and one eos per document.
   targets = [b["targets"][b["weights"] == 1] for b in batches]
@@ -220,7 +235,7 @@ def test_bytes_are_exact_with_tokens_of_many_bytes():
   assert whole[0] == 0 and whole.sum() == 2**40 + 12345
   parts = [packing.Piece(document, 0, 7), packing.Piece(document, 7, 1001)]
   np.testing.assert_array_equal(
-      np.concatenate([packing.byte_counts(p) for p in parts]), whole
+    np.concatenate([packing.byte_counts(p) for p in parts]), whole
   )
 
 
@@ -228,8 +243,8 @@ def test_eval_batches_limits_validation(corpora):
   config = make(eval_batches=2, **corpora["jsonl"])
   everything = make(**corpora["jsonl"])
   assert_equal_batches(
-      list(pipeline.valid_batches(config, range(3))),
-      collect(pipeline.valid_batches(everything, range(3)), 2),
+    list(pipeline.valid_batches(config, range(3))),
+    collect(pipeline.valid_batches(everything, range(3)), 2),
   )
 
 
@@ -253,8 +268,9 @@ def test_an_epoch_holds_each_document_once(corpora, kind):
   batches = collect(pipeline.train_batches(config, range(1)), 400)
   found = documents_in(train_stream(batches, 0))
   wanted = sorted(t.encode() for t in TEXTS if t)
-  epochs = [found[i:i + len(wanted)]
-            for i in range(0, len(found), len(wanted))][:-1]
+  epochs = [
+    found[i : i + len(wanted)] for i in range(0, len(found), len(wanted))
+  ][:-1]
   assert len(epochs) >= 2
   for epoch in epochs:
     assert sorted(epoch) == wanted
@@ -310,10 +326,10 @@ def test_training_rows_are_marked_like_validation_rows(corpora, mode):
     begins_BT = batch["tokens"] == BOS
     begins_BT[:, 0] = True
     np.testing.assert_array_equal(
-        batch["weights"], (batch["targets"] != BOS).astype(np.float32)
+      batch["weights"], (batch["targets"] != BOS).astype(np.float32)
     )
     np.testing.assert_array_equal(
-        batch["tokens"][:, 1:], batch["targets"][:, :-1]
+      batch["tokens"][:, 1:], batch["targets"][:, :-1]
     )
     segments_BT = np.cumsum(begins_BT, axis=1)
     start_BT = np.maximum.accumulate(np.arange(16) * begins_BT, axis=1)
@@ -344,7 +360,7 @@ def test_resume_is_exact_at_every_position(corpora, kind, prefetch):
     assert resumed.get_state() == json.loads(state)
     count = min(3, 60 - position)
     assert_equal_batches(
-        collect(resumed, count), made[position:position + count]
+      collect(resumed, count), made[position : position + count]
     )
   resumed.close()
 
@@ -354,14 +370,16 @@ def test_batches_do_not_depend_on_processes(corpora, kind):
   """Two processes make the halves of one process's batch, and hand over."""
   config = make(batch_size=6, **corpora[kind])
   one = pipeline.train_batches(config, range(6))
-  two = [pipeline.train_batches(config, range(0, 2)),
-         pipeline.train_batches(config, range(2, 6))]
+  two = [
+    pipeline.train_batches(config, range(0, 2)),
+    pipeline.train_batches(config, range(2, 6)),
+  ]
 
   def joined(parts):
     return {k: np.concatenate([p[k] for p in parts]) for k in parts[0]}
 
   assert_equal_batches(
-      collect(one, 20), [joined([next(t) for t in two]) for _ in range(20)]
+    collect(one, 20), [joined([next(t) for t in two]) for _ in range(20)]
   )
   state = two[0].get_state() | two[1].get_state()
   assert state == one.get_state()
@@ -369,7 +387,7 @@ def test_batches_do_not_depend_on_processes(corpora, kind):
   for part in three:
     part.set_state(json.loads(json.dumps(state)))
   assert_equal_batches(
-      collect(one, 5), [joined([next(t) for t in three]) for _ in range(5)]
+    collect(one, 5), [joined([next(t) for t in three]) for _ in range(5)]
   )
   valid = list(pipeline.valid_batches(config, range(6)))
   halves = [pipeline.valid_batches(config, r) for r in (range(2), range(2, 6))]
@@ -392,8 +410,10 @@ def test_order_depends_on_seed_alone(corpora, kind):
 
   assert_equal_batches(first(5), first(5))
   assert_equal_batches(first(2**32 - 1), first(2**32 - 1))
-  assert any((a["tokens"] != b["tokens"]).any()
-             for a, b in zip(first(5), first(6), strict=True))
+  assert any(
+    (a["tokens"] != b["tokens"]).any()
+    for a, b in zip(first(5), first(6), strict=True)
+  )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -419,16 +439,20 @@ def test_error_in_the_thread_reaches_the_caller_and_repeats(tmp_path):
 
 
 def test_an_iterator_left_open_exits_in_silence():
-  code = ("import tests_config as t; from ultramem_jax.data import pipeline; "
-          "i = pipeline.train_batches(t, range(8)); next(i)")
+  code = (
+    "import tests_config as t; from ultramem_jax.data import pipeline; "
+    "i = pipeline.train_batches(t, range(8)); next(i)"
+  )
   code = code.replace(
-      "import tests_config as t",
-      "from configs import tiny; from ultramem_jax import config; "
-      "t = config.parse(tiny.get_config())",
+    "import tests_config as t",
+    "from configs import tiny; from ultramem_jax import config; "
+    "t = config.parse(tiny.get_config())",
   )
   done = subprocess.run(
-      [sys.executable, "-c", code], cwd=Path(__file__).parents[1],
-      capture_output=True, text=True,
+    [sys.executable, "-c", code],
+    cwd=Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
   )
   assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -485,8 +509,7 @@ def test_files_are_found_below_directories_and_read_as_they_are(tmp_path):
   data = make(source="text", path=pattern, valid_path=pattern).data
   assert texts_of(data, "train") == ["line\r\n\ufffd tail", "three", "two"]
   assert sources.describe(data) == (
-      f"text {pattern}: 3 train documents, 0.0 MB; "
-      "3 validation documents, 0.0 MB"
+    f"text {pattern}: 3 train documents, 0.0 MB; 3 validation documents, 0.0 MB"
   )
 
 
@@ -494,18 +517,16 @@ def test_files_are_found_below_directories_and_read_as_they_are(tmp_path):
 def test_long_files_are_cut_for_training_alone(tmp_path, packing):
   """At line ends where they fit, else between characters; nothing is lost."""
   texts = {
-      "lines": "".join(f"line {i}\n" for i in range(40)),
-      "one_line": "\u20ac" * 50,  # 3 bytes each, 16 bytes do not divide by 3
-      "short": "short\n",
+    "lines": "".join(f"line {i}\n" for i in range(40)),
+    "one_line": "\u20ac" * 50,  # 3 bytes each, 16 bytes do not divide by 3
+    "short": "short\n",
   }
   opener = gzip.open if packing else open
   for name, text in texts.items():
     with opener(tmp_path / f"{name}.txt{packing}", "wt") as file:
       file.write(text)
   glob = f"{tmp_path}/*"
-  data = make(
-      source="text", path=glob, valid_path=glob, cut_bytes=16
-  ).data
+  data = make(source="text", path=glob, valid_path=glob, cut_bytes=16).data
   pieces = list(sources.load(data, "train").documents())
   assert "".join(pieces) == "".join(texts[name] for name in sorted(texts))
   assert max(len(piece.encode()) for piece in pieces) <= 16
@@ -513,7 +534,7 @@ def test_long_files_are_cut_for_training_alone(tmp_path, packing):
   assert len(lines) == 20 and all(piece.endswith("\n") for piece in lines)
   assert [p for p in pieces if "\u20ac" in p][:-1] == ["\u20ac" * 5] * 9
   assert list(sources.load(data, "valid").documents()) == [
-      texts[name] for name in sorted(texts)
+    texts[name] for name in sorted(texts)
   ]
   assert "3 train documents" in sources.describe(data)
 
@@ -521,11 +542,12 @@ def test_long_files_are_cut_for_training_alone(tmp_path, packing):
 def test_jsonl_oddities(tmp_path):
   """Blank lines, an escaped half surrogate, no newline at the end."""
   (tmp_path / "a.jsonl").write_bytes(
-      b'{"body": "one"}\n\n{"body": ""}\n{"body": "\\ud800 two"}'
+    b'{"body": "one"}\n\n{"body": ""}\n{"body": "\\ud800 two"}'
   )
   pattern = str(tmp_path / "a.jsonl")
-  data = make(source="text", path=pattern, valid_path=pattern,
-              text_field="body").data
+  data = make(
+    source="text", path=pattern, valid_path=pattern, text_field="body"
+  ).data
   assert texts_of(data, "train") == ["one", "? two"]
 
 
@@ -538,12 +560,12 @@ def test_tfds_slices(corpora):
     assert texts_of(part, "train") == everything[20:30]
     lanes = sources.load(part, "train").lanes(range(4), 4, seed=0)
     assert {next(lane) for lane in lanes for _ in range(9)} == set(
-        everything[20:30]
+      everything[20:30]
     )
     newest = dataclasses.replace(data, tfds_name="toy/en")
     assert texts_of(newest, "train") == everything
     assert sources.describe(data).startswith(
-        f"tfds toy/en:1.2.0: {len(TEXTS)} train documents, 0.0 MB; "
+      f"tfds toy/en:1.2.0: {len(TEXTS)} train documents, 0.0 MB; "
     )
 
 
@@ -562,22 +584,30 @@ def test_text_errors(tmp_path):
     (tmp_path / name).write_bytes(data)
     pattern = str(tmp_path / name)
     assert_refused(
-        message, source="text", path=pattern, valid_path=pattern, **settings
+      message, source="text", path=pattern, valid_path=pattern, **settings
     )
 
   pattern = f"{tmp_path}/*.none"
-  assert_refused(f"data.path = '{pattern}': matches no file", source="text",
-                 path=pattern)
+  assert_refused(
+    f"data.path = '{pattern}': matches no file", source="text", path=pattern
+  )
   refused("holds no text: the 1 files there are empty", "empty.txt", b"")
   refused("holds no text", "empty.jsonl", b'\n{"text": ""}\n')
   good = b'{"text": "good", "url": "u"}\n'
   refused("bad.jsonl, line 2: is not JSON", "bad.jsonl", good + good[:9])
   refused("list.jsonl, line 1: is not an object", "list.jsonl", b"[1]\n")
-  refused("data.text_field = 'body': is not in", "field.jsonl", good,
-          text_field="body")
+  refused(
+    "data.text_field = 'body': is not in",
+    "field.jsonl",
+    good,
+    text_field="body",
+  )
   refused("fields there: text, url", "field.jsonl", good, text_field="body")
-  refused("data.text_field = 'text': is not a string", "number.jsonl",
-          b'{"text": 3}\n')
+  refused(
+    "data.text_field = 'text': is not a string",
+    "number.jsonl",
+    b'{"text": 3}\n',
+  )
   packed = gzip.compress(good * 999)
   refused("cut.jsonl.gz: is not a whole gzip", "cut.jsonl.gz", packed[:-9])
   refused("plain.txt.gz: is not a whole gzip file", "plain.txt.gz", good)
@@ -587,35 +617,52 @@ def test_text_errors(tmp_path):
   with open(tmp_path / "huge.txt", "wb") as file:
     file.truncate(70 << 20)  # holes: takes no room on disk
   assert_refused(
-      "huge.txt: holds a document of 73 MB; at most 67 MB", source="text",
-      path=str(tmp_path / "huge.txt"),
+    "huge.txt: holds a document of 73 MB; at most 67 MB",
+    source="text",
+    path=str(tmp_path / "huge.txt"),
   )
   (tmp_path / "one.txt").write_text("one")
   one = dict(source="text", path=f"{tmp_path}/one.txt")
-  assert_refused("leaves no document for", "train", valid_fraction=1 - 1e-9,
-                 **one)
+  assert_refused(
+    "leaves no document for", "train", valid_fraction=1 - 1e-9, **one
+  )
   assert_refused("of 1 in all", "valid", valid_fraction=1e-9, **one)
-  assert_refused("data.valid_path = 'nowhere': matches no file", "valid",
-                 valid_path="nowhere", **one)
+  assert_refused(
+    "data.valid_path = 'nowhere': matches no file",
+    "valid",
+    valid_path="nowhere",
+    **one,
+  )
 
 
 def test_tfds_errors(corpora, tmp_path):
   settings = corpora["tfrecord"]
   assert_refused(
-      f"no dataset_info.json in {tmp_path}/toy/en/1.2.0; set data.tfds_dir "
-      "to the local directory that holds toy/en/1.2.0",
-      **settings | {"tfds_dir": str(tmp_path)},
+    f"no dataset_info.json in {tmp_path}/toy/en/1.2.0; set data.tfds_dir "
+    "to the local directory that holds toy/en/1.2.0",
+    **settings | {"tfds_dir": str(tmp_path)},
   )
-  assert_refused(f"in {os.path.expanduser('~/tensorflow_datasets')}/toy",
-                 **settings | {"tfds_dir": ""})
-  assert_refused("data.train_split = 'test': is no split of",
-                 train_split="test", **settings)
-  assert_refused("known: train, validation, and slices", train_split="train[",
-                 **settings)
-  assert_refused("data.valid_split = 'train[:0]': holds no example", "valid",
-                 valid_split="train[:0]", **settings)
-  assert_refused("data.text_field = 'body': is no text of the dataset; "
-                 "known: ", text_field="body", **settings)
+  assert_refused(
+    f"in {os.path.expanduser('~/tensorflow_datasets')}/toy",
+    **settings | {"tfds_dir": ""},
+  )
+  assert_refused(
+    "data.train_split = 'test': is no split of", train_split="test", **settings
+  )
+  assert_refused(
+    "known: train, validation, and slices", train_split="train[", **settings
+  )
+  assert_refused(
+    "data.valid_split = 'train[:0]': holds no example",
+    "valid",
+    valid_split="train[:0]",
+    **settings,
+  )
+  assert_refused(
+    "data.text_field = 'body': is no text of the dataset; known: ",
+    text_field="body",
+    **settings,
+  )
   directory = build_tfds(tmp_path, "tfrecord")
   shard = sorted(directory.glob("toy-train*"))[1]
   shard.write_bytes(shard.read_bytes()[:-6])
@@ -634,8 +681,10 @@ def test_tfds_errors(corpora, tmp_path):
 def test_tfds_without_text_is_refused(tmp_path, file_format):
   build_tfds(tmp_path, file_format, [""] * 5)
   assert_refused(
-      "data.train_split = 'train': holds no document with text",
-      source="tfds", tfds_name="toy/en", tfds_dir=str(tmp_path),
+    "data.train_split = 'train': holds no document with text",
+    source="tfds",
+    tfds_name="toy/en",
+    tfds_dir=str(tmp_path),
   )
 
 
@@ -658,7 +707,7 @@ def test_converted_dataset_equals_its_source(corpora, tmp_path, capsys):
   assert capsys.readouterr().out.startswith("1/8 ")
   converted = dataclasses.replace(data, tfds_dir=str(tmp_path))
   assert type(sources.load(converted, "train")) is not type(
-      sources.load(data, "train")
+    sources.load(data, "train")
   )
   for split in ("train", "valid"):
     assert texts_of(converted, split) == texts_of(data, split)
@@ -671,7 +720,8 @@ def test_convert_leaves_nothing_after_an_error(tmp_path):
   shard = sorted(source.glob("toy-train*"))[2]
   whole = shard.read_bytes()
   for damaged, message in (
-      (whole[:-1], "ends inside record"), (whole + whole, "goes on after"),
+    (whole[:-1], "ends inside record"),
+    (whole + whole, "goes on after"),
   ):
     shard.write_bytes(damaged)
     with pytest.raises(ValueError, match=f"00002-of-00004: {message}"):
@@ -679,8 +729,10 @@ def test_convert_leaves_nothing_after_an_error(tmp_path):
     assert not list(target.parent.iterdir())
   shard.unlink()
   done = subprocess.run(
-      [sys.executable, "-m", "ultramem_jax.data.convert", source, target],
-      cwd=Path(__file__).parents[1], capture_output=True, text=True,
+    [sys.executable, "-m", "ultramem_jax.data.convert", source, target],
+    cwd=Path(__file__).parents[1],
+    capture_output=True,
+    text=True,
   )
   assert done.returncode == 2
   assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1

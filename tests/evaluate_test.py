@@ -21,22 +21,22 @@ def fake_eval_step(params, buffers, batch):
 
 def run(batches, scale=1.0, shift=0.0):
   return loss_lib.run(
-      fake_eval_step, {"scale": scale}, {"shift": shift}, batches
+    fake_eval_step, {"scale": scale}, {"shift": shift}, batches
   )
 
 
 def test_numbers_by_hand():
   # 6 ln 2 nats over 2 + 1 tokens that stand for 1 + 3 bytes.
   batches = [
-      {"loss": jnp.float32(2 * math.log(2)), "tokens": 2.0, "bytes": 1},
-      {"loss": np.float32(4 * math.log(2)), "tokens": 1.0, "bytes": 3},
+    {"loss": jnp.float32(2 * math.log(2)), "tokens": 2.0, "bytes": 1},
+    {"loss": np.float32(4 * math.log(2)), "tokens": 1.0, "bytes": 3},
   ]
   result = run(iter(batches))
   assert result == {
-      "loss": pytest.approx(2 * math.log(2)),  # not the mean of the batches'
-      "perplexity": pytest.approx(4.0),
-      "bits_per_byte": pytest.approx(6 / 4),
-      "tokens": 3,
+    "loss": pytest.approx(2 * math.log(2)),  # not the mean of the batches'
+    "perplexity": pytest.approx(4.0),
+    "bits_per_byte": pytest.approx(6 / 4),
+    "tokens": 3,
   }
   assert [type(value) for value in result.values()] == [float] * 3 + [int]
 
@@ -64,22 +64,28 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
   text = "héllo wörld\n" * 9
   (tmp_path / "valid.txt").write_text(text)
   config = small.config(
-      # Evaluation needs no text to train on.
-      data__source="text", data__valid_path=str(tmp_path / "valid.txt"),
-      model__memory__kind="none", model__memory__spans="", model__num_layers=1,
+    # Evaluation needs no text to train on.
+    data__source="text",
+    data__valid_path=str(tmp_path / "valid.txt"),
+    model__memory__kind="none",
+    model__memory__spans="",
+    model__num_layers=1,
   )
   state = jax.jit(lambda: state_lib.init_state(config))()
-  params = {**state.params, "head": jax.tree.map(
-      jnp.zeros_like, state.params["head"])}
+  params = {
+    **state.params,
+    "head": jax.tree.map(jnp.zeros_like, state.params["head"]),
+  }
   mesh = sharding.make_mesh(config)
   batches = [
-      sharding.to_devices(batch, mesh)
-      for batch in pipeline.valid_batches(
-          config, sharding.process_rows(config, mesh))
+    sharding.to_devices(batch, mesh)
+    for batch in pipeline.valid_batches(
+      config, sharding.process_rows(config, mesh)
+    )
   ]
   assert len(batches) > 1
   result = loss_lib.run(
-      step.jitted(step.eval_step, config), params, state.buffers, batches
+    step.jitted(step.eval_step, config), params, state.buffers, batches
   )
   size = len(text.encode())
   assert size > len(text)
@@ -89,5 +95,5 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
   assert result["loss"] == pytest.approx(math.log(vocab), rel=1e-6)
   assert result["perplexity"] == pytest.approx(vocab, rel=1e-5)
   assert result["bits_per_byte"] == pytest.approx(
-      math.log2(vocab) * (size + 1) / size, rel=1e-6
+    math.log2(vocab) * (size + 1) / size, rel=1e-6
   )

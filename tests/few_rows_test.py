@@ -31,10 +31,11 @@ def test_equals_the_product(rows, platform):
 def test_bfloat16_is_summed_in_the_dtype_asked_for():
   x_ZLK, weight_ZNK = make(3, "bfloat16")
   exact_ZLN = np.asarray(x_ZLK, np.float64) @ np.asarray(
-      weight_ZNK, np.float64
+    weight_ZNK, np.float64
   ).swapaxes(1, 2)
-  assert_close(few_rows.dot_transposed(x_ZLK, weight_ZNK, jnp.float32),
-               exact_ZLN)
+  assert_close(
+    few_rows.dot_transposed(x_ZLK, weight_ZNK, jnp.float32), exact_ZLN
+  )
   rounded_ZLN = few_rows.dot_transposed(x_ZLK, weight_ZNK)
   assert rounded_ZLN.dtype == jnp.bfloat16
   assert_close(rounded_ZLN, exact_ZLN, "bfloat16")
@@ -42,9 +43,12 @@ def test_bfloat16_is_summed_in_the_dtype_asked_for():
 
 @pytest.mark.parametrize("rows", [5, few_rows.FEW_ROWS + 1])
 def test_a_cpu_has_the_matrix_on_the_left_of_few_rows(rows):
-  text = jax.jit(few_rows.dot_transposed).lower(
-      *make(rows, "float32")
-  ).compile().as_text()
+  text = (
+    jax.jit(few_rows.dot_transposed)
+    .lower(*make(rows, "float32"))
+    .compile()
+    .as_text()
+  )
   shapes = set(re.findall(rf"f32\[{Z},(\d+),(\d+)\]\S* dot\(", text))
   few = rows <= few_rows.FEW_ROWS
   assert shapes == {(str(N), str(rows)) if few else (str(rows), str(N))}

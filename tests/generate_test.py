@@ -13,8 +13,8 @@ import small
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
-from ultramem_jax.settings.checks import ConfigError
 from ultramem_jax.settings.config import SampleConfig
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.train import state as state_lib
 
 KEY = jax.random.key(0)
@@ -35,7 +35,7 @@ class Successor(nn.Module):
 
   @nn.compact
   def __call__(
-      self, tokens_BT, segment_BT=None, position_BT=None, *, decode=False
+    self, tokens_BT, segment_BT=None, position_BT=None, *, decode=False
   ):
     # The number of tokens so far, kept in the cache.
     count = self.variable("cache", "count", jnp.zeros, tokens_BT.shape[:1])
@@ -48,8 +48,12 @@ class Successor(nn.Module):
 
 def successors(prompts, num_tokens, **options):
   tokens = generate.generate(
-      Successor(), {}, [np.array(p, np.int32) for p in prompts], num_tokens,
-      KEY, **options,
+    Successor(),
+    {},
+    [np.array(p, np.int32) for p in prompts],
+    num_tokens,
+    KEY,
+    **options,
   )
   assert all(row_N.dtype == np.int32 for row_N in tokens)
   return [row_N.tolist() for row_N in tokens]
@@ -58,14 +62,17 @@ def successors(prompts, num_tokens, **options):
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_known_next_tokens(temperature):
   assert successors(
-      [[3], [7, 1], [0] * 40 + [8]], 4, temperature=temperature
+    [[3], [7, 1], [0] * 40 + [8]], 4, temperature=temperature
   ) == [[4, 5, 6, 7], [2, 3, 4, 5], [9, 0, 1, 2]]
 
 
 def test_stop_token_ends_its_sequence_alone():
   prompts = [[2], [5], [4], [6]]
   assert successors(prompts, 5, stop=5) == [
-      [3, 4], [6, 7, 8, 9, 0], [], [7, 8, 9, 0, 1]
+    [3, 4],
+    [6, 7, 8, 9, 0],
+    [],
+    [7, 8, 9, 0, 1],
   ]
   assert successors([[4], [4]], 5, stop=5) == [[], []]
   # As the very last token it counts as well.
@@ -83,7 +90,10 @@ def test_finished_sequences_end_early(monkeypatch):
 
   prompts = [[3], [9], [0], [7]]
   assert successors(prompts, 8, finished=finished, stop=8) == [
-      [4, 5, 6], [0, 1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6], []
+    [4, 5, 6],
+    [0, 1, 2, 3, 4, 5],
+    [1, 2, 3, 4, 5, 6],
+    [],
   ]
   assert len(asked) == 2 and asked[0] == [[4, 5, 6], [0, 1, 2], [1, 2, 3], []]
   # No more tokens than asked for, though they come in parts.
@@ -95,10 +105,11 @@ def test_parts_and_padding_do_not_change_draws(monkeypatch):
   monkeypatch.setattr(generate, "CHECK_EVERY", 5)
   prompts = [[1], [0] * 33, [4, 2]]
   whole, parts = (
-      successors(prompts, 12, temperature=50.0, **options)
-      for options in (
-          {}, {"finished": lambda made: [False] * len(made), "width": 70},
-      )
+    successors(prompts, 12, temperature=50.0, **options)
+    for options in (
+      {},
+      {"finished": lambda made: [False] * len(made), "width": 70},
+    )
   )
   assert whole == parts and len(whole[0]) == 12
 
@@ -116,7 +127,7 @@ def test_empty_prompts_are_refused(prompts):
 @pytest.mark.parametrize("prompts", [[[3], [9, 10]], [[-1]]])
 def test_tokens_beyond_the_vocabulary_are_refused(prompts):
   with pytest.raises(
-      ConfigError, match=rf"prompts = \[{prompts[-1][-1]}\]: .*vocab_size = 10"
+    ConfigError, match=rf"prompts = \[{prompts[-1][-1]}\]: .*vocab_size = 10"
   ):
     successors(prompts, 3)
 
@@ -126,7 +137,8 @@ def make_model(config=CONFIG):
   """A model whose greedy tokens vary."""
   state = jax.jit(functools.partial(state_lib.init_state, config))()
   return Transformer(config.model), {
-      "params": state.params, "buffers": state.buffers
+    "params": state.params,
+    "buffers": state.buffers,
   }
 
 
@@ -161,7 +173,7 @@ def prompts():
 def test_cached_generation_equals_full_forwards():
   model, variables = make_model()
   tokens = generate.generate(
-      model, variables, prompts(), 12, KEY, temperature=0.0
+    model, variables, prompts(), 12, KEY, temperature=0.0
   )
   expected = [greedy(prompt, 12) for prompt in prompts()]
   assert [row_N.tolist() for row_N in tokens] == expected
@@ -189,7 +201,7 @@ LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
 def frequencies(logits_V=LOGITS, temperature=1.0, top_k=0, top_p=1.0):
   """Shares of the tokens in many draws."""
   logits_BV = jnp.broadcast_to(
-      jnp.asarray(logits_V, jnp.float32), (DRAWS, len(logits_V))
+    jnp.asarray(logits_V, jnp.float32), (DRAWS, len(logits_V))
   )
   token_B = generate.sample_token(logits_BV, KEY, temperature, top_k, top_p)
   assert token_B.dtype == jnp.int32
@@ -204,7 +216,9 @@ def assert_distribution(actual_V, expected_V):
   assert (abs(actual_V - expected_V) <= 5 * sigma_V).all(), actual_V
 
 
-@pytest.mark.parametrize("options, expected", [
+@pytest.mark.parametrize(
+  "options, expected",
+  [
     ({}, [0.4, 0.3, 0.2, 0.1]),
     # Squared: 16, 9, 4, 1 of 30.
     ({"temperature": 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
@@ -224,7 +238,8 @@ def assert_distribution(actual_V, expected_V):
     ({"top_k": 2, "top_p": 0.5}, [1, 0, 0, 0]),
     # ... and those of the temperature: 16/30 > 0.5.
     ({"temperature": 0.5, "top_p": 0.5}, [1, 0, 0, 0]),
-])
+  ],
+)
 def test_distribution_of_draws(options, expected):
   assert_distribution(frequencies(**options), expected)
   # The place of a token in the vocabulary does not matter.
@@ -242,10 +257,15 @@ def test_rows_are_filtered_and_drawn_independently():
 def test_keys_decide_the_draws():
   def draw(seed):
     return [
-        row_N.tolist() for row_N in generate.generate(
-            Successor(), {}, [np.array([1], np.int32)] * 3, 12,
-            jax.random.key(seed), temperature=50.0,
-        )
+      row_N.tolist()
+      for row_N in generate.generate(
+        Successor(),
+        {},
+        [np.array([1], np.int32)] * 3,
+        12,
+        jax.random.key(seed),
+        temperature=50.0,
+      )
     ]
 
   assert draw(1) == draw(1) != draw(2)
@@ -263,10 +283,17 @@ def test_texts_begin_documents_and_end_with_them(monkeypatch):
   tokenizer = tokenizer_lib.load("bytes")
   sample = SampleConfig("", 7, 0.5, 3, 0.9)
   assert generate.generate_text(
-      None, None, tokenizer, ["é", ""], sample, seed=1
+    None, None, tokenizer, ["é", ""], sample, seed=1
   ) == ["hi", "hi"]
   assert [p.tolist() for p in given.pop("prompts")] == [
-      [257, 0xC3, 0xA9], [257]
+    [257, 0xC3, 0xA9],
+    [257],
   ]
-  assert given == {"num_tokens": 7, "temperature": 0.5, "top_k": 3,
-                   "top_p": 0.9, "stop": 258, "layout": None}
+  assert given == {
+    "num_tokens": 7,
+    "temperature": 0.5,
+    "top_k": 3,
+    "top_p": 0.9,
+    "stop": 258,
+    "layout": None,
+  }

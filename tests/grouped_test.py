@@ -18,18 +18,20 @@ SIZES = [[0, 1, 0, 0, 1, 0], [3, 0, 21, 1, 0, 5], [0, 0, 40], [300, 1, 0]]
 def make_inputs(size_X, dtype=jnp.float32):
   keys = jax.random.split(jax.random.key(0), 3)
   return (
-      jax.random.normal(keys[0], (sum(size_X), D), dtype),
-      jax.random.normal(keys[1], (len(size_X), D, F), dtype),
-      jax.random.normal(keys[2], (sum(size_X), F), dtype),
+    jax.random.normal(keys[0], (sum(size_X), D), dtype),
+    jax.random.normal(keys[1], (len(size_X), D, F), dtype),
+    jax.random.normal(keys[2], (sum(size_X), F), dtype),
   )
 
 
 def reference(x_ZD, weight_XDF, size_X):
   stop_X = np.cumsum(size_X)
-  return jnp.concatenate([
+  return jnp.concatenate(
+    [
       x_ZD[stop - size : stop] @ weight_DF
       for stop, size, weight_DF in zip(stop_X, size_X, weight_XDF, strict=True)
-  ])
+    ]
+  )
 
 
 @pytest.mark.parametrize("size_X", SIZES)
@@ -43,8 +45,8 @@ def test_equals_a_loop_over_groups_in_value_and_gradient(size_X):
 
   arguments = (jnp.array(size_X), *inputs)
   assert_close(
-      value_and_gradient(grouped.grouped_dot, *arguments),
-      value_and_gradient(lambda x, w, _: reference(x, w, size_X), *arguments),
+    value_and_gradient(grouped.grouped_dot, *arguments),
+    value_and_gradient(lambda x, w, _: reference(x, w, size_X), *arguments),
   )
 
 
@@ -62,6 +64,6 @@ def test_a_cpu_reads_no_matrix_of_an_empty_group():
   empty_X11 = (jnp.array(size_X) == 0)[:, None, None]
   poisoned_XDF = jnp.where(empty_X11, jnp.nan, weight_XDF)
   assert_close(
-      grouped.grouped_dot(x_ZD, poisoned_XDF, jnp.array(size_X)),
-      reference(x_ZD, weight_XDF, size_X),
+    grouped.grouped_dot(x_ZD, poisoned_XDF, jnp.array(size_X)),
+    reference(x_ZD, weight_XDF, size_X),
   )

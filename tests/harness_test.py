@@ -10,19 +10,22 @@ import slow_scoring
 import small
 
 from ultramem_jax.runs import checkpoint, workdir
-from ultramem_jax.settings.checks import ConfigError
 from ultramem_jax.settings.config import SampleConfig
+from ultramem_jax.settings.errors import ConfigError
 
 needs_harness = pytest.mark.skipif(
-    importlib.util.find_spec("lm_eval") is None,
-    reason="lm_eval is not installed: pip install -e '.[tasks]'",
+  importlib.util.find_spec("lm_eval") is None,
+  reason="lm_eval is not installed: pip install -e '.[tasks]'",
 )
 
 NUM_TOKENS, STOP = 12, "e"
 QUESTIONS = [
-    {"question": f"What comes after {i}?", "label": i % 3,
-     "choices": [str(i), f"{i + 1}, as all know", "nothing " * (1 + i % 3)]}
-    for i in range(15)
+  {
+    "question": f"What comes after {i}?",
+    "label": i % 3,
+    "choices": [str(i), f"{i + 1}, as all know", "nothing " * (1 + i % 3)],
+  }
+  for i in range(15)
 ]
 TEXTS = [{"text": "words in a row, " * i} for i in range(1, 6)]
 PROMPTS = [{"prompt": f"say {i}:  "} for i in range(8)]
@@ -34,26 +37,35 @@ dataset_kwargs: {{data_files: {{validation: {data}}}}}
 validation_split: validation
 """
 TASKS = {
-    "my_choice": (QUESTIONS, """
+  "my_choice": (
+    QUESTIONS,
+    """
 output_type: multiple_choice
 doc_to_text: "Question: {{question}}\\nAnswer:"
 doc_to_choice: "{{choices}}"
 doc_to_target: label
 metric_list: [{metric: acc}]
-"""),
-    "my_text": (TEXTS, """
+""",
+  ),
+  "my_text": (
+    TEXTS,
+    """
 output_type: loglikelihood_rolling
 doc_to_text: ""
 doc_to_target: "{{text}}"
 metric_list: [{metric: bits_per_byte}]
-"""),
-    "my_writing": (PROMPTS, f"""
+""",
+  ),
+  "my_writing": (
+    PROMPTS,
+    f"""
 output_type: generate_until
 doc_to_text: "{{{{prompt}}}}"
 doc_to_target: "{{{{answer}}}}"
 generation_kwargs: {{until: ["{STOP}"], max_gen_toks: {NUM_TOKENS}}}
 metric_list: [{{metric: exact_match}}]
-"""),
+""",
+  ),
 }
 
 
@@ -74,27 +86,37 @@ def folder(tmp_path_factory):
     data = folder / f"{name}.jsonl"
     data.write_text("\n".join(map(json.dumps, documents)))
     (folder / "tasks" / f"{name}.yaml").write_text(
-        TASK.format(name=name, data=data) + task
+      TASK.format(name=name, data=data) + task
     )
   return folder
 
 
 def evaluate(folder, tmp_path, *flags):
   """Runs eval.py: (status, stdout, stderr)."""
-  return small.finish(small.start(
-      ["eval.py", f"--workdir={folder / 'run'}",
-       f"--tasks_dir={folder / 'tasks'}", *flags], tmp_path / "cache",
-      HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "hf"),
-  ))
+  return small.finish(
+    small.start(
+      [
+        "eval.py",
+        f"--workdir={folder / 'run'}",
+        f"--tasks_dir={folder / 'tasks'}",
+        *flags,
+      ],
+      tmp_path / "cache",
+      HF_HUB_OFFLINE="1",
+      HF_HOME=str(tmp_path / "hf"),
+    )
+  )
 
 
 def accuracy():
   def likeliest(question):
     context = f"Question: {question['question']}\nAnswer:"
-    return np.argmax([
+    return np.argmax(
+      [
         slow_scoring.score_pair(context, f" {choice}")[0]
         for choice in question["choices"]
-    ])
+      ]
+    )
 
   return np.mean([likeliest(q) == q["label"] for q in QUESTIONS])
 
@@ -115,7 +137,7 @@ def bits_per_byte():
 @needs_harness
 def test_tasks_score_what_slow_computations_do(folder, tmp_path):
   status, output, errors = evaluate(
-      folder, tmp_path, "--tasks=my_*", "--batch_size=3"
+    folder, tmp_path, "--tasks=my_*", "--batch_size=3"
   )
   assert status == 0, errors
   (line,) = (folder / "run" / "tasks.jsonl").read_text().splitlines()
@@ -125,14 +147,14 @@ def test_tasks_score_what_slow_computations_do(folder, tmp_path):
   results = record["results"]
   assert results["my_choice"]["acc,none"] == pytest.approx(accuracy())
   assert results["my_text"]["bits_per_byte,none"] == pytest.approx(
-      bits_per_byte(), rel=1e-5
+    bits_per_byte(), rel=1e-5
   )
   assert results["my_writing"]["exact_match,none"] == 0.5
   for name in TASKS:
     assert f"|{name}" in output
   # Another evaluation is another line.
   status, _, errors = evaluate(
-      folder, tmp_path, "--tasks=my_choice", "--limit=5", "--num_fewshot=2"
+    folder, tmp_path, "--tasks=my_choice", "--limit=5", "--num_fewshot=2"
   )
   assert status == 0, errors
   lines = (folder / "run" / "tasks.jsonl").read_text().splitlines()
@@ -143,12 +165,19 @@ def test_tasks_score_what_slow_computations_do(folder, tmp_path):
 
 
 @needs_harness
-@pytest.mark.parametrize("flags, expected", [
-    (["--tasks=my_choise"], "--tasks = 'my_choise': no such task; nearest: my_c"
-     "hoice"),
-    (["--tasks=my_text", "--tasks_dir=/nowhere"],
-     "--tasks_dir = '/nowhere': no such directory"),
-])
+@pytest.mark.parametrize(
+  "flags, expected",
+  [
+    (
+      ["--tasks=my_choise"],
+      "--tasks = 'my_choise': no such task; nearest: my_choice",
+    ),
+    (
+      ["--tasks=my_text", "--tasks_dir=/nowhere"],
+      "--tasks_dir = '/nowhere': no such directory",
+    ),
+  ],
+)
 def test_what_is_not_there_is_told_in_a_line(folder, flags, expected, tmp_path):
   status, _, errors = evaluate(folder, tmp_path, *flags)
   assert status == 2
@@ -167,18 +196,29 @@ def test_generation_settings():
   from ultramem_jax.evaluation import harness
 
   assert harness.sampling({}) == ((), SampleConfig("", 256, 0.0, 0, 1.0))
-  assert harness.sampling({
-      "until": "\n", "do_sample": False, "temperature": 0.7,
-      "max_gen_toks": 9, "num_beams": 1,
-  }) == (("\n",), SampleConfig("", 9, 0.0, 0, 1.0))
-  assert harness.sampling({
-      "until": [".", "\n"], "do_sample": True, "temperature": 0.7,
-      "top_p": 0.9, "top_k": 5, "max_new_tokens": 3,
-  }) == ((".", "\n"), SampleConfig("", 3, 0.7, 5, 0.9))
+  assert harness.sampling(
+    {
+      "until": "\n",
+      "do_sample": False,
+      "temperature": 0.7,
+      "max_gen_toks": 9,
+      "num_beams": 1,
+    }
+  ) == (("\n",), SampleConfig("", 9, 0.0, 0, 1.0))
+  assert harness.sampling(
+    {
+      "until": [".", "\n"],
+      "do_sample": True,
+      "temperature": 0.7,
+      "top_p": 0.9,
+      "top_k": 5,
+      "max_new_tokens": 3,
+    }
+  ) == ((".", "\n"), SampleConfig("", 3, 0.7, 5, 0.9))
   for settings, expected in [
-      ({"num_beams": 4}, "not supported: num_beams"),
-      ({"typical_p": 0.5}, "not supported: .*typical_p"),
-      ({"top_p": 2.0}, "top_p = 2.0: must lie in"),
+    ({"num_beams": 4}, "not supported: num_beams"),
+    ({"typical_p": 0.5}, "not supported: .*typical_p"),
+    ({"top_p": 2.0}, "top_p = 2.0: must lie in"),
   ]:
     with pytest.raises(ConfigError, match=expected):
       harness.sampling(settings)

@@ -44,7 +44,8 @@ ENTRY %main (a: bf16[128,64], b: bf16[8,8]) -> f32[4,8] {
 def test_a_collective_in_steps_is_one():
   found = hlo.Program(TPU).collectives(16)
   assert [(x.opcode, x.group, x.count) for x in found] == [
-      ("all-gather", 4, 1), ("reduce-scatter", 4, 1),
+    ("all-gather", 4, 1),
+    ("reduce-scatter", 4, 1),
   ]
   gathered, scattered = 128 * 256 * 2, 4 * 8 * 4
   assert found[0].received == gathered * 3 / 4  # its own quarter it had
@@ -56,7 +57,7 @@ def test_what_runs_beside_a_collective():
   assert overlap.opcode == "all-gather"
   assert "memory_0" in overlap.op_name
   assert overlap.meanwhile == (
-      "jit(f)/jvp(Transformer)/block_1/mlp/up/dot_general",
+    "jit(f)/jvp(Transformer)/block_1/mlp/up/dot_general",
   )
 
 
@@ -111,24 +112,30 @@ ENTRY %main (s: (s32[], f32[64])) -> (s32[], f32[64]) {
 """  # noqa: E501
 
 
-@pytest.mark.parametrize("annotation, count", [
+@pytest.mark.parametrize(
+  "annotation, count",
+  [
     ("", 7),  # the bound that the condition tests
     (', backend_config={"known_trip_count":{"n":"5"}}', 5),
-])
+  ],
+)
 def test_a_collective_in_a_loop_counts_each_time(annotation, count):
   text = LOOP.replace("ANNOTATION", annotation)
   (found,) = hlo.Program(text).collectives(2)
   assert (found.count, found.received) == (count, count * 64 * 4)
 
 
-@pytest.mark.parametrize("groups, size", [
+@pytest.mark.parametrize(
+  "groups, size",
+  [
     ("{{0,1},{2,3}}", 2),
     ("[2,8]<=[16]", 8),
     ("mesh['x'=2,'y'=8] {'x'}", 2),
     ("mesh['x'=2,'y'=8] {'x','y'}", 16),
     ("mesh['x'=2,'y'=8], device_ids=([8,2]T(1,0)) {'x'}", 2),
     ("mesh['x'=2,'y'=8] {'y':(2)4}", 4),  # part of an axis
-])
+  ],
+)
 def test_group_sizes(groups, size):
   text = PAIR.replace("{{0,1,2,3},{4,5,6,7}}", groups)
   assert hlo.Program(text).collectives(16)[0].group == size

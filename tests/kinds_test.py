@@ -29,29 +29,37 @@ def memory(settings):
 PKM = memory(ablation.ROWS["pkm"])
 ONE_BLOCK = {"model__num_layers": 1, "model__memory__spans": "1:1"}
 SMALL_MEMORY = {
-    **ONE_BLOCK, "model__memory__num_keys": 16, "model__memory__key_dim": 8,
-    "model__memory__top_m": 4,
+  **ONE_BLOCK,
+  "model__memory__num_keys": 16,
+  "model__memory__key_dim": 8,
+  "model__memory__top_m": 4,
 }
 KINDS = {
-    "dense": {**ONE_BLOCK, "model__memory__kind": "none"},
-    "moe": {
-        **ONE_BLOCK, "model__memory__kind": "none",
-        "model__moe__num_experts": 4, "model__moe__expert_dim": 32,
-    },
-    "pkm": {**PKM, **SMALL_MEMORY, "model__memory__value_dim": 32},
-    "peer": {
-        **PKM, **SMALL_MEMORY, "model__memory__kind": "peer",
-        "model__memory__value_dim": 32,
-    },
-    "memory_plus": {
-        "model__memory__kind": "memory_plus", "model__memory__spans": "1:1/2:2",
-        **memory(KIND_SETTINGS["memory_plus"]),
-    },
-    "ultramem_v2": {
-        "model__memory__kind": "ultramem_v2", "model__memory__spans": "1:1/2:2",
-        "model__memory__pre_value_dim": 4,
-        **memory(KIND_SETTINGS["ultramem_v2"]),
-    },
+  "dense": {**ONE_BLOCK, "model__memory__kind": "none"},
+  "moe": {
+    **ONE_BLOCK,
+    "model__memory__kind": "none",
+    "model__moe__num_experts": 4,
+    "model__moe__expert_dim": 32,
+  },
+  "pkm": {**PKM, **SMALL_MEMORY, "model__memory__value_dim": 32},
+  "peer": {
+    **PKM,
+    **SMALL_MEMORY,
+    "model__memory__kind": "peer",
+    "model__memory__value_dim": 32,
+  },
+  "memory_plus": {
+    "model__memory__kind": "memory_plus",
+    "model__memory__spans": "1:1/2:2",
+    **memory(KIND_SETTINGS["memory_plus"]),
+  },
+  "ultramem_v2": {
+    "model__memory__kind": "ultramem_v2",
+    "model__memory__spans": "1:1/2:2",
+    "model__memory__pre_value_dim": 4,
+    **memory(KIND_SETTINGS["ultramem_v2"]),
+  },
 }
 STEPS, SAVED = 120, 80
 
@@ -68,8 +76,12 @@ def run(config, train_step, state, batches, steps):
 def test_learns_resumes_and_decodes(kind, tmp_path):
   """120 steps on the embedded corpus, resumed bit for bit at step 80."""
   config = small.config(
-      model__embed_dim=32, data__seq_len=32, steps=STEPS, data__prefetch=0,
-      optim__learning_rate=1e-2, **KINDS[kind],
+    model__embed_dim=32,
+    data__seq_len=32,
+    steps=STEPS,
+    data__prefetch=0,
+    optim__learning_rate=1e-2,
+    **KINDS[kind],
   )
   lanes = range(config.batch_size)
   train_step = step.jitted(step.train_step, config)
@@ -88,8 +100,11 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   batches = pipeline.train_batches(config, lanes)
   batches.set_state(restored.data)
   resumed, losses = run(
-      config, train_step, state_lib.TrainState.from_items(restored.items),
-      batches, STEPS - SAVED,
+    config,
+    train_step,
+    state_lib.TrainState.from_items(restored.items),
+    batches,
+    STEPS - SAVED,
   )
   np.testing.assert_array_equal(losses, after)
   jax.tree.map(np.testing.assert_array_equal, resumed, state)
@@ -104,9 +119,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   for position in range(12):
     here = slice(position, position + 1)
     cache, logits_BV = decode(
-        cache, tokens_BT[:, here], ones_BT, position * ones_BT
+      cache, tokens_BT[:, here], ones_BT, position * ones_BT
     )
     logits.append(logits_BV)
-  assert_close(
-      jnp.stack(logits, 1), jax.jit(model.apply)(variables, tokens_BT)
-  )
+  assert_close(jnp.stack(logits, 1), jax.jit(model.apply)(variables, tokens_BT))

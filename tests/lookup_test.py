@@ -29,16 +29,18 @@ def random_inputs(expansion=4, cores=2, seed=0):
 
 def value_and_gradient(function, inputs, expansion):
   table_IW, index_BTK, score_BTKC = inputs
-  cotangent_BTEW = np.random.default_rng(1).normal(
-      size=(*index_BTK.shape[:2], expansion, W)
-  ).astype(np.float32)
+  cotangent_BTEW = (
+    np.random.default_rng(1)
+    .normal(size=(*index_BTK.shape[:2], expansion, W))
+    .astype(np.float32)
+  )
 
   def loss(table_IW, score_BTKC):
     pooled_BTEW = function(table_IW, index_BTK, score_BTKC, expansion)
     return (pooled_BTEW * cotangent_BTEW).sum(), pooled_BTEW
 
   gradient, value = jax.jit(jax.grad(loss, (0, 1), has_aux=True))(
-      table_IW, score_BTKC
+    table_IW, score_BTKC
   )
   return value, gradient
 
@@ -53,7 +55,7 @@ def test_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("expansion", "cores"), [*itertools.product((1, 4, 9), (1, 2))]
+  ("expansion", "cores"), [*itertools.product((1, 4, 9), (1, 2))]
 )
 def test_fast_is_reference(expansion, cores, platform, monkeypatch):
   """Five positions in blocks of two, the last one padded."""
@@ -80,8 +82,13 @@ def test_gradient_is_the_derivative():
   # Bilinear: central differences err by float32 rounding over eps only.
   pool = lambda table, score: lookup.pool_rows(table, index_BTK, score, 4)
   check_grads(
-      jax.jit(pool), (table_IW, score_BTKC), 1, modes=["rev"], atol=1e-2,
-      rtol=1e-2, eps=0.1,
+    jax.jit(pool),
+    (table_IW, score_BTKC),
+    1,
+    modes=["rev"],
+    atol=1e-2,
+    rtol=1e-2,
+    eps=0.1,
   )
 
 
@@ -90,11 +97,11 @@ def test_rows_never_read_have_no_gradient(monkeypatch):
   table_IW, index_BTK, score_BTKC = random_inputs()
   index_BTK = index_BTK // 2 * 2 + 1  # odd rows
   _, (gradient_IW, _) = value_and_gradient(
-      lookup.pool_rows, (table_IW, index_BTK, score_BTKC), 4
+    lookup.pool_rows, (table_IW, index_BTK, score_BTKC), 4
   )
   # Padding reads row 0, with score 0.
   np.testing.assert_array_equal(
-      np.flatnonzero(gradient_IW.any(-1)), np.unique(index_BTK % ROWS)
+    np.flatnonzero(gradient_IW.any(-1)), np.unique(index_BTK % ROWS)
   )
 
 
@@ -102,13 +109,11 @@ def test_bfloat16_table():
   """Rows are rounded, sums are not; the table's gradient has its dtype."""
   table_IW, *rest = random_inputs()
   table_IW = jnp.bfloat16(table_IW)
-  value, gradient = value_and_gradient(
-      lookup.pool_rows, (table_IW, *rest), 4
-  )
+  value, gradient = value_and_gradient(lookup.pool_rows, (table_IW, *rest), 4)
   assert value.dtype == jnp.float32
   assert gradient[0].dtype == jnp.bfloat16
   expected, expected_gradient = value_and_gradient(
-      lookup.pool_rows_reference, (jnp.float32(table_IW), *rest), 4
+    lookup.pool_rows_reference, (jnp.float32(table_IW), *rest), 4
   )
   assert_close(value, expected)
   assert_close(gradient, expected_gradient, "bfloat16")
@@ -150,11 +155,15 @@ def test_nothing_of_the_size_of_the_table(function, dtype):
     return (function_(table_IW, index_BTK, x) ** 2).sum()
 
   x_shape = (1, 4, 6, 2) if function == "pool_rows" else (1, 4, width)
-  compiled = jax.jit(jax.grad(loss, 2)).lower(
+  compiled = (
+    jax.jit(jax.grad(loss, 2))
+    .lower(
       jax.ShapeDtypeStruct((rows, width), dtype),
       jax.ShapeDtypeStruct((1, 4, 6), jnp.int32),
       jax.ShapeDtypeStruct(x_shape, jnp.float32),
-  ).compile()
+    )
+    .compile()
+  )
   assert compiled.memory_analysis().temp_size_in_bytes < rows
 
 
@@ -164,9 +173,9 @@ def test_temporaries_do_not_hold_all_rows():
 
   def temporary_bytes(length):
     shapes = (
-        jax.ShapeDtypeStruct((ROWS, width), jnp.float32),
-        jax.ShapeDtypeStruct((1, length, reads), jnp.int32),
-        jax.ShapeDtypeStruct((1, length, reads, 2), jnp.float32),
+      jax.ShapeDtypeStruct((ROWS, width), jnp.float32),
+      jax.ShapeDtypeStruct((1, length, reads), jnp.int32),
+      jax.ShapeDtypeStruct((1, length, reads, 2), jnp.float32),
     )
 
     def loss(table_IW, index_BTK, score_BTKC):

@@ -24,13 +24,15 @@ def records(path):
 
 def events(workdir):
   """All TensorBoard events: files by age, each record framed by lengths."""
-  for path in sorted((workdir / "tensorboard").iterdir(),
-                     key=lambda path: path.stat().st_mtime_ns):
+  for path in sorted(
+    (workdir / "tensorboard").iterdir(),
+    key=lambda path: path.stat().st_mtime_ns,
+  ):
     content = path.read_bytes()
     while content:
-      length, = struct.unpack("<Q", content[:8])
-      yield event_pb2.Event.FromString(content[12:12 + length])
-      content = content[12 + length + 4:]
+      (length,) = struct.unpack("<Q", content[:8])
+      yield event_pb2.Event.FromString(content[12 : 12 + length])
+      content = content[12 + length + 4 :]
 
 
 def write_steps(writer, steps):
@@ -44,10 +46,17 @@ def write_steps(writer, steps):
 def test_values_read_back_exactly(tmp_path):
   writer = metrics.Writer(tmp_path, None)
   values = {
-      "f32": np.float32(0.1), "jax": jnp.float32(1e-38), "f64": 0.1,
-      "half": jnp.bfloat16(0.3), "int": np.int32(7), "big": 2**60,
-      "flag": np.bool_(True), "list": jnp.asarray([0.1, jnp.inf]),
-      "nan": np.float32("nan"), "low": -np.inf, "text": "def é",
+    "f32": np.float32(0.1),
+    "jax": jnp.float32(1e-38),
+    "f64": 0.1,
+    "half": jnp.bfloat16(0.3),
+    "int": np.int32(7),
+    "big": 2**60,
+    "flag": np.bool_(True),
+    "list": jnp.asarray([0.1, jnp.inf]),
+    "nan": np.float32("nan"),
+    "low": -np.inf,
+    "text": "def é",
   }
   writer.write(3, values)
   writer.close()
@@ -84,8 +93,9 @@ def test_resumed_log_equals_the_unbroken_one(tmp_path, cut):
   write_steps(resumed, range(9, 13))
   resumed.close()
   for name in ("metrics.jsonl", "timing.jsonl"):
-    assert ((tmp_path / "broken" / name).read_bytes()
-            == (tmp_path / "whole" / name).read_bytes())
+    assert (tmp_path / "broken" / name).read_bytes() == (
+      tmp_path / "whole" / name
+    ).read_bytes()
 
 
 def test_fresh_start_drops_everything(tmp_path):
@@ -115,9 +125,11 @@ for step in range(1, 6):
 os.kill(os.getpid(), signal.SIGKILL)
 """
   process = subprocess.run(
-      [sys.executable, "-c", code, str(tmp_path)], timeout=300,
-      cwd=pathlib.Path(__file__).parents[1],
-      env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    [sys.executable, "-c", code, str(tmp_path)],
+    timeout=300,
+    cwd=pathlib.Path(__file__).parents[1],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
   assert process.returncode == -9
   for name in ("metrics.jsonl", "timing.jsonl"):
     assert [r["step"] for r in records(tmp_path / name)] == [1, 2, 3, 4, 5]
@@ -130,11 +142,17 @@ def test_tensorboard_gets_the_scalars_and_the_purge(tmp_path):
   writer.close()
   metrics.Writer(tmp_path, 1).close()
   assert len(list((tmp_path / "tensorboard").iterdir())) == 2
-  scalars = [(event.step, value.tag, value.simple_value)
-             for event in events(tmp_path) for value in event.summary.value]
+  scalars = [
+    (event.step, value.tag, value.simple_value)
+    for event in events(tmp_path)
+    for value in event.summary.value
+  ]
   assert scalars == [(1, "loss", 0.5), (2, "elapsed", 2.0)]
-  starts = [event.step for event in events(tmp_path)
-            if event.session_log.status == event.session_log.START]
+  starts = [
+    event.step
+    for event in events(tmp_path)
+    if event.session_log.status == event.session_log.START
+  ]
   assert starts == [0, 2]
 
 
@@ -185,8 +203,8 @@ def _read_all(leader: int) -> str:
   pieces = []
   # At the end Linux raises EIO, other systems return nothing.
   with (
-      contextlib.suppress(OSError),
-      os.fdopen(leader, "rb", buffering=0) as terminal,
+    contextlib.suppress(OSError),
+    os.fdopen(leader, "rb", buffering=0) as terminal,
   ):
     while piece := terminal.read(1 << 16):
       pieces.append(piece)

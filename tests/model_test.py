@@ -22,9 +22,9 @@ TOKENS = np.stack([np.arange(T), np.arange(T)[::-1] + T]).astype(np.int32)
 def config(spans="1:2/2:2", **overrides):
   """Two blocks and two memories, one of them around a block."""
   overrides = {f"model__{name}": value for name, value in overrides.items()}
-  return small.config(**{
-      "model__vocab_size": 32, "model__memory__spans": spans, **overrides,
-  }).model
+  return small.config(
+    **{"model__vocab_size": 32, "model__memory__spans": spans, **overrides}
+  ).model
 
 
 def dense_config(**overrides):
@@ -35,7 +35,7 @@ def dense_config(**overrides):
 def initialized(c):
   model = Transformer(c)
   return jax.jit(lambda key: nn.unbox(model.init(key, TOKENS)))(
-      jax.random.key(0)
+    jax.random.key(0)
   )
 
 
@@ -73,8 +73,8 @@ def numpy_rotate(c, x_TQH):
 
 def numpy_attention(c, params, x_TD):
   query, key, value = (
-      np.einsum("TD,DQH->TQH", x_TD, params[name]["kernel"])
-      for name in ("query", "key", "value")
+    np.einsum("TD,DQH->TQH", x_TD, params[name]["kernel"])
+    for name in ("query", "key", "value")
   )
   if c.qk_norm:
     query = numpy_norm(c, params["query_norm"], query, "rms")
@@ -113,11 +113,15 @@ def numpy_dense(c, params, tokens_T):
   return x_TD @ params["head"]["kernel"]
 
 
-@pytest.mark.parametrize("overrides", [
+@pytest.mark.parametrize(
+  "overrides",
+  [
     dict(),
     dict(norm_bias=True, rope_theta=100.0),
     dict(norm="rms", activation="swiglu", qk_norm=True, tie_embeddings=True),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_dense_model_is_the_slow_one(overrides):
   c = dense_config(**overrides)
   variables = initialized(c)
@@ -125,8 +129,12 @@ def test_dense_model_is_the_slow_one(overrides):
   random = np.random.default_rng(0)
   # Norm weights and biases off their initial ones and zeros.
   params = jax.tree.map(
-      lambda x: x + 0.1 * random.normal(size=x.shape).astype(np.float32)
-      if x.ndim == 1 else x, variables["params"],
+    lambda x: (
+      x + 0.1 * random.normal(size=x.shape).astype(np.float32)
+      if x.ndim == 1
+      else x
+    ),
+    variables["params"],
   )
   logits_BTV = apply(c, {"params": params}, TOKENS)
   assert logits_BTV.shape == (B, T, c.vocab_size)
@@ -152,9 +160,9 @@ def test_dense_blocks_have_12_d_squared_parameters():
   c = dense_config(embed_dim=32, mlp_dim=128)
   for layer in range(c.num_layers):
     kernels = [
-        x.size for x in jax.tree.leaves(
-            initialized(c)["params"][f"block_{layer}"]
-        ) if x.ndim > 1
+      x.size
+      for x in jax.tree.leaves(initialized(c)["params"][f"block_{layer}"])
+      if x.ndim > 1
     ]
     assert sum(kernels) == 12 * 32**2
 
@@ -189,9 +197,9 @@ def plain_loop(c, spans, variables, tokens_BT):
   return numpy_norm(c, final, np.asarray(x_BTD)) @ head["kernel"]
 
 
-@pytest.mark.parametrize("spans", [
-    ((1, 2), (2, 3)), ((1, 3), (2, 4)), ((3, 3), (1, 3)),
-], ids=str)
+@pytest.mark.parametrize(
+  "spans", [((1, 2), (2, 3)), ((1, 3), (2, 4)), ((3, 3), (1, 3))], ids=str
+)
 def test_spans_are_a_plain_loop(spans):
   """Touching, overlapping, of one block, out of order, ending together."""
   text = "/".join(f"{i}:{j}" for i, j in spans)
@@ -215,9 +223,7 @@ def test_causal():
 
   gradient = jax.jit(jax.grad(at))
   for position in range(T):
-    gradient_VD = gradient(
-        variables["params"]["embed"]["embedding"], position
-    )
+    gradient_VD = gradient(variables["params"]["embed"]["embedding"], position)
     reached = np.flatnonzero(gradient_VD.any(-1))
     np.testing.assert_array_equal(reached, np.arange(position + 1))
 
@@ -229,7 +235,7 @@ def loss_and_gradient(c):
 
   def loss(params):
     logits_BTV, sown = Transformer(c).apply(
-        {**variables, "params": params}, TOKENS, mutable=["losses"]
+      {**variables, "params": params}, TOKENS, mutable=["losses"]
     )
     losses = sown["losses"]
     return (logits_BTV**2).mean() + sum(jax.tree.leaves(losses)), losses
@@ -241,15 +247,16 @@ def test_remat_changes_neither_value_nor_gradient():
   kept, recomputed = config(remat="none"), config(remat="block")
   assert kept != recomputed
   shapes = [
-      jax.eval_shape(Transformer(c).init, jax.random.key(0), TOKENS)
-      for c in (kept, recomputed)
+    jax.eval_shape(Transformer(c).init, jax.random.key(0), TOKENS)
+    for c in (kept, recomputed)
   ]
   assert jax.tree.structure(shapes[0]) == jax.tree.structure(shapes[1])
   assert_close(loss_and_gradient(recomputed), loss_and_gradient(kept))
   jaxpr = {
-      c.remat: str(jax.make_jaxpr(functools.partial(apply, c))(
-          initialized(kept), TOKENS
-      )) for c in (kept, recomputed)
+    c.remat: str(
+      jax.make_jaxpr(functools.partial(apply, c))(initialized(kept), TOKENS)
+    )
+    for c in (kept, recomputed)
   }
   assert "prevent_cse" in jaxpr["block"]  # a parameter of jax.checkpoint
   assert "prevent_cse" not in jaxpr["none"]
@@ -263,7 +270,7 @@ def test_every_parameter_has_a_gradient():
   for name in ("memory_0", "memory_1"):
     core = initialized(c)["params"][name]["core"]
     assert_close(
-        losses[name]["auxiliary"][0], tucker.auxiliary_loss(core, 1e-3, 0.15)
+      losses[name]["auxiliary"][0], tucker.auxiliary_loss(core, 1e-3, 0.15)
     )
 
 
@@ -278,7 +285,7 @@ def test_packed_documents_are_separate_documents():
     # Alone at the front of a row; what follows cannot matter.
     alone = np.roll(TOKENS, -start, 1)
     expected = logits_of(c, alone, ONES)
-    assert_close(packed[:, start:start + length], expected[:, :length])
+    assert_close(packed[:, start : start + length], expected[:, :length])
     start += length
   assert abs(packed - logits_of(c, TOKENS)).max() > 1e-2
 
@@ -310,7 +317,7 @@ def test_dropout():
     masks.clear()
     with nn.intercept_methods(record):
       logits_BTV = Transformer(c).apply(
-          variables, TOKENS, deterministic=False, rngs={"dropout": key}
+        variables, TOKENS, deterministic=False, rngs={"dropout": key}
       )
     return logits_BTV, jnp.stack(masks["all"])
 
@@ -326,7 +333,7 @@ def test_dropout():
   assert equal.max() < 0.7
   # Without noise, the rate does not matter.
   np.testing.assert_array_equal(
-      apply(c, variables, TOKENS), logits_of(config(), TOKENS)
+    apply(c, variables, TOKENS), logits_of(config(), TOKENS)
   )
 
 
@@ -338,23 +345,29 @@ def test_prefill_and_decoding_are_the_full_forward():
   position_BT = jnp.array([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]])
   model = Transformer(c)
   cache = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype),
-      jax.eval_shape(lambda: model.init(
-          jax.random.key(0), TOKENS, segment_BT, position_BT, decode=True
-      ))["cache"],
+    lambda x: jnp.zeros(x.shape, x.dtype),
+    jax.eval_shape(
+      lambda: model.init(
+        jax.random.key(0), TOKENS, segment_BT, position_BT, decode=True
+      )
+    )["cache"],
   )
 
   @jax.jit
   def step(cache, tokens_BT, segment_BT, position_BT):
     return model.apply(
-        {**variables, "cache": cache}, tokens_BT, segment_BT, position_BT,
-        decode=True, mutable=["cache"],
+      {**variables, "cache": cache},
+      tokens_BT,
+      segment_BT,
+      position_BT,
+      decode=True,
+      mutable=["cache"],
     )
 
   logits = []
   for now in (slice(0, 3), slice(3, 4), slice(4, 5), slice(5, 6)):
     logits_BTV, updated = step(
-        cache, TOKENS[:, now], segment_BT[:, now], position_BT[:, now]
+      cache, TOKENS[:, now], segment_BT[:, now], position_BT[:, now]
     )
     cache = updated["cache"]
     logits.append(logits_BTV)
@@ -370,7 +383,7 @@ def test_prefill_and_decoding_are_the_full_forward():
 def test_decoding_needs_positions():
   with pytest.raises(ValueError, match="position_BT = None: must be given"):
     Transformer(config()).apply(
-        initialized(config()), TOKENS, decode=True, mutable=["cache"]
+      initialized(config()), TOKENS, decode=True, mutable=["cache"]
     )
 
 
@@ -399,12 +412,14 @@ def test_refresh_buffers_of_a_whole_model():
   params = variables["params"]
   assert set(variables["buffers"]) == {"memory_0", "memory_1"}
   buffers = {
-      name: {**child, "permutation": np.arange(4)}
-      for name, child in variables["buffers"].items()
+    name: {**child, "permutation": np.arange(4)}
+    for name, child in variables["buffers"].items()
   }
   negated = {
-      name: {**child, "core": -child["core"]}
-      if name.startswith("memory") else child for name, child in params.items()
+    name: {**child, "core": -child["core"]}
+    if name.startswith("memory")
+    else child
+    for name, child in params.items()
   }
   refreshed = jax.jit(refresh_buffers)(negated, buffers)
   assert jax.tree.structure(refreshed) == jax.tree.structure(buffers)

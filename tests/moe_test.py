@@ -13,7 +13,7 @@ from configs import tiny_dense
 from ultramem_jax.layers import moe as moe_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step
 
@@ -25,8 +25,12 @@ def make_config(activation="gelu", dtype="float32", **moe):
   c.batch_size = 4
   c.data.seq_len = 8
   c.model.update(
-      vocab_size=32, embed_dim=D, num_layers=2, num_heads=2,
-      activation=activation, dtype=dtype,
+    vocab_size=32,
+    embed_dim=D,
+    num_layers=2,
+    num_heads=2,
+    activation=activation,
+    dtype=dtype,
   )
   c.model.moe.update({"num_experts": X, "expert_dim": F, **moe})
   return config_lib.parse(c)
@@ -40,8 +44,8 @@ def make_layer(model, seed=0):
   segment_BT = jnp.ones((B, T), jnp.int32)
   shapes = jax.eval_shape(layer.init, keys[1], x_BTD, segment_BT)
   params = {
-      name: jax.random.normal(jax.random.fold_in(keys[2], index), x.shape) / 3
-      for index, (name, x) in enumerate(nn.unbox(shapes)["params"].items())
+    name: jax.random.normal(jax.random.fold_in(keys[2], index), x.shape) / 3
+    for index, (name, x) in enumerate(nn.unbox(shapes)["params"].items())
   }
   return layer, params, x_BTD, segment_BT
 
@@ -63,14 +67,14 @@ def loop_over_experts(params, x_BTD, model):
     else:
       h_BTF = jax.nn.gelu(h_BTF)
     y_BTD += weight_BTX[..., expert, None] * (
-        h_BTF @ params["experts_down"][expert]
+      h_BTF @ params["experts_down"][expert]
     )
   return y_BTD
 
 
-@pytest.mark.parametrize("activation, top_k", [
-    ("gelu", 1), ("gelu", 2), ("gelu", X), ("swiglu", 4),
-])
+@pytest.mark.parametrize(
+  "activation, top_k", [("gelu", 1), ("gelu", 2), ("gelu", X), ("swiglu", 4)]
+)
 def test_equals_a_loop_over_experts_in_value_and_gradient(activation, top_k):
   model = make_config(activation, top_k=top_k).model
   layer, params, x_BTD, segment_BT = make_layer(model)
@@ -86,10 +90,10 @@ def test_equals_a_loop_over_experts_in_value_and_gradient(activation, top_k):
     return y_BTD, gradients
 
   actual = value_and_gradient(
-      lambda params, x: layer.apply({"params": params}, x, segment_BT)
+    lambda params, x: layer.apply({"params": params}, x, segment_BT)
   )
   expected = value_and_gradient(
-      functools.partial(loop_over_experts, model=model)
+    functools.partial(loop_over_experts, model=model)
   )
   assert_close(actual, expected)
   assert all(abs(g).max() > 0 for g in jax.tree.leaves(expected[1]))
@@ -119,7 +123,7 @@ def test_no_token_is_lost_under_the_most_skewed_routing(top_k):
   preference_X = jnp.zeros(X).at[4].set(3.0).at[1].set(2.0)
   params["router"] = jnp.broadcast_to(preference_X, (D, X)) / 4
   y_BTD, sown = layer.apply(
-      {"params": params}, x_BTD, segment_BT, mutable=["losses", "stats"]
+    {"params": params}, x_BTD, segment_BT, mutable=["losses", "stats"]
   )
   assert_close(y_BTD, loop_over_experts(params, x_BTD, model))
   assert abs(y_BTD).min() > 0
@@ -146,7 +150,7 @@ def test_balance_loss_is_1_when_balanced_and_x_when_collapsed():
   assert_close(share_X, np.full(X, 1 / X))
   collapsed_BTX = jnp.zeros((2, X, X)).at[..., 2].set(1)
   loss, share_X = moe_lib.balance_loss(
-      collapsed_BTX, jnp.full((2, X, 1), 2), present_BT
+    collapsed_BTX, jnp.full((2, X, 1), 2), present_BT
   )
   assert loss == pytest.approx(X)
   assert_close(share_X, np.eye(X)[2])
@@ -162,7 +166,7 @@ def test_balance_loss_by_hand_without_padding():
   assert loss == pytest.approx(2 * (0.5 * 0.65 + 0.5 * 0.35))
   probability_BTX = jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]]])
   loss, _ = moe_lib.balance_loss(
-      probability_BTX, jnp.array([[[0], [0], [1]]]), present_BT
+    probability_BTX, jnp.array([[[0], [0], [1]]]), present_BT
   )
   assert loss == pytest.approx(2 * 1.0 * 0.85)
   absent_BT = jnp.zeros((1, 3), bool)
@@ -177,7 +181,7 @@ def test_descending_the_balance_loss_balances():
 
   def loss(params):
     _, sown = layer.apply(
-        {"params": params}, x_BTD, segment_BT, mutable=["losses", "stats"]
+      {"params": params}, x_BTD, segment_BT, mutable=["losses", "stats"]
     )
     return sown["losses"]["balance"][0], sown["stats"]["load_entropy"][0]
 
@@ -197,11 +201,11 @@ def test_training_adds_the_weighted_loss_of_every_block():
   for weight in (0.0, 0.01):
     run = make_config(balance_loss_weight=weight)
     batch = jax.tree.map(
-        lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
+      lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
     )
     batch["tokens"] = jax.random.randint(jax.random.key(0), (4, 8), 0, 32)
     total, (parts, stats, *_) = step.jitted(step.loss_fn, run)(
-        state.params, state.buffers, batch, jax.random.key(0), 32.0
+      state.params, state.buffers, batch, jax.random.key(0), 32.0
     )
     assert_close(total, sum(parts.values()))
     metrics[weight] = {**parts, **stats}
@@ -216,25 +220,30 @@ def test_training_adds_the_weighted_loss_of_every_block():
 def test_experts_replace_the_mlp_of_every_block():
   model = make_config().model
   shapes = jax.eval_shape(
-      Transformer(model).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
+    Transformer(model).init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32)
   )["params"]
   for block in range(2):
     assert "mlp" not in shapes[f"block_{block}"]
     assert set(shapes[f"block_{block}"]["moe"]) == {
-        "router", "experts_up", "experts_down"
+      "router",
+      "experts_up",
+      "experts_down",
     }
 
 
 @pytest.mark.parametrize(
-    "field,value,message",
-    [
-        ("top_k", 7, "model.moe.top_k = 7: must be at most num_experts = 6"),
-        ("top_k", 0, "model.moe.top_k = 0: must be at least 1"),
-        ("expert_dim", 0, "model.moe.expert_dim = 0: must be at least 1"),
-        ("num_experts", -1, "model.moe.num_experts = -1: must be at least 0"),
-        ("balance_loss_weight", -0.1,
-         "model.moe.balance_loss_weight = -0.1: must be at least 0"),
-    ],
+  "field,value,message",
+  [
+    ("top_k", 7, "model.moe.top_k = 7: must be at most num_experts = 6"),
+    ("top_k", 0, "model.moe.top_k = 0: must be at least 1"),
+    ("expert_dim", 0, "model.moe.expert_dim = 0: must be at least 1"),
+    ("num_experts", -1, "model.moe.num_experts = -1: must be at least 0"),
+    (
+      "balance_loss_weight",
+      -0.1,
+      "model.moe.balance_loss_weight = -0.1: must be at least 0",
+    ),
+  ],
 )
 def test_bad_settings_are_refused(field, value, message):
   with pytest.raises(ConfigError) as error:

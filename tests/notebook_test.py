@@ -22,8 +22,8 @@ def test_form(notebook):
   cells = notebook.cells
   assert 16 <= len(cells) <= 25
   badge = (
-      "https://colab.research.google.com/github/ultramem-jax/ultramem-jax/"
-      "blob/main/notebooks/quickstart.ipynb"
+    "https://colab.research.google.com/github/ultramem-jax/ultramem-jax/"
+    "blob/main/notebooks/quickstart.ipynb"
   )
   assert badge in cells[0].source
   kinds = [cell.cell_type for cell in cells]
@@ -58,5 +58,7 @@ def test_it_runs(notebook, monkeypatch, tmp_path_factory):
 
 
 def test_readme_names_it():
-  assert f"notebooks/{PATH.name}" in (
-      pathlib.Path(small.ROOT) / "README.md").read_text()
+  assert (
+    f"notebooks/{PATH.name}"
+    in (pathlib.Path(small.ROOT) / "README.md").read_text()
+  )

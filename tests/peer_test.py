@@ -11,15 +11,27 @@ from jax.test_util import check_grads
 
 from ultramem_jax.layers.peer import Peer
 from ultramem_jax.ops import blocks, lookup
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.memory import MemoryConfig
 from ultramem_jax.tools import accounting
 
 B, T, D, N, M = 2, 5, 12, 6, 4
 SETTINGS = dict(
-    kind="peer", num_keys=N, key_dim=7, value_dim=D, top_m=M, num_heads=3,
-    heads_per_query=1, score="sum", softmax=True, num_cores=1, expansion=1,
-    shuffle="none", value_projection=False, query_conv=0, init="official",
+  kind="peer",
+  num_keys=N,
+  key_dim=7,
+  value_dim=D,
+  top_m=M,
+  num_heads=3,
+  heads_per_query=1,
+  score="sum",
+  softmax=True,
+  num_cores=1,
+  expansion=1,
+  shuffle="none",
+  value_projection=False,
+  query_conv=0,
+  init="official",
 )
 
 
@@ -31,8 +43,8 @@ def make_layer(**settings):
   leaves, tree = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(2), len(leaves))
   leaves = [
-      jax.random.normal(key, x.shape) / 2
-      for key, x in zip(keys, leaves, strict=True)
+    jax.random.normal(key, x.shape) / 2
+    for key, x in zip(keys, leaves, strict=True)
   ]
   return layer, {"params": tree.unflatten(leaves)}, x_BTD
 
@@ -47,20 +59,20 @@ def peer_reference(params, x_BTD):
   """All N * N experts scored and run; all but each head's best M masked."""
   query = jnp.einsum("BTD,DPAK->PBTAK", x_BTD, params["query"][..., 0, :])
   query = standardize(query) * jnp.reshape(
-      params["query_norm"]["scale"], (1, 1, 1, 1, -1)
+    params["query_norm"]["scale"], (1, 1, 1, 1, -1)
   )
   keys = standardize(params["keys"][:, :, 0]) * jnp.reshape(
-      params["key_norm"]["scale"], (1, 1, 1, -1)
+    params["key_norm"]["scale"], (1, 1, 1, -1)
   )
   side = jnp.einsum("PBTAK,PANK->PBTAN", query, keys)
   score_BTAI = (side[0][..., :, None] + side[1][..., None, :]).reshape(
-      B, T, 3, N * N
+    B, T, 3, N * N
   )
   rank_BTAI = jnp.argsort(jnp.argsort(-score_BTAI))
   gate_BTAI = jax.nn.softmax(jnp.where(rank_BTAI < M, score_BTAI, -jnp.inf))
   hidden_BTI = jax.nn.gelu(x_BTD @ params["down_values"].T)
   return jnp.einsum(
-      "BTAI,BTI,ID->BTD", gate_BTAI, hidden_BTI, params["up_values"]
+    "BTAI,BTI,ID->BTD", gate_BTAI, hidden_BTI, params["up_values"]
   )
 
 
@@ -77,7 +89,7 @@ def test_equals_the_definition_in_value_and_gradient():
     return gradient(variables["params"], x_BTD)
 
   actual = value_and_gradient(
-      lambda params, x_BTD: layer.apply({"params": params}, x_BTD)
+    lambda params, x_BTD: layer.apply({"params": params}, x_BTD)
   )
   expected = value_and_gradient(peer_reference)
   assert_close(actual, expected, tolerance=3e-5)
@@ -116,28 +128,34 @@ def test_dot_rows_is_its_reference(block_bytes, monkeypatch):
     return jax.grad(loss, (0, 1), has_aux=True)(table_IW, x_BTW)
 
   assert_close(
-      value_and_gradient(lookup.dot_rows),
-      value_and_gradient(lookup.dot_rows_reference),
+    value_and_gradient(lookup.dot_rows),
+    value_and_gradient(lookup.dot_rows_reference),
   )
   check_grads(
-      lambda t, x: lookup.dot_rows(t, index_BTK, x), (table_IW, x_BTW), 1,
-      modes=["rev"], rtol=1e-2,
+    lambda t, x: lookup.dot_rows(t, index_BTK, x),
+    (table_IW, x_BTW),
+    1,
+    modes=["rev"],
+    rtol=1e-2,
   )
 
 
 def test_dot_rows_by_hand():
   table_IW = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
   out_BTK = lookup.dot_rows(
-      table_IW, jnp.array([[[2, 0]]]), jnp.array([[[10.0, 1.0]]])
+    table_IW, jnp.array([[[2, 0]]]), jnp.array([[[10.0, 1.0]]])
   )
   np.testing.assert_array_equal(out_BTK, [[[56, 12]]])
 
 
 def peer_run(**overrides):
-  return small.config(**{
+  return small.config(
+    **{
       **{f"model__memory__{name}": v for name, v in SETTINGS.items()},
-      "model__memory__value_dim": 16, **overrides,
-  })
+      "model__memory__value_dim": 16,
+      **overrides,
+    }
+  )
 
 
 def test_accounting_reads_both_tables():
@@ -151,12 +169,12 @@ def test_accounting_reads_both_tables():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        (dict(value_projection=True), "value_projection = True: must be False"),
-        (dict(num_cores=2, score="tucker"), "num_cores = 2: must be 1"),
-        (dict(expansion=4, num_projections=1), "expansion = 4: must be 1"),
-    ],
+  ("settings", "message"),
+  [
+    (dict(value_projection=True), "value_projection = True: must be False"),
+    (dict(num_cores=2, score="tucker"), "num_cores = 2: must be 1"),
+    (dict(expansion=4, num_projections=1), "expansion = 4: must be 1"),
+  ],
 )
 def test_bad_settings_are_refused(settings, message):
   with pytest.raises(ConfigError, match=message):

@@ -28,10 +28,13 @@ print("done", flush=True)
 
 def start(save):
   return subprocess.Popen(
-      [sys.executable, "-c", LOOP.format(save=save)], text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-      cwd=pathlib.Path(__file__).parents[1],
-      env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    [sys.executable, "-c", LOOP.format(save=save)],
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    cwd=pathlib.Path(__file__).parents[1],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -65,7 +68,9 @@ def test_handlers_are_put_back():
     assert stop.requested(1)
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
   assert before == (
-      signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT))
+    signal.getsignal(signal.SIGTERM),
+    signal.getsignal(signal.SIGINT),
+  )
 
 
 # A process of one, as it joins the others.
@@ -83,18 +88,26 @@ os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize(
-    ("stops_together", "status"), [(True, 0), (False, -signal.SIGTERM)]
+  ("stops_together", "status"), [(True, 0), (False, -signal.SIGTERM)]
 )
 def test_only_a_run_that_stops_together_outlives_sigterm(
-    stops_together, status
+  stops_together, status
 ):
   with socket.socket() as held:
     # Bound, but not listening: the coordinator, which shares ports, can.
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind(("", 0))
     done = subprocess.run(
-        [sys.executable, "-c", ASKED, str(int(stops_together)),
-         str(held.getsockname()[1])], capture_output=True, text=True,
-        cwd=pathlib.Path(__file__).parents[1],
-        env={**os.environ, "JAX_PLATFORMS": "cpu"})
+      [
+        sys.executable,
+        "-c",
+        ASKED,
+        str(int(stops_together)),
+        str(held.getsockname()[1]),
+      ],
+      capture_output=True,
+      text=True,
+      cwd=pathlib.Path(__file__).parents[1],
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
   assert done.returncode == status, done.stderr

@@ -17,12 +17,22 @@ from ultramem_jax.train import state as state_lib
 
 # One table, which the devices of both processes share.
 SETTINGS = {
-    **small.MODEL, "model.num_layers": 1, "model.memory.spans": "1:1",
-    "steps": 5000, "batch_size": 8, "log_every": 1, "eval_every": 10,
-    "checkpoint.every": 5, "checkpoint.keep": 100, "data.seq_len": 8,
-    "data.source": "text", "mesh.data": 2, "mesh.table": 4,
-    "mesh.table_axes": "data,table", "model.memory.partition": "rows",
-    "model.dropout_rate": 0.1,
+  **small.MODEL,
+  "model.num_layers": 1,
+  "model.memory.spans": "1:1",
+  "steps": 5000,
+  "batch_size": 8,
+  "log_every": 1,
+  "eval_every": 10,
+  "checkpoint.every": 5,
+  "checkpoint.keep": 100,
+  "data.seq_len": 8,
+  "data.source": "text",
+  "mesh.data": 2,
+  "mesh.table": 4,
+  "mesh.table_axes": "data,table",
+  "model.memory.partition": "rows",
+  "model.dropout_rate": 0.1,
 }
 
 
@@ -36,8 +46,8 @@ def start(tmp_path_factory):
       text = "".join(rng.choices("abcdef ", k=rng.randint(5, 60)))
       (folder / f"{name}_{index}.txt").write_text(text)
   corpus = {
-      "data.path": folder / "train_*.txt",
-      "data.valid_path": folder / "valid_*.txt",
+    "data.path": folder / "train_*.txt",
+    "data.valid_path": folder / "valid_*.txt",
   }
 
   def start(workdir, count=1, slurm=False, overrides=()):
@@ -47,18 +57,31 @@ def start(tmp_path_factory):
       meeting, environment = [], {}
       if slurm:
         environment = {
-            "SLURM_JOB_ID": "1", "SLURM_STEP_NODELIST": "localhost",
-            "SLURM_NTASKS": str(count), "SLURM_STEP_NUM_TASKS": str(count),
-            "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index),
-            "JAX_COORDINATOR_PORT": str(port),
+          "SLURM_JOB_ID": "1",
+          "SLURM_STEP_NODELIST": "localhost",
+          "SLURM_NTASKS": str(count),
+          "SLURM_STEP_NUM_TASKS": str(count),
+          "SLURM_PROCID": str(index),
+          "SLURM_LOCALID": str(index),
+          "JAX_COORDINATOR_PORT": str(port),
         }
       elif count > 1:
-        meeting = [f"--coordinator=localhost:{port}",
-                   f"--num_processes={count}", f"--process_id={index}"]
+        meeting = [
+          f"--coordinator=localhost:{port}",
+          f"--num_processes={count}",
+          f"--process_id={index}",
+        ]
       return small.start(
-          ["train.py", "--config=configs/tiny.py", f"--workdir={workdir}",
-           *small.flags(settings), *meeting],
-          folder / "cache", JAX_NUM_CPU_DEVICES=str(8 // count), **environment,
+        [
+          "train.py",
+          "--config=configs/tiny.py",
+          f"--workdir={workdir}",
+          *small.flags(settings),
+          *meeting,
+        ],
+        folder / "cache",
+        JAX_NUM_CPU_DEVICES=str(8 // count),
+        **environment,
       )
 
     return [start_one(index) for index in range(count)]
@@ -119,7 +142,7 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   wait_until(lambda: max(sealed(workdir)) > reached, processes)
   processes[1].send_signal(signal.SIGTERM)
   (status, output, errors), (other, silent, quiet) = map(
-      small.finish, processes
+    small.finish, processes
   )
   assert (status, other) == (0, 0), errors + quiet
   assert f"going on from the checkpoint of step {reached}" in errors
@@ -141,10 +164,10 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   assert_close(actual.items, expected.items)
   # One writer: every record once, those of steps that were lost too.
   logs = [
-      [record for record in records(folder) if record["step"] <= compared]
-      for folder in (workdir, alone)
+    [record for record in records(folder) if record["step"] <= compared]
+    for folder in (workdir, alone)
   ]
   assert [list(record) for record in logs[0]] == [
-      list(record) for record in logs[1]
+    list(record) for record in logs[1]
   ]
   assert_close(*logs, tolerance=1e-4)

@@ -17,7 +17,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops import precision
 from ultramem_jax.runs import checkpoint, workdir
 from ultramem_jax.serve import load as load_lib
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import quantize
 from ultramem_jax.train import state as state_lib
 
@@ -29,7 +29,7 @@ def test_int8_rows_are_off_by_half_a_step_at_most():
   number_IW, scale_I = precision.quantize_rows(x_IW)
   assert number_IW.dtype == jnp.int8
   assert abs(number_IW).max(-1).tolist() == [
-      0 if row == 3 else 127 for row in range(50)
+    0 if row == 3 else 127 for row in range(50)
   ]
   error_IW = abs(number_IW * scale_I[:, None] - x_IW) / scale_I[:, None]
   assert error_IW.max() <= 0.5 + 1e-4
@@ -37,25 +37,34 @@ def test_int8_rows_are_off_by_half_a_step_at_most():
 
 
 MEMORIES = {
-    # Both kinds of reads, of four blocks.
-    "ultramem_v2": {
-        "kind": "ultramem_v2", "spans": "1:1/2:2", "init": "official",
-        "pre_value_dim": 4, "num_projections": 4,
-    },
-    "peer": {
-        "kind": "peer", "value_projection": False, "num_cores": 1,
-        "value_dim": 16, "expansion": 1, "init": "official",
-    },
+  # Both kinds of reads, of four blocks.
+  "ultramem_v2": {
+    "kind": "ultramem_v2",
+    "spans": "1:1/2:2",
+    "init": "official",
+    "pre_value_dim": 4,
+    "num_projections": 4,
+  },
+  "peer": {
+    "kind": "peer",
+    "value_projection": False,
+    "num_cores": 1,
+    "value_dim": 16,
+    "expansion": 1,
+    "init": "official",
+  },
 }
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
 def test_scales_are_folded_into_the_reads(memory):
   """An int8 model gives what a float32 model with its numbers gives."""
-  config = small.config(**{
+  config = small.config(
+    **{
       f"model__memory__{name}": value
       for name, value in MEMORIES[memory].items()
-  })
+    }
+  )
   model = Transformer(config.model)
   tokens_BT = jnp.arange(24).reshape(2, 12)
   variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens_BT))
@@ -69,9 +78,9 @@ def test_scales_are_folded_into_the_reads(memory):
   exact = traverse_util.unflatten_dict(flat, sep="/")
   narrow = Transformer(quantize.quantized_config(config, "int8").model)
   assert_close(
-      jax.jit(narrow.apply)({**variables, "params": params}, tokens_BT),
-      jax.jit(model.apply)({**variables, "params": exact}, tokens_BT),
-      tolerance=1e-4,
+    jax.jit(narrow.apply)({**variables, "params": params}, tokens_BT),
+    jax.jit(model.apply)({**variables, "params": exact}, tokens_BT),
+    tolerance=1e-4,
   )
 
 
@@ -81,8 +90,9 @@ def run(tmp_path_factory):
   folder = tmp_path_factory.mktemp("run")
   (folder / "text.txt").write_text("Some text to be evaluated. " * 20)
   config = small.config(
-      data__source="text", data__path=str(folder / "text.txt"),
-      data__valid_path=str(folder / "text.txt"),
+    data__source="text",
+    data__path=str(folder / "text.txt"),
+    data__valid_path=str(folder / "text.txt"),
   )
   state = jax.jit(lambda: state_lib.init_state(config))()
   workdir.claim(folder / "run", config, "some text")
@@ -94,10 +104,18 @@ def run(tmp_path_factory):
 @pytest.mark.parametrize("dtype", quantize.DTYPES)
 def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
   output = tmp_path / "output"
-  status, report, errors = small.finish(small.start(
-      ["-m", "ultramem_jax.quantize", f"--workdir={run}",
-       f"--output={output}", f"--dtype={dtype}"], tmp_path / "cache",
-  ))
+  status, report, errors = small.finish(
+    small.start(
+      [
+        "-m",
+        "ultramem_jax.quantize",
+        f"--workdir={run}",
+        f"--output={output}",
+        f"--dtype={dtype}",
+      ],
+      tmp_path / "cache",
+    )
+  )
   assert status == 0, errors
   report = json.loads(report)
   assert report["step"] == 7
@@ -122,8 +140,9 @@ def test_only_float32_tables_are_quantized():
 
 def test_what_needs_float32_tables_is_left_behind():
   config = small.config(
-      optim__table_update="sparse", optim__table_catch_up=True,
-      model__memory__kernel="pallas",
+    optim__table_update="sparse",
+    optim__table_catch_up=True,
+    model__memory__kernel="pallas",
   )
   quantized = quantize.quantized_config(config, "int8")
   assert not quantized.optim.table_catch_up

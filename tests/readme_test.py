@@ -27,6 +27,6 @@ def test_links_and_commands_lead_to_files():
   configs = re.findall(r"--config=(configs/\w+\.py)", text)
   assert len(links) >= 3 and len(configs) >= 3
   missing = [
-      path for path in {*links, *configs} if not (README.parent / path).exists()
+    path for path in {*links, *configs} if not (README.parent / path).exists()
   ]
   assert not missing

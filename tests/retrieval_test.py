@@ -58,24 +58,31 @@ def assert_fast_is_reference(inputs, m=M, precision="float32"):
   batch, length, _, groups, ranks, width = query_BTPGRK.shape
   sharing, repeats = heads // groups, rank // ranks
   filter_PAR = filter_of(core)
-  cotangent_BTAMC = np.random.default_rng(1).normal(
-      size=(batch, length, heads, m, 1 if core is None else len(core))
-  ).astype(np.float32)
+  cotangent_BTAMC = (
+    np.random.default_rng(1)
+    .normal(size=(batch, length, heads, m, 1 if core is None else len(core)))
+    .astype(np.float32)
+  )
   # A fresh function: jit must not reuse what other block sizes compiled.
   found, gradient = value_and_gradient(
-      lambda *args: retrieval.retrieve(*args), inputs, filter_PAR, m,
-      cotangent_BTAMC,
+    lambda *args: retrieval.retrieve(*args),
+    inputs,
+    filter_PAR,
+    m,
+    cotangent_BTAMC,
   )
   query_BTPARK = np.repeat(np.repeat(query_BTPGRK, sharing, 3), repeats, 4)
   inputs = jax.tree.map(
-      lambda x: np.asarray(x, np.float32), (query_BTPARK, keys_PARNK, core)
+    lambda x: np.asarray(x, np.float32), (query_BTPARK, keys_PARNK, core)
   )
   expected, expected_gradient = value_and_gradient(
-      retrieval.retrieve_reference, inputs, filter_PAR, m, cotangent_BTAMC
+    retrieval.retrieve_reference, inputs, filter_PAR, m, cotangent_BTAMC
   )
-  query_gradient = np.asarray(expected_gradient[0]).reshape(
-      batch, length, 2, groups, sharing, ranks, repeats, width
-  ).sum((4, 6))
+  query_gradient = (
+    np.asarray(expected_gradient[0])
+    .reshape(batch, length, 2, groups, sharing, ranks, repeats, width)
+    .sum((4, 6))
+  )
   for name in ("row_BTAM", "column_BTAM"):
     index = getattr(found, name)
     assert index.dtype == jnp.int32
@@ -87,15 +94,15 @@ def assert_fast_is_reference(inputs, m=M, precision="float32"):
 
 
 CASES = [
-    *(
-        dict(sharing=sharing, rank=rank, per_rank=per_rank)
-        for sharing, (rank, per_rank) in itertools.product(
-            (1, 2), ((1, True), (2, True), (2, False), (3, True))
-        )
-    ),
-    *(dict(sharing=sharing, cores=1) for sharing in (1, 2)),
-    *(dict(sharing=sharing, cores=None) for sharing in (1, 2)),
-    dict(heads=6, sharing=3, rank=4, per_rank=False, cores=3),
+  *(
+    dict(sharing=sharing, rank=rank, per_rank=per_rank)
+    for sharing, (rank, per_rank) in itertools.product(
+      (1, 2), ((1, True), (2, True), (2, False), (3, True))
+    )
+  ),
+  *(dict(sharing=sharing, cores=1) for sharing in (1, 2)),
+  *(dict(sharing=sharing, cores=None) for sharing in (1, 2)),
+  dict(heads=6, sharing=3, rank=4, per_rank=False, cores=3),
 ]
 
 
@@ -104,7 +111,7 @@ def test_fast_is_reference(case, platform, monkeypatch):
   """Five positions in blocks of two, the last one padded."""
   blocks_asked = []
   monkeypatch.setattr(
-      blocks, "block_length", lambda *args: blocks_asked.append(args) or 2
+    blocks, "block_length", lambda *args: blocks_asked.append(args) or 2
   )
   assert_fast_is_reference(random_inputs(**case))
   assert blocks_asked
@@ -136,7 +143,7 @@ def test_scales_are_factors_of_keys(cores, budget, platform, monkeypatch):
 
   def scaled_before(query, keys, core, scale):
     return retrieval.retrieve(
-        query, keys * scale[..., None], M, core, filter_PAR
+      query, keys * scale[..., None], M, core, filter_PAR
     )
 
   def value_and_gradient(function):
@@ -154,7 +161,7 @@ def test_scales_are_factors_of_keys(cores, budget, platform, monkeypatch):
   assert_close(found.score_BTAMC, expected.score_BTAMC)
   assert_close(gradient, expected_gradient)
   unscaled = jax.jit(retrieval.retrieve, static_argnums=2)(
-      query, keys, M, core, filter_PAR
+    query, keys, M, core, filter_PAR
   )
   assert (unscaled.row_BTAM != found.row_BTAM).any()
 
@@ -173,8 +180,9 @@ def side_scores(query_BTPGRK, keys_PARNK):
   for a, r in np.ndindex(heads, rank):
     query_BTPK = query_BTPGRK[:, :, :, a // sharing, r % query_BTPGRK.shape[4]]
     score[:, :, :, a, r] = np.einsum(
-        "BTPK,PNK->BTPN", query_BTPK.astype(np.float64),
-        keys_PARNK[:, a, r].astype(np.float64),
+      "BTPK,PNK->BTPN",
+      query_BTPK.astype(np.float64),
+      keys_PARNK[:, a, r].astype(np.float64),
     )
   return score
 
@@ -212,9 +220,7 @@ def test_two_stage_definition(function):
     row_M, column_M = rows_M[row_M], columns_M[column_M]
     np.testing.assert_array_equal(found.row_BTAM[b, t, a], row_M)
     np.testing.assert_array_equal(found.column_BTAM[b, t, a], column_M)
-    assert_close(
-        found.score_BTAMC[b, t, a], grid_CNN[:, row_M, column_M].T
-    )
+    assert_close(found.score_BTAMC[b, t, a], grid_CNN[:, row_M, column_M].T)
     exact_M = np.argsort(-grid_CNN.sum(0), axis=None)[:M]
     recalled.append(np.isin(exact_M, row_M * N + column_M).mean())
   # The layer is defined by the filter: the exact top m is not its aim.
@@ -226,7 +232,7 @@ def test_flipping_the_filter_retrieves_other_cells():
   cells = []
   for sign in (1, -1):
     found = jax.jit(retrieval.retrieve, static_argnums=2)(
-        query, keys, M, core_CARR, sign * filter_of(core_CARR)
+      query, keys, M, core_CARR, sign * filter_of(core_CARR)
     )
     cells.append(np.asarray(found.row_BTAM * N + found.column_BTAM))
   assert not (cells[0][..., None] == cells[1][..., None, :]).any()
@@ -248,7 +254,7 @@ def test_ties_go_to_the_lowest_index(cores):
   repeats = 0
   for b, t, i in np.argwhere(row_BTM >= 8):
     original = (row_BTM[b, t, :i] == row_BTM[b, t, i] - 8) & (
-        column_BTM[b, t, :i] == column_BTM[b, t, i]
+      column_BTM[b, t, :i] == column_BTM[b, t, i]
     )
     assert original.sum() == 1
     repeats += 1
@@ -290,8 +296,10 @@ def test_no_full_sort(cores, monkeypatch):
   for budget in (0, 2**30):
     monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", budget)
     compiled = (
-        jax.jit(lambda *x: retrieval.retrieve(x[0], x[1], M, x[2], x[3]))
-        .lower(*inputs, filter_of(inputs[2])).compile().as_text()
+      jax.jit(lambda *x: retrieval.retrieve(x[0], x[1], M, x[2], x[3]))
+      .lower(*inputs, filter_of(inputs[2]))
+      .compile()
+      .as_text()
     )
     assert " sort(" not in compiled
     assert "TopK" in compiled
@@ -300,7 +308,9 @@ def test_no_full_sort(cores, monkeypatch):
 def test_a_slice_of_top_m_is_no_sort():
   """XLA merges a slice into a top-k, which then becomes a sort."""
   compiled = (
-      jax.jit(lambda x: top_k.top_m(x, 8)[:3])
-      .lower(jnp.zeros((4, 64))).compile().as_text()
+    jax.jit(lambda x: top_k.top_m(x, 8)[:3])
+    .lower(jnp.zeros((4, 64)))
+    .compile()
+    .as_text()
   )
   assert " sort(" not in compiled

@@ -21,15 +21,17 @@ def make(num_rows, tokens, reads, cores=2, num_blocks=4, width=6, seed=0):
   rng = np.random.default_rng(seed)
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   table = row_update.Table(
-      normal(num_rows, width), normal(num_rows, width),
-      jnp.square(normal(num_rows, width)),
+    normal(num_rows, width),
+    normal(num_rows, width),
+    jnp.square(normal(num_rows, width)),
   )
   # Squaring makes low rows far likelier.
   row_TK = (num_rows * rng.random((tokens, reads)) ** 2).astype(np.int32)
   factors = row_update.Factors(
-      jnp.asarray(row_TK),
-      jnp.asarray(rng.integers(0, num_blocks, (tokens, reads)), jnp.int32),
-      normal(tokens, reads, cores), normal(tokens, num_blocks, width),
+    jnp.asarray(row_TK),
+    jnp.asarray(rng.integers(0, num_blocks, (tokens, reads)), jnp.int32),
+    normal(tokens, reads, cores),
+    normal(tokens, num_blocks, width),
   )
   return table, factors
 
@@ -42,8 +44,8 @@ def dense_gradient(factors, num_rows):
   for t, k in np.ndindex(row_TK.shape):
     for w in range(width):
       gradient_IW[row_TK[t, k], w] += (
-          weight_TKC[t, k, w // (width // num_cores)]
-          * vector_TEW[t, block_TK[t, k], w]
+        weight_TKC[t, k, w // (width // num_cores)]
+        * vector_TEW[t, block_TK[t, k], w]
       )
   return gradient_IW
 
@@ -55,13 +57,13 @@ def row_gradients(budget, num_rows, factors):
   def put(dense, row_P, gradient_PW):
     gradient_IW, count_I = dense
     return (
-        gradient_IW.at[row_P].set(gradient_PW, mode="drop"),
-        count_I.at[row_P].add(1, mode="drop"),
+      gradient_IW.at[row_P].set(gradient_PW, mode="drop"),
+      count_I.at[row_P].add(1, mode="drop"),
     )
 
   dense = (
-      jnp.zeros((num_rows, factors.vector_TEW.shape[-1])),
-      jnp.zeros(num_rows, jnp.int32),
+    jnp.zeros((num_rows, factors.vector_TEW.shape[-1])),
+    jnp.zeros(num_rows, jnp.int32),
   )
   reads = row_order.sort_reads(factors.row_TK, num_rows)
   return row_update._scan_rows(put, num_rows, budget, dense, factors, reads)
@@ -73,7 +75,7 @@ BUDGETS = [24, 5 * 24, 64 * 24, 2**21, blocks.ACCELERATOR_BLOCK_BYTES]
 
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize(
-    "shape", [(7, 50, 8), (1, 30, 3), (1000, 3, 5), (5, 1, 1)], ids=str
+  "shape", [(7, 50, 8), (1, 30, 3), (1000, 3, 5), (5, 1, 1)], ids=str
 )
 def test_row_gradients_equal_the_definition(budget, shape):
   _, factors = make(*shape)
@@ -98,8 +100,8 @@ def test_reads_are_sorted_and_stay_in_order_within_a_row(num_rows):
   row_TK[:5] = row_TK[5:10]
   expected_Z = np.argsort(row_TK.ravel(), kind="stable")
   for sort in (
-      row_order.sort_reads(row_TK, num_rows),
-      row_order._pair_sort(row_TK.ravel()),
+    row_order.sort_reads(row_TK, num_rows),
+    row_order._pair_sort(row_TK.ravel()),
   ):
     np.testing.assert_array_equal(sort[0], row_TK.ravel()[expected_Z])
     np.testing.assert_array_equal(sort[1], expected_Z)
@@ -111,7 +113,7 @@ def test_squared_norm_is_that_of_the_sums():
   expected = np.square(dense_gradient(factors, 7)).sum()
   alone = row_update.squared_norm(factors, reads, 7)
   _, of_update = row_update.update_rows(
-      table, factors, reads, 0.5, ADAMW, jnp.uint32(0)
+    table, factors, reads, 0.5, ADAMW, jnp.uint32(0)
   )
   np.testing.assert_allclose([alone, of_update], expected, rtol=1e-5)
 
@@ -119,7 +121,7 @@ def test_squared_norm_is_that_of_the_sums():
 def update(table, factors, scale=1.0, adamw=ADAMW, key=0):
   reads = row_order.sort_reads(factors.row_TK, table.values_IW.shape[0])
   table, _ = row_update.update_rows(
-      table, factors, reads, scale, adamw, jnp.uint32(key)
+    table, factors, reads, scale, adamw, jnp.uint32(key)
   )
   return table
 
@@ -136,7 +138,7 @@ def test_update_equals_the_reference(shape, per_row):
     table = table._replace(variance=table.variance.mean(1))
   updated = update(table, factors, 0.5)
   assert_close(
-      updated, row_update.update_rows_reference(table, factors, 0.5, ADAMW)
+    updated, row_update.update_rows_reference(table, factors, 0.5, ADAMW)
   )
   for new, old in zip(*map(jax.tree.leaves, (updated, table)), strict=True):
     changed_I = np.asarray(new != old).reshape(shape[0], -1).any(1)
@@ -168,13 +170,13 @@ def test_bfloat16_is_rounded_up_or_down_with_the_right_chances():
   table, factors = make(40, 50, 8)
   table = low_precision(table)
   exact = row_update.update_rows_reference(
-      jax.tree.map(precision.decode, table), factors, 1.0, ADAMW
+    jax.tree.map(precision.decode, table), factors, 1.0, ADAMW
   )
   several = jax.jit(jax.vmap(lambda key: update(table, factors, key=key)))(
-      jnp.arange(400)
+    jnp.arange(400)
   )
   several, exact = jax.device_get(
-      (jax.tree.map(precision.decode, several), exact)
+    (jax.tree.map(precision.decode, several), exact)
   )
   several, exact, table = map(jax.tree.leaves, (several, exact, table))
   for rounded, expected, old in zip(several, exact, table, strict=True):
@@ -183,14 +185,14 @@ def test_bfloat16_is_rounded_up_or_down_with_the_right_chances():
     assert_close(rounded.mean(0), expected, tolerance=1e-3)
     read_I = was_read(factors, 40)
     np.testing.assert_array_equal(
-        rounded[:, ~read_I], np.asarray(precision.decode(old))[None][:, ~read_I]
-        .repeat(400, 0),
+      rounded[:, ~read_I],
+      np.asarray(precision.decode(old))[None][:, ~read_I].repeat(400, 0),
     )
   # What the three arrays of a table are rounded by is not the same, nor is
   # it the same in two rows or columns.
   up = [
-      np.asarray(rounded > expected, np.float64)[:, was_read(factors, 40)]
-      for rounded, expected in zip(several, exact, strict=True)
+    np.asarray(rounded > expected, np.float64)[:, was_read(factors, 40)]
+    for rounded, expected in zip(several, exact, strict=True)
   ]
   samples = np.stack([u.reshape(400, -1)[:, :60] for u in up], 1)
   samples = samples.reshape(400, -1)
@@ -209,7 +211,7 @@ def test_rounding_depends_on_key_and_row_alone():
   extra = [x[-1:] for x in f]
   extra[2] = jnp.zeros_like(extra[2])
   more = row_update.Factors(
-      *(jnp.concatenate([e, x]) for e, x in zip(extra, f, strict=True))
+    *(jnp.concatenate([e, x]) for e, x in zip(extra, f, strict=True))
   )
   longer = update(table, more, key=1)
   results = map(jax.tree.leaves, (once, again, other, longer))
@@ -242,12 +244,22 @@ def test_compiled_update_touches_no_array_as_large_as_the_table(dtype):
   compiled = jax.jit(update, donate_argnums=0).lower(table, factors).compile()
   stored = {"float32": "f32", "bfloat16": "u16"}[dtype]
   of_table = {
-      opcode for array, opcode in instructions(compiled)
-      if array.endswith(f"[{num_rows},{width}]")
-      and not (array.startswith(stored) and opcode in (
-          "parameter", "get-tuple-element", "scatter", "dynamic-update-slice",
-          "fusion", "bitcast", "while",
-      ))
+    opcode
+    for array, opcode in instructions(compiled)
+    if array.endswith(f"[{num_rows},{width}]")
+    and not (
+      array.startswith(stored)
+      and opcode
+      in (
+        "parameter",
+        "get-tuple-element",
+        "scatter",
+        "dynamic-update-slice",
+        "fusion",
+        "bitcast",
+        "while",
+      )
+    )
   }
   assert not of_table
   assert compiled.memory_analysis().temp_size_in_bytes < num_rows * width

@@ -30,7 +30,9 @@ class Merging:
     return np.array([ids[t] for t in re.findall("ab|.", text)], np.int32)
 
 
-@pytest.mark.parametrize("context, continuation, expected", [
+@pytest.mark.parametrize(
+  "context, continuation, expected",
+  [
     ("aa", "b", ([9, 1, 1], [2])),  # "a" and "ab" would be the whole
     ("aab", " b", ([9, 1, 3], [4, 2])),
     # White space begins the continuation.
@@ -40,7 +42,8 @@ class Merging:
     (" ", "ab", ([9], [4, 3])),
     ("ab", "", ([9, 3], [])),
     ("", "", ([9], [])),
-])
+  ],
+)
 def test_pairs_are_encoded_whole(context, continuation, expected):
   pair = scoring.encode_pair(Merging(), context, continuation)
   assert tuple(map(list, pair)) == expected
@@ -50,20 +53,23 @@ def test_pairs_are_encoded_whole(context, continuation, expected):
 def test_a_pair_is_cut_where_the_context_ends_by_itself():
   # Encoded alone the context has two tokens, so one of three is left.
   assert [list(p) for p in scoring.encode_pair(Merging(), "aa", "bb")] == [
-      [9, 1, 1], [2]
+    [9, 1, 1],
+    [2],
   ]
 
 
 def test_windows_by_hand():
   def windows(context, continuation, length):
     return [
-        (list(window.tokens_N), window.scored)
-        for window in scoring.windows(context, continuation, length)
+      (list(window.tokens_N), window.scored)
+      for window in scoring.windows(context, continuation, length)
     ]
 
   # The example of lm-evaluation-harness: 10 tokens, 4 at a time.
   assert windows([99], list(range(10)), 4) == [
-      ([99, 0, 1, 2, 3], 4), ([3, 4, 5, 6, 7], 4), ([5, 6, 7, 8, 9], 2)
+    ([99, 0, 1, 2, 3], 4),
+    ([3, 4, 5, 6, 7], 4),
+    ([5, 6, 7, 8, 9], 2),
   ]
   assert windows([99, 1, 2], [3, 4], 4) == [([99, 1, 2, 3, 4], 2)]
   # One more: the first is left out.
@@ -96,9 +102,15 @@ def test_likelihoods_equal_slow_ones(scorer):
   rng = np.random.default_rng(1)
   texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in range(60)]
   pairs = [
-      (texts[3], texts[1]), ("", texts[2]), (texts[10], "é" + texts[7]),
-      (texts[31], texts[8]), (texts[32], texts[8]), (texts[33], texts[8]),
-      (texts[59], texts[1]), (texts[59], texts[40]), ("", texts[40]),
+    (texts[3], texts[1]),
+    ("", texts[2]),
+    (texts[10], "é" + texts[7]),
+    (texts[31], texts[8]),
+    (texts[32], texts[8]),
+    (texts[33], texts[8]),
+    (texts[59], texts[1]),
+    (texts[59], texts[40]),
+    ("", texts[40]),
   ]
   actual = scorer.log_likelihoods(pairs)
   expected = [slow_scoring.score_pair(*pair) for pair in pairs]
@@ -111,8 +123,8 @@ def test_a_long_document_is_scored_in_windows(scorer):
   text = "".join(map(chr, np.random.default_rng(2).integers(32, 127, 100)))
   tokens = [slow_scoring.BOS, *text.encode()]
   expected = sum(
-      slow_scoring.score(tokens[begin:end], scored)[0]
-      for begin, end, scored in ((0, 41, 40), (40, 81, 40), (60, 101, 20))
+    slow_scoring.score(tokens[begin:end], scored)[0]
+    for begin, end, scored in ((0, 41, 40), (40, 81, 40), (60, 101, 20))
   )
   ((actual, greedy),) = scorer.log_likelihoods([("", text)])
   assert actual == pytest.approx(expected, rel=1e-5)
@@ -123,8 +135,7 @@ def test_greedy_is_what_generation_writes(scorer):
   run = slow_scoring.run()
   prompt = np.array([257, 98, 97], np.int32)
   (new_N,) = generate.generate(
-      run.model, run.variables, [prompt], 6, jax.random.key(0),
-      temperature=0.0,
+    run.model, run.variables, [prompt], 6, jax.random.key(0), temperature=0.0
   )
   tokens_N = np.append(prompt, new_N)
   cases = [scoring.Window(tokens_N, 6), scoring.Window(tokens_N, 7)]
@@ -133,16 +144,25 @@ def test_greedy_is_what_generation_writes(scorer):
     other_N[place] = (other_N[place] + 1) % 256
     cases.append(scoring.Window(other_N, 6))
   assert [greedy for _, greedy in scorer.score_windows(cases)] == [
-      True, False, False, False, False
+    True,
+    False,
+    False,
+    False,
+    False,
   ]
 
 
-@pytest.mark.parametrize("text, stops, expected", [
+@pytest.mark.parametrize(
+  "text, stops, expected",
+  [
     ("one\ntwo. three", ["."], "one\ntwo"),
     ("one\ntwo. three", [".", "\n"], "one"),
-    ("one", ["two", ""], "one"), ("one", [], "one"), ("one", ["one"], ""),
+    ("one", ["two", ""], "one"),
+    ("one", [], "one"),
+    ("one", ["one"], ""),
     ("a|b", ["|"], "a"),
-])
+  ],
+)
 def test_text_before_a_stop(text, stops, expected):
   assert scoring.before_stop(text, stops) == expected
 

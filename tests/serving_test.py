@@ -28,19 +28,22 @@ def make_model(**overrides):
   config = small.config(**overrides)
   state = jax.jit(functools.partial(state_lib.init_state, config))()
   return Transformer(config.model), {
-      "params": state.params, "buffers": state.buffers
+    "params": state.params,
+    "buffers": state.buffers,
   }
 
 
 LAYERS = {
-    "query_per_rank": (UltraMem, {}),
-    "shared_query": (
-        UltraMem, {"query_per_rank": False, "tucker_rank": 3, "num_heads": 4}
-    ),
-    "sum": (UltraMem, {"score": "sum", "num_cores": 1}),
-    "memory_plus": (
-        MemoryPlus, {"kind": "memory_plus", **KIND_SETTINGS["memory_plus"]}
-    ),
+  "query_per_rank": (UltraMem, {}),
+  "shared_query": (
+    UltraMem,
+    {"query_per_rank": False, "tucker_rank": 3, "num_heads": 4},
+  ),
+  "sum": (UltraMem, {"score": "sum", "num_cores": 1}),
+  "memory_plus": (
+    MemoryPlus,
+    {"kind": "memory_plus", **KIND_SETTINGS["memory_plus"]},
+  ),
 }
 # Tokens of two rows, with merged keys and without.
 LENGTHS = ultramem.MERGED_TOKENS // 2, ultramem.MERGED_TOKENS
@@ -50,8 +53,11 @@ LENGTHS = ultramem.MERGED_TOKENS // 2, ultramem.MERGED_TOKENS
 def test_prepared_equals_unprepared(case):
   layer_class, settings = LAYERS[case]
   config = MemoryConfig(
-      num_keys=16, key_dim=4, value_dim=8, top_m=5,
-      **{"init": "official", **settings},
+    num_keys=16,
+    key_dim=4,
+    value_dim=8,
+    top_m=5,
+    **{"init": "official", **settings},
   )
   layer = layer_class(config, embed_dim=12)
   x_BTD = jax.random.normal(jax.random.key(0), (2, max(LENGTHS), 12))
@@ -69,7 +75,7 @@ def test_prepared_equals_unprepared(case):
     assert_close(y_BTD, expected_BTD)
     for name in ("index_BTAM", "slot_BTAM"):
       np.testing.assert_array_equal(
-          sown["intermediates"][name][0], expected["intermediates"][name][0]
+        sown["intermediates"][name][0], expected["intermediates"][name][0]
       )
 
 
@@ -86,28 +92,30 @@ def test_bfloat16_weights_are_cast_once_and_change_nothing():
   tokens_BT = jnp.arange(2 * ultramem.MERGED_TOKENS).reshape(2, -1)
   forward = jax.jit(model.apply)
   np.testing.assert_array_equal(
-      forward(prepared, tokens_BT), forward(variables, tokens_BT)
+    forward(prepared, tokens_BT), forward(variables, tokens_BT)
   )
 
 
 @pytest.mark.parametrize("kind", ["dense", "moe", "ultramem"])
 def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
   overrides = {
-      "moe": {"model__moe__num_experts": 4, "model__moe__expert_dim": 24},
-      "dense": {"model__memory__kind": "none"},
-      "ultramem": {"model__memory__num_heads": 2},
+    "moe": {"model__moe__num_experts": 4, "model__moe__expert_dim": 24},
+    "dense": {"model__memory__kind": "none"},
+    "ultramem": {"model__memory__num_heads": 2},
   }[kind]
   model, variables = make_model(
-      model__activation="swiglu", model__num_layers=1,
-      model__memory__spans="1:1", **overrides,
+    model__activation="swiglu",
+    model__num_layers=1,
+    model__memory__spans="1:1",
+    **overrides,
   )
   for_cpu = prepare_lib.prepare(model, variables)
   for_gpu = prepare_lib.prepare(model, variables, platform="gpu")
   assert "transposed" not in for_gpu
   assert for_gpu["params"] == variables["params"]
   flat = {
-      name: traverse_util.flatten_dict(tree, sep="/") for name, tree in
-      {**variables, "transposed": for_cpu["transposed"]}.items()
+    name: traverse_util.flatten_dict(tree, sep="/")
+    for name, tree in {**variables, "transposed": for_cpu["transposed"]}.items()
   }
   transposed = set(flat["transposed"])
   kept = set(traverse_util.flatten_dict(for_cpu["params"], sep="/"))
@@ -125,15 +133,20 @@ def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
 def decode_step_text(num_keys, **overrides):
   """The compiled text of a decoding step."""
   model, variables = make_model(
-      model__memory__num_keys=num_keys, model__memory__spans="1:2/2:2",
-      **overrides
+    model__memory__num_keys=num_keys,
+    model__memory__spans="1:2/2:2",
+    **overrides,
   )
   variables = prepare_lib.prepare(model, variables)
   cache = generate.init_cache(model, 3, 300)
   token_B1 = jnp.ones((3, 1), jnp.int32)
-  return generate.decode_step.lower(
+  return (
+    generate.decode_step.lower(
       model, variables, cache, token_B1, token_B1, token_B1
-  ).compile().as_text()
+    )
+    .compile()
+    .as_text()
+  )
 
 
 # Instructions that hand arrays on and make none.
@@ -144,8 +157,9 @@ def makers(text, shapes):
   """Lines that make an array whose shape begins with one of shapes."""
   pattern = rf"= \w+\[({'|'.join(shapes)})[,\]]"
   return [
-      line for line in text.splitlines()
-      if re.search(pattern, line) and not re.search(HANDED_ON, line)
+    line
+    for line in text.splitlines()
+    if re.search(pattern, line) and not re.search(HANDED_ON, line)
   ]
 
 
@@ -164,11 +178,15 @@ def test_a_decoding_step_makes_nothing_of_the_tables_size():
 def test_a_decoding_step_writes_its_cache_in_place():
   text = decode_step_text(8)
   aliased = re.search(r"input_output_alias=\{(.*?)\}, entry", text)[1]
-  model, _ = make_model(model__memory__num_keys=8,
-                        model__memory__spans="1:2/2:2")
+  model, _ = make_model(
+    model__memory__num_keys=8, model__memory__spans="1:2/2:2"
+  )
   leaves = jax.tree.leaves(generate.init_cache(model, 3, 300))
   assert aliased.count("may-alias") + aliased.count("must-alias") == len(leaves)
   # No array as long as the cache is made but by updates in place.
-  updates = [line for line in makers(text, ["3,2,300"])
-             if "dynamic-update-slice" not in line]
+  updates = [
+    line
+    for line in makers(text, ["3,2,300"])
+    if "dynamic-update-slice" not in line
+  ]
   assert not updates

@@ -5,7 +5,7 @@ import pytest
 import small
 from jax.sharding import AbstractMesh
 
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -20,8 +20,7 @@ def specs(config):
   """{"path": its split} of every parameter that is split."""
   found = sharding.parameter_specs(config, layout(config))
   return {
-      "/".join(path): tuple(spec) for path, spec in found.items()
-      if any(spec)
+    "/".join(path): tuple(spec) for path, spec in found.items() if any(spec)
   }
 
 
@@ -31,68 +30,85 @@ TABLE = ("fsdp", "tensor", "table")
 
 def test_where_every_parameter_lies():
   config = small.config(
-      batch_size=8, model__num_layers=1, model__memory__spans="1:1",
-      mesh__fsdp=2, mesh__tensor=2, mesh__table=2,
-      model__memory__partition="rows",
+    batch_size=8,
+    model__num_layers=1,
+    model__memory__spans="1:1",
+    mesh__fsdp=2,
+    mesh__tensor=2,
+    mesh__table=2,
+    model__memory__partition="rows",
   )
   expected = {
-      "embed/embedding": (TENSOR, FSDP),
-      "block_0/attention/query/kernel": (FSDP, TENSOR, None),
-      "block_0/attention/key/kernel": (FSDP, TENSOR, None),
-      "block_0/attention/value/kernel": (FSDP, TENSOR, None),
-      "block_0/attention/out/kernel": (TENSOR, None, FSDP),
-      "block_0/mlp/up/kernel": (FSDP, TENSOR),
-      "block_0/mlp/down/kernel": (TENSOR, FSDP),
-      "memory_0/keys": (None, None, None, FSDP, None),
-      "memory_0/query": (FSDP, None, None, None, None),
-      "memory_0/query_conv/kernel": (None, FSDP),
-      "memory_0/value_projection": (None, None, FSDP),
-      "memory_0/values": (TABLE, None),
-      "head/kernel": (FSDP, TENSOR),
+    "embed/embedding": (TENSOR, FSDP),
+    "block_0/attention/query/kernel": (FSDP, TENSOR, None),
+    "block_0/attention/key/kernel": (FSDP, TENSOR, None),
+    "block_0/attention/value/kernel": (FSDP, TENSOR, None),
+    "block_0/attention/out/kernel": (TENSOR, None, FSDP),
+    "block_0/mlp/up/kernel": (FSDP, TENSOR),
+    "block_0/mlp/down/kernel": (TENSOR, FSDP),
+    "memory_0/keys": (None, None, None, FSDP, None),
+    "memory_0/query": (FSDP, None, None, None, None),
+    "memory_0/query_conv/kernel": (None, FSDP),
+    "memory_0/value_projection": (None, None, FSDP),
+    "memory_0/values": (TABLE, None),
+    "head/kernel": (FSDP, TENSOR),
   }
   assert specs(config) == expected
   columns = small.config(
-      batch_size=8, model__num_layers=1, model__memory__spans="1:1",
-      mesh__data=2, mesh__fsdp=2, mesh__tensor=2,
-      mesh__table_axes="tensor,data", model__memory__partition="columns",
+    batch_size=8,
+    model__num_layers=1,
+    model__memory__spans="1:1",
+    mesh__data=2,
+    mesh__fsdp=2,
+    mesh__tensor=2,
+    mesh__table_axes="tensor,data",
+    model__memory__partition="columns",
   )
   # In the order of the mesh, in whatever order they are named.
   assert specs(columns) == expected | {
-      "memory_0/values": (None, ("data", "tensor"))
+    "memory_0/values": (None, ("data", "tensor"))
   }
 
 
 def test_experts_lie_on_the_table_axis():
   config = small.config(
-      batch_size=8, mesh__table=2, mesh__tensor=2, model__num_layers=1,
-      model__memory__kind="none", model__moe__num_experts=4,
+    batch_size=8,
+    mesh__table=2,
+    mesh__tensor=2,
+    model__num_layers=1,
+    model__memory__kind="none",
+    model__moe__num_experts=4,
   )
   moe = {
-      path.removeprefix("block_0/moe/"): spec
-      for path, spec in specs(config).items() if "moe" in path
+    path.removeprefix("block_0/moe/"): spec
+    for path, spec in specs(config).items()
+    if "moe" in path
   }
   assert moe == {
-      "experts_up": ("table", None, TENSOR),
-      "experts_down": ("table", TENSOR, None),
+    "experts_up": ("table", None, TENSOR),
+    "experts_down": ("table", TENSOR, None),
   }
 
 
 def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
   # 81 rows and 324 slots, of which 8 devices divide neither.
   config = small.config(
-      batch_size=8, mesh__fsdp=2, mesh__table=4,
-      model__memory__partition="rows", model__memory__num_keys=9,
-      model__memory__row_multiple=8,
+    batch_size=8,
+    mesh__fsdp=2,
+    mesh__table=4,
+    model__memory__partition="rows",
+    model__memory__num_keys=9,
+    model__memory__row_multiple=8,
   )
   state = state_lib.abstract_state(config, layout(config))
   # params, mu and nu.
   tables = [
-      leaf.sharding.spec
-      for path, leaf in jax.tree_util.tree_leaves_with_path(state)
-      if "['memory_0']['values']" in jax.tree_util.keystr(path)
+    leaf.sharding.spec
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if "['memory_0']['values']" in jax.tree_util.keystr(path)
   ]
   assert len(tables) == 3 and {tuple(spec) for spec in tables} == {
-      (TABLE, None)
+    (TABLE, None)
   }
   assert tuple(state.usage["memory_0"].sharding.spec) == (TABLE,)
   whole = jax.tree.leaves((state.step, state.key, state.buffers))
@@ -100,28 +116,36 @@ def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
 
 
 BAD = {
-    # Sizes that do not match the 8 devices.
-    "mesh.data = -1: fsdp * tensor * table = 3 must divide the number of "
-    "devices, 8": {"mesh__fsdp": 3},
-    "mesh.data = 2: data * fsdp * tensor * table = 4 must be the number of "
-    "devices, 8": {"mesh__data": 2, "mesh__tensor": 2},
-    # The batch does not divide.
-    "batch_size = 4: batch_size / accumulation_steps = 4 must be divisible by "
-    "the 8 devices": {},
-    # A weight does not divide.
-    "mesh.tensor = 8: must divide 2, the size of 'heads'": {
-        "mesh__tensor": 8, "mesh__table_axes": "data"},
-    # Tables: 8^2 rows of width 8, then 9^2 rows of width 6.
-    "model.memory.partition = 'rows': 8 devices share the tables": {
-        "mesh__table": 8, "model__memory__num_keys": 9,
-        "model__memory__partition": "rows"},
-    "they must divide the 81 rows for rows, as they do with row_multiple = 8; "
-    "value_dim = 6 and": {
-        "mesh__table": 8, "model__memory__num_keys": 9,
-        "model__memory__value_dim": 6},
-    "model.memory.partition = 'columns': 8 devices share": {
-        "mesh__table": 8, "model__memory__value_dim": 12,
-        "model__memory__partition": "columns"},
+  # Sizes that do not match the 8 devices.
+  "mesh.data = -1: fsdp * tensor * table = 3 must divide the number of "
+  "devices, 8": {"mesh__fsdp": 3},
+  "mesh.data = 2: data * fsdp * tensor * table = 4 must be the number of "
+  "devices, 8": {"mesh__data": 2, "mesh__tensor": 2},
+  # The batch does not divide.
+  "batch_size = 4: batch_size / accumulation_steps = 4 must be divisible by "
+  "the 8 devices": {},
+  # A weight does not divide.
+  "mesh.tensor = 8: must divide 2, the size of 'heads'": {
+    "mesh__tensor": 8,
+    "mesh__table_axes": "data",
+  },
+  # Tables: 8^2 rows of width 8, then 9^2 rows of width 6.
+  "model.memory.partition = 'rows': 8 devices share the tables": {
+    "mesh__table": 8,
+    "model__memory__num_keys": 9,
+    "model__memory__partition": "rows",
+  },
+  "they must divide the 81 rows for rows, as they do with row_multiple = 8; "
+  "value_dim = 6 and": {
+    "mesh__table": 8,
+    "model__memory__num_keys": 9,
+    "model__memory__value_dim": 6,
+  },
+  "model.memory.partition = 'columns': 8 devices share": {
+    "mesh__table": 8,
+    "model__memory__value_dim": 12,
+    "model__memory__partition": "columns",
+  },
 }
 
 
@@ -140,12 +164,14 @@ def test_auto_takes_what_divides_and_moves_least():
   wide = small.config(**many, model__memory__value_dim=512)
   assert layout(wide).partition == "columns"
   odd = small.config(
-      **many, model__memory__value_dim=510, model__memory__num_cores=2)
+    **many, model__memory__value_dim=510, model__memory__num_cores=2
+  )
   assert layout(odd).partition == "rows_unpooled"
   line = sharding.describe(wide, layout(wide))
   assert "\n" not in line
   assert "tables split over 8 devices: columns (kB a token moves forward" in (
-      line)
+    line
+  )
 
 
 def test_rows_catch_up_on_one_device_alone():

@@ -13,25 +13,28 @@ from conftest import assert_close
 from ultramem_jax import MemoryConfig, Transformer
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.memory import KIND_SETTINGS
 
 # Short settings of two memories, the second of which the first overlaps.
 FIXED = {
-    kind: {f"model__memory__{name}": value for name, value in fixed.items()}
-    for kind, fixed in KIND_SETTINGS.items()
+  kind: {f"model__memory__{name}": value for name, value in fixed.items()}
+  for kind, fixed in KIND_SETTINGS.items()
 }
 MODELS = {
-    "ultramem_v2": dict(
-        **FIXED["ultramem_v2"],
-        model__memory__kind="ultramem_v2", model__memory__spans="full",
-        model__memory__pre_value_dim=4, model__memory__share_ratio=0.6,
-        model__memory__query_conv=3,
-    ),
-    "memory_plus": dict(
-        **FIXED["memory_plus"],
-        model__memory__kind="memory_plus", model__memory__spans="1:2/2:2",
-    ),
+  "ultramem_v2": dict(
+    **FIXED["ultramem_v2"],
+    model__memory__kind="ultramem_v2",
+    model__memory__spans="full",
+    model__memory__pre_value_dim=4,
+    model__memory__share_ratio=0.6,
+    model__memory__query_conv=3,
+  ),
+  "memory_plus": dict(
+    **FIXED["memory_plus"],
+    model__memory__kind="memory_plus",
+    model__memory__spans="1:2/2:2",
+  ),
 }
 TOKENS = np.random.default_rng(0).integers(0, 250, (2, 7))
 
@@ -44,10 +47,13 @@ def variables_of(model):
   return nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))
 
 
-@pytest.mark.parametrize("kind,tables,remat", [
+@pytest.mark.parametrize(
+  "kind,tables,remat",
+  [
     ("ultramem_v2", {"values": (128, 8), "pre_values": (128, 4)}, "none"),
     ("memory_plus", {"values": (64, 8)}, "block"),
-])
+  ],
+)
 def test_one_table_learns_from_every_memory(kind, tables, remat):
   model = model_of(kind, model__remat=remat)
   variables = variables_of(model)
@@ -58,18 +64,22 @@ def test_one_table_learns_from_every_memory(kind, tables, remat):
 
   def loss(params, layer):
     _, sown = model.apply(
-        {**variables, "params": params}, TOKENS, mutable=["intermediates"],
-        capture_intermediates=lambda module, method: (
-            (module.name, method) == (layer, "__call__")
-        ),
+      {**variables, "params": params},
+      TOKENS,
+      mutable=["intermediates"],
+      capture_intermediates=lambda module, method: (
+        (module.name, method) == (layer, "__call__")
+      ),
     )
     (y_BTD,) = sown["intermediates"][layer]["__call__"]
     return jnp.square(y_BTD).sum()
 
   gradient = jax.jit(jax.grad(loss), static_argnums=1)
   touched = [
-      np.asarray(gradient(params, f"memory_{i}")["memory_tables"]["values"])
-      .any(-1) for i in (0, 1)
+    np.asarray(gradient(params, f"memory_{i}")["memory_tables"]["values"]).any(
+      -1
+    )
+    for i in (0, 1)
   ]
   assert touched[0].any() and touched[1].any()
   if kind == "ultramem_v2":
@@ -101,29 +111,39 @@ def test_every_parameter_names_its_axes(kind):
     assert len(leaf.names) == leaf.value.ndim, name
 
   jax.tree_util.tree_map_with_path(
-      check, boxed["params"],
-      is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
+    check,
+    boxed["params"],
+    is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned),
   )
 
 
-@pytest.mark.parametrize("field,value", [
-    ("score", "tucker"), ("softmax", False), ("expansion", 4),
+@pytest.mark.parametrize(
+  "field,value",
+  [
+    ("score", "tucker"),
+    ("softmax", False),
+    ("expansion", 4),
     ("init", "paper"),
-])
+  ],
+)
 def test_what_a_kind_fixes_cannot_be_otherwise(field, value):
   fields = {**KIND_SETTINGS["memory_plus"], field: value}
-  with pytest.raises(ConfigError, match=rf"memory\.{field} = .*: must be .* "
-                                        "with kind = 'memory_plus'"):
+  with pytest.raises(
+    ConfigError,
+    match=rf"memory\.{field} = .*: must be .* "
+    "with kind = 'memory_plus'",
+  ):
     MemoryConfig(
-        num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus",
-        **fields,
+      num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus", **fields
     )
 
 
 def test_a_layer_refuses_the_config_of_another_kind():
   c = MemoryConfig(num_keys=8, key_dim=4, value_dim=8, top_m=3)
-  with pytest.raises(ConfigError, match="kind = 'ultramem': must be 'ultramem_"
-                                        "v2' for a layer UltraMemV2"):
+  with pytest.raises(
+    ConfigError,
+    match="kind = 'ultramem': must be 'ultramem_v2' for a layer UltraMemV2",
+  ):
     UltraMemV2(c, 64).init(jax.random.key(0), jnp.zeros((1, 1, 64)))
 
 
@@ -134,15 +154,20 @@ def first_params(layer):
 
 def test_official_inits():
   c = MemoryConfig(
-      num_keys=32, key_dim=16, value_dim=48, top_m=8, kind="memory_plus",
-      **KIND_SETTINGS["memory_plus"],
+    num_keys=32,
+    key_dim=16,
+    value_dim=48,
+    top_m=8,
+    kind="memory_plus",
+    **KIND_SETTINGS["memory_plus"],
   )
   params = first_params(MemoryPlus(c, 64))
   uniform_std = lambda bound: bound / 3**0.5
   stds = {
-      "query": uniform_std((6 / (64 + 64)) ** 0.5),
-      "keys": uniform_std((2 * 16) ** -0.5), "values": 48**-0.5,
-      "value_projection": 48**-0.5,
+    "query": uniform_std((6 / (64 + 64)) ** 0.5),
+    "keys": uniform_std((2 * 16) ** -0.5),
+    "values": 48**-0.5,
+    "value_projection": 48**-0.5,
   }
   for name, std in stds.items():
     assert np.std(params[name]) == pytest.approx(std, rel=0.05), name
@@ -151,13 +176,22 @@ def test_official_inits():
     assert (params[name]["scale"] == 1).all()
 
   c = dataclasses.replace(
-      c, kind="ultramem_v2", pre_value_dim=24, score="tucker", softmax=False,
-      num_cores=2, expansion=4,
+    c,
+    kind="ultramem_v2",
+    pre_value_dim=24,
+    score="tucker",
+    softmax=False,
+    num_cores=2,
+    expansion=4,
   )
   params = first_params(UltraMemV2(c, 64))
   stds = {
-      "query": 0.25, "keys": 0.25, "values": 0.02, "pre_values": 0.02,
-      "value_projection": 48**-0.5, "pre_projection": 64**-0.5,
+    "query": 0.25,
+    "keys": 0.25,
+    "values": 0.02,
+    "pre_values": 0.02,
+    "value_projection": 48**-0.5,
+    "pre_projection": 64**-0.5,
   }
   for name, std in stds.items():
     assert np.std(params[name]) == pytest.approx(std, rel=0.05), name
@@ -166,12 +200,15 @@ def test_official_inits():
 
 
 V2 = dict(
-    model__memory__kind="ultramem_v2", model__memory__spans="full",
-    **FIXED["ultramem_v2"],
+  model__memory__kind="ultramem_v2",
+  model__memory__spans="full",
+  **FIXED["ultramem_v2"],
 )
 
 
-@pytest.mark.parametrize("overrides,message", [
+@pytest.mark.parametrize(
+  "overrides,message",
+  [
     ({"share_ratio": 0.0}, r"share_ratio = 0.0: must lie in \(0, 1\]"),
     ({"share_ratio": 1.1}, r"share_ratio = 1.1: must lie in \(0, 1\]"),
     ({"ring_layers": 3}, "ring_layers = 3: must be 0 or the number of spans"),
@@ -180,27 +217,31 @@ V2 = dict(
     ({"num_projections": 2}, r"num_projections = 2: must be 0 .*, 1 or exp"),
     ({"share_ratio": 0.02, "expansion": 1}, "top_m = 3: must be at most"),
     ({"heads_per_query": 0}, "heads_per_query = 0: must be at least 1"),
-])
+  ],
+)
 def test_bad_settings_are_named(overrides, message):
   with pytest.raises(ConfigError, match=message):
-    small.config(**V2, **{
-        f"model__memory__{name}": value for name, value in overrides.items()
-    })
+    small.config(
+      **V2,
+      **{f"model__memory__{name}": value for name, value in overrides.items()},
+    )
 
 
-@pytest.mark.parametrize("field,value,kind", [
-    ("pre_value_dim", 4, "ultramem_v2"), ("output_gate", True, "memory_plus"),
-])
+@pytest.mark.parametrize(
+  "field,value,kind",
+  [("pre_value_dim", 4, "ultramem_v2"), ("output_gate", True, "memory_plus")],
+)
 def test_settings_of_another_kind_are_named(field, value, kind):
   with pytest.raises(
-      ConfigError,
-      match=f"memory.{field} = {value}: is for kind = '{kind}'; must be",
+    ConfigError,
+    match=f"memory.{field} = {value}: is for kind = '{kind}'; must be",
   ):
     small.config(**{f"model__memory__{field}": value})
 
 
 def test_full_is_a_memory_in_every_block():
   spans = small.config(**V2).model.spans
-  assert spans == small.config(
-      **{**V2, "model__memory__spans": "1:1/2:2"}
-  ).model.spans
+  assert (
+    spans
+    == small.config(**{**V2, "model__memory__spans": "1:1/2:2"}).model.spans
+  )

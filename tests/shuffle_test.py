@@ -59,9 +59,9 @@ def test_bijection_on_every_small_grid():
   row, column = np.divmod(np.arange(largest**2, dtype=np.int32), largest)
   over_seeds = jax.vmap(shuffle.hash_shuffle, (None, None, None, 0))
   index = np.asarray(
-      jax.jit(jax.vmap(over_seeds, (None, None, 0, None)))(
-          row, column, jnp.arange(1, largest + 1), seeds
-      )
+    jax.jit(jax.vmap(over_seeds, (None, None, 0, None)))(
+      row, column, jnp.arange(1, largest + 1), seeds
+    )
   )
   for side in range(1, largest + 1):
     inside = (row < side) & (column < side)
@@ -85,10 +85,12 @@ def test_no_wrap_around_at_any_size(side):
   expected, wraps = reference_shuffle(row, column, side, seed)
   assert wraps.sum() > 1  # about 4e6 * 2.5 s / 2^32
   actual = np.asarray(
-      shuffle.hash_shuffle(
-          row.astype(np.int32), column.astype(np.int32), side,
-          seed.astype(np.uint32),
-      )
+    shuffle.hash_shuffle(
+      row.astype(np.int32),
+      column.astype(np.int32),
+      side,
+      seed.astype(np.uint32),
+    )
   )
   np.testing.assert_array_equal(actual, expected)
   first = reference_shuffle(side - 1, int(column[0]), side, int(seed[0]))[0]
@@ -99,7 +101,7 @@ def test_layers_differ():
   side = 100
   grids = np.stack([shuffled_grid(side, seed) for seed in range(6)])
   for layer, grid in enumerate(grids):
-    agree = (grids[layer + 1:] == grid).sum(axis=(1, 2))
+    agree = (grids[layer + 1 :] == grid).sum(axis=(1, 2))
     # Two random permutations agree in one cell on average (Poisson).
     assert (agree < 10).all()
   # Nor is a layer another one mirrored.
@@ -122,8 +124,13 @@ def scatter(side, seed):
   result = []
   for lines in (part, part.T):
     count = np.stack([(lines == p).sum(1) for p in range(PARTS)])
-    result.append(np.square(count - expected).sum() / expected / count.size
-                  * PARTS / (PARTS - 1))
+    result.append(
+      np.square(count - expected).sum()
+      / expected
+      / count.size
+      * PARTS
+      / (PARTS - 1)
+    )
     result.append((lines[:, 1:] == lines[:, :-1]).mean() * PARTS)
   return np.array(result)
 

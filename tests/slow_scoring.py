@@ -23,14 +23,16 @@ BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
 def run() -> load_lib.Trained:
   """An untrained model of bytes, whose predictions vary."""
   config = small.config(
-      data__seq_len=LENGTH, batch_size=2, model__num_layers=1,
-      model__memory__spans="1:1",
+    data__seq_len=LENGTH,
+    batch_size=2,
+    model__num_layers=1,
+    model__memory__spans="1:1",
   )
   state = jax.jit(lambda: state_lib.init_state(config))()
   variables = {"params": state.params, "buffers": state.buffers}
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   return load_lib.Trained(
-      config, 7, Transformer(config.model), variables, layout
+    config, 7, Transformer(config.model), variables, layout
   )
 
 
@@ -54,8 +56,8 @@ def score(tokens, scored):
   log_p_TV = log_probabilities(tokens[:-1])[-scored:]
   targets = tokens[-scored:]
   return (
-      sum(log_p_TV[i, token] for i, token in enumerate(targets)),
-      list(log_p_TV.argmax(1)) == list(targets),
+    sum(log_p_TV[i, token] for i, token in enumerate(targets)),
+    list(log_p_TV.argmax(1)) == list(targets),
   )
 
 

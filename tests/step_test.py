@@ -18,11 +18,17 @@ from ultramem_jax.train import state as state_lib
 
 
 def make_config(**overrides):
-  return small.config(**{
-      "model__num_layers": 1, "model__memory__spans": "1:1",
-      "model__memory__aux_loss_margin": 0.0, "optim__z_loss": 0.01,
-      "optim__learning_rate": 0.01, "optim__warmup_fraction": 0.0, **overrides,
-  })
+  return small.config(
+    **{
+      "model__num_layers": 1,
+      "model__memory__spans": "1:1",
+      "model__memory__aux_loss_margin": 0.0,
+      "optim__z_loss": 0.01,
+      "optim__learning_rate": 0.01,
+      "optim__warmup_fraction": 0.0,
+      **overrides,
+    }
+  )
 
 
 # Few configs, as each is compiled anew.
@@ -39,15 +45,15 @@ def make_batch(config=CONFIG, seed=0):
   present_BT = slot_BT < shape[1] - np.arange(shape[0])[:, None]
   second_BT = slot_BT >= 3
   batch = {
-      "tokens": rng.integers(0, 256, shape, np.int32),
-      "targets": rng.integers(0, 256, shape, np.int32),
-      "weights": present_BT & (slot_BT != 2),
-      "segments": np.where(present_BT, 1 + second_BT, 0),
-      "positions": np.where(second_BT, slot_BT - 3, slot_BT),
+    "tokens": rng.integers(0, 256, shape, np.int32),
+    "targets": rng.integers(0, 256, shape, np.int32),
+    "weights": present_BT & (slot_BT != 2),
+    "segments": np.where(present_BT, 1 + second_BT, 0),
+    "positions": np.where(second_BT, slot_BT - 3, slot_BT),
   }
   return {
-      name: jnp.asarray(batch[name], spec.dtype)
-      for name, spec in step.abstract_batch(config).items()
+    name: jnp.asarray(batch[name], spec.dtype)
+    for name, spec in step.abstract_batch(config).items()
   }
 
 
@@ -61,9 +67,10 @@ def compiled(function, config):
 def gradient_fn(config):
   """jax.value_and_grad of the loss, jitted."""
   return step.jitted(
-      lambda *args, config: jax.value_and_grad(step.loss_fn, has_aux=True)(
-          *args, config
-      ), config,
+    lambda *args, config: jax.value_and_grad(step.loss_fn, has_aux=True)(
+      *args, config
+    ),
+    config,
   )
 
 
@@ -89,17 +96,22 @@ def first_state(config=CONFIG):
   shapes = jax.eval_shape(functools.partial(state_lib.init_state, config))
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   return state.replace(
-      params=known.params, buffers=known.buffers, key=known.key
+    params=known.params, buffers=known.buffers, key=known.key
   )
 
 
 @functools.cache
 def forward(model):
   """(variables, batch) -> logits and what the memories sow, jitted."""
-  return jax.jit(lambda variables, batch: Transformer(model).apply(
-      variables, batch["tokens"], batch["segments"], batch["positions"],
+  return jax.jit(
+    lambda variables, batch: Transformer(model).apply(
+      variables,
+      batch["tokens"],
+      batch["segments"],
+      batch["positions"],
       mutable=["intermediates"],
-  ))
+    )
+  )
 
 
 @functools.cache
@@ -114,23 +126,23 @@ def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
     buffers = ultramem.refresh_buffers(state.params, state.buffers)
   batch = {**batch, **changes}
   return gradient_fn(config)(
-      state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
+    state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
   )[0]
 
 
 def assert_same_bits(actual, expected):
   chex.assert_trees_all_equal_structs(actual, expected)
-  for a, e in zip(jax.tree.leaves(actual), jax.tree.leaves(expected),
-                  strict=True):
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
     assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
 
 
 def differ(one, other):
   """Whether some leaf of two trees differs."""
   return any(
-      (np.asarray(a) != np.asarray(b)).any()
-      for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other),
-                      strict=True)
+    (np.asarray(a) != np.asarray(b)).any()
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
   )
 
 
@@ -143,11 +155,13 @@ def test_accumulated_step_equals_one_step():
   (whole, metrics), (parts, sums) = first_step(CONFIG), first_step(TWO_PARTS)
   assert set(sums) == set(metrics)
   # Means of the parts' means over the tokens that are there, and a deviation.
-  monitors = {f"memory_0/{name}" for name in (
-      "score_top_1", "score_top_m", "output_std")}
+  monitors = {
+    f"memory_0/{name}" for name in ("score_top_1", "score_top_m", "output_std")
+  }
   for name in set(metrics) - monitors:
-    np.testing.assert_allclose(sums[name], metrics[name], rtol=1e-5,
-                               err_msg=name)
+    np.testing.assert_allclose(
+      sums[name], metrics[name], rtol=1e-5, err_msg=name
+    )
   assert_same_bits(parts.usage, whole.usage)
   assert_same_bits(parts.buffers, whole.buffers)
   # Adam divides a gradient by its size, so moments are what tells; a second
@@ -158,7 +172,7 @@ def test_accumulated_step_equals_one_step():
   parts, sums = train_step(parts, batch, TWO_PARTS)
   np.testing.assert_allclose(sums["loss"], metrics["loss"], rtol=1e-5)
   np.testing.assert_allclose(
-      sums["gradient_norm"], metrics["gradient_norm"], rtol=1e-4
+    sums["gradient_norm"], metrics["gradient_norm"], rtol=1e-4
   )
 
 
@@ -167,7 +181,7 @@ def test_losses_equal_their_definitions():
   total, (parts, *_) = loss_of(state, batch)
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   logits_BTV, _ = forward(CONFIG.model)(
-      {"params": state.params, "buffers": buffers}, batch
+    {"params": state.params, "buffers": buffers}, batch
   )
   logits_BTV = np.asarray(logits_BTV, np.float64)
   log_z_BT = np.log(np.exp(logits_BTV).sum(-1))
@@ -194,15 +208,16 @@ def test_parts_of_a_batch_add_up():
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   total_weight = batch["weights"].sum()
   halves = [
-      gradient_fn(TWO_PARTS)(
-          state.params, buffers, {k: v[rows] for k, v in batch.items()},
-          jax.random.key(0), total_weight,
-      )[0][0]
-      for rows in (slice(2), slice(2, 4))
+    gradient_fn(TWO_PARTS)(
+      state.params,
+      buffers,
+      {k: v[rows] for k, v in batch.items()},
+      jax.random.key(0),
+      total_weight,
+    )[0][0]
+    for rows in (slice(2), slice(2, 4))
   ]
-  np.testing.assert_allclose(
-      sum(halves), loss_of(state, batch)[0], rtol=1e-6
-  )
+  np.testing.assert_allclose(sum(halves), loss_of(state, batch)[0], rtol=1e-6)
 
 
 def gradient(config, **changes):
@@ -210,29 +225,34 @@ def gradient(config, **changes):
   batch = {**make_batch(), **changes}
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   return gradient_fn(config)(
-      state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
+    state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
   )[1]
 
 
 def test_z_loss_and_auxiliary_loss_enter_the_gradient():
   full = gradient(CONFIG)
-  neither = gradient(make_config(
-      optim__z_loss=0.0, model__memory__aux_loss_weight=0.0
-  ))
+  neither = gradient(
+    make_config(optim__z_loss=0.0, model__memory__aux_loss_weight=0.0)
+  )
   core_ARR = first_state().params["memory_0"]["core"].sum(0)
   u_ARR, lambda_AR, t_ARR = np.linalg.svd(core_ARR)
   # d lambda_2^2 / d C = 2 lambda_2 u_2 t_2^T, averaged over heads.
   expected_ARR = (
-      CONFIG.model.memory.aux_loss_weight / len(lambda_AR)
-      * 2 * lambda_AR[:, 1, None, None]
-      * u_ARR[:, :, 1, None] * t_ARR[:, None, 1, :]
+    CONFIG.model.memory.aux_loss_weight
+    / len(lambda_AR)
+    * 2
+    * lambda_AR[:, 1, None, None]
+    * u_ARR[:, :, 1, None]
+    * t_ARR[:, None, 1, :]
   )
   batch = make_batch()
 
   def z_loss(params):
     logits_BTV = Transformer(CONFIG.model).apply(
-        {"params": params, "buffers": first_state().buffers},
-        batch["tokens"], batch["segments"], batch["positions"],
+      {"params": params, "buffers": first_state().buffers},
+      batch["tokens"],
+      batch["segments"],
+      batch["positions"],
     )
     log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
     mean = (log_z_BT**2 * batch["weights"]).sum() / batch["weights"].sum()
@@ -242,8 +262,9 @@ def test_z_loss_and_auxiliary_loss_enter_the_gradient():
   difference = jax.tree.map(jnp.subtract, full, neither)
   assert_close(difference["head"], of_z_loss["head"], tolerance=1e-3)
   assert_close(
-      difference["memory_0"]["core"] - of_z_loss["memory_0"]["core"],
-      np.stack([expected_ARR] * 2), tolerance=1e-2,
+    difference["memory_0"]["core"] - of_z_loss["memory_0"]["core"],
+    np.stack([expected_ARR] * 2),
+    tolerance=1e-2,
   )
 
 
@@ -258,9 +279,7 @@ def test_weight_zero_contributes_nothing():
   other_BT = jnp.where(padding_BT, 255 - batch["tokens"], batch["tokens"])
   assert differ(other_BT, batch["tokens"])
   same, _ = loss_of(first_state(), batch, tokens=other_BT)
-  np.testing.assert_allclose(
-      same, loss_of(first_state(), batch)[0], rtol=1e-6
-  )
+  np.testing.assert_allclose(same, loss_of(first_state(), batch)[0], rtol=1e-6)
 
 
 def test_batch_without_weight_leaves_a_finite_state():
@@ -276,7 +295,7 @@ def test_usage_counts_the_reads_of_tokens_that_are_there(config):
   state, batch = first_state(config), make_batch()
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   _, sown = forward(config.model)(
-      {"params": state.params, "buffers": buffers}, batch
+    {"params": state.params, "buffers": buffers}, batch
   )
   slot_BTAM = np.asarray(sown["intermediates"]["memory_0"]["slot_BTAM"][0])
   memory = config.model.memory
@@ -299,33 +318,33 @@ def test_usage_counts_the_reads_of_tokens_that_are_there(config):
 def test_usage_report_by_hand(row_multiple, counters):
   # Four rows in two blocks: slots 0-3 read rows 0-3, slots 4-7 again.
   config = make_config(
-      model__memory__num_keys=2, model__memory__expansion=4,
-      model__memory__top_m=2, model__memory__row_multiple=row_multiple,
+    model__memory__num_keys=2,
+    model__memory__expansion=4,
+    model__memory__top_m=2,
+    model__memory__row_multiple=row_multiple,
   )
   usage_S = np.zeros(counters, np.int32)
   usage_S[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
   state = first_state().replace(usage={"memory_0": jnp.asarray(usage_S)})
   state, metrics = step.report_usage(state, config=config)
   assert {name: float(value) for name, value in metrics.items()} == {
-      "memory_0/coverage": 2 / 4,
-      "memory_0/coverage_virtual": 4 / 16,
-      # sum of p log(p / (1 / 4)) with p = 1 / 2 twice
-      "memory_0/usage_kl": pytest.approx(np.log(2)),
+    "memory_0/coverage": 2 / 4,
+    "memory_0/coverage_virtual": 4 / 16,
+    # sum of p log(p / (1 / 4)) with p = 1 / 2 twice
+    "memory_0/usage_kl": pytest.approx(np.log(2)),
   }
   assert not state.usage["memory_0"].any()
   _, metrics = step.report_usage(state, config=config)  # nothing was read
   assert {float(value) for value in metrics.values()} == {0.0}
   # More reads in all than an int32 holds.
   even = first_state().replace(
-      usage={"memory_0": jnp.full(16, 2**28, jnp.int32)}
+    usage={"memory_0": jnp.full(16, 2**28, jnp.int32)}
   )
   _, metrics = step.report_usage(even, config=config)
   assert float(metrics["memory_0/usage_kl"]) == pytest.approx(0, abs=1e-6)
 
 
-def test_buffers_are_refreshed_once_from_the_cores_before_the_step(
-    monkeypatch
-):
+def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
   calls = []
 
   def counted(params, buffers):
@@ -353,8 +372,8 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(
   # The forward used the new ones, not those before nor of the other sign.
   stale = [turned, ultramem.refresh_buffers(params, first_state().buffers)]
   losses = [
-      float(loss_of(state, batch, buffers=buffers)[1][0]["loss"])
-      for buffers in (expected, *stale)
+    float(loss_of(state, batch, buffers=buffers)[1][0]["loss"])
+    for buffers in (expected, *stale)
   ]
   np.testing.assert_allclose(metrics["loss"], losses[0], rtol=1e-5)
   assert abs(losses[0] - np.array(losses[1:])).min() > 1e-4
@@ -381,8 +400,8 @@ def test_evaluation_has_no_dropout():
   batch = {**make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
   state = first_state(DROPOUT)
   one, other = (
-      compiled("eval_step", config)(state.params, state.buffers, batch)
-      for config in (DROPOUT, CONFIG)
+    compiled("eval_step", config)(state.params, state.buffers, batch)
+    for config in (DROPOUT, CONFIG)
   )
   np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-6)
 
@@ -391,20 +410,19 @@ def test_steps_are_traced_once_and_take_over_the_state():
   traced = chex.assert_max_traces(step.train_step, n=1)
   mesh = sharding.make_mesh(CONFIG)
   run = step.jitted(
-      traced, CONFIG, donate_argnums=0,
-      out_shardings=sharding.replicated(mesh),
+    traced, CONFIG, donate_argnums=0, out_shardings=sharding.replicated(mesh)
   )
   state = jax.device_put(
-      jax.device_get(first_state()), sharding.replicated(mesh)
+    jax.device_get(first_state()), sharding.replicated(mesh)
   )
   for seed in range(3):
     given = state
     batch = sharding.to_devices(jax.device_get(make_batch(seed=seed)), mesh)
     state, _ = run(given, batch)
     kept = [
-        jax.tree_util.keystr(path)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(given)
-        if not leaf.is_deleted()
+      jax.tree_util.keystr(path)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(given)
+      if not leaf.is_deleted()
     ]
     assert kept == []
   assert state.step == 3
@@ -418,9 +436,7 @@ def test_same_seed_same_bits():
     return state, metrics
 
   assert_same_bits(two_steps(), two_steps())
-  dense = make_config(
-      model__memory__kind="none", model__memory__spans=""
-  ).model
+  dense = make_config(model__memory__kind="none", model__memory__spans="").model
   same, other = initialized(dense, 0), initialized(dense, 1)
   assert_same_bits(same, initialized.__wrapped__(dense, 0))
   assert differ(other.params["head"], same.params["head"])
@@ -430,9 +446,10 @@ def test_same_seed_same_bits():
 def test_dropout_is_drawn_anew_in_every_step_and_part():
   state, batch = first_state(DROPOUT), make_batch()
   losses = {
-      float(train_step(state.replace(step=jnp.int32(n)), batch, DROPOUT)[1][
-          "loss"])
-      for n in (0, 1, 2, 0)
+    float(
+      train_step(state.replace(step=jnp.int32(n)), batch, DROPOUT)[1]["loss"]
+    )
+    for n in (0, 1, 2, 0)
   }
   assert len(losses) == 3
   # Two parts, the even rows and the odd ones, with the same rows: their losses
@@ -442,11 +459,16 @@ def test_dropout_is_drawn_anew_in_every_step_and_part():
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
   one, other = (
-      float(gradient_fn(DROPOUT)(
-          state.params, buffers, {k: v[:2] for k, v in batch.items()},
-          jax.random.fold_in(key, index), 2 * batch["weights"][:2].sum(),
-      )[0][1][0]["loss"])
-      for index in (0, 1)
+    float(
+      gradient_fn(DROPOUT)(
+        state.params,
+        buffers,
+        {k: v[:2] for k, v in batch.items()},
+        jax.random.fold_in(key, index),
+        2 * batch["weights"][:2].sum(),
+      )[0][1][0]["loss"]
+    )
+    for index in (0, 1)
   )
   assert one != other
   np.testing.assert_allclose(total, one + other, rtol=1e-5)
@@ -460,8 +482,8 @@ def test_learning_rates_are_those_of_the_step():
   # Decay apart, the first step of Adam moves a parameter by the rate.
   start, after = first_state().params, first_step()[0].params
   for (module, name), rate in (
-      (("memory_0", "values"), float(metrics["value_learning_rate"])),
-      (("head", "kernel"), float(metrics["learning_rate"])),
+    (("memory_0", "values"), float(metrics["value_learning_rate"])),
+    (("head", "kernel"), float(metrics["learning_rate"])),
   ):
     kept = 1 - rate * CONFIG.optim.weight_decay
     move = after[module][name] - kept * start[module][name]
@@ -473,8 +495,9 @@ def test_dense_models_report_nothing_of_a_memory():
   state = jax.eval_shape(functools.partial(state_lib.init_state, config))
   assert state.usage == {} and state.buffers == {}
   _, metrics = jax.eval_shape(
-      functools.partial(step.train_step, config=config), state,
-      step.abstract_batch(config),
+    functools.partial(step.train_step, config=config),
+    state,
+    step.abstract_batch(config),
   )
   assert "value_learning_rate" not in metrics
   assert not any("memory" in name for name in metrics)

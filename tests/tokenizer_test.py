@@ -10,11 +10,13 @@ import pytest
 import tokenizers
 
 from ultramem_jax.data import tokenizer, train_bpe
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [
-    "", "def f(x):\n  return x  # é 漢字 \U0001f600", "\t\r\n\x00 <eos><bos>",
+  "",
+  "def f(x):\n  return x  # é 漢字 \U0001f600",
+  "\t\r\n\x00 <eos><bos>",
 ]
 
 
@@ -98,9 +100,16 @@ def test_model_must_hold_the_vocabulary():
 
 def run_train_bpe(*arguments):
   return subprocess.run(
-      [sys.executable, "-m", "ultramem_jax.data.train_bpe",
-       "--config=configs/tiny.py", *arguments],
-      cwd=ROOT, capture_output=True, text=True,
+    [
+      sys.executable,
+      "-m",
+      "ultramem_jax.data.train_bpe",
+      "--config=configs/tiny.py",
+      *arguments,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
   )
 
 
@@ -109,9 +118,11 @@ def test_train_command(tmp_path):
   (tmp_path / "a.py").write_text("def function(argument):\n  pass\n" * 50)
   output = tmp_path / "tokenizer.json"
   done = run_train_bpe(
-      "--config.data.source=text", f"--config.data.path={tmp_path}/*.py",
-      f"--config.data.valid_path={tmp_path}/*.py", "--vocab_size=300",
-      f"--output={output}",
+    "--config.data.source=text",
+    f"--config.data.path={tmp_path}/*.py",
+    f"--config.data.valid_path={tmp_path}/*.py",
+    "--vocab_size=300",
+    f"--output={output}",
   )
   assert done.returncode == 0, done.stderr
   assert re.search(r"--config.model.vocab_size=\d+", done.stdout)

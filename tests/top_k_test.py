@@ -11,10 +11,16 @@ sieve = jax.jit(top_k.sieve, static_argnums=1)
 
 
 @pytest.mark.parametrize(
-    ("shape", "m"),
-    [((3, 5, 60), 7), ((130, 64), 64), ((2, 13), 13), ((4, 1), 1), ((6, 7), 2),
-     ((9, 700), 5)],
-    ids=str,
+  ("shape", "m"),
+  [
+    ((3, 5, 60), 7),
+    ((130, 64), 64),
+    ((2, 13), 13),
+    ((4, 1), 1),
+    ((6, 7), 2),
+    ((9, 700), 5),
+  ],
+  ids=str,
 )
 @pytest.mark.parametrize("digits", [1, 7])
 def test_sieve_is_top_k(shape, m, digits):
@@ -32,17 +38,13 @@ def test_best_scores_in_few_groups():
   for column in range(3):
     scores[:, column::40] += 9
   scores[2, 50:350] = 20
-  np.testing.assert_array_equal(
-      sieve(scores, 8), jax.lax.top_k(scores, 8)[1]
-  )
+  np.testing.assert_array_equal(sieve(scores, 8), jax.lax.top_k(scores, 8)[1])
 
 
 def test_rows_of_one_score_take_the_first_indices():
   scores = np.random.default_rng(0).normal(size=(3, 90)).astype(np.float32)
   scores[1] = 2
-  np.testing.assert_array_equal(
-      sieve(scores, 6), jax.lax.top_k(scores, 6)[1]
-  )
+  np.testing.assert_array_equal(sieve(scores, 6), jax.lax.top_k(scores, 6)[1])
 
 
 def test_scores_that_are_no_numbers_give_indices_in_range():
@@ -59,8 +61,10 @@ def test_many_rows_go_through_a_sieve_on_a_cpu(platform):
 
   def uses_sieve(rows):
     compiled = (
-        jax.jit(lambda scores: top_k.top_m(scores, 8))
-        .lower(jnp.zeros((rows, 64))).compile().as_text()
+      jax.jit(lambda scores: top_k.top_m(scores, 8))
+      .lower(jnp.zeros((rows, 64)))
+      .compile()
+      .as_text()
     )
     assert " sort(" not in compiled
     assert "TopK" in compiled

@@ -20,8 +20,8 @@ from ultramem_jax.train import program, step
 from ultramem_jax.train import state as state_lib
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None,
-    reason="libtpu is missing: pip install -e '.[tpu-compile]'",
+  importlib.util.find_spec("libtpu") is None,
+  reason="libtpu is missing: pip install -e '.[tpu-compile]'",
 )
 
 TOKENS = 512
@@ -40,7 +40,7 @@ def on_chip(arrays, chip="v5e"):
   """Abstract arrays on one chip, like arrays or their shapes."""
   place = SingleDeviceSharding(topology.devices(f"{chip}:1x1")[0])
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), arrays
   )
 
 
@@ -54,13 +54,18 @@ def table_sized(program: hlo.Program) -> list[hlo.Instruction]:
   """Instructions outside fusions that make an array of the table's shape."""
   shape = "[" + ",".join(map(str, TABLE)) + "]"
   fused = {
-      name for lines in program.computations.values() for line in lines
-      if line.opcode == "fusion" for name in line.called
+    name
+    for lines in program.computations.values()
+    for line in lines
+    if line.opcode == "fusion"
+    for name in line.called
   }
   return [
-      line for name, lines in program.computations.items()
-      if name not in fused for line in lines
-      if shape in line.shape and line.opcode not in ALIASES
+    line
+    for name, lines in program.computations.items()
+    if name not in fused
+    for line in lines
+    if shape in line.shape and line.opcode not in ALIASES
   ]
 
 
@@ -69,13 +74,17 @@ def assert_no_loop_over_tokens(program):
 
 
 def variables_and_input(layer, tokens):
-  x_BTD = jax.ShapeDtypeStruct((tokens[0], tokens[1], layer.embed_dim),
-                               jnp.bfloat16)
+  x_BTD = jax.ShapeDtypeStruct(
+    (tokens[0], tokens[1], layer.embed_dim), jnp.bfloat16
+  )
   variables = jax.eval_shape(layer.init, jax.random.key(0), x_BTD)
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-      jax.tree.map(lambda x: x.value if hasattr(x, "value") else x, variables,
-                   is_leaf=lambda x: hasattr(x, "value")),
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    jax.tree.map(
+      lambda x: x.value if hasattr(x, "value") else x,
+      variables,
+      is_leaf=lambda x: hasattr(x, "value"),
+    ),
   ), x_BTD
 
 
@@ -92,8 +101,11 @@ def layer_gradient():
     return y_BTD.astype(jnp.float32).sum()
 
   return compile_for_tpu(
-      jax.value_and_grad(loss, (0, 1)), variables["params"], x_BTD, table_IW,
-      variables["buffers"],
+    jax.value_and_grad(loss, (0, 1)),
+    variables["params"],
+    x_BTD,
+    table_IW,
+    variables["buffers"],
   )
 
 
@@ -120,11 +132,14 @@ def test_a_dense_gradient_is_written_once():
   """Zeros, to which rows are added in place."""
   shape = (1, TOKENS, CONFIG.num_heads * CONFIG.top_m)
   compiled = compile_for_tpu(
-      jax.grad(lambda table_IW, index_BTK, score_BTKC: lookup.pool_rows(
-          table_IW, index_BTK, score_BTKC, 4).sum()),
-      jax.ShapeDtypeStruct(TABLE, jnp.float32),
-      jax.ShapeDtypeStruct(shape, jnp.int32),
-      jax.ShapeDtypeStruct((*shape, 2), jnp.float32),
+    jax.grad(
+      lambda table_IW, index_BTK, score_BTKC: lookup.pool_rows(
+        table_IW, index_BTK, score_BTKC, 4
+      ).sum()
+    ),
+    jax.ShapeDtypeStruct(TABLE, jnp.float32),
+    jax.ShapeDtypeStruct(shape, jnp.int32),
+    jax.ShapeDtypeStruct((*shape, 2), jnp.float32),
   )
   program = hlo.Program(compiled.as_text())
   assert_no_loop_over_tokens(program)
@@ -138,15 +153,16 @@ def test_decoding_reads_rows_alone():
   variables, x_BTD = variables_and_input(layer, (16, 1))
   segment_BT = jax.ShapeDtypeStruct((16, 1), jnp.int32)
   cache = jax.eval_shape(
-      lambda x: layer.init(jax.random.key(0), x, decode=True)["cache"], x_BTD
+    lambda x: layer.init(jax.random.key(0), x, decode=True)["cache"], x_BTD
   )
 
   def decode(variables, cache, x_BTD, segment_BT):
-    return layer.apply({**variables, "cache": cache}, x_BTD, segment_BT, True,
-                       mutable=["cache"])
+    return layer.apply(
+      {**variables, "cache": cache}, x_BTD, segment_BT, True, mutable=["cache"]
+    )
 
   compiled = compile_for_tpu(
-      decode, variables, cache, x_BTD, segment_BT, donate_argnums=1
+    decode, variables, cache, x_BTD, segment_BT, donate_argnums=1
   )
   program = hlo.Program(compiled.as_text())
   assert not table_sized(program)
@@ -158,21 +174,25 @@ def test_decoding_reads_rows_alone():
 def test_a_sparse_training_step_writes_rows_alone(low_precision):
   """Of tables and moments; the first program only reads the table."""
   overrides = {
-      "model__memory__num_keys": CONFIG.num_keys, "data__seq_len": TOKENS // 2,
-      "model__memory__value_dim": CONFIG.value_dim, "batch_size": 2,
-      "model__memory__top_m": CONFIG.top_m, "model__memory__spans": "1:1",
-      "model__num_layers": 1, "optim__table_update": "sparse",
+    "model__memory__num_keys": CONFIG.num_keys,
+    "data__seq_len": TOKENS // 2,
+    "model__memory__value_dim": CONFIG.value_dim,
+    "batch_size": 2,
+    "model__memory__top_m": CONFIG.top_m,
+    "model__memory__spans": "1:1",
+    "model__num_layers": 1,
+    "optim__table_update": "sparse",
   }
   if low_precision:
     overrides |= {
-        "model__memory__table_dtype": "bfloat16",
-        "optim__table_moments": "bfloat16",
-        "optim__table_second_moment": "row",
+      "model__memory__table_dtype": "bfloat16",
+      "optim__table_moments": "bfloat16",
+      "optim__table_second_moment": "row",
     }
   config = small.config(**overrides)
   state = jax.eval_shape(functools.partial(state_lib.init_state, config))
   lowered = program.lower_train_step(
-      config, *on_chip((state, step.abstract_batch(config)))
+    config, *on_chip((state, step.abstract_batch(config)))
   )
   assert set(lowered) == {"train", "update"}
   for name, part in lowered.items():
@@ -195,13 +215,16 @@ def test_the_lookup_kernel_holds_no_gathered_rows(chip):
   """Forward, and the gradient of the scores, which reads the rows again."""
   shape = (1, TOKENS, 84)
   gradient = jax.value_and_grad(
-      lambda score_BTKC, table_IW, index_BTK: jnp.square(lookup.pool_rows(
-          table_IW, index_BTK, score_BTKC, 4, "pallas")).sum()
+    lambda score_BTKC, table_IW, index_BTK: jnp.square(
+      lookup.pool_rows(table_IW, index_BTK, score_BTKC, 4, "pallas")
+    ).sum()
   )
   compiled = compile_for_tpu(
-      gradient, jax.ShapeDtypeStruct((*shape, 2), jnp.float32),
-      jax.ShapeDtypeStruct(TABLE, jnp.float32),
-      jax.ShapeDtypeStruct(shape, jnp.int32), chip=chip,
+    gradient,
+    jax.ShapeDtypeStruct((*shape, 2), jnp.float32),
+    jax.ShapeDtypeStruct(TABLE, jnp.float32),
+    jax.ShapeDtypeStruct(shape, jnp.int32),
+    chip=chip,
   )
   assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 2
   assert not table_sized(hlo.Program(compiled.as_text()))
@@ -214,8 +237,8 @@ def test_a_core_of_rank_2_needs_no_loop():
 
   def opcodes(rank):
     core_CARR, *vectors = (
-        jax.ShapeDtypeStruct(shape, jnp.float32)
-        for shape in [(2, 2, rank, rank), (2, rank), (2, rank)]
+      jax.ShapeDtypeStruct(shape, jnp.float32)
+      for shape in [(2, 2, rank, rank), (2, rank), (2, rank)]
     )
     compiled = compile_for_tpu(tucker.refresh_filter, core_CARR, *vectors)
     computations = hlo.Program(compiled.as_text()).computations

@@ -17,15 +17,22 @@ from tensorboardX.proto import event_pb2
 import train
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings import errors
 from ultramem_jax.train import state as state_lib
-from ultramem_jax.train import step
 
 STEPS = 40
 SETTINGS = {
-    **small.MODEL, "steps": STEPS, "batch_size": 4, "log_every": 2,
-    "eval_every": 20, "checkpoint.every": 20, "data.seq_len": 32,
-    "data.source": "text", "model.dropout_rate": 0.1,
-    "optim.learning_rate": 0.02, "sample.num_tokens": 8,
+  **small.MODEL,
+  "steps": STEPS,
+  "batch_size": 4,
+  "log_every": 2,
+  "eval_every": 20,
+  "checkpoint.every": 20,
+  "data.seq_len": 32,
+  "data.source": "text",
+  "model.dropout_rate": 0.1,
+  "optim.learning_rate": 0.02,
+  "sample.num_tokens": 8,
 }
 
 
@@ -46,8 +53,8 @@ def corpus(tmp_path_factory):
       text = " ".join(rng.choice(words) for _ in range(rng.randint(5, 60)))
       (folder / f"{name}_{index}.txt").write_text(text + ".\n")
   return {
-      "data.path": folder / "train_*.txt",
-      "data.valid_path": folder / "valid_*.txt",
+    "data.path": folder / "train_*.txt",
+    "data.valid_path": folder / "valid_*.txt",
   }
 
 
@@ -58,8 +65,14 @@ def start(corpus, cache):
   def start(workdir, overrides=(), **variables):
     settings = {**SETTINGS, **corpus, **dict(overrides)}
     return small.start(
-        ["train.py", "--config=configs/tiny.py", f"--workdir={workdir}",
-         *small.flags(settings)], cache, **variables,
+      [
+        "train.py",
+        "--config=configs/tiny.py",
+        f"--workdir={workdir}",
+        *small.flags(settings),
+      ],
+      cache,
+      **variables,
     )
 
   return start
@@ -89,8 +102,9 @@ def saved_steps(workdir):
 def content(workdir):
   """Bytes of every file of a run, by name."""
   return {
-      str(path.relative_to(workdir)): path.read_bytes()
-      for path in sorted(workdir.rglob("*")) if path.is_file()
+    str(path.relative_to(workdir)): path.read_bytes()
+    for path in sorted(workdir.rglob("*"))
+    if path.is_file()
   }
 
 
@@ -103,14 +117,19 @@ def restore(workdir, saved="newest"):
 def assert_same_run(workdir, expected):
   """Every bit of the last state, the data's place and the metrics."""
   assert (workdir / "metrics.jsonl").read_bytes() == (
-      expected / "metrics.jsonl").read_bytes()
+    expected / "metrics.jsonl"
+  ).read_bytes()
   one, other = restore(workdir), restore(expected)
   assert (one.step, one.data, one.valid_loss) == (
-      other.step, other.data, other.valid_loss)
+    other.step,
+    other.data,
+    other.valid_loss,
+  )
   assert jax.tree.structure(one.items) == jax.tree.structure(other.items)
   for (path, a), b in zip(
-      jax.tree_util.tree_leaves_with_path(one.items),
-      jax.tree.leaves(other.items), strict=True,
+    jax.tree_util.tree_leaves_with_path(one.items),
+    jax.tree.leaves(other.items),
+    strict=True,
   ):
     assert a.dtype == b.dtype
     assert np.asarray(a).tobytes() == np.asarray(b).tobytes(), path
@@ -119,12 +138,13 @@ def assert_same_run(workdir, expected):
 def test_a_run_learns_and_leaves_its_files(unbroken):
   workdir, output = unbroken
   assert {path.name for path in workdir.iterdir()} == {
-      "checkpoints", "config.json", "metrics.jsonl", "tensorboard",
-      "timing.jsonl",
+    "checkpoints",
+    "config.json",
+    "metrics.jsonl",
+    "tensorboard",
+    "timing.jsonl",
   }
-  losses = {
-      r["step"]: r["loss"] for r in records(workdir) if "loss" in r
-  }
+  losses = {r["step"]: r["loss"] for r in records(workdir) if "loss" in r}
   assert list(losses) == list(range(2, STEPS + 1, 2))
   assert losses[2] > 4.0  # about log 264
   # Below the entropy of single letters: it uses what came before.
@@ -133,15 +153,24 @@ def test_a_run_learns_and_leaves_its_files(unbroken):
   assert list(valid) == [20, STEPS]
   assert valid[STEPS]["valid/loss"] < valid[20]["valid/loss"] < losses[2]
   first = records(workdir)[0]
-  for name in ("gradient_norm", "learning_rate", "value_learning_rate",
-               "auxiliary_loss", "z_loss", "memory_0/coverage",
-               "memory_0/usage_kl", "memory_0/output_std"):
+  for name in (
+    "gradient_norm",
+    "learning_rate",
+    "value_learning_rate",
+    "auxiliary_loss",
+    "z_loss",
+    "memory_0/coverage",
+    "memory_0/usage_kl",
+    "memory_0/output_std",
+  ):
     assert name in first
   for record in records(workdir, "timing.jsonl"):
     assert record["tokens_per_second"] > 0 and record["step_seconds"] > 0
   assert saved_steps(workdir) == [20, STEPS]
-  assert json.loads((workdir / "config.json").read_text())["config"][
-      "steps"] == STEPS
+  assert (
+    json.loads((workdir / "config.json").read_text())["config"]["steps"]
+    == STEPS
+  )
   assert "sample:\nclass Reader:" in output
   assert str(workdir) in output
 
@@ -157,10 +186,11 @@ def test_tensorboard_shows_what_metrics_hold(unbroken):
     for value in event.summary.value:
       shown[event.step, value.tag] = value.simple_value
   expected = {
-      (record["step"], name): np.float32(value)
-      for log in ("metrics.jsonl", "timing.jsonl")
-      for record in records(workdir, log)
-      for name, value in record.items() if name != "step"
+    (record["step"], name): np.float32(value)
+    for log in ("metrics.jsonl", "timing.jsonl")
+    for record in records(workdir, log)
+    for name, value in record.items()
+    if name != "step"
   }
   assert shown == expected and len(shown) > 100
 
@@ -183,25 +213,35 @@ def test_the_same_command_again_reports_and_changes_nothing(unbroken, start):
 
 def test_evaluation_of_a_checkpoint_equals_its_validation(unbroken, cache):
   workdir, _ = unbroken
-  status, output, errors = small.finish(small.start(
-      ["eval.py", f"--workdir={workdir}", "--step=20"], cache,
-  ))
+  status, output, errors = small.finish(
+    small.start(["eval.py", f"--workdir={workdir}", "--step=20"], cache)
+  )
   assert status == 0, errors
   assert output.count("\n") == 1
   (at_20,) = (
-      r for r in records(workdir) if r["step"] == 20 and "valid/loss" in r
+    r for r in records(workdir) if r["step"] == 20 and "valid/loss" in r
   )
   assert json.loads(output) == {
-      name.removeprefix("valid/"): value for name, value in at_20.items()
+    name.removeprefix("valid/"): value for name, value in at_20.items()
   }
 
 
 def test_generate_prints_prompts_and_their_texts(unbroken, cache):
   workdir, _ = unbroken
-  status, output, errors = small.finish(small.start(
-      ["-m", "ultramem_jax.generate", f"--workdir={workdir}", "--prompt=bal ",
-       "--prompt=dor", "--num_tokens=20", "--temperature=0"], cache,
-  ))
+  status, output, errors = small.finish(
+    small.start(
+      [
+        "-m",
+        "ultramem_jax.generate",
+        f"--workdir={workdir}",
+        "--prompt=bal ",
+        "--prompt=dor",
+        "--num_tokens=20",
+        "--temperature=0",
+      ],
+      cache,
+    )
+  )
   assert status == 0, errors
   # Bytes that are no text become U+FFFD; a run this short may make some.
   assert output.startswith("bal ") and "\ndor" in output
@@ -213,7 +253,7 @@ def test_trained_models_are_loaded_from_python(unbroken):
   run = load_lib.load(workdir)
   assert run.step == STEPS
   logits_BTV = jax.jit(run.model.apply)(
-      run.variables, np.array([[257, 98, 97]])
+    run.variables, np.array([[257, 98, 97]])
   )
   assert logits_BTV.shape == (1, 3, run.config.model.vocab_size)
   letter = chr(int(logits_BTV[0, -1].argmax()))
@@ -237,7 +277,7 @@ def wait_for(process, happened, timeout=300):
 
 
 def test_stopped_and_killed_runs_end_as_the_unbroken_one(
-    unbroken, start, tmp_path
+  unbroken, start, tmp_path
 ):
   """SIGTERM; then SIGKILL in the loop and while a checkpoint is written."""
   workdir = tmp_path / "run"
@@ -256,15 +296,19 @@ def test_stopped_and_killed_runs_end_as_the_unbroken_one(
   rng = random.Random(seed)
   # Fields that do not change what is computed may change.
   often = {
-      "checkpoint.every": 2, "checkpoint.keep": 1, "data.prefetch": 0,
-      "sample.num_tokens": 0,
+    "checkpoint.every": 2,
+    "checkpoint.keep": 1,
+    "data.prefetch": 0,
+    "sample.num_tokens": 0,
   }
   reached = lambda: max((r["step"] for r in records(workdir)), default=0)
   partial = lambda: any(
-      (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*"))
+    (workdir / "checkpoints").glob("*.orbax-checkpoint-tmp*")
+  )
   unsealed = lambda: any(
-      not (workdir / "checkpoints" / str(s) / "sha256.json").exists()
-      for s in saved_steps(workdir))
+    not (workdir / "checkpoints" / str(s) / "sha256.json").exists()
+    for s in saved_steps(workdir)
+  )
   # The shortest last: where it is missed, the run is at its end.
   moments = {"loop": lambda: True, "partial": partial, "unsealed": unsealed}
   killed = []
@@ -293,14 +337,22 @@ def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
   # At this rate the first step makes parameters of 5e28, and products of
   # them overflow. No record is due before step 5, but a checkpoint is.
   workdir = tmp_path / "run"
-  status, _, errors = small.finish(start(workdir, {
-      "optim.learning_rate": 1e30, "optim.warmup_fraction": 0.5,
-      "checkpoint.every": 1, "log_every": 5,
-  }))
+  status, _, errors = small.finish(
+    start(
+      workdir,
+      {
+        "optim.learning_rate": 1e30,
+        "optim.warmup_fraction": 0.5,
+        "checkpoint.every": 1,
+        "log_every": 5,
+      },
+    )
+  )
   assert status == 2
   assert re.fullmatch(
-      r"error: the (loss|gradient_norm) of step 2 is (nan|inf); nothing was "
-      r"saved since .*\n", errors
+    r"error: the (loss|gradient_norm) of step 2 is (nan|inf); nothing was "
+    r"saved since .*\n",
+    errors,
   ), errors
   # What was good stays, and can be read.
   assert saved_steps(workdir) == [1]
@@ -313,5 +365,7 @@ def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
 def test_neither_loss_nor_gradient_may_be_infinite(name, value):
   values = {"loss": 1.0, "gradient_norm": 2.0}
   train.require_finite(values, 7)
-  with pytest.raises(step.TrainingError, match=f"{name} of step 7 is {value}"):
+  with pytest.raises(
+    errors.TrainingError, match=f"{name} of step 7 is {value}"
+  ):
     train.require_finite({**values, name: float(value)}, 7)

@@ -38,16 +38,16 @@ def test_filter_vectors_are_leading_singular_vectors(rank):
 
 # Of rank 2: the closed form's angles are undefined where a part vanishes.
 SPECIAL_CORES = [
-    [[0, 0], [0, 0]],
-    [[0, -3], [3, 0]],  # a turn: equal values
-    [[0, 3], [3, 0]],  # a flip
-    [[1, 0], [0, 1]],
-    [[1, 1e-4], [0, 1]],
-    [[2, 4], [1, 2]],  # rank 1
-    [[0, 0], [-5, 0]],
-    [[-0.0, -0.0], [-0.0, -2]],
-    [[1e12, 2e12], [3e12, -1e12]],
-    [[1e-12, 2e-12], [3e-12, -1e-12]],
+  [[0, 0], [0, 0]],
+  [[0, -3], [3, 0]],  # a turn: equal values
+  [[0, 3], [3, 0]],  # a flip
+  [[1, 0], [0, 1]],
+  [[1, 1e-4], [0, 1]],
+  [[2, 4], [1, 2]],  # rank 1
+  [[0, 0], [-5, 0]],
+  [[-0.0, -0.0], [-0.0, -2]],
+  [[1e12, 2e12], [3e12, -1e12]],
+  [[1e-12, 2e-12], [3e-12, -1e-12]],
 ]
 
 
@@ -62,9 +62,7 @@ def test_special_cores_of_rank_2():
   assert_close(np.linalg.norm(t_AR, axis=-1), ones_A)
   # The joint sign, but for a sum of 0 and its rounding.
   assert u_AR.sum(-1).min() > -1e-6
-  singular_AR, gradient_of = jax.vjp(
-      jax.jit(tucker.singular_values), core_CARR
-  )
+  singular_AR, gradient_of = jax.vjp(jax.jit(tucker.singular_values), core_CARR)
   reached_A = np.einsum("AR,ARr,Ar->A", u_AR, core_ARR, t_AR)
   for head, value_R in enumerate(value_AR):
     assert_close(singular_AR[head], value_R)
@@ -105,7 +103,7 @@ def test_rank_2_calls_no_library_and_has_no_loop():
 
   def step(core_CARR, u_AR, t_AR):
     loss, gradient = jax.value_and_grad(tucker.auxiliary_loss)(
-        core_CARR, 1.0, 0.15
+      core_CARR, 1.0, 0.15
     )
     return loss, gradient, tucker.refresh_filter(core_CARR, u_AR, t_AR)
 
@@ -170,7 +168,7 @@ def test_refresh_chooses_the_sign_of_each_head_jointly():
   sign_A1 = np.array([[1], [-1], [1], [-1]], np.float32)
   # L1 over u and t together: t's agreement may outvote u's disagreement.
   new_u_AR, new_t_AR = tucker.refresh_filter(
-      core_CARR, -0.1 * sign_A1 * u_AR, sign_A1 * t_AR
+    core_CARR, -0.1 * sign_A1 * u_AR, sign_A1 * t_AR
   )
   assert_close(new_u_AR, sign_A1 * u_AR)
   assert_close(new_t_AR, sign_A1 * t_AR)
@@ -199,8 +197,9 @@ def numpy_auxiliary_loss(core_CARR, weight, margin):
   value_AR = np.linalg.svd(core_CARR.astype(np.float64).sum(0))[1]
   heads, rank = value_AR.shape
   excess = [
-      max(0.0, value_AR[a, i] - margin) ** 2
-      for a in range(heads) for i in range(1, rank)
+    max(0.0, value_AR[a, i] - margin) ** 2
+    for a in range(heads)
+    for i in range(1, rank)
   ]
   return weight * sum(excess) / max(1, rank - 1) / heads
 
@@ -223,8 +222,8 @@ def test_auxiliary_loss_is_its_formula(rank):
   # Central differences in numpy's float64, along a random direction.
   direction = random_cores(rank, seed=2).astype(np.float64)
   rise = [
-      numpy_auxiliary_loss(core_CARR + eps * direction, 0.5, 0.15)
-      for eps in (1e-5, -1e-5)
+    numpy_auxiliary_loss(core_CARR + eps * direction, 0.5, 0.15)
+    for eps in (1e-5, -1e-5)
   ]
   slope = (rise[0] - rise[1]) / 2e-5
   assert_close((gradient * direction).sum(), slope)
@@ -240,18 +239,18 @@ def test_singular_values_are_sorted():
 def test_against_the_authors_code(name):
   with np.load(GOLDENS / f"{name}.npz") as golden:
     core_CARR, gradient_CARR = (
-        np.stack([golden[f"{prefix}/tucker_core.{i}"] for i in (0, 1)])
-        for prefix in ("param", "tucker_aux_grad")
+      np.stack([golden[f"{prefix}/tucker_core.{i}"] for i in (0, 1)])
+      for prefix in ("param", "tucker_aux_grad")
     )
     # alpha is left out of their number.
     loss, gradient = jax.jit(jax.value_and_grad(tucker.auxiliary_loss))(
-        core_CARR, 1.0, 0.15
+      core_CARR, 1.0, 0.15
     )
     # The distance to the margin, 0.04 of values of about 2, loses digits.
     np.testing.assert_allclose(loss, golden["tucker_aux_loss"], atol=1e-7)
     np.testing.assert_allclose(gradient, gradient_CARR, atol=1e-6)
     assert_close(
-        tucker.singular_values(core_CARR), golden["tucker_core_singular_values"]
+      tucker.singular_values(core_CARR), golden["tucker_core_singular_values"]
     )
     u_AR, t_AR = tucker.filter_vectors(core_CARR)
     their_u_AR = golden["buffer/tucker_core_u"][0, :, 0]

@@ -43,7 +43,7 @@ def init_and_apply(layer, key, x_BTD, mutable=()):
 @functools.cache
 def initialized(layer, seed=0):
   return jax.jit(lambda key, x: nn.unbox(layer.init(key, x)))(
-      jax.random.key(seed), inputs()
+    jax.random.key(seed), inputs()
   )
 
 
@@ -77,9 +77,7 @@ def numpy_cells(c, row_RN, column_RN, core_CRR, u_R, t_R):
     candidate_NN = np.zeros(grid_CNN.shape[1:], bool)
     kept = (numpy_top(x, c.top_m) for x in (u_R @ row_RN, t_R @ column_RN))
     candidate_NN[np.ix_(*kept)] = True
-  cell_M = numpy_top(
-      np.where(candidate_NN, grid_CNN.sum(0), -np.inf), c.top_m
-  )
+  cell_M = numpy_top(np.where(candidate_NN, grid_CNN.sum(0), -np.inf), c.top_m)
   row_M, column_M = np.divmod(cell_M, c.grid_side)
   return row_M, column_M, grid_CNN[:, row_M, column_M].T
 
@@ -87,10 +85,14 @@ def numpy_cells(c, row_RN, column_RN, core_CRR, u_R, t_R):
 def numpy_slot(layer, row_M, column_M, buffers):
   c = layer.config
   if c.shuffle == "hash":
-    return np.asarray(shuffle.hash_shuffle(
-        row_M.astype(np.int32), column_M.astype(np.int32), c.grid_side,
+    return np.asarray(
+      shuffle.hash_shuffle(
+        row_M.astype(np.int32),
+        column_M.astype(np.int32),
+        c.grid_side,
         layer.layer_index,
-    ))
+      )
+    )
   cell_M = row_M * c.grid_side + column_M
   return cell_M if c.shuffle == "none" else buffers["permutation"][cell_M]
 
@@ -107,12 +109,13 @@ def numpy_layer(layer, variables, x_BTD):
     kernel_JD = params["query_conv"]["kernel"]
     past_BTD = np.pad(read_BTD, [(0, 0), (c.query_conv - 1, 0), (0, 0)])
     read_BTD = sum(
-        kernel_JD[j] * past_BTD[:, c.query_conv - 1 - j:][:, :x_BTD.shape[1]]
-        for j in range(c.query_conv)
+      kernel_JD[j] * past_BTD[:, c.query_conv - 1 - j :][:, : x_BTD.shape[1]]
+      for j in range(c.query_conv)
     )
   query_BTPGRK = numpy_norm(
-      c, scale("query_norm"),
-      np.einsum("BTD,DPGRK->BTPGRK", read_BTD, params["query"]),
+    c,
+    scale("query_norm"),
+    np.einsum("BTD,DPGRK->BTPGRK", read_BTD, params["query"]),
   )
   query_BTPARK = np.repeat(query_BTPGRK, c.heads_per_query, 3)
   side_BTPARN = np.einsum("BTPARK,PARNK->BTPARN", query_BTPARK, keys_PARNK)
@@ -125,19 +128,19 @@ def numpy_layer(layer, variables, x_BTD):
         core_CRR = params["core"][:, a]
         tucker_parts = (core_CRR, buffers["u"][a], buffers["t"][a])
       row_M, column_M, score_MC = numpy_cells(
-          c, *side_BTPARN[b, t, :, a], *tucker_parts
+        c, *side_BTPARN[b, t, :, a], *tucker_parts
       )
       if c.softmax:
         score_MC = np.exp(score_MC) / np.exp(score_MC).sum(0)
       for slot, score_C in zip(
-          numpy_slot(layer, row_M, column_M, buffers), score_MC, strict=True
+        numpy_slot(layer, row_M, column_M, buffers), score_MC, strict=True
       ):
         weight_W = np.repeat(score_C, c.value_dim // c.num_cores)
         value_W = params["values"][slot % c.num_rows]
         pooled_EW[slot // c.num_rows] += weight_W * value_W
     if c.value_projection:
       output_BTD[b, t] = np.einsum(
-          "EW,EWD->D", pooled_EW, params["value_projection"]
+        "EW,EWD->D", pooled_EW, params["value_projection"]
       )
     else:
       output_BTD[b, t] = pooled_EW[0]
@@ -146,8 +149,10 @@ def numpy_layer(layer, variables, x_BTD):
 
 # The published ladder's shapes, shrunk.
 SHRUNK = dict(
-    num_keys={1224: 7, 1728: 10, 1000: 6}, value_dim={1024: D, 512: D // 2},
-    key_dim={2448: 24, 500: 10, 250: 5}, top_m={21: 3, 42: 6},
+  num_keys={1224: 7, 1728: 10, 1000: 6},
+  value_dim={1024: D, 512: D // 2},
+  key_dim={2448: 24, 500: 10, 250: 5},
+  top_m={21: 3, 42: 6},
 )
 
 
@@ -157,8 +162,8 @@ def ladder(row):
   fields = {}
   for name, changes in ablation.ROWS.items():
     fields |= {
-        field: SHRUNK[field][value] if field in SHRUNK else value
-        for field, value in changes.items()
+      field: SHRUNK[field][value] if field in SHRUNK else value
+      for field, value in changes.items()
     }
     if name == row:
       return MemoryConfig(**fields)
@@ -188,12 +193,16 @@ def test_each_switch_of_the_ladder_changes_the_output():
     assert abs(old - new).max() > 1e-3 * abs(old).max(), after
 
 
-@pytest.mark.parametrize("changes", [
+@pytest.mark.parametrize(
+  "changes",
+  [
     dict(query_per_rank=False, tucker_rank=3, query_key_norm="rms"),
     dict(num_heads=4, num_cores=4, expansion=9, query_conv=1),
     dict(shuffle="permutation", tucker_rank=1, heads_per_query=1),
     dict(score="sum", num_cores=1, expansion=4, shuffle="none"),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_other_settings_are_the_slow_layer(changes):
   layer = layer_of(**changes)
   variables, (y_BTD, _) = init_and_apply(layer, jax.random.key(1), inputs())
@@ -206,8 +215,8 @@ def test_queries_do_the_norm_of_keys(kind):
   norm = KeyNorm(kind, 1e-5, False, 7, nn.initializers.normal(1.0))
   random = np.random.default_rng(0)
   query_LK, keys_NK = (
-      random.normal(1, 2, size=(length, 7)).astype(np.float32)
-      for length in (3, 5)
+    random.normal(1, 2, size=(length, 7)).astype(np.float32)
+    for length in (3, 5)
   )
   cotangent_LN = random.normal(size=(3, 5))
   variables = nn.unbox(norm.init(jax.random.key(0), keys_NK))
@@ -223,9 +232,7 @@ def test_queries_do_the_norm_of_keys(kind):
       score_LN = norm.apply(*inputs, method=method)
       return (score_LN * cotangent_LN).sum(), score_LN
 
-    return jax.grad(loss, (0, 1, 2), has_aux=True)(
-        variables, query_LK, keys_NK
-    )
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(variables, query_LK, keys_NK)
 
   gradient, score_LN = value_and_gradient(folded)
   weight_K = np.asarray(variables["params"]["scale"])
@@ -251,7 +258,7 @@ def test_standalone_in_a_flax_model():
 
   def loss(params, buffers):
     y_BT1, sown = model.apply(
-        {"params": params, "buffers": buffers}, inputs(), mutable=["losses"]
+      {"params": params, "buffers": buffers}, inputs(), mutable=["losses"]
     )
     auxiliary = sum(jax.tree.leaves(sown["losses"]))
     return (y_BT1**2).mean() + auxiliary
@@ -269,22 +276,22 @@ def test_variables_and_their_shapes():
   variables = jax.eval_shape(layer_of(c).init, jax.random.key(0), inputs())
   shapes = jax.tree.map(lambda x: x.shape, nn.unbox(variables))
   assert shapes == {
-      "params": {
-          "keys": (2, 4, 2, 12, 5),
-          "core": (2, 4, 2, 2),
-          "query": (D, 2, 2, 2, 5),
-          "query_conv": {"kernel": (5, D)},
-          "query_norm": {"scale": (5,)},
-          "key_norm": {"scale": (5,)},
-          "values": (36, 8),
-          "value_projection": (4, 8, D),
-      },
-      "buffers": {"u": (4, 2), "t": (4, 2), "permutation": (144,)},
+    "params": {
+      "keys": (2, 4, 2, 12, 5),
+      "core": (2, 4, 2, 2),
+      "query": (D, 2, 2, 2, 5),
+      "query_conv": {"kernel": (5, D)},
+      "query_norm": {"scale": (5,)},
+      "key_norm": {"scale": (5,)},
+      "values": (36, 8),
+      "value_projection": (4, 8, D),
+    },
+    "buffers": {"u": (4, 2), "t": (4, 2), "permutation": (144,)},
   }
   for leaf in jax.tree.leaves(variables["params"]):
     assert leaf.dtype == jnp.float32
   product_keys = jax.eval_shape(
-      layer_of(ladder("pkm")).init, jax.random.key(0), inputs()
+    layer_of(ladder("pkm")).init, jax.random.key(0), inputs()
   )
   assert set(product_keys) == {"params"}
   assert set(product_keys["params"]) == {"keys", "query", "values"}
@@ -299,7 +306,7 @@ def test_wrong_shape_is_refused(shape):
 def test_what_does_not_fit_the_input_is_refused():
   with pytest.raises(ValueError, match=r"segment_BT has shape \(2, 6\): must"):
     jax.eval_shape(
-        layer_of().init, jax.random.key(0), inputs(), jnp.ones((B, T - 1))
+      layer_of().init, jax.random.key(0), inputs(), jnp.ones((B, T - 1))
     )
   narrow = layer_of(ladder("pkm"), value_dim=D // 2)
   with pytest.raises(ConfigError, match=f"value_dim = 8: must equal .* = {D}"):
@@ -351,16 +358,21 @@ def statistics(layer, keys):
   return jax.lax.map(one_seed, keys)
 
 
-@pytest.mark.parametrize("changes", [
-    dict(), dict(num_cores=1), dict(score="sum", num_cores=1),
+@pytest.mark.parametrize(
+  "changes",
+  [
+    dict(),
+    dict(num_cores=1),
+    dict(score="sum", num_cores=1),
     dict(expansion=1, value_dim=64, value_projection=False),
-], ids=str)
+  ],
+  ids=str,
+)
 def test_paper_init_gives_variance_1_over_2_layers(changes):
   config = dataclasses.replace(LARGE, **changes)
   layer = UltraMem(config, embed_dim=64, num_layers=3)
   variance, score, value_std = (
-      x.mean()
-      for x in statistics(layer, jax.random.split(jax.random.key(0), 16))
+    x.mean() for x in statistics(layer, jax.random.split(jax.random.key(0), 16))
   )
   np.testing.assert_allclose(variance, 1 / (2 * 3), rtol=0.15)
   # 256 random queries of a seed know it to about 1 %; its keys' share of the
@@ -389,8 +401,10 @@ def test_other_paper_init():
 def test_official_init():
   params = large_params(init="official")
   for name, std in (
-      ("values", 0.02), ("keys", 16**-0.5), ("query", 16**-0.5),
-      ("value_projection", (4 * 32) ** -0.5),
+    ("values", 0.02),
+    ("keys", 16**-0.5),
+    ("query", 16**-0.5),
+    ("value_projection", (4 * 32) ** -0.5),
   ):
     # Thousands of samples: the std is known to 1 or 2 %.
     np.testing.assert_allclose(params[name].std(), std, rtol=0.05)
@@ -429,9 +443,9 @@ def test_convolution_does_not_cross_documents():
   for row, start, end in ((0, 2, 5), (0, 5, 7), (1, 0, 4), (1, 4, 5)):
     # The document, moved to the front of a row of equal length.
     alone_BTD = np.zeros_like(x_BTD)
-    alone_BTD[row, :end - start] = x_BTD[row, start:end]
+    alone_BTD[row, : end - start] = x_BTD[row, start:end]
     alone = apply(layer, variables, alone_BTD, jnp.ones((B, T), jnp.int32))
-    assert_close(y_BTD[row, start:end], alone[row, :end - start])
+    assert_close(y_BTD[row, start:end], alone[row, : end - start])
   together = apply(layer, variables, x_BTD)
   assert abs(together - y_BTD).max() > 1e-2 * abs(together).max()
 
@@ -444,22 +458,19 @@ def test_decoding_step_by_step_is_the_full_forward():
   segment_BT = jnp.array([[1] * T, [0, 1, 1, 1, 1, 2, 2]])
   expected_BTD = apply(layer, variables, x_BTD, segment_BT)
   cache = jax.eval_shape(
-      lambda: layer.init(jax.random.key(0), x_BTD, decode=True)
+    lambda: layer.init(jax.random.key(0), x_BTD, decode=True)
   )["cache"]
   cache = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), cache)
 
   @jax.jit
   def step(cache, x_BTD, segment_BT):
     return layer.apply(
-        {**variables, "cache": cache}, x_BTD, segment_BT, True,
-        mutable=["cache"],
+      {**variables, "cache": cache}, x_BTD, segment_BT, True, mutable=["cache"]
     )
 
   outputs = []
   for start, end in ((0, 3), (3, 4), (4, 5), (5, 6), (6, 7)):
-    y_BTD, updated = step(
-        cache, x_BTD[:, start:end], segment_BT[:, start:end]
-    )
+    y_BTD, updated = step(cache, x_BTD[:, start:end], segment_BT[:, start:end])
     cache = updated["cache"]
     outputs.append(y_BTD)
   assert_close(jnp.concatenate(outputs, 1), expected_BTD)
@@ -473,8 +484,8 @@ def test_permutation_set_to_the_hash_is_the_hash():
   permutation = shuffle.hash_shuffle(row, column, side, hashed.layer_index)
   buffers = {**variables["buffers"], "permutation": permutation}
   np.testing.assert_array_equal(
-      apply(stored, {**variables, "buffers": buffers}, inputs()),
-      apply(hashed, variables, inputs()),
+    apply(stored, {**variables, "buffers": buffers}, inputs()),
+    apply(hashed, variables, inputs()),
   )
 
 
@@ -491,13 +502,13 @@ def test_sown_values():
   variables = initialized(layer)
   collections = ("intermediates", "losses", "stats")
   sow = jax.jit(
-      lambda variables, x: layer.apply(variables, x, mutable=collections)
+    lambda variables, x: layer.apply(variables, x, mutable=collections)
   )
   y_BTD, sown = sow(variables, inputs())
   c = layer.config
   index, slot, score = (
-      np.asarray(sown["intermediates"][name][0])
-      for name in ("index_BTAM", "slot_BTAM", "score_BTAMC")
+    np.asarray(sown["intermediates"][name][0])
+    for name in ("index_BTAM", "slot_BTAM", "score_BTAMC")
   )
   assert index.shape == slot.shape == (B, T, c.num_heads, c.top_m)
   assert index.dtype == slot.dtype == np.int32
@@ -505,16 +516,15 @@ def test_sown_values():
   row, column = np.divmod(index, c.grid_side)
   assert (row < c.grid_side).all() and (index >= 0).all()
   np.testing.assert_array_equal(
-      slot,
-      shuffle.hash_shuffle(row, column, c.grid_side, layer.layer_index),
+    slot, shuffle.hash_shuffle(row, column, c.grid_side, layer.layer_index)
   )
   total = score.sum(-1)
   assert (np.diff(total) <= 0).all()  # best first
   assert len(np.unique(index[0, 0, 0])) == c.top_m  # no cell twice
   core = variables["params"]["core"]
   assert_close(
-      sown["losses"]["auxiliary"][0],
-      tucker.auxiliary_loss(core, c.aux_loss_weight, c.aux_loss_margin),
+    sown["losses"]["auxiliary"][0],
+    tucker.auxiliary_loss(core, c.aux_loss_weight, c.aux_loss_margin),
   )
   stats = {name: value for name, (value,) in sown["stats"].items()}
   assert_close(stats["score_top_1"], total[..., 0].mean())
@@ -522,7 +532,7 @@ def test_sown_values():
   assert_close(stats["output_std"], np.std(y_BTD))
   lambda_AR = tucker.singular_values(core)
   assert_close(
-      stats["core_lambda_ratio"], (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
+    stats["core_lambda_ratio"], (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
   )
 
 
@@ -548,8 +558,11 @@ def test_buffers_of_stacked_layers_are_refreshed_by_vmap():
       return x_BTD + UltraMem(memory, embed_dim=16)(x_BTD), None
 
   stack = nn.scan(
-      Block, variable_axes={"params": 0, "buffers": 0}, length=2,
-      split_rngs={"params": True}, metadata_params={nn.PARTITION_NAME: None},
+    Block,
+    variable_axes={"params": 0, "buffers": 0},
+    length=2,
+    split_rngs={"params": True},
+    metadata_params={nn.PARTITION_NAME: None},
   )()
   x_BTD = jax.random.normal(jax.random.key(1), (2, 5, 16))
   variables = jax.jit(stack.init)(jax.random.key(0), x_BTD, None)
@@ -566,7 +579,7 @@ def test_refresh_buffers():
   params, buffers = variables["params"], variables["buffers"]
   flipped = {**buffers, "u": -buffers["u"], "t": -buffers["t"]}
   core = params["core"] + 0.05 * np.random.default_rng(0).normal(
-      size=params["core"].shape
+    size=params["core"].shape
   ).astype(np.float32)
   before = jax.tree.map(np.array, flipped)
   refreshed = jax.jit(refresh_buffers)({**params, "core": core}, flipped)
@@ -574,13 +587,13 @@ def test_refresh_buffers():
   assert_close(refreshed["u"], -u_AR)
   assert_close(refreshed["t"], -t_AR)
   np.testing.assert_array_equal(
-      refreshed["permutation"], buffers["permutation"]
+    refreshed["permutation"], buffers["permutation"]
   )
   jax.tree.map(np.testing.assert_array_equal, flipped, before)
   # The forward reads them from the buffers, never from the cores.
   one, other = (
-      apply(layer, {"params": params, "buffers": b}, inputs())
-      for b in (buffers, flipped)
+    apply(layer, {"params": params, "buffers": b}, inputs())
+    for b in (buffers, flipped)
   )
   assert abs(one - other).max() > 0.1 * abs(one).max()
 

@@ -9,7 +9,7 @@ import pytest
 from configs import tiny
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 
 CORPUS = "standard library of Python 3.11.7"
 
@@ -29,22 +29,31 @@ def test_claimed_config_is_read_back(tmp_path):
 
 def test_another_config_is_refused(tmp_path):
   workdir_lib.claim(tmp_path, make_config(), CORPUS)
-  other = make_config(**{"optim.eps": 0.5, "seed": 7, "log_every": 77,
-                         "eval_every": 78})
+  other = make_config(
+    **{"optim.eps": 0.5, "seed": 7, "log_every": 77, "eval_every": 78}
+  )
   held = make_config()
   with pytest.raises(ConfigError) as error:
     workdir_lib.claim(tmp_path, other, CORPUS)
   assert re.search(
-      f"seed = 7, held: {held.seed}; log_every = 77, held: {held.log_every}; "
-      f"eval_every = 78, held: {held.eval_every}; and 1 more. Use another "
-      "--workdir or the held value", str(error.value))
+    f"seed = 7, held: {held.seed}; log_every = 77, held: {held.log_every}; "
+    f"eval_every = 78, held: {held.eval_every}; and 1 more. Use another "
+    "--workdir or the held value",
+    str(error.value),
+  )
   assert workdir_lib.load_config(tmp_path) == held
 
 
 def test_free_fields_may_differ_and_the_file_stays(tmp_path):
   workdir_lib.claim(tmp_path, make_config(), CORPUS)
-  other = make_config(**{"mesh.data": 1, "checkpoint.every": 3,
-                         "data.prefetch": 0, "sample.prompt": "x"})
+  other = make_config(
+    **{
+      "mesh.data": 1,
+      "checkpoint.every": 3,
+      "data.prefetch": 0,
+      "sample.prompt": "x",
+    }
+  )
   assert other != make_config()
   workdir_lib.claim(tmp_path, other, CORPUS)
   assert workdir_lib.load_config(tmp_path) == make_config()
@@ -55,11 +64,21 @@ def test_free_fields_exist():
   for free in workdir_lib.FREE_FIELDS:
     assert any(f"{name}.".startswith(f"{free}.") for name in flat)
   assert {name for name in flat if workdir_lib._is_free(name)} == {
-      "checkpoint.every", "checkpoint.keep", "data.prefetch", "mesh.data",
-      "mesh.fsdp", "mesh.tensor", "mesh.table", "mesh.table_axes",
-      "model.memory.partition",
-      "sample.prompt", "sample.num_tokens", "sample.temperature",
-      "sample.top_k", "sample.top_p"}
+    "checkpoint.every",
+    "checkpoint.keep",
+    "data.prefetch",
+    "mesh.data",
+    "mesh.fsdp",
+    "mesh.tensor",
+    "mesh.table",
+    "mesh.table_axes",
+    "model.memory.partition",
+    "sample.prompt",
+    "sample.num_tokens",
+    "sample.temperature",
+    "sample.top_k",
+    "sample.top_p",
+  }
 
 
 def test_another_corpus_is_refused(tmp_path):
@@ -72,10 +91,18 @@ def test_another_corpus_is_refused(tmp_path):
   assert "\n" not in message
 
 
-@pytest.mark.parametrize("content", [b"", b'{"corpus": "x", "con', b"[]",
-                                     b'"corpus config"', b"\xff\xfe",
-                                     b'{"config": {}}',
-                                     b'{"corpus": 1, "config": {}}'])
+@pytest.mark.parametrize(
+  "content",
+  [
+    b"",
+    b'{"corpus": "x", "con',
+    b"[]",
+    b'"corpus config"',
+    b"\xff\xfe",
+    b'{"config": {}}',
+    b'{"corpus": 1, "config": {}}',
+  ],
+)
 def test_damaged_config_is_refused(tmp_path, content):
   (tmp_path / "config.json").write_bytes(content)
   with pytest.raises(ConfigError, match=r"config.json is damaged"):
@@ -91,8 +118,9 @@ def test_config_of_another_version_is_refused(tmp_path):
   held["config"]["optim"]["momentum"] = 0.5
   del held["config"]["seed"]
   (tmp_path / "config.json").write_text(json.dumps(held))
-  with pytest.raises(ConfigError,
-                     match=r"config.json: (seed|optim.momentum) = "):
+  with pytest.raises(
+    ConfigError, match=r"config.json: (seed|optim.momentum) = "
+  ):
     workdir_lib.load_config(tmp_path)
   with pytest.raises(ConfigError) as error:
     workdir_lib.claim(tmp_path, make_config(), CORPUS)

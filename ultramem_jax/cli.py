@@ -11,15 +11,23 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ultramem_jax.runs import distributed
-from ultramem_jax.runs.checkpoint import CheckpointError, TargetError
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, parse
-from ultramem_jax.train.step import TrainingError
+from ultramem_jax.settings.errors import (
+  CheckpointError,
+  ConfigError,
+  TargetError,
+  TrainingError,
+)
 
 # What a user can mend: told in one line, with this exit status. An OSError is
 # a file that is missing, a directory that is read-only, a disk that is full.
 USER_ERRORS = (
-    CheckpointError, ConfigError, OSError, TargetError, TrainingError,
+  CheckpointError,
+  ConfigError,
+  OSError,
+  TargetError,
+  TrainingError,
 )
 EXIT_STATUS = 2
 INTERRUPTED_STATUS = 130  # what a shell reports of a program that Ctrl-C ended
@@ -28,8 +36,10 @@ INTERRUPTED_STATUS = 130  # what a shell reports of a program that Ctrl-C ended
 def define_config():
   """Defines --config=FILE and --config.FIELD=VALUE; returns the holder."""
   return config_flags.DEFINE_config_file(
-      "config", None, "File whose get_config() returns the run's settings; "
-      "--config.FIELD=VALUE changes one (configs/default.py explains them)."
+    "config",
+    None,
+    "File whose get_config() returns the run's settings; "
+    "--config.FIELD=VALUE changes one (configs/default.py explains them).",
   )
 
 
@@ -53,8 +63,12 @@ def load(holder) -> Config:
   Raises:
     ConfigError: no --config given, or a setting that cannot work.
   """
-  require(holder.value is not None, "--config", None,
-          "must name a file such as configs/tiny.py")
+  require(
+    holder.value is not None,
+    "--config",
+    None,
+    "must name a file such as configs/tiny.py",
+  )
   try:
     return parse(holder.value)
   except OSError as error:  # how the config file failed to load
@@ -79,11 +93,18 @@ def _check_override(path: str, text: str) -> None:
   """Raises ConfigError if text cannot be the field of Config at path."""
   node: Any = Config
   for depth, name in enumerate(path.split(".")):
-    known = {f.name: f.type for f in dataclasses.fields(node)} if (
-        dataclasses.is_dataclass(node)) else {}
+    known = (
+      {f.name: f.type for f in dataclasses.fields(node)}
+      if (dataclasses.is_dataclass(node))
+      else {}
+    )
     field = ".".join(path.split(".")[: depth + 1])
-    require(name in known, field, text,
-            f"no such field; known: {', '.join(known) or 'none below it'}")
+    require(
+      name in known,
+      field,
+      text,
+      f"no such field; known: {', '.join(known) or 'none below it'}",
+    )
     node = known[name]
   if node in (int, float):
     try:
@@ -91,10 +112,18 @@ def _check_override(path: str, text: str) -> None:
     except ValueError:
       require(False, path, text, f"must be of type {node.__name__}")
   if node is bool:
-    require(text.lower() in ("true", "false", "1", "0"), path, text,
-            "must be true or false")
-  require(not dataclasses.is_dataclass(node), path, text,
-          "is a section; set one of its fields")
+    require(
+      text.lower() in ("true", "false", "1", "0"),
+      path,
+      text,
+      "must be true or false",
+    )
+  require(
+    not dataclasses.is_dataclass(node),
+    path,
+    text,
+    "is a section; set one of its fields",
+  )
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:

@@ -14,10 +14,10 @@ from ultramem_jax.layers.tables import SharedTables
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 from ultramem_jax.ops.sharded import layout
-from ultramem_jax.settings.config import ModelConfig
+from ultramem_jax.settings.model import ModelConfig
 
 MEMORIES = {
-    layer.KIND: layer for layer in (UltraMem, UltraMemV2, MemoryPlus, Peer)
+  layer.KIND: layer for layer in (UltraMem, UltraMemV2, MemoryPlus, Peer)
 }
 
 
@@ -26,8 +26,9 @@ class Embed(nn.Embed):
 
   def __call__(self, tokens_BT):
     return layout.over_tokens(
-        lambda tokens_BT, table_VD: table_VD[tokens_BT],
-        tokens_BT, self.embedding.astype(self.dtype),
+      lambda tokens_BT, table_VD: table_VD[tokens_BT],
+      tokens_BT,
+      self.embedding.astype(self.dtype),
     )
 
 
@@ -48,7 +49,7 @@ class Block(nn.Module):
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
     h_BTD = make_norm(*norm, "attention_norm", "embed", dtype=dtype)(x_BTD)
     h_BTD = Attention(c, name="attention")(
-        h_BTD, segment_BT, position_BT, decode
+      h_BTD, segment_BT, position_BT, decode
     )
     x_BTD += dropout(h_BTD)
     h_BTD = make_norm(*norm, "mlp_norm", "embed", dtype=dtype)(x_BTD)
@@ -71,8 +72,13 @@ class Transformer(nn.Module):
 
   @nn.compact
   def __call__(
-      self, tokens_BT, segment_BT=None, position_BT=None, *,
-      decode: bool = False, deterministic: bool = True,
+    self,
+    tokens_BT,
+    segment_BT=None,
+    position_BT=None,
+    *,
+    decode: bool = False,
+    deterministic: bool = True,
   ):
     """Predicts each next token.
 
@@ -92,15 +98,15 @@ class Transformer(nn.Module):
     c = self.config
     if decode and position_BT is None and not self.is_initializing():
       raise ValueError(
-          "position_BT = None: must be given with decode, as the tokens may be "
-          "any of a text"
+        "position_BT = None: must be given with decode, as the tokens may be "
+        "any of a text"
       )
     dtype = jnp.dtype(c.dtype)
     if segment_BT is None:
       segment_BT = jnp.ones_like(tokens_BT)
     if position_BT is None:
       position_BT = jnp.broadcast_to(
-          jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
+        jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
       )
     block_class, memory_class = Block, MEMORIES.get(c.memory.kind)
     if c.remat == "block":
@@ -109,13 +115,14 @@ class Transformer(nn.Module):
       if memory_class:
         memory_class = nn.remat(memory_class, static_argnums=(3,))
     embed = Embed(
-        c.vocab_size, c.embed_dim, dtype=dtype, name="embed",
-        embedding_init=nn.with_logical_partitioning(
-            nn.initializers.normal(
-                c.embed_dim**-0.5 if c.tie_embeddings else 1.0
-            ),
-            ("vocab", "embed"),
-        ),
+      c.vocab_size,
+      c.embed_dim,
+      dtype=dtype,
+      name="embed",
+      embedding_init=nn.with_logical_partitioning(
+        nn.initializers.normal(c.embed_dim**-0.5 if c.tie_embeddings else 1.0),
+        ("vocab", "embed"),
+      ),
     )
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
     x_BTD = layout.constrain_batch(dropout(embed(tokens_BT)))
@@ -125,23 +132,30 @@ class Transformer(nn.Module):
     outputs = {}  # of memories that were read and are not yet added
     for layer in range(c.num_layers):
       x_BTD, h_BTD = block_class(c, name=f"block_{layer}")(
-          x_BTD, segment_BT, position_BT, decode, deterministic
+        x_BTD, segment_BT, position_BT, decode, deterministic
       )
       for span in c.spans:
         if span.start == layer:
           y_BTD = memory_class(
-              c.memory, c.embed_dim, c.num_layers, span.index, dtype,
-              name=f"memory_{span.index}",
+            c.memory,
+            c.embed_dim,
+            c.num_layers,
+            span.index,
+            dtype,
+            name=f"memory_{span.index}",
           )(h_BTD, segment_BT, decode, tables)
           outputs[span.index] = dropout(y_BTD)
         if span.end == layer:
           x_BTD += outputs.pop(span.index)
     x_BTD = make_norm(
-        c.norm, c.norm_eps, c.norm_bias, "final_norm", "embed", dtype=dtype
+      c.norm, c.norm_eps, c.norm_bias, "final_norm", "embed", dtype=dtype
     )(x_BTD)
     if c.tie_embeddings:
       return embed.attend(x_BTD).astype(jnp.float32)
     return Linear(
-        (c.vocab_size,), c.embed_dim**-0.5, ("embed", "vocab"), dtype=dtype,
-        name="head",
+      (c.vocab_size,),
+      c.embed_dim**-0.5,
+      ("embed", "vocab"),
+      dtype=dtype,
+      name="head",
     )(x_BTD).astype(jnp.float32)

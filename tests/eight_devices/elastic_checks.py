@@ -21,10 +21,11 @@ from ultramem_jax.serve import load as load_lib
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.train import sharding
 
-EIGHT_BY_ROWS = (8, {
-    "mesh__fsdp": 2, "mesh__table": 4, "model__memory__partition": "rows"})
-FOUR_BY_COLUMNS = (4, {
-    "mesh__table": 4, "model__memory__partition": "columns"})
+EIGHT_BY_ROWS = (
+  8,
+  {"mesh__fsdp": 2, "mesh__table": 4, "model__memory__partition": "rows"},
+)
+FOUR_BY_COLUMNS = (4, {"mesh__table": 4, "model__memory__partition": "columns"})
 ONE = (1, {})
 
 
@@ -42,14 +43,22 @@ def large():
 def corpus(tmp_path_factory):
   path = tmp_path_factory.mktemp("corpus") / "text.txt"
   path.write_text("To be read by models of eight devices. " * 30)
-  return {"data__source": "text", "data__path": str(path),
-          "data__valid_path": str(path)}
+  return {
+    "data__source": "text",
+    "data__path": str(path),
+    "data__valid_path": str(path),
+  }
 
 
 def make_config(corpus, mesh):
   return small.config(
-      batch_size=8, optim__table_update="sparse", model__num_layers=1,
-      model__memory__spans="1:1", **corpus, **mesh)
+    batch_size=8,
+    optim__table_update="sparse",
+    model__num_layers=1,
+    model__memory__spans="1:1",
+    **corpus,
+    **mesh,
+  )
 
 
 def run(folder, corpus, place, until):
@@ -60,16 +69,18 @@ def run(folder, corpus, place, until):
   devices, mesh = place
   config = make_config(corpus, mesh)
   layout = sharding.make_layout(
-      config, sharding.make_mesh(config, jax.devices()[:devices]))
+    config, sharding.make_mesh(config, jax.devices()[:devices])
+  )
   workdir.claim(folder, config, "the corpus")
   run_step, abstract = train.compile_step(config, layout)
   losses = []
   with (
-      contextlib.closing(pipeline.train_batches(config, range(8))) as batches,
-      checkpoint.Checkpointer(folder, 2) as saver,
+    contextlib.closing(pipeline.train_batches(config, range(8))) as batches,
+    checkpoint.Checkpointer(folder, 2) as saver,
   ):
     state, restored = train.restore_or_init(
-        saver, abstract, batches, config, layout)
+      saver, abstract, batches, config, layout
+    )
     first = jax.device_get(state.to_items())
     for _ in range(restored or 0, until):
       batch = sharding.to_devices(next(batches), layout.mesh)
@@ -96,7 +107,7 @@ def unmoved(saved, corpus, tmp_path_factory):
 
 @pytest.mark.parametrize("place", [FOUR_BY_COLUMNS, ONE])
 def test_a_run_goes_on_with_other_devices(
-    saved, unmoved, corpus, place, tmp_path
+  saved, unmoved, corpus, place, tmp_path
 ):
   folder, state = saved
   shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
@@ -109,16 +120,23 @@ def test_a_run_goes_on_with_other_devices(
 def use(config, layout, variables):
   """(evaluation and scores of texts, drawn tokens) of a model."""
   model = Transformer(config.model)
-  scores = scoring.Scorer(load_lib.Trained(
-      config, 0, model, variables, layout
-  )).log_likelihoods([("a", "bc"), ("", "longer than a window")])
+  scores = scoring.Scorer(
+    load_lib.Trained(config, 0, model, variables, layout)
+  ).log_likelihoods([("a", "bc"), ("", "longer than a window")])
   result = loss_lib.on_validation_split(config, layout)(
-      variables["params"], variables["buffers"])
+    variables["params"], variables["buffers"]
+  )
   with layout_lib.using(layout):
     variables = prepare_lib.prepare(model, variables)
   tokens = generate.generate(
-      model, variables, [np.array([5, 6, 7]), np.array([8])], 6,
-      jax.random.key(0), temperature=1.0, layout=layout)
+    model,
+    variables,
+    [np.array([5, 6, 7]), np.array([8])],
+    6,
+    jax.random.key(0),
+    temperature=1.0,
+    layout=layout,
+  )
   return (result, scores), [row_N.tolist() for row_N in tokens]
 
 
@@ -126,8 +144,11 @@ def test_models_are_evaluated_and_sampled_where_they_lie(saved, corpus):
   folder, state = saved
   config = make_config(corpus, {})
   mesh = sharding.make_mesh(config, jax.devices()[:1])
-  expected, tokens = use(config, sharding.make_layout(config, mesh),
-      {name: state[name] for name in ("params", "buffers")})
+  expected, tokens = use(
+    config,
+    sharding.make_layout(config, mesh),
+    {name: state[name] for name in ("params", "buffers")},
+  )
   # Two meshes in one process: neither may run what was traced for the other.
   for mesh in ({}, {"fsdp": 1, "table": 8}):
     loaded = load_lib.load(folder, mesh=mesh)

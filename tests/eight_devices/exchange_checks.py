@@ -20,11 +20,11 @@ from ultramem_jax.train import sharding
 
 # Sizes of data, fsdp, tensor and table; the axes that the table is split over.
 MESHES = {
-    "tokens differ": ((4, 2, 1, 1), ("data", "fsdp")),
-    "tokens differ along some": ((2, 2, 2, 1), ("fsdp", "tensor")),
-    "copies of the table": ((2, 1, 2, 2), ("tensor", "table")),
-    "order of the mesh": ((2, 1, 4, 1), ("data", "tensor")),
-    "one device each": ((8, 1, 1, 1), ()),
+  "tokens differ": ((4, 2, 1, 1), ("data", "fsdp")),
+  "tokens differ along some": ((2, 2, 2, 1), ("fsdp", "tensor")),
+  "copies of the table": ((2, 1, 2, 2), ("tensor", "table")),
+  "order of the mesh": ((2, 1, 4, 1), ("data", "tensor")),
+  "one device each": ((8, 1, 1, 1), ()),
 }
 NUM_ROWS, WIDTH, BLOCKS, READS = 16, 24, 4, 5
 
@@ -32,10 +32,18 @@ NUM_ROWS, WIDTH, BLOCKS, READS = 16, 24, 4, 5
 def make_layout(mesh, partition, dtype="float32"):
   sizes, axes = MESHES[mesh]
   made = jax.make_mesh(
-      sizes, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
+    sizes, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4
+  )
   return layout_lib.Layout(
-      made, sharding.BATCH_AXES, sharding.LENGTH_AXES, ("table",), ("tensor",),
-      axes, partition, dtype)
+    made,
+    sharding.BATCH_AXES,
+    sharding.LENGTH_AXES,
+    ("table",),
+    ("tensor",),
+    axes,
+    partition,
+    dtype,
+  )
 
 
 def inputs(length, num_rows=NUM_ROWS, read_rows=None):
@@ -43,12 +51,15 @@ def inputs(length, num_rows=NUM_ROWS, read_rows=None):
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   shape = (8, length, READS)
-  index_BTK = (
-      rng.integers(0, BLOCKS, shape) * num_rows
-      + rng.integers(0, read_rows or num_rows, shape)
+  index_BTK = rng.integers(0, BLOCKS, shape) * num_rows + rng.integers(
+    0, read_rows or num_rows, shape
   )
-  return (draw(num_rows, WIDTH), jnp.asarray(index_BTK, jnp.int32),
-          draw(*shape, 3), draw(8, length, WIDTH))
+  return (
+    draw(num_rows, WIDTH),
+    jnp.asarray(index_BTK, jnp.int32),
+    draw(*shape, 3),
+    draw(8, length, WIDTH),
+  )
 
 
 def both(module):
@@ -58,7 +69,9 @@ def both(module):
     pooled_BTEW = module.pool_rows(table_IW, index_BTK, score_BTKC, BLOCKS)
     dot_BTK = module.dot_rows(table_IW, index_BTK % len(table_IW), x_BTW)
     return jnp.sin(pooled_BTEW).sum() + jnp.cos(dot_BTK).sum(), (
-        pooled_BTEW, dot_BTK)
+      pooled_BTEW,
+      dot_BTK,
+    )
 
   return jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True)
 
@@ -75,21 +88,31 @@ on_one_device = jax.jit(both(lookup))
 
 
 # 6 positions do not divide over four devices, which then hold the same ones.
-@pytest.mark.parametrize("mesh, length, partition", [
-    *((*case, partition) for case, partition in itertools.product([
-        ("tokens differ", 4), ("tokens differ along some", 4),
-        ("copies of the table", 6), ("order of the mesh", 6),
-    ], sharded_lookup.PARTITIONS)),
+@pytest.mark.parametrize(
+  "mesh, length, partition",
+  [
+    *(
+      (*case, partition)
+      for case, partition in itertools.product(
+        [
+          ("tokens differ", 4),
+          ("tokens differ along some", 4),
+          ("copies of the table", 6),
+          ("order of the mesh", 6),
+        ],
+        sharded_lookup.PARTITIONS,
+      )
+    ),
     ("order of the mesh", 4, "columns"),
     ("copies of the table", 4, "rows_unpooled"),
     ("one device each", 4, "columns"),
-])
+  ],
+)
 def test_values_and_gradients_equal_one_device(mesh, length, partition):
   table_IW, index_BTK, score_BTKC, x_BTW = inputs(length)
   arguments = (table_IW, score_BTKC, x_BTW, index_BTK)
   assert_close(
-      sharded(make_layout(mesh, partition), arguments),
-      on_one_device(*arguments),
+    sharded(make_layout(mesh, partition), arguments), on_one_device(*arguments)
   )
 
 
@@ -97,23 +120,37 @@ def rounds(layout, num_rows, index_BTK):
   """Rounds in which the rows of all devices come, as `fetch` plans them."""
   apart = layout.tokens(*index_BTK.shape[:2])
   shard = Shard(
-      layout.table_axes, layout.table_axes, (), layout.mesh.shape, "float32")
+    layout.table_axes, layout.table_axes, (), layout.mesh.shape, "float32"
+  )
   held = num_rows // shard.count(shard.axes)
 
   def plan(index_BNK):
     room = fetch.room_for(index_BNK.size, held, shard.count(shard.axes))
     return fetch._plan(shard, index_BNK % num_rows, held, room).rounds
 
-  return int(jax.jit(jax.shard_map(
-      plan, mesh=layout.mesh, in_specs=apart,
-      out_specs=jax.sharding.PartitionSpec(), check_vma=False))(index_BTK))
+  return int(
+    jax.jit(
+      jax.shard_map(
+        plan,
+        mesh=layout.mesh,
+        in_specs=apart,
+        out_specs=jax.sharding.PartitionSpec(),
+        check_vma=False,
+      )
+    )(index_BTK)
+  )
 
 
-@pytest.mark.parametrize("read_rows, expected", [
+@pytest.mark.parametrize(
+  "read_rows, expected",
+  [
     # Evenly spread; all of one device, which holds 64; a few of those, each
     # read by many tokens. A device reads 40, and there is room for 18.
-    (512, 1), (64, 2), (8, 1),
-])
+    (512, 1),
+    (64, 2),
+    (8, 1),
+  ],
+)
 def test_every_row_comes_once_however_skewed_the_reads(read_rows, expected):
   table_IW, index_BTK, score_BTKC, x_BTW = inputs(8, 512, read_rows)
   layout = make_layout("tokens differ", "rows_unpooled")
@@ -126,11 +163,13 @@ def test_every_row_comes_once_however_skewed_the_reads(read_rows, expected):
 def test_bfloat16_travels_and_integer_tables_are_read(partition):
   table_IW, index_BTK, score_BTKC, _ = inputs(4)
   bits_IW = jax.lax.bitcast_convert_type(
-      table_IW.astype(jnp.bfloat16), jnp.uint16)
+    table_IW.astype(jnp.bfloat16), jnp.uint16
+  )
   layout = make_layout("tokens differ", partition, "bfloat16")
   with layout_lib.using(layout):
     pooled = jax.jit(lambda *args: sharded_lookup.pool_rows(*args, BLOCKS))(
-        bits_IW, index_BTK, score_BTKC)
+      bits_IW, index_BTK, score_BTKC
+    )
   expected = lookup.pool_rows(bits_IW, index_BTK, score_BTKC, BLOCKS)
   assert_close(pooled, expected, "bfloat16")
 
@@ -142,8 +181,10 @@ def test_gradients_that_travel_as_bfloat16_are_summed_in_float32(partition):
   gradient = jax.grad(lambda *args: sharded_lookup.pool_rows(*args).sum())
   with layout_lib.using(layout):
     gradient_IW = jax.jit(gradient)(
-        jnp.ones((NUM_ROWS, WIDTH)), jnp.zeros((8, 64, READS), jnp.int32),
-        jnp.ones((8, 64, READS, 3)))
+      jnp.ones((NUM_ROWS, WIDTH)),
+      jnp.zeros((8, 64, READS), jnp.int32),
+      jnp.ones((8, 64, READS, 3)),
+    )
   expected_IW = np.zeros((NUM_ROWS, WIDTH))
   expected_IW[0] = 8 * 64 * READS
   np.testing.assert_array_equal(gradient_IW, expected_IW)
@@ -154,19 +195,22 @@ def pooling_arguments(layout, num_rows, tokens, reads, width, cores):
   split = NamedSharding(layout.mesh, layout.tokens(8, tokens))
   table = NamedSharding(layout.mesh, layout.table_spec())
   return [
-      jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
-      for shape, dtype, placed in (
-          ((num_rows, width), jnp.float32, table),
-          ((8, tokens, reads), jnp.int32, split),
-          ((8, tokens, reads, cores), jnp.float32, split),
-      )
+    jax.ShapeDtypeStruct(shape, dtype, sharding=placed)
+    for shape, dtype, placed in (
+      ((num_rows, width), jnp.float32, table),
+      ((8, tokens, reads), jnp.int32, split),
+      ((8, tokens, reads, cores), jnp.float32, split),
+    )
   ]
 
 
-@pytest.mark.parametrize("partition, num_rows", [
+@pytest.mark.parametrize(
+  "partition, num_rows",
+  [
     *((partition, 2**22) for partition in sharded_lookup.PARTITIONS),
     ("rows_unpooled", 2048),
-])
+  ],
+)
 def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   layout = make_layout("one device each", partition)
   layout = dataclasses.replace(layout, table_axes=("data",))
@@ -174,14 +218,20 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   arguments = pooling_arguments(layout, num_rows, tokens, reads, width, cores)
   with layout_lib.using(layout):
     lowered = jax.jit(
-        lambda *args: sharded_lookup.pool_rows(*args, BLOCKS),
-        out_shardings=arguments[1].sharding,
+      lambda *args: sharded_lookup.pool_rows(*args, BLOCKS),
+      out_shardings=arguments[1].sharding,
     ).lower(*arguments)
   found = hlo.Program(lowered.compile().as_text()).collectives(8)
   received = sum(collective.received for collective in found) / tokens
   expected = sharded_lookup.bytes_moved(
-      partition, 8, reads=reads, width=width, cores=cores, blocks=BLOCKS,
-      itemsize=4)
+    partition,
+    8,
+    reads=reads,
+    width=width,
+    cores=cores,
+    blocks=BLOCKS,
+    itemsize=4,
+  )
   if partition == "rows_unpooled":
     # 10240 reads want 1280 rows of each device, the most of 64 such numbers
     # up to 12 % more. A device holds 256 of 2048 rows, which come once each.
@@ -197,48 +247,67 @@ def test_temporaries_grow_as_estimated(partition):
   num_rows, reads, width, cores = 2**20, 40, 64, 2
 
   def temporaries(tokens):
-    arguments = pooling_arguments(
-        layout, num_rows, tokens, reads, width, cores
-    )
+    arguments = pooling_arguments(layout, num_rows, tokens, reads, width, cores)
     table, split = (x.sharding for x in arguments[:2])
-    arguments.append(jax.ShapeDtypeStruct(
+    arguments.append(
+      jax.ShapeDtypeStruct(
         (8, tokens, BLOCKS, width), jnp.float32, sharding=split
-    ))
+      )
+    )
 
     def gradients(table_IW, index_BTK, score_BTKC, gradient_BTEW):
       _, transpose = jax.vjp(
-          lambda *args: sharded_lookup.pool_rows(args[0], index_BTK, args[1], BLOCKS),
-          table_IW, score_BTKC)
+        lambda *args: sharded_lookup.pool_rows(
+          args[0], index_BTK, args[1], BLOCKS
+        ),
+        table_IW,
+        score_BTKC,
+      )
       return transpose(gradient_BTEW)
 
     with layout_lib.using(layout):
-      compiled = jax.jit(gradients, out_shardings=(table, split)).lower(
-          *arguments).compile()
+      compiled = (
+        jax.jit(gradients, out_shardings=(table, split))
+        .lower(*arguments)
+        .compile()
+      )
     return compiled.memory_analysis().temp_size_in_bytes
 
   def estimate(tokens):
     return sharded_lookup.bytes_held(
-        partition, 8, devices=8, tokens=tokens, num_rows=num_rows,
-        reads=reads, width=width, cores=cores, blocks=BLOCKS, itemsize=4)
+      partition,
+      8,
+      devices=8,
+      tokens=tokens,
+      num_rows=num_rows,
+      reads=reads,
+      width=width,
+      cores=cores,
+      blocks=BLOCKS,
+      itemsize=4,
+    )
 
   # By columns little is held, and as these tests compile, less than else.
   tolerance = 0.6 if partition == "columns" else 0.33
   assert temporaries(8192) - temporaries(4096) == pytest.approx(
-      estimate(8192) - estimate(4096), rel=tolerance)
+    estimate(8192) - estimate(4096), rel=tolerance
+  )
 
 
 @pytest.mark.parametrize("slots", [64, 512])  # of 160 reads: counts or slots
-@pytest.mark.parametrize("mesh", MESHES)      # travel
+@pytest.mark.parametrize("mesh", MESHES)  # travel
 def test_rows_are_counted_where_they_lie(mesh, slots):
   rng = np.random.default_rng(0)
   slot_BTK = rng.integers(0, slots, (8, 4, 5)).astype(np.int32)
   slot_BTK[::2, 0] = slots  # past the end
   layout = make_layout(mesh, "columns")
   sharding_S = NamedSharding(
-      layout.mesh, jax.sharding.PartitionSpec(layout.table_axes))
+    layout.mesh, jax.sharding.PartitionSpec(layout.table_axes)
+  )
   with layout_lib.using(layout):
     count_S = jax.jit(lambda *args: sharded_lookup.count_rows(*args))(
-        jax.device_put(jnp.ones(slots, jnp.int32), sharding_S), slot_BTK)
+      jax.device_put(jnp.ones(slots, jnp.int32), sharding_S), slot_BTK
+    )
   expected_S = 1 + np.bincount(slot_BTK.reshape(-1))[:slots]
   np.testing.assert_array_equal(count_S, expected_S)
   assert count_S.sharding.is_equivalent_to(sharding_S, 1)

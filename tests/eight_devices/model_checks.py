@@ -13,39 +13,56 @@ from ultramem_jax.train import program, sharding, step
 from ultramem_jax.train import state as state_lib
 
 MODELS = {
-    "dense": {"model__memory__kind": "none"},
-    "moe": {"model__memory__kind": "none", "model__moe__num_experts": 8,
-            "model__moe__expert_dim": 16},
-    "pkm": {
-        "model__memory__score": "sum", "model__memory__softmax": True,
-        "model__memory__num_cores": 1, "model__memory__expansion": 1,
-        "model__memory__query_key_norm": "none", "model__memory__query_conv": 0,
-        "model__memory__shuffle": "none", "model__memory__init": "official",
-        "model__memory__heads_per_query": 1,
-    },
-    "ultramem": {},
+  "dense": {"model__memory__kind": "none"},
+  "moe": {
+    "model__memory__kind": "none",
+    "model__moe__num_experts": 8,
+    "model__moe__expert_dim": 16,
+  },
+  "pkm": {
+    "model__memory__score": "sum",
+    "model__memory__softmax": True,
+    "model__memory__num_cores": 1,
+    "model__memory__expansion": 1,
+    "model__memory__query_key_norm": "none",
+    "model__memory__query_conv": 0,
+    "model__memory__shuffle": "none",
+    "model__memory__init": "official",
+    "model__memory__heads_per_query": 1,
+  },
+  "ultramem": {},
 }
 MESHES = {
-    "data": {"mesh__data": 8},
-    "fsdp": {"mesh__fsdp": 8, "model__memory__partition": "columns"},
-    "table by rows": {
-        "mesh__table": 4, "model__memory__partition": "rows_unpooled"},
-    "all": {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__table": 2,
-            "model__memory__partition": "rows"},
+  "data": {"mesh__data": 8},
+  "fsdp": {"mesh__fsdp": 8, "model__memory__partition": "columns"},
+  "table by rows": {
+    "mesh__table": 4,
+    "model__memory__partition": "rows_unpooled",
+  },
+  "all": {
+    "mesh__fsdp": 2,
+    "mesh__tensor": 2,
+    "mesh__table": 2,
+    "model__memory__partition": "rows",
+  },
 }
 
 
 # A table, 256^2 rows of 16 floats, beside which all else is small.
 LARGE = {
-    "batch_size": 8, "model__num_layers": 1, "model__memory__spans": "1:1",
-    "model__memory__num_keys": 256, "model__memory__value_dim": 16,
+  "batch_size": 8,
+  "model__num_layers": 1,
+  "model__memory__spans": "1:1",
+  "model__memory__num_keys": 256,
+  "model__memory__value_dim": 16,
 }
 TABLE_BYTES = 256**2 * 16 * 4
 
 
 def make_config(model, mesh=None):
   return small.config(
-      **LARGE, **MODELS[model], **(MESHES[mesh] if mesh else {}))
+    **LARGE, **MODELS[model], **(MESHES[mesh] if mesh else {})
+  )
 
 
 def assert_tables_stay(compiled, shards):
@@ -59,16 +76,18 @@ def make_batch(config):
   shape = (config.batch_size, config.data.seq_len)
   draw = lambda: rng.integers(3, 264, shape).astype(np.int32)
   return {
-      "tokens": draw(), "targets": draw(),
-      "weights": rng.integers(0, 2, shape).astype(np.float32),
-      "segments": np.ones(shape, np.int32),
-      "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
+    "tokens": draw(),
+    "targets": draw(),
+    "weights": rng.integers(0, 2, shape).astype(np.float32),
+    "segments": np.ones(shape, np.int32),
+    "positions": np.tile(np.arange(shape[1], dtype=np.int32), (shape[0], 1)),
   }
 
 
 def gradient_fn(*args, config):
   return jax.value_and_grad(step.loss_fn, has_aux=True)(
-      *args, jax.random.key(0), 30.0, config)
+    *args, jax.random.key(0), 30.0, config
+  )
 
 
 @functools.cache
@@ -76,14 +95,22 @@ def on_one_device(model):
   config = make_config(model)
   state = step.jitted(state_lib.init_state, config)()
   result = step.jitted(gradient_fn, config)(
-      state.params, state.buffers, make_batch(config))
+    state.params, state.buffers, make_batch(config)
+  )
   return jax.device_get((state, result))
 
 
-@pytest.mark.parametrize("model, mesh", [
-    ("dense", "all"), ("moe", "all"), ("pkm", "table by rows"),
-    ("ultramem", "data"), ("ultramem", "fsdp"), ("ultramem", "all"),
-])
+@pytest.mark.parametrize(
+  "model, mesh",
+  [
+    ("dense", "all"),
+    ("moe", "all"),
+    ("pkm", "table by rows"),
+    ("ultramem", "data"),
+    ("ultramem", "fsdp"),
+    ("ultramem", "all"),
+  ],
+)
 def test_loss_and_gradients_equal_one_device(model, mesh):
   config = make_config(model, mesh)
   made = sharding.make_mesh(config)
@@ -92,14 +119,16 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
   state, expected = on_one_device(model)
   if config.mesh.fsdp > 1:
     made_here = step.jitted(
-        state_lib.init_state, config, layout,
-        out_shardings=sharding.of(abstract),
+      state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
     )()
     # Mesh or not, the first parameters are the same, calibration included.
     assert_close(made_here.params, state.params)
   state = jax.device_put(state, sharding.of(abstract))
-  inputs = (state.params, state.buffers,
-            sharding.to_devices(make_batch(config), made))
+  inputs = (
+    state.params,
+    state.buffers,
+    sharding.to_devices(make_batch(config), made),
+  )
   compiled = step.jitted(gradient_fn, config, layout).lower(*inputs).compile()
   if config.model.spans and layout.size(layout.table_axes) == 8:
     # Without copies, whose dense gradients are summed.
@@ -109,40 +138,56 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
   expected_parts, _, expected_slots, _ = outputs
   jax.tree.map(np.testing.assert_array_equal, slots, expected_slots)
   assert_close(
-      (loss, parts, gradients),
-      (expected_loss, expected_parts, expected_gradients),
+    (loss, parts, gradients),
+    (expected_loss, expected_parts, expected_gradients),
   )
 
 
-@pytest.mark.parametrize("mesh, clip_norm", [
+@pytest.mark.parametrize(
+  "mesh, clip_norm",
+  [
     ({"mesh__table": 4, "model__memory__partition": "rows"}, 1.0),
-    ({"mesh__fsdp": 2, "mesh__table": 2,
-      "model__memory__partition": "columns"}, 0.0),
-])
+    (
+      {
+        "mesh__fsdp": 2,
+        "mesh__table": 2,
+        "model__memory__partition": "columns",
+      },
+      0.0,
+    ),
+  ],
+)
 def test_sparse_update_equals_one_device(mesh, clip_norm):
   """Two steps, so that the second starts from moments and moved tables."""
   overrides = {
-      **LARGE, "optim__table_update": "sparse", "optim__clip_norm": clip_norm
+    **LARGE,
+    "optim__table_update": "sparse",
+    "optim__clip_norm": clip_norm,
   }
   (expected, metrics), (actual, metrics_on_mesh) = (
-      jax.device_get(train(small.config(**overrides, **where)))
-      for where in ({}, mesh)
+    jax.device_get(train(small.config(**overrides, **where)))
+    for where in ({}, mesh)
   )
   np.testing.assert_allclose(
-      metrics_on_mesh["gradient_norm"], metrics["gradient_norm"], rtol=1e-5
+    metrics_on_mesh["gradient_norm"], metrics["gradient_norm"], rtol=1e-5
   )
   # Adam's first steps have the size of the rate whatever the gradient's, so
   # rounding shows where a gradient is all but zero: a hundredth of a step.
   assert_close(
-      (actual.params, actual.moments), (expected.params, expected.moments),
-      tolerance=1e-4,
+    (actual.params, actual.moments),
+    (expected.params, expected.moments),
+    tolerance=1e-4,
   )
 
 
 def test_dense_optimizer_moves_no_tables():
   config = small.config(
-      **LARGE, optim__table_update="dense", mesh__fsdp=2, mesh__table=4,
-      model__memory__partition="rows")
+    **LARGE,
+    optim__table_update="dense",
+    mesh__fsdp=2,
+    mesh__table=4,
+    model__memory__partition="rows",
+  )
   compile_step(config)
 
 
@@ -153,9 +198,14 @@ def compile_step(config):
   abstract = state_lib.abstract_state(config, layout)
   batch = sharding.to_devices(make_batch(config), layout.mesh)
   run_step = program.TrainProgram(
-      config, abstract, jax.tree.map(
-          lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-          batch), layout)
+    config,
+    abstract,
+    jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+      batch,
+    ),
+    layout,
+  )
   if len(devices) > 1:
     for compiled in run_step.programs:
       assert_tables_stay(compiled, layout.size(layout.table_axes))

@@ -33,14 +33,22 @@ def convert(source: Path, target: Path) -> None:
       target is not made.
   """
   info_path = source / "dataset_info.json"
-  require(info_path.is_file(), "SRC", str(source),
-          "no dataset_info.json there; give the directory of the version, "
-          "such as .../c4/en/3.0.1")
+  require(
+    info_path.is_file(),
+    "SRC",
+    str(source),
+    "no dataset_info.json there; give the directory of the version, "
+    "such as .../c4/en/3.0.1",
+  )
   parts = _shards(source)
   info = json.loads(info_path.read_text())
   found = info.get("fileFormat", "tfrecord")
-  require(found == "tfrecord", "SRC", str(source),
-          f"holds {found} files; only tfrecord is converted")
+  require(
+    found == "tfrecord",
+    "SRC",
+    str(source),
+    f"holds {found} files; only tfrecord is converted",
+  )
   require(not target.exists(), "DST", str(target), "exists already")
 
   partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
@@ -70,9 +78,9 @@ def _shards(source: Path) -> list[records.Part]:
   builder = tfds_files.open_builder(str(source), "SRC", str(source))
   splits = builder.info.splits.values()
   return [
-      records.Part(str(path), 0, length)
-      for split in splits
-      for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
+    records.Part(str(path), 0, length)
+    for split in splits
+    for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
   ]
 
 
@@ -88,15 +96,16 @@ def _convert_shard(part: records.Part, target: Path) -> None:
   size = os.path.getsize(part.path)
   if end != size:
     raise records.DamagedRecords(
-        f"{part.path}: goes on after its {part.stop} records, at byte {end} "
-        f"of {size}; dataset_info.json does not belong to it"
+      f"{part.path}: goes on after its {part.stop} records, at byte {end} "
+      f"of {size}; dataset_info.json does not belong to it"
     )
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
-      prog="python -m ultramem_jax.data.convert", description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
+    prog="python -m ultramem_jax.data.convert",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   parser.add_argument("SRC", type=Path)
   parser.add_argument("DST", type=Path)

@@ -20,15 +20,15 @@ Batch = dict[str, np.ndarray]
 
 
 def empty_stream(
-    rows: int, seq_len: int, pad_id: int, with_bytes: bool
+  rows: int, seq_len: int, pad_id: int, with_bytes: bool
 ) -> Batch:
   """Rows of seq_len + 1 tokens, all padding, for `Packer.fill`."""
   shape = (rows, seq_len + 1)
   stream = {
-      "tokens": np.full(shape, pad_id, np.int32),
-      "weights": np.zeros(shape, np.float32),
-      "segments": np.zeros(shape, np.int32),
-      "positions": np.zeros(shape, np.int32),
+    "tokens": np.full(shape, pad_id, np.int32),
+    "weights": np.zeros(shape, np.float32),
+    "segments": np.zeros(shape, np.int32),
+    "positions": np.zeros(shape, np.int32),
   }
   if with_bytes:
     stream["bytes"] = np.zeros(shape, np.int32)
@@ -93,7 +93,7 @@ class Packer:
   """Fills rows from an iterator of texts; empty texts are left out."""
 
   def __init__(
-      self, documents: Iterator[str], tokenizer: Tokenizer, packing: str
+    self, documents: Iterator[str], tokenizer: Tokenizer, packing: str
   ):
     """Args: documents, may be endless; tokenizer; `data.packing`."""
     self._documents, self._tokenizer = documents, tokenizer
@@ -119,7 +119,7 @@ class Packer:
       end = begin + piece.stop - piece.start
       place = row, slice(begin, end)
       tokens_N = piece.document.tokens_N
-      stream["tokens"][place] = tokens_N[piece.start:piece.stop]
+      stream["tokens"][place] = tokens_N[piece.start : piece.stop]
       stream["segments"][place] = 1 if self._concat else segment
       stream["positions"][place] = np.arange(end - begin)
       stream["weights"][place] = 1

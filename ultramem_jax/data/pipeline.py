@@ -33,7 +33,7 @@ class TrainBatches:
 
   def __next__(self) -> Batch:
     stream = packing.empty_stream(
-        len(self._lanes), self._seq_len, self._pad_id, with_bytes=False
+      len(self._lanes), self._seq_len, self._pad_id, with_bytes=False
     )
     for row, lane in enumerate(self._lanes.values()):
       lane.fill(stream, row)
@@ -52,8 +52,8 @@ class TrainBatches:
     missing = [name for name in self._lanes if name not in state]
     if missing:
       raise ValueError(
-          f"the data state lacks {len(missing)} lanes, such as {missing[0]}: "
-          "it was saved with a smaller batch_size, or is not whole"
+        f"the data state lacks {len(missing)} lanes, such as {missing[0]}: "
+        "it was saved with a smaller batch_size, or is not whole"
       )
     for name, lane in self._lanes.items():
       lane.set_state(state[name])
@@ -129,12 +129,11 @@ class ValidBatches:
   def __iter__(self) -> Iterator[Batch]:
     c = self._config
     packer = packing.Packer(
-        self._source.documents(), self._tokenizer, c.data.packing
+      self._source.documents(), self._tokenizer, c.data.packing
     )
     for count in itertools.count(1):
       stream = packing.empty_stream(
-          c.batch_size, c.data.seq_len, self._tokenizer.pad_id,
-          with_bytes=True,
+        c.batch_size, c.data.seq_len, self._tokenizer.pad_id, with_bytes=True
       )
       # Every process packs every row, and so ends at the same batch.
       filled = [packer.fill(stream, row) for row in range(c.batch_size)]
@@ -146,7 +145,7 @@ class ValidBatches:
 
 
 def train_batches(
-    config: Config, lanes: Sequence[int]
+  config: Config, lanes: Sequence[int]
 ) -> TrainBatches | Prefetch:
   """Endless training batches of the rows in lanes.
 
@@ -172,8 +171,8 @@ def train_batches(
   source = sources.load(config.data, "train")
   documents = source.lanes(lanes, config.batch_size, config.seed)
   packers = {
-      str(lane): packing.Lane(texts, tokenizer, config.data.packing)
-      for lane, texts in zip(lanes, documents, strict=True)
+    str(lane): packing.Lane(texts, tokenizer, config.data.packing)
+    for lane, texts in zip(lanes, documents, strict=True)
   }
   batches = TrainBatches(packers, config.data.seq_len, tokenizer.pad_id)
   prefetch = config.data.prefetch

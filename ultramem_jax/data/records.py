@@ -72,8 +72,8 @@ def read_block(part: Part, record: int, byte: int, limit: int) -> Block:
       end = byte + _HEADER.size + length + _FOOTER_BYTES
       if end > size:
         raise DamagedRecords(
-            f"{part.path}: ends inside record {record}, at byte {byte} of "
-            f"{size}; {part.stop} records are needed"
+          f"{part.path}: ends inside record {record}, at byte {byte} of "
+          f"{size}; {part.stop} records are needed"
         )
       if part.holds(record):
         records.append(file.read(length))
@@ -88,9 +88,7 @@ def blocks(file: Part) -> Iterator[Block]:
   """All records of a file, in order, a few at a time."""
   block = Block([], 0, 0)
   while block.next_record < file.stop:
-    block = read_block(
-        file, block.next_record, block.next_byte, _READ_AHEAD
-    )
+    block = read_block(file, block.next_record, block.next_byte, _READ_AHEAD)
     yield block
 
 
@@ -102,8 +100,13 @@ class RecordLane:
   """
 
   def __init__(
-      self, parts: grain.MapDataset, lane: int, num_lanes: int, seed: int,
-      window: int, parse: Callable[[bytes], str],
+    self,
+    parts: grain.MapDataset,
+    lane: int,
+    num_lanes: int,
+    seed: int,
+    window: int,
+    parse: Callable[[bytes], str],
   ):
     self._parts, self._lane, self._num_lanes = parts, lane, num_lanes
     self._seed, self._window, self._parse = seed, window, parse
@@ -112,8 +115,10 @@ class RecordLane:
 
   def get_state(self) -> dict[str, int]:
     return {
-        "part": self._part, "record": self._record, "byte": self._byte,
-        "taken": self._taken,
+      "part": self._part,
+      "record": self._record,
+      "byte": self._byte,
+      "taken": self._taken,
     }
 
   def set_state(self, state: dict[str, int]) -> None:
@@ -158,8 +163,11 @@ class RecordSource:
   """
 
   def __init__(
-      self, files: list[Part], parse: Callable[[bytes], str], window: int,
-      num_bytes: int,
+    self,
+    files: list[Part],
+    parse: Callable[[bytes], str],
+    window: int,
+    num_bytes: int,
   ):
     self._files, self._parse, self._window = files, parse, window
     self.num_documents = sum(file.stop - file.first for file in files)
@@ -175,12 +183,13 @@ class RecordSource:
     """Endless document iterators, one for each of lanes."""
     cuts = math.ceil(num_lanes / len(self._files))
     parts = [
-        dataclasses.replace(file, first=file.first + cut, stride=cuts)
-        for cut in range(cuts) for file in self._files
+      dataclasses.replace(file, first=file.first + cut, stride=cuts)
+      for cut in range(cuts)
+      for file in self._files
     ]
     order = grain.MapDataset.source(parts).seed(seed).shuffle().repeat()
     window = math.ceil(self._window / num_lanes)
     return [
-        RecordLane(order, lane, num_lanes, seed, window, self._parse)
-        for lane in lanes
+      RecordLane(order, lane, num_lanes, seed, window, self._parse)
+      for lane in lanes
     ]

@@ -12,13 +12,19 @@ import sysconfig
 from typing import Any
 
 from ultramem_jax.data import indexed, text_files
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
+from ultramem_jax.settings.errors import ConfigError
 
 # Tests are long and repetitive; the others come and go between systems.
 _LEFT_OUT = {
-    "test", "tests", "idle_test", "lib2to3", "site-packages",
-    "dist-packages", "__pycache__",
+  "test",
+  "tests",
+  "idle_test",
+  "lib2to3",
+  "site-packages",
+  "dist-packages",
+  "__pycache__",
 }
 
 
@@ -36,11 +42,13 @@ def load(data: DataConfig, split: str) -> Any:
   if data.source == "tfds":
     # Imported here, as TensorFlow Datasets takes a second to import.
     from ultramem_jax.data import tfds_files
+
     source = tfds_files.load(data, split)
     field = f"data.{split}_split"
     value = getattr(data, f"{split}_split")
-    require(any(source.documents()), field, value,
-            "holds no document with text")
+    require(
+      any(source.documents()), field, value, "holds no document with text"
+    )
     return source
   documents = _text_documents(data, split)
   if split == "train" and data.cut_bytes:
@@ -60,8 +68,10 @@ def describe(data: DataConfig) -> str:
   # As they lie there, not cut.
   data = dataclasses.replace(data, cut_bytes=0)
   train, valid = load(data, "train"), load(data, "valid")
-  return (f"{label}: {_size(train, 'train', unit)}; "
-          f"{_size(valid, 'validation', unit)}")
+  return (
+    f"{label}: {_size(train, 'train', unit)}; "
+    f"{_size(valid, 'validation', unit)}"
+  )
 
 
 def _size(source: Any, split: str, unit: str) -> str:
@@ -69,9 +79,7 @@ def _size(source: Any, split: str, unit: str) -> str:
   return f"{source.num_documents} {split} {unit}{megabytes}"
 
 
-def _text_documents(
-    data: DataConfig, split: str
-) -> text_files.TextDocuments:
+def _text_documents(data: DataConfig, split: str) -> text_files.TextDocuments:
   """The documents of a split of the standard library or of text files."""
   if data.source == "stdlib":
     field, value = "data.source", data.source
@@ -82,15 +90,23 @@ def _text_documents(
     value = data.valid_path if own_files else data.path
     files = text_files.find(value, field)
   documents = text_files.index(files, data.text_field, field, value)
-  require(len(documents) > 0, field, value,
-          f"holds no text: the {len(files)} files there are empty")
+  require(
+    len(documents) > 0,
+    field,
+    value,
+    f"holds no text: the {len(files)} files there are empty",
+  )
   if data.source == "text" and data.valid_path:
     return documents
   mask_D = documents.held_out(data.valid_fraction)
   part = documents.subset(mask_D if split == "valid" else ~mask_D)
-  require(len(part) > 0, "data.valid_fraction", data.valid_fraction,
-          f"leaves no document for {split}, of {len(documents)} in all; "
-          "change it, or set data.valid_path to files of their own")
+  require(
+    len(part) > 0,
+    "data.valid_fraction",
+    data.valid_fraction,
+    f"leaves no document for {split}, of {len(documents)} in all; "
+    "change it, or set data.valid_path to files of their own",
+  )
   return part
 
 
@@ -104,7 +120,6 @@ def _stdlib_files() -> list[text_files.TextFile]:
   paths = [path for path in paths if os.path.isfile(path)]  # no dead links
   if not paths:
     raise ConfigError(
-        f"data.source = 'stdlib': no .py file in {root}; "
-        "use data.source = 'text'"
+      f"data.source = 'stdlib': no .py file in {root}; use data.source = 'text'"
     )
   return text_files.listed(paths, root)

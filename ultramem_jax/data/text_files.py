@@ -24,7 +24,8 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
 
 _CHUNK_BYTES = 1 << 20
 
@@ -84,7 +85,7 @@ class TextDocuments:
   """
 
   def __init__(
-      self, files: list[TextFile], place_D4: np.ndarray, text_field: str
+    self, files: list[TextFile], place_D4: np.ndarray, text_field: str
   ):
     self._files, self._text_field = files, text_field
     self._place_D4 = place_D4
@@ -125,17 +126,14 @@ class TextDocuments:
     """Whether each document falls into validation: a hash of its name."""
     limit = fraction * 2**64
     names = (
-        f"{self._files[number].name}:{line}" if line
-        else self._files[number].name
-        for number, line in self._place_D4[:, :2]
+      f"{self._files[number].name}:{line}" if line else self._files[number].name
+      for number, line in self._place_D4[:, :2]
     )
     return np.array([_hash(name) < limit for name in names], bool)
 
   def subset(self, mask_D: np.ndarray) -> "TextDocuments":
     """The documents where mask is True."""
-    return TextDocuments(
-        self._files, self._place_D4[mask_D], self._text_field
-    )
+    return TextDocuments(self._files, self._place_D4[mask_D], self._text_field)
 
   def cut(self, limit: int) -> "TextDocuments":
     """Whole files of more than limit bytes cut into documents of their own.
@@ -153,7 +151,7 @@ class TextDocuments:
       for start, end in itertools.pairwise([0, *ends]):
         places.append([number, line, offset + start, end - start])
     return TextDocuments(
-        self._files, np.array(places, np.int64), self._text_field
+      self._files, np.array(places, np.int64), self._text_field
     )
 
 
@@ -172,7 +170,7 @@ def _piece_ends(data: bytes, limit: int) -> Iterator[int]:
 
 
 def index(
-    files: list[TextFile], text_field: str, field: str, value: str
+  files: list[TextFile], text_field: str, field: str, value: str
 ) -> TextDocuments:
   """Finds every document in files, leaving empty ones out.
 
@@ -202,7 +200,7 @@ def index(
 
 @functools.cache  # both splits of a run, and its description, need the same
 def _scan(
-    file: TextFile, text_field: str, size: int, mtime_ns: int
+  file: TextFile, text_field: str, size: int, mtime_ns: int
 ) -> np.ndarray:
   """The (line, offset, length) of each document of one file."""
   del mtime_ns  # part of the key: a file that changes is scanned again
@@ -221,14 +219,14 @@ def _scan(
   longest = max((length for _, _, length in places), default=0)
   if longest > _MAX_DOCUMENT_BYTES:
     raise ValueError(
-        f"{file.path}: holds a document of {longest / 1e6:.0f} MB; at most "
-        f"{_MAX_DOCUMENT_BYTES / 1e6:.0f} MB fit in a lane: split it up"
+      f"{file.path}: holds a document of {longest / 1e6:.0f} MB; at most "
+      f"{_MAX_DOCUMENT_BYTES / 1e6:.0f} MB fit in a lane: split it up"
     )
   return np.array(places, np.int64).reshape(-1, 3)
 
 
 def _scan_lines(
-    stream: BinaryIO, offset: int, file: TextFile, text_field: str
+  stream: BinaryIO, offset: int, file: TextFile, text_field: str
 ) -> list[tuple[int, int, int]]:
   """The (line, offset, length) of the lines from offset that hold text."""
   places = []
@@ -249,11 +247,19 @@ def _parse(data: bytes, file: TextFile, line: int, text_field: str) -> str:
     raise ValueError(f"{where}: is not JSON ({error})") from error
   if not isinstance(fields, dict):
     raise ValueError(f"{where}: is not an object with fields")
-  require(text_field in fields, "data.text_field", text_field,
-          f"is not in {where}; fields there: {', '.join(fields)}")
+  require(
+    text_field in fields,
+    "data.text_field",
+    text_field,
+    f"is not in {where}; fields there: {', '.join(fields)}",
+  )
   text = fields[text_field]
-  require(isinstance(text, str), "data.text_field", text_field,
-          f"is not a string in {where}")
+  require(
+    isinstance(text, str),
+    "data.text_field",
+    text_field,
+    f"is not a string in {where}",
+  )
   # JSON can escape half of a surrogate pair, which no encoding accepts.
   return text.encode(errors="replace").decode()
 

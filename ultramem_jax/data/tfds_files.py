@@ -13,8 +13,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from ultramem_jax.data import indexed, records
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
+from ultramem_jax.settings.errors import ConfigError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -58,13 +59,17 @@ def load(data: DataConfig, split: str) -> Any:
   except (ValueError, KeyError) as error:
     known = ", ".join(builder.info.splits)
     raise ConfigError(
-        f"{field} = {name!r}: is no split of {directory}; known: {known}, "
-        "and slices such as 'train[:10%]'"
+      f"{field} = {name!r}: is no split of {directory}; known: {known}, "
+      "and slices such as 'train[:10%]'"
     ) from error
   require(bool(files), field, name, f"holds no example of {directory}")
   for file in files:
-    require(os.path.isfile(file.filename), "data.tfds_name", data.tfds_name,
-            f"is not whole: {file.filename} is missing")
+    require(
+      os.path.isfile(file.filename),
+      "data.tfds_name",
+      data.tfds_name,
+      f"is not whole: {file.filename} is missing",
+    )
 
   formats = tfds.core.file_adapters.FileFormat
   num_bytes = getattr(split_info, "num_bytes", 0)
@@ -73,13 +78,15 @@ def load(data: DataConfig, split: str) -> Any:
     examples = builder.as_data_source(name, deserialize_method=raw)
     return indexed.IndexedSource(Examples(examples, parse), num_bytes)
   require(
-      builder.info.file_format == formats.TFRECORD, "data.tfds_name",
-      data.tfds_name, f"is in {builder.info.file_format.value} files; "
-      "array_record and tfrecord can be read",
+    builder.info.file_format == formats.TFRECORD,
+    "data.tfds_name",
+    data.tfds_name,
+    f"is in {builder.info.file_format.value} files; "
+    "array_record and tfrecord can be read",
   )
   parts = [
-      records.Part(str(file.filename), file.skip, file.skip + file.take)
-      for file in files
+    records.Part(str(file.filename), file.skip, file.skip + file.take)
+    for file in files
   ]
   return records.RecordSource(parts, parse, data.shuffle_window, num_bytes)
 
@@ -105,15 +112,17 @@ def find(name: str, data_dir: str) -> str:
     directory = os.path.join(directory, version)
   found = os.path.isfile(os.path.join(directory, "dataset_info.json"))
   require(
-      found, "data.tfds_name", name,
-      f"no dataset_info.json in {directory}; set data.tfds_dir to the local "
-      f"directory that holds {os.path.join(base, version or '<version>')}",
+    found,
+    "data.tfds_name",
+    name,
+    f"no dataset_info.json in {directory}; set data.tfds_dir to the local "
+    f"directory that holds {os.path.join(base, version or '<version>')}",
   )
   return directory
 
 
 def open_builder(
-    directory: str, field: str, value: str
+  directory: str, field: str, value: str
 ) -> tfds.core.DatasetBuilder:
   """What TFDS knows of a directory.
 
@@ -125,8 +134,8 @@ def open_builder(
   except Exception as error:  # of many kinds: JSON, protobuf, TFDS
     cause = str(error).splitlines()[0]
     raise ConfigError(
-        f"{field} = {value!r}: the metadata in {directory} cannot be read "
-        f"({cause})"
+      f"{field} = {value!r}: the metadata in {directory} cannot be read "
+      f"({cause})"
     ) from error
 
 
@@ -134,10 +143,14 @@ def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
   """The function from a serialized example to its text."""
   known = features if isinstance(features, tfds.features.FeaturesDict) else {}
   text_features = [
-      key for key in known if isinstance(features[key], tfds.features.Text)
+    key for key in known if isinstance(features[key], tfds.features.Text)
   ]
-  require(text_field in text_features, "data.text_field", text_field,
-          f"is no text of the dataset; known: {', '.join(text_features)}")
+  require(
+    text_field in text_features,
+    "data.text_field",
+    text_field,
+    f"is no text of the dataset; known: {', '.join(text_features)}",
+  )
   # Decoding the one field is three times as fast as decoding C4's five.
   wanted = tfds.features.FeaturesDict({text_field: features[text_field]})
 

@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
 
 # Names under which published tokenizers hold their specials, best first.
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]")
@@ -66,7 +67,7 @@ class FileTokenizer:
   def encode(self, text: str) -> np.ndarray:
     # The batch form is half again as fast: it leaves out where tokens lie.
     encodings = self._tokenizer.encode_batch_fast(
-        [text], add_special_tokens=False
+      [text], add_special_tokens=False
     )
     return np.array(encodings[0].ids, np.int32)
 
@@ -91,19 +92,27 @@ def load(name: str) -> Tokenizer:
     return ByteTokenizer()
   field = "data.tokenizer"
   path = os.path.expanduser(name)
-  require(os.path.isfile(path), field, name,
-          "no such file; must be 'bytes' or the path of a tokenizer.json")
+  require(
+    os.path.isfile(path),
+    field,
+    name,
+    "no such file; must be 'bytes' or the path of a tokenizer.json",
+  )
   import tokenizers  # here, so that bytes need nothing installed
 
   try:
     tokenizer = tokenizers.Tokenizer.from_file(path)
   except Exception as error:  # the library raises nothing more precise
     raise ConfigError(
-        f"{field} = {name!r}: is not a tokenizer.json ({error})"
+      f"{field} = {name!r}: is not a tokenizer.json ({error})"
     ) from error
   eos_id = _first_id(tokenizer, EOS_NAMES)
-  require(eos_id is not None, field, name,
-          f"has no end-of-text token; known names: {', '.join(EOS_NAMES)}")
+  require(
+    eos_id is not None,
+    field,
+    name,
+    f"has no end-of-text token; known names: {', '.join(EOS_NAMES)}",
+  )
   bos_id = _first_id(tokenizer, BOS_NAMES, eos_id)
   pad_id = _first_id(tokenizer, PAD_NAMES, eos_id)
   return FileTokenizer(tokenizer, bos_id, eos_id, pad_id)
@@ -117,5 +126,9 @@ def _first_id(tokenizer, names, default=None):
 
 def check_vocab(vocab_size: int, tokenizer: Tokenizer) -> None:
   """Raises ConfigError unless a model of vocab_size can embed every id."""
-  require(vocab_size >= tokenizer.vocab_size, "model.vocab_size", vocab_size,
-          f"must be at least {tokenizer.vocab_size}, the tokenizer's size")
+  require(
+    vocab_size >= tokenizer.vocab_size,
+    "model.vocab_size",
+    vocab_size,
+    f"must be at least {tokenizer.vocab_size}, the tokenizer's size",
+  )

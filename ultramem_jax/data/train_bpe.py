@@ -36,14 +36,20 @@ def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
   """
   alphabet = pre_tokenizers.ByteLevel.alphabet()
   smallest = len(alphabet) + len(SPECIALS)
-  require(vocab_size >= smallest, "--vocab_size", vocab_size,
-          f"must be at least {smallest}")
+  require(
+    vocab_size >= smallest,
+    "--vocab_size",
+    vocab_size,
+    f"must be at least {smallest}",
+  )
   tokenizer = tokenizers.Tokenizer(models.BPE())
   tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = decoders.ByteLevel()
   trainer = trainers.BpeTrainer(
-      vocab_size=vocab_size, special_tokens=SPECIALS,
-      initial_alphabet=alphabet, show_progress=False,
+    vocab_size=vocab_size,
+    special_tokens=SPECIALS,
+    initial_alphabet=alphabet,
+    show_progress=False,
   )
   tokenizer.train_from_iterator(documents, trainer)
   return tokenizer
@@ -52,9 +58,10 @@ def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
 def main() -> None:
   output = flags.FLAGS.output
   require(
-      os.path.isdir(os.path.dirname(output) or ".")
-      and not os.path.isdir(output),
-      "--output", output, "must be a file of an existing directory",
+    os.path.isdir(os.path.dirname(output) or ".") and not os.path.isdir(output),
+    "--output",
+    output,
+    "must be a file of an existing directory",
   )
   data = cli.load(_CONFIG).data
   source = sources.load(data, "train")
@@ -66,14 +73,16 @@ def main() -> None:
     file.write(tokenizer.to_str(pretty=True))
   os.replace(partial, output)
   size = tokenizer.get_vocab_size()
-  print(f"{output}: {size} tokens; train with --config.data.tokenizer={output} "
-        f"--config.model.vocab_size={size}")
+  print(
+    f"{output}: {size} tokens; train with --config.data.tokenizer={output} "
+    f"--config.model.vocab_size={size}"
+  )
 
 
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_integer(
-      "vocab_size", 8192, "Tokens, 3 specials and 256 bytes among them."
+    "vocab_size", 8192, "Tokens, 3 specials and 256 bytes among them."
   )
   flags.DEFINE_string("output", None, "File to write.", required=True)
   cli.run(main)

@@ -19,8 +19,9 @@ import jax
 from ultramem_jax.evaluation.scoring import Scorer
 from ultramem_jax.runs import distributed, metrics
 from ultramem_jax.serve.load import Trained
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import SampleConfig
+from ultramem_jax.settings.errors import ConfigError
 
 try:
   import lm_eval
@@ -29,8 +30,7 @@ try:
   from lm_eval.utils import make_table
 except ImportError as error:
   raise ConfigError(
-      f"--tasks: needs lm-evaluation-harness ({error}): "
-      "pip install -e '.[tasks]'"
+    f"--tasks: needs lm-evaluation-harness ({error}): pip install -e '.[tasks]'"
   ) from error
 
 RESULTS_NAME = "tasks.jsonl"
@@ -72,9 +72,7 @@ def _arguments(requests) -> list[tuple]:
   return arguments
 
 
-def sampling(
-    settings: dict[str, Any]
-) -> tuple[tuple[str, ...], SampleConfig]:
+def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], SampleConfig]:
   """(stop strings, how to draw) of a task's generation_kwargs.
 
   Raises:
@@ -85,18 +83,24 @@ def sampling(
   num_tokens = left.pop("max_new_tokens", 256)
   temperature = left.pop("temperature", 0.0)
   sample = SampleConfig(
-      "", left.pop("max_gen_toks", num_tokens),
-      # Where it is not said, the temperature decides.
-      temperature if left.pop("do_sample", True) else 0.0,
-      left.pop("top_k", 0), left.pop("top_p", 1.0),
+    "",
+    left.pop("max_gen_toks", num_tokens),
+    # Where it is not said, the temperature decides.
+    temperature if left.pop("do_sample", True) else 0.0,
+    left.pop("top_k", 0),
+    left.pop("top_p", 1.0),
   )
-  require(left == {"num_beams": 1}, "generation_kwargs", settings,
-          f"not supported: {', '.join(left)}")
+  require(
+    left == {"num_beams": 1},
+    "generation_kwargs",
+    settings,
+    f"not supported: {', '.join(left)}",
+  )
   return ((until,) if isinstance(until, str) else tuple(until)), sample
 
 
 def find(
-    names: Sequence[str], folder: str | None
+  names: Sequence[str], folder: str | None
 ) -> tuple[TaskManager, list[str]]:
   """The tasks, groups and tags that names and patterns (mmlu_*) mean.
 
@@ -106,22 +110,33 @@ def find(
   Raises:
     ConfigError: no such task, or folder.
   """
-  require(folder is None or os.path.isdir(folder), "--tasks_dir", folder,
-          "no such directory")
+  require(
+    folder is None or os.path.isdir(folder),
+    "--tasks_dir",
+    folder,
+    "no such directory",
+  )
   manager = TaskManager(include_path=folder)
   found = []
   for name in names:
     matches = manager.match_tasks([name])
     nearest = difflib.get_close_matches(name, manager.all_tasks)
-    require(bool(matches), "--tasks", name,
-            f"no such task; nearest: {', '.join(nearest) or 'none'}")
+    require(
+      bool(matches),
+      "--tasks",
+      name,
+      f"no such task; nearest: {', '.join(nearest) or 'none'}",
+    )
     found += matches
   return manager, list(dict.fromkeys(found))
 
 
 def evaluate(
-    run: Trained, manager: TaskManager, names: list[str],
-    num_fewshot: int | None, limit: int | None,
+  run: Trained,
+  manager: TaskManager,
+  names: list[str],
+  num_fewshot: int | None,
+  limit: int | None,
 ) -> tuple[dict[str, Any], str]:
   """Runs tasks on a trained model.
 
@@ -137,18 +152,25 @@ def evaluate(
   # It would fork processes, which beside JAX's threads may wait forever.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   results = lm_eval.simple_evaluate(
-      model=Model(Scorer(run)), tasks=names, task_manager=manager,
-      num_fewshot=num_fewshot, limit=limit, log_samples=False,
-      bootstrap_iters=BOOTSTRAP_SAMPLES,
+    model=Model(Scorer(run)),
+    tasks=names,
+    task_manager=manager,
+    num_fewshot=num_fewshot,
+    limit=limit,
+    log_samples=False,
+    bootstrap_iters=BOOTSTRAP_SAMPLES,
   )
   kept = ("results", "groups", "n-shot", "n-samples", "versions")
   record = {
-      "step": run.step, "limit": limit, "lm_eval": lm_eval.__version__,
-      **{name: results[name] for name in kept if name in results},
+    "step": run.step,
+    "limit": limit,
+    "lm_eval": lm_eval.__version__,
+    **{name: results[name] for name in kept if name in results},
   }
   tables = [
-      make_table(results, name) for name in ("results", "groups")
-      if name in results
+    make_table(results, name)
+    for name in ("results", "groups")
+    if name in results
   ]
   return metrics.plain(record), "\n".join(tables)
 

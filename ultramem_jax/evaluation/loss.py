@@ -13,8 +13,10 @@ from ultramem_jax.train import sharding, step
 
 
 def run(
-    eval_step: Callable[..., dict[str, jax.Array]], params: Any, buffers: Any,
-    batches: Iterable[dict[str, jax.Array]],
+  eval_step: Callable[..., dict[str, jax.Array]],
+  params: Any,
+  buffers: Any,
+  batches: Iterable[dict[str, jax.Array]],
 ) -> dict[str, float]:
   """Evaluates a model.
 
@@ -32,15 +34,15 @@ def run(
     sums = {name: total + float(part[name]) for name, total in sums.items()}
   loss = sums["loss"] / sums["tokens"]
   return {
-      "loss": loss,
-      "perplexity": math.exp(min(loss, 700.0)),  # finite in float64
-      "bits_per_byte": sums["loss"] / math.log(2) / sums["bytes"],
-      "tokens": int(sums["tokens"]),
+    "loss": loss,
+    "perplexity": math.exp(min(loss, 700.0)),  # finite in float64
+    "bits_per_byte": sums["loss"] / math.log(2) / sums["bytes"],
+    "tokens": int(sums["tokens"]),
   }
 
 
 def on_validation_split(
-    config: Config, layout: Layout
+  config: Config, layout: Layout
 ) -> Callable[[Any, Any], dict[str, float]]:
   """(params, buffers) -> the result of `run` on the validation split.
 
@@ -53,13 +55,15 @@ def on_validation_split(
   mesh = layout.mesh
   batches = pipeline.valid_batches(config, sharding.process_rows(config, mesh))
   eval_step = step.jitted(
-      step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
+    step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
   )
 
   def evaluate(params, buffers):
     return run(
-        eval_step, params, buffers,
-        (sharding.to_devices(batch, mesh) for batch in batches),
+      eval_step,
+      params,
+      buffers,
+      (sharding.to_devices(batch, mesh) for batch in batches),
     )
 
   return evaluate

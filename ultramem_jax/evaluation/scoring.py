@@ -38,7 +38,7 @@ class Window(NamedTuple):
 
 
 def encode_pair(
-    tokenizer: Tokenizer, context: str, continuation: str
+  tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[np.ndarray, np.ndarray]:
   """Tokens of a context, bos first, and of the text that continues it.
 
@@ -64,7 +64,7 @@ def _with_bos(tokenizer, text):
 
 
 def windows(
-    context_N: np.ndarray, continuation_N: np.ndarray, length: int
+  context_N: np.ndarray, continuation_N: np.ndarray, length: int
 ) -> list[Window]:
   """Windows that together score each token of a continuation once.
 
@@ -87,7 +87,7 @@ def windows(
 
 
 def batches(
-    lengths: Sequence[int], longest: int, batch_size: int
+  lengths: Sequence[int], longest: int, batch_size: int
 ) -> Iterator[tuple[list[int], int, int]]:
   """Groups sequences of like length, the longest first, in few shapes.
 
@@ -109,9 +109,7 @@ def batches(
   order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
   for width, group in itertools.groupby(order, key=width_of):
     group = list(group)
-    rows = batch_size * min(
-        longest // width, _doubled(len(group) / batch_size)
-    )
+    rows = batch_size * min(longest // width, _doubled(len(group) / batch_size))
     for start in range(0, len(group), rows):
       yield group[start : start + rows], width, rows
 
@@ -133,7 +131,7 @@ def score_step(variables, tokens_BT, segment_BT, *, config: Config):
     (loss_BT float32 in nats, greedy_BT bool), [B, T] both.
   """
   logits_BTV = Transformer(config.model).apply(
-      variables, tokens_BT[:, :-1], segment_BT
+    variables, tokens_BT[:, :-1], segment_BT
   )
   targets_BT = tokens_BT[:, 1:]
   loss_BT, _ = step.token_losses(logits_BTV, targets_BT)
@@ -160,22 +158,24 @@ class Scorer:
     with layout_lib.using(run.layout):
       self._variables = prepare_lib.prepare(run.model, run.variables)
     self._score = step.jitted(
-        score_step, run.config, run.layout,
-        out_shardings=sharding.replicated(run.layout.mesh),
+      score_step,
+      run.config,
+      run.layout,
+      out_shardings=sharding.replicated(run.layout.mesh),
     )
 
   def _batches(self, lengths, unit):
     """`batches`, with a bar of the sequences done."""
     config = self._run.config
     with tqdm.tqdm(
-        total=len(lengths), unit=unit, disable=jax.process_index() > 0
+      total=len(lengths), unit=unit, disable=jax.process_index() > 0
     ) as bar:
       for batch in batches(lengths, config.data.seq_len, config.batch_size):
         yield batch
         bar.update(len(batch[0]))
 
   def log_likelihoods(
-      self, pairs: Sequence[tuple[str, str]]
+    self, pairs: Sequence[tuple[str, str]]
   ) -> list[tuple[float, bool]]:
     """Scores continuations of contexts.
 
@@ -188,21 +188,21 @@ class Scorer:
     """
     length = self._run.config.data.seq_len
     of_pairs = [
-        windows(*encode_pair(self._tokenizer, *pair), length) for pair in pairs
+      windows(*encode_pair(self._tokenizer, *pair), length) for pair in pairs
     ]
     scores = iter(self.score_windows(list(itertools.chain(*of_pairs))))
     totals = []
     for found in of_pairs:
       parts = list(itertools.islice(scores, len(found)))
-      totals.append((
+      totals.append(
+        (
           sum((score for score, _ in parts), 0.0),
           all(greedy for _, greedy in parts),
-      ))
+        )
+      )
     return totals
 
-  def score_windows(
-      self, given: Sequence[Window]
-  ) -> list[tuple[float, bool]]:
+  def score_windows(self, given: Sequence[Window]) -> list[tuple[float, bool]]:
     """`log_likelihoods` of the scored tokens of windows, in their order."""
     scores = [None] * len(given)
     lengths = [len(window.tokens_N) - 1 for window in given]
@@ -213,18 +213,18 @@ class Scorer:
         tokens_BT[row, : lengths[index] + 1] = given[index].tokens_N
         segment_BT[row, : lengths[index]] = 1
       loss_BT, greedy_BT = jax.device_get(
-          self._score(self._variables, tokens_BT, segment_BT)
+        self._score(self._variables, tokens_BT, segment_BT)
       )
       for row, index in enumerate(indices):
         place = slice(lengths[index] - given[index].scored, lengths[index])
         scores[index] = (
-            -float(loss_BT[row, place].sum(dtype=np.float64)),
-            bool(greedy_BT[row, place].all()),
+          -float(loss_BT[row, place].sum(dtype=np.float64)),
+          bool(greedy_BT[row, place].all()),
         )
     return scores
 
   def continuations(
-      self, contexts: Sequence[str], stops: Sequence[str], sample: SampleConfig
+    self, contexts: Sequence[str], stops: Sequence[str], sample: SampleConfig
   ) -> list[str]:
     """Continues texts up to a stop string, eos, or a number of tokens.
 
@@ -239,8 +239,8 @@ class Scorer:
     tokenizer, length = self._tokenizer, self._run.config.data.seq_len
     num_tokens = min(sample.num_tokens, length // 2)
     prompts = [
-        _with_bos(tokenizer, context)[num_tokens - length :]
-        for context in contexts
+      _with_bos(tokenizer, context)[num_tokens - length :]
+      for context in contexts
     ]
     texts = [""] * len(prompts)
 
@@ -250,16 +250,23 @@ class Scorer:
 
     lengths = [len(prompt) + num_tokens for prompt in prompts]
     for number, (indices, width, rows) in enumerate(
-        self._batches(lengths, "text")
+      self._batches(lengths, "text")
     ):
       # Filled up with the last: a number of rows is a program.
       filled = indices + indices[-1:] * (rows - len(indices))
       made = generate.generate(
-          self._run.model, self._variables, [prompts[i] for i in filled],
-          num_tokens, jax.random.fold_in(jax.random.key(0), number),
-          temperature=sample.temperature, top_k=sample.top_k,
-          top_p=sample.top_p, stop=tokenizer.eos_id, layout=self._run.layout,
-          width=width - num_tokens, finished=finished,
+        self._run.model,
+        self._variables,
+        [prompts[i] for i in filled],
+        num_tokens,
+        jax.random.fold_in(jax.random.key(0), number),
+        temperature=sample.temperature,
+        top_k=sample.top_k,
+        top_p=sample.top_p,
+        stop=tokenizer.eos_id,
+        layout=self._run.layout,
+        width=width - num_tokens,
+        finished=finished,
       )
       for index, tokens_N in zip(indices, made, strict=False):
         texts[index] = before_stop(tokenizer.decode(tokens_N), stops)

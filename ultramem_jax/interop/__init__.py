@@ -16,14 +16,14 @@ one that we cannot express is refused by name.
 from ultramem_jax.interop.files import load
 from ultramem_jax.interop.official.layers import from_official, to_official
 from ultramem_jax.interop.official.models import (
-    from_official_model,
-    to_official_model,
+  from_official_model,
+  to_official_model,
 )
 
 __all__ = [
-    "from_official",
-    "from_official_model",
-    "load",
-    "to_official",
-    "to_official_model",
+  "from_official",
+  "from_official_model",
+  "load",
+  "to_official",
+  "to_official_model",
 ]

@@ -9,13 +9,21 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
 
 # dtypes of the safetensors format.
 SAFETENSORS_DTYPES = {
-    "F64": np.float64, "F32": np.float32, "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
-    "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+  "F64": np.float64,
+  "F32": np.float32,
+  "F16": np.float16,
+  "BF16": ml_dtypes.bfloat16,
+  "I64": np.int64,
+  "I32": np.int32,
+  "I16": np.int16,
+  "I8": np.int8,
+  "U8": np.uint8,
+  "BOOL": np.bool_,
 }
 
 
@@ -28,8 +36,12 @@ def load(state_dict: Any) -> Mapping[str, np.ndarray]:
   if not isinstance(state_dict, str | os.PathLike):
     return state_dict
   path = pathlib.Path(state_dict)
-  require(path.suffix in (".safetensors", ".pt"), "state_dict", str(path),
-          "must end in .safetensors or .pt")
+  require(
+    path.suffix in (".safetensors", ".pt"),
+    "state_dict",
+    str(path),
+    "must end in .safetensors or .pt",
+  )
   require(path.is_file(), "state_dict", str(path), "is not a file")
   if path.suffix == ".safetensors":
     return _load_safetensors(path)
@@ -37,19 +49,19 @@ def load(state_dict: Any) -> Mapping[str, np.ndarray]:
     import torch  # optional, and slow to import
   except ImportError as error:
     raise ConfigError(
-        f"state_dict = {str(path)!r}: reading .pt needs torch; install it, or "
-        "save the tensors as .safetensors"
+      f"state_dict = {str(path)!r}: reading .pt needs torch; install it, or "
+      "save the tensors as .safetensors"
     ) from error
   try:
     tensors = torch.load(path, map_location="cpu", weights_only=True)
     return {
-        name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
-        for name, tensor in tensors.items()
+      name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+      for name, tensor in tensors.items()
     }
   except Exception as error:  # of many kinds: pickle, zip, torch
     raise ConfigError(
-        f"state_dict = {str(path)!r}: is not a .pt file of tensors by name "
-        f"({error!r:.200})"
+      f"state_dict = {str(path)!r}: is not a .pt file of tensors by name "
+      f"({error!r:.200})"
     ) from error
 
 
@@ -65,14 +77,12 @@ def _load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       start, end = tensor["data_offsets"]
       raw = data[8 + length + start : 8 + length + end]
       dtype = np.dtype(SAFETENSORS_DTYPES[tensor["dtype"]])
-      arrays[name] = (
-          np.frombuffer(raw.tobytes(), dtype).reshape(tensor["shape"])
+      arrays[name] = np.frombuffer(raw.tobytes(), dtype).reshape(
+        tensor["shape"]
       )
-  except (
-      ValueError, KeyError, IndexError, TypeError, AttributeError
-  ) as error:
+  except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
     raise ConfigError(
-        f"state_dict = {str(path)!r}: is not a safetensors file that we can "
-        f"read ({error!r})"
+      f"state_dict = {str(path)!r}: is not a safetensors file that we can "
+      f"read ({error!r})"
     ) from error
   return arrays

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from ultramem_jax.settings.checks import ConfigError
+from ultramem_jax.settings.errors import ConfigError
 
 Path = tuple[str | int, ...]
 
@@ -38,8 +38,7 @@ class Entry(NamedTuple):
     array = parts[0] if len(parts) == 1 else np.stack(parts)
     moved = [self.split[axis] for axis in self.axes]
     return (
-        array.reshape(moved).transpose(np.argsort(self.axes))
-        .reshape(self.shape)
+      array.reshape(moved).transpose(np.argsort(self.axes)).reshape(self.shape)
     )
 
 
@@ -73,8 +72,10 @@ def read(entries: dict[str, Entry], arrays: Mapping[str, Any]):
     if name not in entries:
       faults.append(f"{name} is unknown")
     elif np.shape(array) != entries[name].shape:
-      faults.append(f"{name} has shape {list(np.shape(array))}, must be "
-                    f"{list(entries[name].shape)}")
+      faults.append(
+        f"{name} has shape {list(np.shape(array))}, must be "
+        f"{list(entries[name].shape)}"
+      )
   _refuse(faults)
   flat, parts = {}, {}
   for name, entry in entries.items():
@@ -92,8 +93,9 @@ def read(entries: dict[str, Entry], arrays: Mapping[str, Any]):
 def write(entries: dict[str, Entry], variables: Any) -> dict[str, np.ndarray]:
   """Their tensors from our variables, after one check of all of them."""
   variables = {
-      name: nn.unbox(variables[name])
-      for name in ("params", "buffers") if name in variables
+    name: nn.unbox(variables[name])
+    for name in ("params", "buffers")
+    if name in variables
   }
   flat = {}
   for path, array in traverse_util.flatten_dict(variables).items():
@@ -102,8 +104,9 @@ def write(entries: dict[str, Entry], variables: Any) -> dict[str, np.ndarray]:
     else:
       flat[path] = np.asarray(array)
   entries = {
-      name: entry for name, entry in entries.items()
-      if entry.paths[0][0] in variables
+    name: entry
+    for name, entry in entries.items()
+    if entry.paths[0][0] in variables
   }
   faults = []
   for entry in entries.values():
@@ -115,19 +118,21 @@ def write(entries: dict[str, Entry], variables: Any) -> dict[str, np.ndarray]:
         faults.append(f"{name} is missing")
       elif flat[path].shape != shape:
         faults.append(
-            f"{name} has shape {list(flat[path].shape)}, must be {list(shape)}"
-            f"{_advice(path, flat[path].shape, shape)}"
+          f"{name} has shape {list(flat[path].shape)}, must be {list(shape)}"
+          f"{_advice(path, flat[path].shape, shape)}"
         )
   known = {path for entry in entries.values() for path in entry.paths}
   faults += [
-      f"{'/'.join(map(str, path))} is unknown"
-      for path in flat if path not in known
+    f"{'/'.join(map(str, path))} is unknown"
+    for path in flat
+    if path not in known
   ]
   _refuse(faults)
   named = {name: entry.write(flat) for name, entry in entries.items()}
   # Their indices are int64.
   return {
-      name: array.astype(np.int64)
-      if np.issubdtype(array.dtype, np.integer) else array
-      for name, array in named.items()
+    name: array.astype(np.int64)
+    if np.issubdtype(array.dtype, np.integer)
+    else array
+    for name, array in named.items()
   }

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.ops import cached_attention
-from ultramem_jax.settings.config import ModelConfig
+from ultramem_jax.settings.model import ModelConfig
 
 
 def rotate(x_BTQH, position_BT, theta: float):
@@ -47,58 +47,70 @@ class Attention(nn.Module):
 
     def project(name):
       return Linear(
-          (c.num_heads, c.head_dim), c.embed_dim**-0.5,
-          ("embed", "heads", "head"), dtype=dtype, name=name,
+        (c.num_heads, c.head_dim),
+        c.embed_dim**-0.5,
+        ("embed", "heads", "head"),
+        dtype=dtype,
+        name=name,
       )(x_BTD)
 
     query_BTQH, key_BTQH, value_BTQH = map(project, ("query", "key", "value"))
     if c.qk_norm:
       query_BTQH, key_BTQH = (
-          make_norm(c.norm, c.norm_eps, c.norm_bias, name, dtype=dtype)(x)
-          for name, x in (("query_norm", query_BTQH), ("key_norm", key_BTQH))
+        make_norm(c.norm, c.norm_eps, c.norm_bias, name, dtype=dtype)(x)
+        for name, x in (("query_norm", query_BTQH), ("key_norm", key_BTQH))
       )
     query_BTQH = rotate(query_BTQH, position_BT, c.rope_theta)
     key_BTQH = rotate(key_BTQH, position_BT, c.rope_theta)
     if decode:
-      y_BTQH = self._attend_cached(
-          query_BTQH, key_BTQH, value_BTQH, segment_BT
-      )
+      y_BTQH = self._attend_cached(query_BTQH, key_BTQH, value_BTQH, segment_BT)
     else:
       slot_T = jnp.arange(x_BTD.shape[1])
       mask_BTS = (segment_BT[:, :, None] == segment_BT[:, None, :]) & (
-          slot_T[None, :, None] >= slot_T[None, None, :]
+        slot_T[None, :, None] >= slot_T[None, None, :]
       )
       y_BTQH = jax.nn.dot_product_attention(
-          query_BTQH, key_BTQH, value_BTQH, mask=mask_BTS[:, None],
-          implementation=c.attention,
+        query_BTQH,
+        key_BTQH,
+        value_BTQH,
+        mask=mask_BTS[:, None],
+        implementation=c.attention,
       )
     out_std = (2 * c.num_layers * c.embed_dim) ** -0.5
     return Linear(
-        (c.embed_dim,), out_std, ("heads", "head", "embed"), num_axes=2,
-        dtype=dtype, name="out",
+      (c.embed_dim,),
+      out_std,
+      ("heads", "head", "embed"),
+      num_axes=2,
+      dtype=dtype,
+      name="out",
     )(y_BTQH)
 
   def _attend_cached(self, query_BTQH, key_BTQH, value_BTQH, segment_BT):
     """Writes the new positions into the cache and attends over it."""
     new = {
-        "cached_key": key_BTQH.swapaxes(1, 2),
-        "cached_value": value_BTQH.swapaxes(1, 2),
-        "cached_segment": segment_BT,
+      "cached_key": key_BTQH.swapaxes(1, 2),
+      "cached_value": value_BTQH.swapaxes(1, 2),
+      "cached_segment": segment_BT,
     }
     is_initialized = self.has_variable("cache", "cached_key")
     cache = {
-        name: self.variable("cache", name, jnp.zeros_like, x)
-        for name, x in new.items()
+      name: self.variable("cache", name, jnp.zeros_like, x)
+      for name, x in new.items()
     }
     index = self.variable("cache", "index", lambda: jnp.int32(0))
     start = index.value
     if is_initialized:
       for name, x in new.items():
         cache[name].value = jax.lax.dynamic_update_slice_in_dim(
-            cache[name].value, x, start, axis=-2 if x.ndim == 4 else 1
+          cache[name].value, x, start, axis=-2 if x.ndim == 4 else 1
         )
       index.value = start + segment_BT.shape[1]
     return cached_attention.attend(
-        query_BTQH, cache["cached_key"].value, cache["cached_value"].value,
-        segment_BT, cache["cached_segment"].value, start,
+      query_BTQH,
+      cache["cached_key"].value,
+      cache["cached_value"].value,
+      segment_BT,
+      cache["cached_segment"].value,
+      start,
     )

@@ -10,7 +10,7 @@ from ultramem_jax.ops.cpu import matmul as few_rows
 
 
 def contract(
-    module: nn.Module, name: str, x, make: Callable, num_axes: int = 1
+  module: nn.Module, name: str, x, make: Callable, num_axes: int = 1
 ):
   """x, its last axes contracted with the first of a module's parameter.
 
@@ -31,12 +31,13 @@ def contract(
     kernel = module.get_variable("transposed", name)
     width = math.prod(x.shape[-num_axes:])
     y_1ZF = few_rows.dot_transposed(
-        x.reshape(1, -1, width), kernel.reshape(1, -1, width)
+      x.reshape(1, -1, width), kernel.reshape(1, -1, width)
     )
     return y_1ZF.reshape(*x.shape[:-num_axes], *kernel.shape[:-num_axes])
   kernel = make().astype(x.dtype)
-  if (module.is_mutable_collection("transposed")
-      and not module.is_initializing()):
+  if (
+    module.is_mutable_collection("transposed") and not module.is_initializing()
+  ):
     first, last = range(num_axes), range(-num_axes, 0)
     module.put_variable("transposed", name, jnp.moveaxis(kernel, first, last))
   return jnp.tensordot(x, kernel, num_axes)
@@ -62,11 +63,14 @@ class Linear(nn.Module):
   @nn.compact
   def __call__(self, x):
     """[..., *inputs] -> [..., *outputs]."""
-    shape = *x.shape[-self.num_axes:], *self.outputs
+    shape = *x.shape[-self.num_axes :], *self.outputs
     initializer = nn.with_logical_partitioning(
-        nn.initializers.normal(self.std), self.axes
+      nn.initializers.normal(self.std), self.axes
     )
     return contract(
-        self, "kernel", x.astype(self.dtype),
-        lambda: self.param("kernel", initializer, shape), self.num_axes,
+      self,
+      "kernel",
+      x.astype(self.dtype),
+      lambda: self.param("kernel", initializer, shape),
+      self.num_axes,
     )

@@ -30,8 +30,9 @@ class MemoryPlus(UltraMem):
     key_bound = (2 * c.key_dim) ** -0.5
     query_bound = (6 / (self.embed_dim + fan_out)) ** 0.5
     return {
-        "keys": _uniform(key_bound), "query": _uniform(query_bound),
-        "value_projection": nn.initializers.normal(c.value_dim**-0.5),
+      "keys": _uniform(key_bound),
+      "query": _uniform(query_bound),
+      "value_projection": nn.initializers.normal(c.value_dim**-0.5),
     }
 
   def _keys(self):
@@ -44,8 +45,11 @@ class MemoryPlus(UltraMem):
     c = self.config
     index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
     pooled_BTEW = tables_lib.pool_rows(
-        self, tables, "values", index_BTK,
-        score_BTAMC.reshape(*index_BTK.shape, 1),
+      self,
+      tables,
+      "values",
+      index_BTK,
+      score_BTAMC.reshape(*index_BTK.shape, 1),
     ).astype(self.dtype)
     if c.input_gate:
       gate_BTW = self._linear("gate", c.value_dim, c.projection_bias)(x_BTD)
@@ -59,18 +63,19 @@ class MemoryPlus(UltraMem):
     std = self.config.value_dim**-0.5
     axes = ("embed", "value" if name == "gate" else None)
     return nn.Dense(
-        width, use_bias=bias, dtype=self.dtype, name=name,
-        kernel_init=nn.with_logical_partitioning(
-            nn.initializers.normal(std), axes
-        ),
-        bias_init=nn.with_logical_partitioning(
-            nn.initializers.zeros, axes[1:]
-        ),
+      width,
+      use_bias=bias,
+      dtype=self.dtype,
+      name=name,
+      kernel_init=nn.with_logical_partitioning(
+        nn.initializers.normal(std), axes
+      ),
+      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
     )
 
 
 def _uniform(bound: float):
   """Initializer: uniform in [-bound, bound)."""
   return lambda key, shape: jax.random.uniform(
-      key, shape, minval=-bound, maxval=bound
+    key, shape, minval=-bound, maxval=bound
   )

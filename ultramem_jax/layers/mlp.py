@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ultramem_jax.layers.linear import Linear
-from ultramem_jax.settings.config import ModelConfig
+from ultramem_jax.settings.model import ModelConfig
 
 
 class Mlp(nn.Module):
@@ -25,5 +25,5 @@ class Mlp(nn.Module):
       h_BTF = nn.gelu(h_BTF)
     out_std = (2 * c.num_layers * c.mlp_dim) ** -0.5
     return Linear(
-        (c.embed_dim,), out_std, ("mlp", "embed"), dtype=dtype, name="down"
+      (c.embed_dim,), out_std, ("mlp", "embed"), dtype=dtype, name="down"
     )(h_BTF)

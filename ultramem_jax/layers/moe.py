@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 
 from ultramem_jax.ops.cpu.grouped import grouped_dot
 from ultramem_jax.ops.sharded import layout as layout_lib
-from ultramem_jax.settings.config import ModelConfig
+from ultramem_jax.settings.model import ModelConfig
 
 
 def route(logits_BTX, top_k: int):
@@ -110,15 +110,21 @@ def apply_split_experts(x_BTD, expert_BTY, weight_BTY, matrices):
     expert_BTY -= jax.lax.axis_index(experts) * held
     here_BTY = (expert_BTY >= 0) & (expert_BTY < held)
     y_BTD = apply_experts(
-        x_BTD, jnp.where(here_BTY, expert_BTY, held), weight_BTY, *matrices
+      x_BTD, jnp.where(here_BTY, expert_BTY, held), weight_BTY, *matrices
     )
     return jax.lax.psum(y_BTD, experts + inside)
 
   return jax.shard_map(
-      apply, mesh=layout.mesh,
-      in_specs=(tokens, tokens, tokens,
-                (into, PartitionSpec(experts, inside), into)),
-      out_specs=tokens, check_vma=False,
+    apply,
+    mesh=layout.mesh,
+    in_specs=(
+      tokens,
+      tokens,
+      tokens,
+      (into, PartitionSpec(experts, inside), into),
+    ),
+    out_specs=tokens,
+    check_vma=False,
   )(x_BTD, expert_BTY, weight_BTY, matrices)
 
 
@@ -144,34 +150,39 @@ class Moe(nn.Module):
       return self.param(name, init, shape)
 
     into = (
-        c.embed_dim**-0.5, ("experts", "embed", "mlp"),
-        (moe.num_experts, c.embed_dim, moe.expert_dim),
+      c.embed_dim**-0.5,
+      ("experts", "embed", "mlp"),
+      (moe.num_experts, c.embed_dim, moe.expert_dim),
     )
     up_XDF = matrix("experts_up", *into)
     gate_XDF = None
     if c.activation == "swiglu":
       gate_XDF = matrix("experts_gate", *into).astype(dtype)
     down_XFD = matrix(
-        "experts_down", (2 * c.num_layers * moe.expert_dim) ** -0.5,
-        ("experts", "mlp", "embed"),
-        (moe.num_experts, moe.expert_dim, c.embed_dim),
+      "experts_down",
+      (2 * c.num_layers * moe.expert_dim) ** -0.5,
+      ("experts", "mlp", "embed"),
+      (moe.num_experts, moe.expert_dim, c.embed_dim),
     )
     router_DX = matrix(
-        "router", c.embed_dim**-0.5, ("embed", None),
-        (c.embed_dim, moe.num_experts),
+      "router",
+      c.embed_dim**-0.5,
+      ("embed", None),
+      (c.embed_dim, moe.num_experts),
     )
     # In float32, and not in what accelerators make of its products by default:
     # rounding the logits would change which experts are chosen.
     logits_BTX = jnp.matmul(
-        x_BTD.astype(jnp.float32), router_DX,
-        precision=jax.lax.Precision.HIGHEST,
+      x_BTD.astype(jnp.float32), router_DX, precision=jax.lax.Precision.HIGHEST
     )
     expert_BTY, weight_BTY, probability_BTX = route(logits_BTX, moe.top_k)
     if not self.is_initializing():
       self._sow(expert_BTY, weight_BTY, probability_BTX, segment_BT > 0)
     return apply_split_experts(
-        x_BTD, expert_BTY, weight_BTY,
-        (up_XDF.astype(dtype), down_XFD.astype(dtype), gate_XDF),
+      x_BTD,
+      expert_BTY,
+      weight_BTY,
+      (up_XDF.astype(dtype), down_XFD.astype(dtype), gate_XDF),
     )
 
   def _sow(self, expert_BTY, weight_BTY, probability_BTX, present_BT):
@@ -180,7 +191,7 @@ class Moe(nn.Module):
     self.sow("losses", "balance", moe.balance_loss_weight * loss)
     entropy = jax.scipy.special.entr(share_X).sum()
     self.sow(
-        "stats", "load_entropy", entropy / jnp.log(max(moe.num_experts, 2))
+      "stats", "load_entropy", entropy / jnp.log(max(moe.num_experts, 2))
     )
     top_weight = weight_BTY[..., 0].mean(where=present_BT)
     self.sow("stats", "top_weight", top_weight)

@@ -18,8 +18,13 @@ class BiasedRMSNorm(nn.RMSNorm):
 
 
 def make_norm(
-    kind: str, eps: float, bias: bool = False, name: str | None = None,
-    axis: str | None = None, scale_init=nn.initializers.ones, dtype=jnp.float32,
+  kind: str,
+  eps: float,
+  bias: bool = False,
+  name: str | None = None,
+  axis: str | None = None,
+  scale_init=nn.initializers.ones,
+  dtype=jnp.float32,
 ):
   """A norm over the last axis: statistics in float32, one learned weight.
 
@@ -36,17 +41,24 @@ def make_norm(
   bias_init = nn.with_logical_partitioning(nn.initializers.zeros, (axis,))
   if kind == "rms" and bias:
     return BiasedRMSNorm(
-        epsilon=eps, dtype=dtype, scale_init=scale_init, bias_init=bias_init,
-        name=name,
+      epsilon=eps,
+      dtype=dtype,
+      scale_init=scale_init,
+      bias_init=bias_init,
+      name=name,
     )
   if kind == "rms":
     return nn.RMSNorm(
-        epsilon=eps, dtype=dtype, scale_init=scale_init, name=name
+      epsilon=eps, dtype=dtype, scale_init=scale_init, name=name
     )
   return nn.LayerNorm(
-      epsilon=eps, use_bias=bias, dtype=dtype, scale_init=scale_init,
-      bias_init=bias_init,
-      use_fast_variance=False, name=name,
+    epsilon=eps,
+    use_bias=bias,
+    dtype=dtype,
+    scale_init=scale_init,
+    bias_init=bias_init,
+    use_fast_variance=False,
+    name=name,
   )
 
 
@@ -72,7 +84,7 @@ class KeyNorm(nn.Module):
 
   def setup(self):
     make = lambda name, init: self.param(
-        name, nn.with_logical_partitioning(init, ("key",)), (self.width,)
+      name, nn.with_logical_partitioning(init, ("key",)), (self.width,)
     )
     self.scale_K = make("scale", self.scale_init)
     if self.bias:

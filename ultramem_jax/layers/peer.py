@@ -23,18 +23,18 @@ class Peer(UltraMem):
 
   def _tables(self):
     down, up = (
-        tables_lib.value_table(self, self.config, self.num_layers, name)
-        for name in ("down_values", "up_values")
+      tables_lib.value_table(self, self.config, self.num_layers, name)
+      for name in ("down_values", "up_values")
     )
     return down | up
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
     hidden_BTK = tables_lib.dot_rows(
-        self, tables, "down_values", index_BTK, x_BTD
+      self, tables, "down_values", index_BTK, x_BTD
     )
     weight_BTK = nn.gelu(hidden_BTK) * score_BTAMC.reshape(index_BTK.shape)
     y_BTED = tables_lib.pool_rows(
-        self, tables, "up_values", index_BTK, weight_BTK[..., None]
+      self, tables, "up_values", index_BTK, weight_BTK[..., None]
     )
     return y_BTED.squeeze(-2).astype(self.dtype)

@@ -27,8 +27,9 @@ class CausalConv(nn.Module):
     past = self.taps - 1
     kernel_init = nn.initializers.normal(self.taps**-0.5)
     kernel_JD = self.param(
-        "kernel", nn.with_logical_partitioning(kernel_init, (None, "embed")),
-        (self.taps, width),
+      "kernel",
+      nn.with_logical_partitioning(kernel_init, (None, "embed")),
+      (self.taps, width),
     )
     history_BTD = jnp.zeros((batch, past, width), x_BTD.dtype)
     history_BT = jnp.zeros((batch, past), jnp.int32)
@@ -85,21 +86,31 @@ def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
   """
   c = config
   sample_BTPGRK = jax.random.normal(
-      key, (1, CALIBRATION_QUERIES, 2, c.num_queries,
-            c.rank if c.query_per_rank else 1, c.key_dim),
+    key,
+    (
+      1,
+      CALIBRATION_QUERIES,
+      2,
+      c.num_queries,
+      c.rank if c.query_per_rank else 1,
+      c.key_dim,
+    ),
   )
   sample_BTPGRK = queries_read(c, sample_BTPGRK)
   standardize = jax.nn.standardize
   if c.query_key_norm == "rms":
+
     def standardize(x, epsilon):
       return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
+
   found = layout.over_tokens(
-      lambda query, weights: _retrieve(
-          query, weights[0], c.top_m, *weights[1:]
-      ),
-      standardize(sample_BTPGRK, epsilon=c.norm_eps),
-      (standardize(raw_keys_PARNK, epsilon=c.norm_eps) * c.key_dim**-0.5,
-       core_CARR, filter_PAR),
+    lambda query, weights: _retrieve(query, weights[0], c.top_m, *weights[1:]),
+    standardize(sample_BTPGRK, epsilon=c.norm_eps),
+    (
+      standardize(raw_keys_PARNK, epsilon=c.norm_eps) * c.key_dim**-0.5,
+      core_CARR,
+      filter_PAR,
+    ),
   )
   degree = 2 if c.score == "tucker" else 1
   return jnp.square(found.score_BTAMC).mean() ** (-0.5 / degree)

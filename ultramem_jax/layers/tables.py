@@ -34,8 +34,11 @@ class Behind(NamedTuple):
 
 
 def value_table(
-    module: nn.Module, config: MemoryConfig, num_layers: int,
-    name: str = "values", width: int | None = None,
+  module: nn.Module,
+  config: MemoryConfig,
+  num_layers: int,
+  name: str = "values",
+  width: int | None = None,
 ):
   """A table of module by its name: a parameter [I, width], default [I, W].
 
@@ -56,9 +59,8 @@ def value_table(
     std = c.value_dim**-0.5
   dtype = precision.DTYPES[c.table_dtype]
   initializer = nn.with_logical_partitioning(
-      lambda key, shape: precision.encode(
-          std * random.normal(key, shape), dtype
-      ), ("rows", "columns"),
+    lambda key, shape: precision.encode(std * random.normal(key, shape), dtype),
+    ("rows", "columns"),
   )
   shape = (c.stored_rows, width or c.value_dim)
   tables = {name: module.param(name, initializer, shape)}
@@ -76,7 +78,7 @@ def value_tables(module: nn.Module, config: MemoryConfig, num_layers: int):
   tables = value_table(module, config, num_layers)
   if config.pre_value_dim:
     tables |= value_table(
-        module, config, num_layers, "pre_values", config.pre_value_dim
+      module, config, num_layers, "pre_values", config.pre_value_dim
     )
   return tables
 
@@ -93,8 +95,12 @@ class SharedTables(nn.Module):
 
 
 def pool_rows(
-    module: nn.Module, tables, name: str, index_BTK, score_BTKC,
-    num_blocks: int = 1,
+  module: nn.Module,
+  tables,
+  name: str,
+  index_BTK,
+  score_BTKC,
+  num_blocks: int = 1,
 ):
   """`exchange.pool_rows` of the table `name` of tables, read by module.
 
@@ -109,10 +115,10 @@ def pool_rows(
     score_BTKC *= scale_BTK[..., None]
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   pooled_BTEW = sharded_lookup.pool_rows(
-      table_IW, place_BTK, score_BTKC, num_blocks, c.kernel
+    table_IW, place_BTK, score_BTKC, num_blocks, c.kernel
   )
   return _tap(
-      module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
+    module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
   )
 
 
@@ -120,14 +126,17 @@ def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
   """`exchange.dot_rows` of the table `name` of tables, read by module."""
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   out_BTK = sharded_lookup.dot_rows(
-      table_IW, place_BTK, x_BTW, module.config.kernel
+    table_IW, place_BTK, x_BTW, module.config.kernel
   )
   scale_BTK = _scales(tables, name, index_BTK)
   if scale_BTK is not None:
     out_BTK *= scale_BTK
   return _tap(
-      module, name, out_BTK, index_BTK=index_BTK,
-      vector_BTEW=x_BTW[:, :, None].astype(jnp.float32),
+    module,
+    name,
+    out_BTK,
+    index_BTK=index_BTK,
+    vector_BTEW=x_BTW[:, :, None].astype(jnp.float32),
   )
 
 
@@ -138,7 +147,7 @@ def _up_to_date(tables, name, index_BTK):
     return table_IW, index_BTK
   block_BTK, row_BTK = jnp.divmod(index_BTK, table_IW.shape[0])
   table_IW, place_BTK = catch_up.rows_read(
-      behind.table, row_BTK, behind.step, behind.past
+    behind.table, row_BTK, behind.step, behind.past
   )
   return table_IW, place_BTK + block_BTK * table_IW.shape[0]
 

@@ -89,9 +89,7 @@ class UltraMem(nn.Module):
   NORM_EXPONENT = 0.33
 
   @nn.compact
-  def __call__(
-      self, x_BTD, segment_BT=None, decode: bool = False, tables=None
-  ):
+  def __call__(self, x_BTD, segment_BT=None, decode: bool = False, tables=None):
     """Reads the memory.
 
     Args:
@@ -110,32 +108,33 @@ class UltraMem(nn.Module):
       ValueError: x is not [B, T, D], or is empty; or segments are not [B, T].
     """
     c = self.config
-    require(c.kind == self.KIND, "model.memory.kind", c.kind,
-            f"must be {self.KIND!r} for a layer {type(self).__name__}")
+    require(
+      c.kind == self.KIND,
+      "model.memory.kind",
+      c.kind,
+      f"must be {self.KIND!r} for a layer {type(self).__name__}",
+    )
     c.require_width(self.embed_dim)
-    if (
-        x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim or not x_BTD.size
-    ):
+    if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim or not x_BTD.size:
       raise ValueError(
-          f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}] with "
-          "B and T at least 1"
+        f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}] with "
+        "B and T at least 1"
       )
     if segment_BT is None:
       segment_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
     if segment_BT.shape != x_BTD.shape[:2]:
       raise ValueError(
-          f"segment_BT has shape {segment_BT.shape}: must be [B, T] as x, "
-          f"{x_BTD.shape[:2]}"
+        f"segment_BT has shape {segment_BT.shape}: must be [B, T] as x, "
+        f"{x_BTD.shape[:2]}"
       )
     x_BTD = x_BTD.astype(self.dtype)
     core_CARR, filter_PAR = self._core()
     keys, fold = self._prepared_keys(filter_PAR)
-    query_BTPGRK = self._query(
-        x_BTD, segment_BT, decode, core_CARR, filter_PAR
-    )
+    query_BTPGRK = self._query(x_BTD, segment_BT, decode, core_CARR, filter_PAR)
     found = layout.over_tokens(
-        self._find, fold(query_BTPGRK).astype(self.dtype),
-        (keys, core_CARR, filter_PAR),
+      self._find,
+      fold(query_BTPGRK).astype(self.dtype),
+      (keys, core_CARR, filter_PAR),
     )
     slot_BTAM = self._shuffle(found.row_BTAM, found.column_BTAM)
     score_BTAMC = found.score_BTAMC
@@ -157,11 +156,11 @@ class UltraMem(nn.Module):
     c = self.config
     fan_in = {"paper": self.embed_dim, "official": c.key_dim}[c.init]
     return {
-        "keys": nn.initializers.normal(c.key_dim**-0.5),
-        "query": nn.initializers.normal(fan_in**-0.5),
-        "value_projection": nn.initializers.normal(
-            (c.projections * c.value_dim) ** -0.5
-        ),
+      "keys": nn.initializers.normal(c.key_dim**-0.5),
+      "query": nn.initializers.normal(fan_in**-0.5),
+      "value_projection": nn.initializers.normal(
+        (c.projections * c.value_dim) ** -0.5
+      ),
     }
 
   def _prepared_keys(self, filter_PAR):
@@ -174,10 +173,14 @@ class UltraMem(nn.Module):
       return Keys(keys_PARNK, None, merged_PANK), as_is
     raw_PARNK, norm = self._keys()
     prepares = (
-        self.is_mutable_collection("serving") and not self.is_initializing()
+      self.is_mutable_collection("serving") and not self.is_initializing()
     )
-    if (norm is not None and not norm.bias and not prepares
-        and self.dtype == jnp.float32):
+    if (
+      norm is not None
+      and not norm.bias
+      and not prepares
+      and self.dtype == jnp.float32
+    ):
       # Normalized keys would be as large an array once more, and in the
       # backward several. In bfloat16 both forms are rounded, and a trained
       # model would choose other rows when served.
@@ -188,8 +191,11 @@ class UltraMem(nn.Module):
     if prepares:
       self.put_variable("serving", "keys", keys_PARNK)
       # In bfloat16 a merged key would be rounded, and choose other rows.
-      if (self.config.rank > 1 and not self.config.query_per_rank
-          and keys_PARNK.dtype == jnp.float32):
+      if (
+        self.config.rank > 1
+        and not self.config.query_per_rank
+        and keys_PARNK.dtype == jnp.float32
+      ):
         merged_PANK = retrieval.merge_keys(keys_PARNK, filter_PAR)
         self.put_variable("serving", "merged_keys", merged_PANK)
     return Keys(keys_PARNK, None, None), as_is
@@ -198,16 +204,21 @@ class UltraMem(nn.Module):
     """Keys [P, A, R, N, K] in float32, and their `KeyNorm` or None."""
     c = self.config
     keys_PARNK = self._param(
-        "keys", self._initializers()["keys"],
-        ("side", "memory_heads", "rank", "keys", "key"),
-        (2, c.num_heads, c.rank, c.grid_side, c.key_dim),
+      "keys",
+      self._initializers()["keys"],
+      ("side", "memory_heads", "rank", "keys", "key"),
+      (2, c.num_heads, c.rank, c.grid_side, c.key_dim),
     )
     if c.query_key_norm == "none":
       return keys_PARNK, None
     exponent = 0.5 if c.init == "paper" else self.NORM_EXPONENT
     return keys_PARNK, KeyNorm(
-        c.query_key_norm, c.norm_eps, c.norm_bias, c.key_dim,
-        nn.initializers.constant(c.key_dim**-exponent), name="key_norm",
+      c.query_key_norm,
+      c.norm_eps,
+      c.norm_bias,
+      c.key_dim,
+      nn.initializers.constant(c.key_dim**-exponent),
+      name="key_norm",
     )
 
   def _core(self):
@@ -216,15 +227,16 @@ class UltraMem(nn.Module):
     if c.score == "sum":
       return None, None
     core_CARR = self._param(
-        "core", nn.initializers.uniform(1.0),
-        ("cores", "memory_heads", "rank", "rank"),
-        (c.num_cores, c.num_heads, c.rank, c.rank),
+      "core",
+      nn.initializers.uniform(1.0),
+      ("cores", "memory_heads", "rank", "rank"),
+      (c.num_cores, c.num_heads, c.rank, c.rank),
     )
     u_AR, t_AR = (
-        self.variable(
-            "buffers", name, lambda i=i: tucker.filter_vectors(core_CARR)[i]
-        ).value
-        for i, name in enumerate(("u", "t"))
+      self.variable(
+        "buffers", name, lambda i=i: tucker.filter_vectors(core_CARR)[i]
+      ).value
+      for i, name in enumerate(("u", "t"))
     )
     return core_CARR, jnp.stack([u_AR, t_AR])
 
@@ -233,30 +245,44 @@ class UltraMem(nn.Module):
     c = self.config
     if c.query_conv:
       x_BTD = CausalConv(c.query_conv, name="query_conv")(
-          x_BTD, segment_BT, decode
+        x_BTD, segment_BT, decode
       )
     ranks = c.rank if c.query_per_rank else 1
     axes = "side", "memory_heads", "rank", "key"
     outputs = 2, c.num_queries, ranks, c.key_dim
-    query_BTPGRK = contract(self, "query", x_BTD, lambda: self._param(
-        "query", self._initializers()["query"], ("embed", *axes),
+    query_BTPGRK = contract(
+      self,
+      "query",
+      x_BTD,
+      lambda: self._param(
+        "query",
+        self._initializers()["query"],
+        ("embed", *axes),
         (self.embed_dim, *outputs),
-    ))
+      ),
+    )
     if c.query_bias:
       query_BTPGRK += self._param(
-          "query_bias", nn.initializers.zeros, axes, outputs
+        "query_bias", nn.initializers.zeros, axes, outputs
       ).astype(self.dtype)[None, None]
     weight = c.key_dim**-self.NORM_EXPONENT
     if c.init == "paper" and self.is_initializing():
       weight = calibrated_query_weight(
-          c, self.make_rng("params"),
-          nn.unbox(self.get_variable("params", "keys")), core_CARR, filter_PAR,
+        c,
+        self.make_rng("params"),
+        nn.unbox(self.get_variable("params", "keys")),
+        core_CARR,
+        filter_PAR,
       )
     query_BTPGRK = query_BTPGRK.astype(jnp.float32)
     if c.query_key_norm != "none":
       query_BTPGRK = make_norm(
-          c.query_key_norm, c.norm_eps, c.norm_bias, "query_norm", "key",
-          nn.initializers.constant(weight),
+        c.query_key_norm,
+        c.norm_eps,
+        c.norm_bias,
+        "query_norm",
+        "key",
+        nn.initializers.constant(weight),
       )(query_BTPGRK)
     return queries_read(c, query_BTPGRK)
 
@@ -266,11 +292,15 @@ class UltraMem(nn.Module):
     tokens = query_BTPGRK.shape[0] * query_BTPGRK.shape[1]
     if merged_PANK is None or tokens > MERGED_TOKENS:
       return retrieval.retrieve(
-          query_BTPGRK, keys_PARNK, self.config.top_m, core_CARR, filter_PAR,
-          scale_PARN,
+        query_BTPGRK,
+        keys_PARNK,
+        self.config.top_m,
+        core_CARR,
+        filter_PAR,
+        scale_PARN,
       )
     return retrieval.retrieve_merged(
-        query_BTPGRK, keys_PARNK, merged_PANK, self.config.top_m, core_CARR
+      query_BTPGRK, keys_PARNK, merged_PANK, self.config.top_m, core_CARR
     )
 
   def _shuffle(self, row_BTAM, column_BTAM):
@@ -278,16 +308,15 @@ class UltraMem(nn.Module):
     c = self.config
     if c.shuffle == "hash":
       return shuffle.hash_shuffle(
-          row_BTAM, column_BTAM, c.grid_side, self.layer_index
+        row_BTAM, column_BTAM, c.grid_side, self.layer_index
       )
     cell_BTAM = row_BTAM * c.grid_side + column_BTAM
     if c.shuffle == "none":
       return cell_BTAM
     permutation = self.variable(
-        "buffers", "permutation",
-        lambda: shuffle.random_permutation(
-            self.make_rng("params"), c.grid_side
-        ),
+      "buffers",
+      "permutation",
+      lambda: shuffle.random_permutation(self.make_rng("params"), c.grid_side),
     ).value
     return permutation[cell_BTAM]
 
@@ -303,8 +332,12 @@ class UltraMem(nn.Module):
     if c.projections == 1:
       index_BTK %= c.num_rows
     pooled_BTEW = tables_lib.pool_rows(
-        self, tables, "values", index_BTK,
-        score_BTAMC.reshape(*index_BTK.shape, -1), c.projections,
+      self,
+      tables,
+      "values",
+      index_BTK,
+      score_BTAMC.reshape(*index_BTK.shape, -1),
+      c.projections,
     )
     return self._project(pooled_BTEW.astype(self.dtype))
 
@@ -313,21 +346,28 @@ class UltraMem(nn.Module):
     c = self.config
     if not c.value_projection:
       return pooled_BTEW.squeeze(-2)
-    y_BTD = contract(self, "value_projection", pooled_BTEW, lambda: self._param(
-        "value_projection", self._initializers()["value_projection"],
+    y_BTD = contract(
+      self,
+      "value_projection",
+      pooled_BTEW,
+      lambda: self._param(
+        "value_projection",
+        self._initializers()["value_projection"],
         ("expansion", "value", "embed"),
         (c.projections, c.value_dim, self.embed_dim),
-    ), num_axes=2)
+      ),
+      num_axes=2,
+    )
     if c.projection_bias:
       y_BTD += self._param(
-          "value_projection_bias", nn.initializers.zeros, ("embed",),
-          (self.embed_dim,),
+        "value_projection_bias",
+        nn.initializers.zeros,
+        ("embed",),
+        (self.embed_dim,),
       ).astype(self.dtype)[None, None]
     return y_BTD
 
-  def _sow(
-      self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT
-  ):
+  def _sow(self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT):
     c = self.config
     index_BTAM = found.row_BTAM * c.grid_side + found.column_BTAM
     self.sow("intermediates", "index_BTAM", index_BTAM)
@@ -343,12 +383,13 @@ class UltraMem(nn.Module):
     if core_CARR is None or c.rank == 1:
       return
     self.sow(
-        "losses", "auxiliary",
-        tucker.auxiliary_loss(core_CARR, c.aux_loss_weight, c.aux_loss_margin),
+      "losses",
+      "auxiliary",
+      tucker.auxiliary_loss(core_CARR, c.aux_loss_weight, c.aux_loss_margin),
     )
     lambda_AR = tucker.singular_values(core_CARR)
     self.sow(
-        "stats", "core_lambda_ratio", (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
+      "stats", "core_lambda_ratio", (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
     )
 
 
@@ -371,7 +412,8 @@ def refresh_buffers(params, buffers):
     u_AR, t_AR = tucker.refresh_filter(core_CARR, buffers["u"], buffers["t"])
     return {**buffers, "u": u_AR, "t": t_AR}
   return {
-      name: refresh_buffers(params[name], child)
-      if isinstance(child, dict) else child
-      for name, child in buffers.items()
+    name: refresh_buffers(params[name], child)
+    if isinstance(child, dict)
+    else child
+    for name, child in buffers.items()
   }

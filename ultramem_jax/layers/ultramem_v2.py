@@ -42,17 +42,22 @@ class UltraMemV2(UltraMem):
     score_BTKC = score_BTAMC.reshape(*index_BTK.shape, -1)
     if c.pre_value_dim:
       kernel_DU = self._param(
-          "pre_projection", nn.initializers.normal(self.embed_dim**-0.5),
-          ("embed", "value"), (self.embed_dim, c.pre_value_dim),
+        "pre_projection",
+        nn.initializers.normal(self.embed_dim**-0.5),
+        ("embed", "value"),
+        (self.embed_dim, c.pre_value_dim),
       )
       pre_BTK = tables_lib.dot_rows(
-          self, tables, "pre_values", row_BTK,
-          x_BTD @ kernel_DU.astype(self.dtype),
+        self,
+        tables,
+        "pre_values",
+        row_BTK,
+        x_BTD @ kernel_DU.astype(self.dtype),
       )
       if c.pre_activation == "gelu":
         pre_BTK = nn.gelu(pre_BTK, approximate=False)
       score_BTKC *= pre_BTK[..., None]
     pooled_BTEW = tables_lib.pool_rows(
-        self, tables, "values", index_BTK, score_BTKC, c.projections
+      self, tables, "values", index_BTK, score_BTKC, c.projections
     )
     return self._project(pooled_BTEW.astype(self.dtype))

@@ -25,14 +25,14 @@ def with_budget(function, *args):
     args: pytrees of arrays.
   """
   return jax.lax.platform_dependent(
-      *args,
-      cpu=functools.partial(function, CPU_BLOCK_BYTES),
-      default=functools.partial(function, ACCELERATOR_BLOCK_BYTES),
+    *args,
+    cpu=functools.partial(function, CPU_BLOCK_BYTES),
+    default=functools.partial(function, ACCELERATOR_BLOCK_BYTES),
   )
 
 
 def block_length(
-    budget: int, batch: int, length: int, bytes_per_token: int
+  budget: int, batch: int, length: int, bytes_per_token: int
 ) -> int:
   """Positions per block for [batch, length, ...] inputs; at least 1."""
   block = budget // max(1, batch * bytes_per_token)

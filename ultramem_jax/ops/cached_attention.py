@@ -29,11 +29,11 @@ def attend(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
   """
   arrays = (query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start)
   return jax.lax.platform_dependent(
-      *arrays,
-      cpu=functools.partial(_attend_in_groups, CPU_BLOCK, CPU_BYTES),
-      default=functools.partial(
-          _attend_in_groups, ACCELERATOR_BLOCK, ACCELERATOR_BYTES
-      ),
+    *arrays,
+    cpu=functools.partial(_attend_in_groups, CPU_BLOCK, CPU_BYTES),
+    default=functools.partial(
+      _attend_in_groups, ACCELERATOR_BLOCK, ACCELERATOR_BYTES
+    ),
   )
 
 
@@ -44,8 +44,9 @@ def _attend_in_groups(block, budget, query_BTQH, *arrays):
   block = min(block, size)
   row_bytes = heads * block * width * cache[0].dtype.itemsize
   group = max(
-      rows for rows in range(1, batch + 1)
-      if batch % rows == 0 and rows * row_bytes <= max(budget, row_bytes)
+    rows
+    for rows in range(1, batch + 1)
+    if batch % rows == 0 and rows * row_bytes <= max(budget, row_bytes)
   )
   if block == size and query_BTQH.shape[1] == 1:
     group = batch  # A CPU reads a whole cache where it lies, and copies parts.
@@ -56,23 +57,30 @@ def _attend_in_groups(block, budget, query_BTQH, *arrays):
   def add_rows(index, y_BTQH):
     rows_BTQH = attend_rows(index * group, query_BTQH, *cache, start)
     return jax.lax.dynamic_update_slice_in_dim(
-        y_BTQH, rows_BTQH, index * group, 0
+      y_BTQH, rows_BTQH, index * group, 0
     )
 
   return jax.lax.fori_loop(
-      0, batch // group, add_rows, jnp.zeros_like(query_BTQH)
+    0, batch // group, add_rows, jnp.zeros_like(query_BTQH)
   )
 
 
 def _attend_in_blocks(
-    block, group, row, query_BTQH, key_BQSH, value_BQSH, segment_BT,
-    segment_BS, start,
+  block,
+  group,
+  row,
+  query_BTQH,
+  key_BQSH,
+  value_BQSH,
+  segment_BT,
+  segment_BS,
+  start,
 ):
   """Attends for `group` rows of the batch from `row` on."""
   size = segment_BS.shape[1]
   query_BTQH, segment_BT, segment_BS = (
-      jax.lax.dynamic_slice_in_dim(x, row, group)
-      for x in (query_BTQH, segment_BT, segment_BS)
+    jax.lax.dynamic_slice_in_dim(x, row, group)
+    for x in (query_BTQH, segment_BT, segment_BS)
   )
   _, length, heads, width = query_BTQH.shape
   slot_T = start + jnp.arange(length)
@@ -86,39 +94,43 @@ def _attend_in_blocks(
 
     def take(x_BQSH):
       return jax.lax.dynamic_slice(
-          x_BQSH, (row, 0, first, 0), (group, heads, block, width)
+        x_BQSH, (row, 0, first, 0), (group, heads, block, width)
       )
 
     segment_B1S = jax.lax.dynamic_slice_in_dim(
-        segment_BS, first, block, axis=1
+      segment_BS, first, block, axis=1
     )[:, None]
     seen_BTS = (
-        (segment_BT[:, :, None] == segment_B1S)
-        & (slot_S[None, None] <= slot_T[None, :, None])
-        & (slot_S[None, None] >= index * block)
+      (segment_BT[:, :, None] == segment_B1S)
+      & (slot_S[None, None] <= slot_T[None, :, None])
+      & (slot_S[None, None] >= index * block)
     )
     score_BQTS = width**-0.5 * jnp.einsum(
-        "BTQH,BQSH->BQTS", query_BTQH, take(key_BQSH),
-        preferred_element_type=jnp.float32,
+      "BTQH,BQSH->BQTS",
+      query_BTQH,
+      take(key_BQSH),
+      preferred_element_type=jnp.float32,
     )
     score_BQTS = jnp.where(seen_BTS[:, None], score_BQTS, MASKED)
     new_maximum_BQT = jnp.maximum(maximum_BQT, score_BQTS.max(-1))
     shrink_BQT = jnp.exp(maximum_BQT - new_maximum_BQT)
     weight_BQTS = jnp.exp(score_BQTS - new_maximum_BQT[..., None])
     added_BQTH = jnp.einsum(
-        "BQTS,BQSH->BQTH", weight_BQTS.astype(value_BQSH.dtype),
-        take(value_BQSH), preferred_element_type=jnp.float32,
+      "BQTS,BQSH->BQTH",
+      weight_BQTS.astype(value_BQSH.dtype),
+      take(value_BQSH),
+      preferred_element_type=jnp.float32,
     )
     return (
-        new_maximum_BQT,
-        shrink_BQT * total_BQT + weight_BQTS.sum(-1),
-        shrink_BQT[..., None] * y_BQTH + added_BQTH,
+      new_maximum_BQT,
+      shrink_BQT * total_BQT + weight_BQTS.sum(-1),
+      shrink_BQT[..., None] * y_BQTH + added_BQTH,
     )
 
   sums = (
-      jnp.full((group, heads, length), MASKED, jnp.float32),
-      jnp.zeros((group, heads, length), jnp.float32),
-      jnp.zeros((group, heads, length, width), jnp.float32),
+    jnp.full((group, heads, length), MASKED, jnp.float32),
+    jnp.zeros((group, heads, length), jnp.float32),
+    jnp.zeros((group, heads, length, width), jnp.float32),
   )
   if block == size:
     sums = add_block(0, sums)

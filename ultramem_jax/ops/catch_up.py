@@ -66,11 +66,13 @@ def make_past(beta1, beta2, eps, weight_decay, rate_S) -> Past:
 
   keep_S = 1 - rate_S * weight_decay
   return Past(
-      beta1, beta2, eps,
-      with_none(0, rate_S / (1 - beta1**step_S)),
-      with_none(1, jax.lax.rsqrt(1 - beta2**step_S)),
-      with_none(1, keep_S),
-      with_none(0, jnp.cumsum(jnp.log(keep_S))),
+    beta1,
+    beta2,
+    eps,
+    with_none(0, rate_S / (1 - beta1**step_S)),
+    with_none(1, jax.lax.rsqrt(1 - beta2**step_S)),
+    with_none(1, keep_S),
+    with_none(0, jnp.cumsum(jnp.log(keep_S))),
   )
 
 
@@ -93,11 +95,10 @@ def catch_up(rows: Any, step, past: Past) -> Any:
     for k in range(MOVES):
       count = n * MOVES + k + 1
       at_P = jnp.where(count <= missed_P, start_P + count, 0)
-      push_P = past.push_S[at_P] * past.beta1**jnp.float32(count)
-      spread_P = past.spread_S[at_P] * past.beta2**(jnp.float32(count) / 2)
+      push_P = past.push_S[at_P] * past.beta1 ** jnp.float32(count)
+      spread_P = past.spread_S[at_P] * past.beta2 ** (jnp.float32(count) / 2)
       values_PW = past.keep_S[at_P][:, None] * values_PW - (
-          push_P[:, None] * rows.mean_IW
-          / (spread_P[:, None] * root + past.eps)
+        push_P[:, None] * rows.mean_IW / (spread_P[:, None] * root + past.eps)
       )
     return values_PW
 
@@ -107,15 +108,14 @@ def catch_up(rows: Any, step, past: Past) -> Any:
   moved_P = start_P + jnp.minimum(missed_P, MOVES * passes)
   kept_P = jnp.exp(past.kept_S[step] - past.kept_S[moved_P])
   faded1_P, faded2_P = (
-      beta**missed_P.astype(jnp.float32) for beta in (past.beta1, past.beta2)
+    beta ** missed_P.astype(jnp.float32) for beta in (past.beta1, past.beta2)
   )
   return rows._replace(
-      values_IW=kept_P[:, None] * values_PW,
-      mean_IW=faded1_P[:, None] * rows.mean_IW,
-      variance=rows.variance * (
-          faded2_P[:, None] if rows.variance.ndim == 2 else faded2_P
-      ),
-      step_I=jnp.full_like(start_P, step),
+    values_IW=kept_P[:, None] * values_PW,
+    mean_IW=faded1_P[:, None] * rows.mean_IW,
+    variance=rows.variance
+    * (faded2_P[:, None] if rows.variance.ndim == 2 else faded2_P),
+    step_I=jnp.full_like(start_P, step),
   )
 
 
@@ -166,12 +166,14 @@ def all_rows(table: Any, step, past: Past) -> Any:
     # The last one overlaps the one before; what has caught up stays.
     start = jnp.minimum(n * length, num_rows - length)
     rows_P = jax.tree.map(
-        lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), table
+      lambda x: jax.lax.dynamic_slice_in_dim(x, start, length), table
     )
     return jax.tree.map(
-        lambda x, rows: jax.lax.dynamic_update_slice_in_dim(
-            x, rows, start, axis=0
-        ), table, catch_up(rows_P, step, past),
+      lambda x, rows: jax.lax.dynamic_update_slice_in_dim(
+        x, rows, start, axis=0
+      ),
+      table,
+      catch_up(rows_P, step, past),
     )
 
   return jax.lax.fori_loop(0, math.ceil(num_rows / length), block, table)

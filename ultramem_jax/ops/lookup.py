@@ -24,7 +24,7 @@ ROWS_PER_PASS = 21
 
 
 def pool_rows(
-    table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
+  table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
 ):
   """Weighted sums of table rows, one for each block of implicit expansion.
 
@@ -83,12 +83,15 @@ def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
 def _pool(num_blocks, kernel, table_IW, row_BTK, block_BTK, score_BTKC):
   """[B, T, E, W]: the sum of each block's rows times their scores."""
   return jax.lax.platform_dependent(
-      table_IW, row_BTK, block_BTK, score_BTKC,
-      cpu=functools.partial(_pool_in_turn, num_blocks),
-      default=functools.partial(_pool_at_once, num_blocks),
-      **_kernel_branches(
-          kernel, "pool", num_blocks, table_IW, score_BTKC.shape[-1]
-      ),
+    table_IW,
+    row_BTK,
+    block_BTK,
+    score_BTKC,
+    cpu=functools.partial(_pool_in_turn, num_blocks),
+    default=functools.partial(_pool_at_once, num_blocks),
+    **_kernel_branches(
+      kernel, "pool", num_blocks, table_IW, score_BTKC.shape[-1]
+    ),
   )
 
 
@@ -105,15 +108,19 @@ def _dot(num_cores, kernel, table_IW, row_BTK, block_BTK, x_BTEW):
       product_BTKCU = _split(product_BTKW, num_cores)
       ones_U = jnp.ones(product_BTKCU.shape[-1:], jnp.float32)
       return None, jnp.einsum(
-          "BTKCU,U->BTKC", product_BTKCU, ones_U, precision=precision.EXACT
+        "BTKCU,U->BTKC", product_BTKCU, ones_U, precision=precision.EXACT
       )
 
     block = _block_length(budget, table_IW, inputs[0])
     return blocks.scan_blocks(dot_block, None, inputs, block)[1]
 
   return _by_platform(
-      dot, table_IW, row_BTK, block_BTK, x_BTEW,
-      **_kernel_branches(kernel, "dot", num_cores, table_IW, num_cores),
+    dot,
+    table_IW,
+    row_BTK,
+    block_BTK,
+    x_BTEW,
+    **_kernel_branches(kernel, "dot", num_cores, table_IW, num_cores),
   )
 
 
@@ -131,15 +138,17 @@ def _kernel_branches(kernel, op, count, table_IW, num_cores):
 
   kernels = {"cuda": gpu, "tpu": tpu}
   branches = {
-      platform: functools.partial(getattr(module, op), count)
-      for platform, module in kernels.items()
-      if module.takes(table_IW, num_cores)
+    platform: functools.partial(getattr(module, op), count)
+    for platform, module in kernels.items()
+    if module.takes(table_IW, num_cores)
   }
   here = {"gpu": "cuda", "tpu": "tpu"}.get(jax.default_backend())
   require(
-      here in branches if here else branches, "model.memory.kernel", kernel,
-      f"takes tables, {gpu.TABLES}, {tpu.TABLES}; not one of "
-      f"{table_IW.dtype} and {table_IW.shape[1]} columns for {num_cores} cores",
+    here in branches if here else branches,
+    "model.memory.kernel",
+    kernel,
+    f"takes tables, {gpu.TABLES}, {tpu.TABLES}; not one of "
+    f"{table_IW.dtype} and {table_IW.shape[1]} columns for {num_cores} cores",
   )
   return branches
 
@@ -153,8 +162,10 @@ def _pool_backward(num_blocks, kernel, residuals, gradient_BTEW):
   table_IW, row_BTK, block_BTK, score_BTKC = residuals
   num_cores = score_BTKC.shape[-1]
   return (
-      _table_gradient(*residuals, gradient_BTEW), None, None,
-      _dot(num_cores, kernel, table_IW, row_BTK, block_BTK, gradient_BTEW),
+    _table_gradient(*residuals, gradient_BTEW),
+    None,
+    None,
+    _dot(num_cores, kernel, table_IW, row_BTK, block_BTK, gradient_BTEW),
   )
 
 
@@ -167,9 +178,10 @@ def _dot_backward(num_cores, kernel, residuals, gradient_BTKC):
   table_IW, row_BTK, block_BTK, x_BTEW = residuals
   num_blocks = x_BTEW.shape[2]
   return (
-      _table_gradient(table_IW, row_BTK, block_BTK, gradient_BTKC, x_BTEW),
-      None, None,
-      _pool(num_blocks, kernel, table_IW, row_BTK, block_BTK, gradient_BTKC),
+    _table_gradient(table_IW, row_BTK, block_BTK, gradient_BTKC, x_BTEW),
+    None,
+    None,
+    _pool(num_blocks, kernel, table_IW, row_BTK, block_BTK, gradient_BTKC),
   )
 
 
@@ -188,7 +200,7 @@ def _table_gradient(table_IW, *inputs):
       x_BTKCU = _split(of_block(block_BTK, x_BTEW), score_BTKC.shape[-1])
       update_BTKW = _join(score_BTKC[..., None] * x_BTKCU)
       return table_gradient_IW.at[row_BTK].add(
-          update_BTKW.astype(table_IW.dtype), mode="promise_in_bounds"
+        update_BTKW.astype(table_IW.dtype), mode="promise_in_bounds"
       ), None
 
     block = _block_length(budget, table_IW, inputs[0])
@@ -224,17 +236,18 @@ def _pool_in_turn(num_blocks, table_IW, *inputs):
     batch, length, num_rows, num_cores = inputs[-1].shape
     passes = math.ceil(num_rows / ROWS_PER_PASS)
     zeros_BTECU = jnp.zeros(
-        (batch, length, num_blocks, num_cores, table_IW.shape[1] // num_cores)
+      (batch, length, num_blocks, num_cores, table_IW.shape[1] // num_cores)
     )
     reads = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
     pooled_BTECU, _ = jax.lax.scan(
-        add_rows, zeros_BTECU, reads, unroll=math.ceil(num_rows / passes)
+      add_rows, zeros_BTECU, reads, unroll=math.ceil(num_rows / passes)
     )
     return None, _join(pooled_BTECU)
 
   block = blocks.block_length(
-      blocks.CPU_BLOCK_BYTES, *inputs[0].shape[:2],
-      4 * num_blocks * table_IW.shape[1],
+    blocks.CPU_BLOCK_BYTES,
+    *inputs[0].shape[:2],
+    4 * num_blocks * table_IW.shape[1],
   )
   return blocks.scan_blocks(pool_block, None, inputs, block)[1]
 
@@ -246,11 +259,10 @@ def _pool_at_once(num_blocks, table_IW, *inputs):
     row_BTK, block_BTK, score_BTKC = inputs
     rows_BTKCU = _split(_gather(table_IW, row_BTK), score_BTKC.shape[-1])
     weight_BTKEC = (
-        _one_hot(block_BTK, num_blocks)[..., None] * score_BTKC[..., None, :]
+      _one_hot(block_BTK, num_blocks)[..., None] * score_BTKC[..., None, :]
     )
     pooled_BTECU = jnp.einsum(
-        "BTKEC,BTKCU->BTECU", weight_BTKEC, rows_BTKCU,
-        precision=precision.EXACT,
+      "BTKEC,BTKCU->BTECU", weight_BTKEC, rows_BTKCU, precision=precision.EXACT
     )
     return None, _join(pooled_BTECU)
 
@@ -265,32 +277,32 @@ def _by_platform(function, *args, **branches):
   [B, T, K] and x [B, T, E, W]: by a gather on a CPU, by a product elsewhere.
   """
   return jax.lax.platform_dependent(
-      *args,
-      cpu=functools.partial(function, _take_block, blocks.CPU_BLOCK_BYTES),
-      default=functools.partial(
-          function, _multiply_block, blocks.ACCELERATOR_BLOCK_BYTES
-      ),
-      **branches,
+    *args,
+    cpu=functools.partial(function, _take_block, blocks.CPU_BLOCK_BYTES),
+    default=functools.partial(
+      function, _multiply_block, blocks.ACCELERATOR_BLOCK_BYTES
+    ),
+    **branches,
   )
 
 
 def _take_block(block_BTK, x_BTEW):
   return jnp.take_along_axis(
-      x_BTEW, block_BTK[..., None], axis=2, mode="promise_in_bounds"
+    x_BTEW, block_BTK[..., None], axis=2, mode="promise_in_bounds"
   )
 
 
 def _multiply_block(block_BTK, x_BTEW):
   one_hot_BTKE = _one_hot(block_BTK, x_BTEW.shape[2])
   return jnp.einsum(
-      "BTKE,BTEW->BTKW", one_hot_BTKE, x_BTEW, precision=precision.EXACT
+    "BTKE,BTEW->BTKW", one_hot_BTKE, x_BTEW, precision=precision.EXACT
   )
 
 
 def _block_length(budget, table_IW, row_BTK):
   batch, length, rows = row_BTK.shape
   return blocks.block_length(
-      budget, batch, length, 4 * rows * table_IW.shape[1]
+    budget, batch, length, 4 * rows * table_IW.shape[1]
   )
 
 
@@ -321,9 +333,10 @@ def pool_rows_reference(table_IW, index_BTK, score_BTKC, num_blocks: int = 1):
   weight_BTKW = jnp.repeat(score_BTKC, width // num_cores, axis=-1)
   weighted_BTKW = weight_BTKW * table_IW[index_BTK % num_rows]
   pooled = [
-      jnp.where((index_BTK // num_rows == block)[..., None], weighted_BTKW, 0)
-      .sum(-2)
-      for block in range(num_blocks)
+    jnp.where(
+      (index_BTK // num_rows == block)[..., None], weighted_BTKW, 0
+    ).sum(-2)
+    for block in range(num_blocks)
   ]
   return jnp.stack(pooled, axis=-2)
 

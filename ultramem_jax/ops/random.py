@@ -56,14 +56,14 @@ def normal(key, shape: tuple[int, int]):
     [I, W] float32.
   """
   row_IW, column_IW = (
-      jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1)
+    jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1)
   )
   bits_IW = _threefry(
-      jax.random.key_data(key), *counters(row_IW, column_IW, shape[1])
+    jax.random.key_data(key), *counters(row_IW, column_IW, shape[1])
   )
   # The highest 23 bits as the fraction of a float in [1, 2); then to (-1, 1).
   float_IW = jax.lax.bitcast_convert_type(
-      (bits_IW >> 9) | jnp.uint32(0x3F800000), jnp.float32
+    (bits_IW >> 9) | jnp.uint32(0x3F800000), jnp.float32
   )
   least = np.nextafter(np.float32(-1), np.float32(0))
   uniform_IW = jnp.maximum(least, (float_IW - 1) * (1 - least) + least)

@@ -35,8 +35,12 @@ class Retrieved(NamedTuple):
 
 
 def filter_keys(
-    query_BTPGRK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m: int,
-    in_turn: bool = False,
+  query_BTPGRK,
+  keys_PGJRNK,
+  scale_PGJRN,
+  filter_PGJR,
+  m: int,
+  in_turn: bool = False,
 ):
   """Keeps the m keys of each side that score highest under the filter.
 
@@ -54,17 +58,18 @@ def filter_keys(
   batch, length = query_BTPGRK.shape[:2]
   pairs, rank = keys_PGJRNK.shape[:3], keys_PGJRNK.shape[3]
   query_PGJRBTK = jnp.broadcast_to(
-      jnp.moveaxis(query_BTPGRK, (0, 1), (-3, -2))[:, :, None],
-      (*pairs, rank, batch, length, query_BTPGRK.shape[-1]),
+    jnp.moveaxis(query_BTPGRK, (0, 1), (-3, -2))[:, :, None],
+    (*pairs, rank, batch, length, query_BTPGRK.shape[-1]),
   )
   by_pair = query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR
   if not in_turn:
     found = _filter(*by_pair, m)
   else:
     found = jax.lax.map(
-        lambda pair: _filter(
-            *jax.tree.map(lambda x: x[None, None, None], pair), m
-        ), jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), by_pair),
+      lambda pair: _filter(
+        *jax.tree.map(lambda x: x[None, None, None], pair), m
+      ),
+      jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), by_pair),
     )
     found = jax.tree.map(lambda x: x.reshape(*pairs, *x.shape[4:]), found)
   index_PGJBTM, chosen_PGJBTRM = found
@@ -78,21 +83,25 @@ def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m):
   # One axis (Z) of matrices, and one of positions (L): of several, XLA's CPU
   # compiler would transpose all keys.
   scores_PGJRBTN = few_rows.dot_transposed(
-      query_PGJRBTK.reshape(-1, batch * length, width),
-      keys_PGJRNK.reshape(-1, num_keys, width), jnp.float32,
+    query_PGJRBTK.reshape(-1, batch * length, width),
+    keys_PGJRNK.reshape(-1, num_keys, width),
+    jnp.float32,
   ).reshape(*pairs, rank, batch, length, num_keys)
   weight_PGJRN = filter_PGJR[..., None]
   if scale_PGJRN is not None:
     weight_PGJRN *= scale_PGJRN
-  index_PGJBTM = top_m(sum(
+  index_PGJBTM = top_m(
+    sum(
       weight_PGJRN[:, :, :, r, None, None] * scores_PGJRBTN[:, :, :, r]
       for r in range(rank)
-  ), m)
+    ),
+    m,
+  )
   index_PGJ1BTM = index_PGJBTM[:, :, :, None]
   chosen_PGJRBTM = jnp.take_along_axis(scores_PGJRBTN, index_PGJ1BTM, axis=-1)
   if scale_PGJRN is not None:
     chosen_PGJRBTM *= jnp.take_along_axis(
-        scale_PGJRN[:, :, :, :, None, None], index_PGJ1BTM, axis=-1
+      scale_PGJRN[:, :, :, :, None, None], index_PGJ1BTM, axis=-1
     )
   return index_PGJBTM, jnp.moveaxis(chosen_PGJRBTM, 3, -2)
 
@@ -129,21 +138,23 @@ def _refine(index_BTPAM, chosen_BTPARM, core_CARR, m):
     cell_BTAM = jnp.asarray(cells_L, jnp.int32)[top_m(grid_BTAL, m)]
   else:
     folded_BTARM = jnp.einsum(
-        "BTARm,ARr->BTArm", row_BTARM, core_CARR.sum(0),
-        precision=precision.EXACT,
+      "BTARm,ARr->BTArm", row_BTARM, core_CARR.sum(0), precision=precision.EXACT
     )
     grid_BTAMM = sum(
-        folded_BTARM[..., r, :, None] * column_BTARM[..., r, None, :]
-        for r in range(folded_BTARM.shape[-2])
+      folded_BTARM[..., r, :, None] * column_BTARM[..., r, None, :]
+      for r in range(folded_BTARM.shape[-2])
     )
     cell_BTAM = top_m(grid_BTAMM.reshape(*grid_BTAMM.shape[:3], -1), m)
   row_BTAM, column_BTAM = jnp.divmod(cell_BTAM, num_candidates)
-  index_BTPAM = jnp.stack([
+  index_BTPAM = jnp.stack(
+    [
       _take(index_BTPAM[:, :, 0], row_BTAM),
       _take(index_BTPAM[:, :, 1], column_BTAM),
-  ], axis=2)
+    ],
+    axis=2,
+  )
   side_BTPARM = jnp.stack(
-      [_take(row_BTARM, row_BTAM), _take(column_BTARM, column_BTAM)], axis=2
+    [_take(row_BTARM, row_BTAM), _take(column_BTARM, column_BTAM)], axis=2
   )
   return index_BTPAM, side_BTPARM
 
@@ -154,14 +165,21 @@ def _cell_scores(side_BTPARM, core_CARR):
   if core_CARR is None:
     return (row_BTARM + column_BTARM).swapaxes(-1, -2)
   return jnp.einsum(
-      "BTARM,CARr,BTArM->BTAMC", row_BTARM, core_CARR, column_BTARM,
-      precision=precision.EXACT,
+    "BTARM,CARr,BTArM->BTAMC",
+    row_BTARM,
+    core_CARR,
+    column_BTARM,
+    precision=precision.EXACT,
   )
 
 
 def retrieve(
-    query_BTPGRK, keys_PARNK, m: int, core_CARR=None, filter_PAR=None,
-    scale_PARN=None,
+  query_BTPGRK,
+  keys_PARNK,
+  m: int,
+  core_CARR=None,
+  filter_PAR=None,
+  scale_PARN=None,
 ):
   """Finds the m best cells of the N x N grid of key pairs, for each head.
 
@@ -190,14 +208,14 @@ def retrieve(
   if filter_PAR is None:
     filter_PAR = jnp.ones((sides, heads, rank), jnp.float32)
   query_BTPGRK = jnp.broadcast_to(
-      query_BTPGRK, (*query_BTPGRK.shape[:4], rank, width)
+    query_BTPGRK, (*query_BTPGRK.shape[:4], rank, width)
   )
   keys_PGJRNK = keys_PARNK.reshape(sides, groups, -1, rank, num_keys, width)
   filter_PGJR = jax.lax.stop_gradient(filter_PAR).reshape(keys_PGJRNK.shape[:4])
   if scale_PARN is not None:
     scale_PARN = scale_PARN.reshape(keys_PGJRNK.shape[:5])
   index_BTPAM, side_BTPARM = _retrieve(
-      m, query_BTPGRK, keys_PGJRNK, scale_PARN, core_CARR, filter_PGJR
+    m, query_BTPGRK, keys_PGJRNK, scale_PARN, core_CARR, filter_PGJR
   )
   row_BTAM, column_BTAM = jnp.unstack(index_BTPAM, axis=2)
   return Retrieved(row_BTAM, column_BTAM, _cell_scores(side_BTPARM, core_CARR))
@@ -205,24 +223,28 @@ def retrieve(
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _retrieve(
-    m, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
+  m, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
 ):
   """The best cells: their index [B, T, P, A, M], scores [B, T, P, A, R, M]."""
   return blocks.with_budget(
-      functools.partial(_retrieve_in_blocks, m),
-      query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR,
+    functools.partial(_retrieve_in_blocks, m),
+    query_BTPGRK,
+    keys_PGJRNK,
+    scale_PGJRN,
+    core_CARR,
+    filter_PGJR,
   )
 
 
 def _retrieve_in_blocks(
-    m, budget, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
+  m, budget, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
 ):
   sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
   heads = groups * sharing
   budget = min(max(budget, 4 * keys_PGJRNK.size), LARGEST_BLOCK * budget)
   tokens = query_BTPGRK.shape[:2]
   block_length = lambda pairs: blocks.block_length(
-      budget, *tokens, 4 * (pairs * rank * num_keys + heads * m * m)
+    budget, *tokens, 4 * (pairs * rank * num_keys + heads * m * m)
   )
   block = block_length(sides * heads)
   # Matmuls of many positions are faster: where not all fit, a block holds the
@@ -233,7 +255,7 @@ def _retrieve_in_blocks(
 
   def retrieve_block(_, query_BTPGRK):
     index_BTPAM, chosen_BTPARM = filter_keys(
-        query_BTPGRK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m, in_turn
+      query_BTPGRK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m, in_turn
     )
     return None, _refine(index_BTPAM, chosen_BTPARM, core_CARR, m)
 
@@ -253,14 +275,18 @@ def _retrieve_backward(m, residuals, gradients):
   gradient_BTPARM = gradients[1]
   if scale_PGJRN is not None:
     scale_PAR = scale_PGJRN.reshape(
-        scale_PGJRN.shape[0], -1, *scale_PGJRN.shape[3:]
+      scale_PGJRN.shape[0], -1, *scale_PGJRN.shape[3:]
     )[None, None]
     gradient_BTPARM *= jnp.take_along_axis(
-        scale_PAR, index_BTPAM[:, :, :, :, None], axis=-1
+      scale_PAR, index_BTPAM[:, :, :, :, None], axis=-1
     )
   query, keys = jax.lax.platform_dependent(
-      query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM,
-      cpu=_gradient_by_rows, default=_gradient_by_products,
+    query_BTPGRK,
+    keys_PGJRNK,
+    index_BTPAM,
+    gradient_BTPARM,
+    cpu=_gradient_by_rows,
+    default=_gradient_by_products,
   )
   scale = None
   if scale_PGJRN is not None:
@@ -271,9 +297,7 @@ def _retrieve_backward(m, residuals, gradients):
   return query, keys, scale, *jax.tree.map(jnp.zeros_like, choice)
 
 
-def _gradient_by_rows(
-    query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM
-):
+def _gradient_by_rows(query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM):
   """Gradients of queries and keys from those of the chosen scores.
 
   A chosen score is the product of a query with one key: the keys are a table
@@ -282,32 +306,35 @@ def _gradient_by_rows(
   """
   batch, length, sides, groups, rank, width = query_BTPGRK.shape
   first_PGJR = keys_PGJRNK.shape[4] * jnp.arange(
-      math.prod(keys_PGJRNK.shape[:4])
+    math.prod(keys_PGJRNK.shape[:4])
   ).reshape(keys_PGJRNK.shape[:4])
   to_queries = lambda x_BTPGJRM: x_BTPGJRM.swapaxes(4, 5).reshape(
-      batch, length * sides * groups * rank, -1
+    batch, length * sides * groups * rank, -1
   )
   index_BTPGJ1M = index_BTPAM.reshape(
-      batch, length, sides, groups, -1, 1, index_BTPAM.shape[-1]
+    batch, length, sides, groups, -1, 1, index_BTPAM.shape[-1]
   )
   _, pullback = jax.vjp(
-      lambda keys_PGJRNK, query_BTPGRK: lookup.dot_rows(
-          keys_PGJRNK.reshape(-1, width).astype(jnp.float32),
-          to_queries(index_BTPGJ1M + first_PGJR[None, None, ..., None]),
-          query_BTPGRK.reshape(batch, -1, width),
-      ),
-      keys_PGJRNK, query_BTPGRK,
+    lambda keys_PGJRNK, query_BTPGRK: lookup.dot_rows(
+      keys_PGJRNK.reshape(-1, width).astype(jnp.float32),
+      to_queries(index_BTPGJ1M + first_PGJR[None, None, ..., None]),
+      query_BTPGRK.reshape(batch, -1, width),
+    ),
+    keys_PGJRNK,
+    query_BTPGRK,
   )
   keys, query = pullback(
-      to_queries(gradient_BTPARM.reshape(
-          *index_BTPGJ1M.shape[:5], *gradient_BTPARM.shape[4:]
-      ))
+    to_queries(
+      gradient_BTPARM.reshape(
+        *index_BTPGJ1M.shape[:5], *gradient_BTPARM.shape[4:]
+      )
+    )
   )
   return query, keys
 
 
 def _gradient_by_products(
-    query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM
+  query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM
 ):
   """The same by matmuls, in blocks of positions."""
   sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
@@ -320,35 +347,42 @@ def _gradient_by_products(
     position = (axis[..., None] for axis in jnp.ix_(*map(jnp.arange, shape)))
     # A key is chosen once for each of its cells.
     scores_PARBTN = (
-        jnp.zeros((*shape, num_keys), jnp.float32)
-        .at[*position, index_PABTM[:, :, None]]
-        .add(gradient_PARBTM, mode="promise_in_bounds")
+      jnp.zeros((*shape, num_keys), jnp.float32)
+      .at[*position, index_PABTM[:, :, None]]
+      .add(gradient_PARBTM, mode="promise_in_bounds")
     )
     scores_PGJRBTN = scores_PARBTN.reshape(
-        sides, groups, sharing, *scores_PARBTN.shape[2:]
+      sides, groups, sharing, *scores_PARBTN.shape[2:]
     ).astype(keys_PGJRNK.dtype)
     query_gradient_PGJRBTK = jnp.einsum(
-        "PGJRBTN,PGJRNK->PGJRBTK", scores_PGJRBTN, keys_PGJRNK,
-        preferred_element_type=jnp.float32,
+      "PGJRBTN,PGJRNK->PGJRBTK",
+      scores_PGJRBTN,
+      keys_PGJRNK,
+      preferred_element_type=jnp.float32,
     )
     keys_gradient_PGJRNK += jnp.einsum(
-        "PGJRBTN,BTPGRK->PGJRNK", scores_PGJRBTN, query_BTPGRK,
-        preferred_element_type=jnp.float32,
+      "PGJRBTN,BTPGRK->PGJRNK",
+      scores_PGJRBTN,
+      query_BTPGRK,
+      preferred_element_type=jnp.float32,
     )
     query_gradient_BTPGRK = jnp.moveaxis(
-        query_gradient_PGJRBTK.sum(2), (-3, -2), (0, 1)
+      query_gradient_PGJRBTK.sum(2), (-3, -2), (0, 1)
     )
     return keys_gradient_PGJRNK, query_gradient_BTPGRK.astype(
-        query_BTPGRK.dtype
+      query_BTPGRK.dtype
     )
 
   block = blocks.block_length(
-      blocks.ACCELERATOR_BLOCK_BYTES, *query_BTPGRK.shape[:2],
-      4 * sides * groups * sharing * rank * num_keys,
+    blocks.ACCELERATOR_BLOCK_BYTES,
+    *query_BTPGRK.shape[:2],
+    4 * sides * groups * sharing * rank * num_keys,
   )
   keys, query = blocks.scan_blocks(
-      block_gradient, jnp.zeros(keys_PGJRNK.shape, jnp.float32),
-      (query_BTPGRK, index_BTPAM, gradient_BTPARM), block,
+    block_gradient,
+    jnp.zeros(keys_PGJRNK.shape, jnp.float32),
+    (query_BTPGRK, index_BTPAM, gradient_BTPARM),
+    block,
   )
   return query, keys.astype(keys_PGJRNK.dtype)
 
@@ -362,7 +396,7 @@ def merge_keys(keys_PARNK, filter_PAR):
   For one query that all ranks share; [P, A, N, K].
   """
   return jnp.einsum(
-      "PARNK,PAR->PANK", keys_PARNK, filter_PAR, precision=precision.EXACT
+    "PARNK,PAR->PANK", keys_PARNK, filter_PAR, precision=precision.EXACT
   )
 
 
@@ -383,22 +417,25 @@ def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
   sides, heads, rank, num_keys, width = keys_PARNK.shape
   groups = query_BTPGRK.shape[3]
   index_BTPAM, _ = filter_keys(
-      query_BTPGRK[..., :1, :],
-      merged_PANK.reshape(sides, groups, -1, 1, num_keys, width),
-      None, jnp.ones((sides, groups, heads // groups, 1)), m,
+    query_BTPGRK[..., :1, :],
+    merged_PANK.reshape(sides, groups, -1, 1, num_keys, width),
+    None,
+    jnp.ones((sides, groups, heads // groups, 1)),
+    m,
   )
   first_PAR = jnp.arange(sides * heads * rank).reshape(sides, heads, rank)
   row_BTPARM = (
-      num_keys * first_PAR[None, None, ..., None]
-      + index_BTPAM[:, :, :, :, None]
+    num_keys * first_PAR[None, None, ..., None] + index_BTPAM[:, :, :, :, None]
   )
   chosen_BTPARMK = jnp.take(
-      keys_PARNK.reshape(-1, width), row_BTPARM, axis=0, mode="clip"
+    keys_PARNK.reshape(-1, width), row_BTPARM, axis=0, mode="clip"
   )
   query_BTPAK = jnp.repeat(query_BTPGRK[..., 0, :], heads // groups, axis=3)
   chosen_BTPARM = jnp.einsum(
-      "BTPARMK,BTPAK->BTPARM", chosen_BTPARMK, query_BTPAK,
-      preferred_element_type=jnp.float32,
+    "BTPARMK,BTPAK->BTPARM",
+    chosen_BTPARMK,
+    query_BTPAK,
+    preferred_element_type=jnp.float32,
   )
   index_BTPAM, side_BTPARM = _refine(index_BTPAM, chosen_BTPARM, core_CARR, m)
   row_BTAM, column_BTAM = jnp.unstack(index_BTPAM, axis=2)
@@ -406,7 +443,7 @@ def retrieve_merged(query_BTPGRK, keys_PARNK, merged_PANK, m: int, core_CARR):
 
 
 def retrieve_reference(
-    query_BTPGRK, keys_PARNK, m, core_CARR=None, filter_PAR=None
+  query_BTPGRK, keys_PARNK, m, core_CARR=None, filter_PAR=None
 ):
   """`retrieve` written from the definition: slow, plain, no custom gradient.
 
@@ -416,7 +453,7 @@ def retrieve_reference(
   rank, heads = keys_PARNK.shape[2], keys_PARNK.shape[1]
   query_BTPARK = jnp.repeat(query_BTPGRK, heads // query_BTPGRK.shape[3], 3)
   query_BTPARK = jnp.broadcast_to(
-      query_BTPARK, (*query_BTPARK.shape[:4], rank, query_BTPARK.shape[-1])
+    query_BTPARK, (*query_BTPARK.shape[:4], rank, query_BTPARK.shape[-1])
   )
   side_BTPARN = jnp.einsum("BTPARK,PARNK->BTPARN", query_BTPARK, keys_PARNK)
   if core_CARR is None:
@@ -426,13 +463,15 @@ def retrieve_reference(
     grid_BTANNC = grid_BTANN[..., None]
   else:
     grid_BTANNC = jnp.einsum(
-        "BTARN,CARr,BTArn->BTANnC",
-        side_BTPARN[:, :, 0], core_CARR, side_BTPARN[:, :, 1],
+      "BTARN,CARr,BTArn->BTANnC",
+      side_BTPARN[:, :, 0],
+      core_CARR,
+      side_BTPARN[:, :, 1],
     )
   filtered_BTPAN = jnp.einsum("BTPARN,PAR->BTPAN", side_BTPARN, filter_PAR)
   num_keys = keys_PARNK.shape[3]
   kept_BTPAN = jax.nn.one_hot(
-      jax.lax.top_k(filtered_BTPAN, m)[1], num_keys, dtype=bool
+    jax.lax.top_k(filtered_BTPAN, m)[1], num_keys, dtype=bool
   ).any(-2)
   kept_row_BTAN, kept_column_BTAN = jnp.unstack(kept_BTPAN, axis=2)
   candidate_BTANN = kept_row_BTAN[..., None] & kept_column_BTAN[..., None, :]
@@ -440,6 +479,6 @@ def retrieve_reference(
   flat = (*total_BTANN.shape[:3], num_keys * num_keys)
   cell_BTAM = jax.lax.top_k(total_BTANN.reshape(flat), m)[1]
   score_BTAMC = jnp.take_along_axis(
-      grid_BTANNC.reshape(*flat, -1), cell_BTAM[..., None], axis=-2
+    grid_BTANNC.reshape(*flat, -1), cell_BTAM[..., None], axis=-2
   )
   return Retrieved(cell_BTAM // num_keys, cell_BTAM % num_keys, score_BTAMC)

@@ -90,8 +90,7 @@ def squared_norm(factors: Factors, reads, num_rows: int):
     return total + _squares(row_P, gradient_PW, num_rows)
 
   return blocks.with_budget(
-      functools.partial(_scan_rows, add, num_rows),
-      jnp.float32(0), factors, reads,
+    functools.partial(_scan_rows, add, num_rows), jnp.float32(0), factors, reads
   )
 
 
@@ -102,7 +101,7 @@ def _squares(row_P, gradient_PW, num_rows):
 
 
 def update_rows(
-    table: Table, factors: Factors, reads, scale, adamw: AdamW, key
+  table: Table, factors: Factors, reads, scale, adamw: AdamW, key
 ) -> tuple[Table, jax.Array]:
   """AdamW on the rows that were read.
 
@@ -128,7 +127,7 @@ def update_rows(
     table, squares = carry
     squares += _squares(row_P, gradient_PW, num_rows)
     rows = jax.tree.map(
-        lambda x: jnp.take(x, row_P, axis=0, mode="clip"), table
+      lambda x: jnp.take(x, row_P, axis=0, mode="clip"), table
     )
     if adamw.past:
       rows = catch_up.catch_up(rows, adamw.step - 1, adamw.past)
@@ -136,20 +135,26 @@ def update_rows(
     noise_PW = precision.noise(key, row_P, width)
     rows = _encode(rows, table, noise_PW)
     table = jax.tree.map(
-        lambda x, rows: x.at[row_P].set(
-            rows, mode="drop", unique_indices=True, indices_are_sorted=True
-        ), table, rows,
+      lambda x, rows: x.at[row_P].set(
+        rows, mode="drop", unique_indices=True, indices_are_sorted=True
+      ),
+      table,
+      rows,
     )
     return table, squares
 
   def scan(budget, table, factors, reads, *rule):
     return _scan_rows(
-        lambda *block: update(*block, *rule), num_rows, budget,
-        (table, jnp.float32(0)), factors, reads,
+      lambda *block: update(*block, *rule),
+      num_rows,
+      budget,
+      (table, jnp.float32(0)),
+      factors,
+      reads,
     )
 
   return blocks.with_budget(
-      scan, table, factors, reads, jnp.float32(scale), adamw, key
+    scan, table, factors, reads, jnp.float32(scale), adamw, key
   )
 
 
@@ -168,7 +173,7 @@ def _adamw(rows: Table, gradient_PW, adamw: AdamW) -> Table:
   rate = a.rate / (1 - a.beta1**a.step)
   values_PW = rows.values_IW
   values_PW -= a.rate * a.weight_decay * values_PW + rate * mean_PW / (
-      divisor if divisor.ndim == 2 else divisor[:, None]
+    divisor if divisor.ndim == 2 else divisor[:, None]
   )
   if step_P is not None:
     step_P = jnp.full_like(step_P, a.step)
@@ -183,13 +188,14 @@ def _encode(rows: Table, like: Table, noise_PW) -> Table:
     both_PW = (noise_PW + (noise_PW >> 16)) & 0xFFFF
     variance = precision.encode_at_random(variance, jnp.uint16, both_PW)
   return Table(
-      precision.encode_at_random(
-          rows.values_IW, like.values_IW.dtype, noise_PW & 0xFFFF
-      ),
-      precision.encode_at_random(
-          rows.mean_IW, like.mean_IW.dtype, noise_PW >> 16
-      ),
-      variance, rows.step_I,
+    precision.encode_at_random(
+      rows.values_IW, like.values_IW.dtype, noise_PW & 0xFFFF
+    ),
+    precision.encode_at_random(
+      rows.mean_IW, like.mean_IW.dtype, noise_PW >> 16
+    ),
+    variance,
+    rows.step_I,
   )
 
 
@@ -223,9 +229,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
   def block(carry, inputs):
     outer, run = carry
     row_P, read_P = inputs
-    row_P, sum_PW, run = sums(
-        row_P, _gradients(factors, read_P), run, num_rows
-    )
+    row_P, sum_PW, run = sums(row_P, _gradients(factors, read_P), run, num_rows)
     return (function(outer, row_P, sum_PW), run), None
 
   run = (row_Z[0], jnp.zeros(width, jnp.float32))
@@ -242,9 +246,10 @@ def _gradients(factors: Factors, read_P):
   token_P, k_P = jnp.divmod(read_P, num_reads)
   vector_PW = factors.vector_TEW[token_P, factors.block_TK[token_P, k_P]]
   weight_PC = factors.weight_TKC[token_P, k_P]
-  gradient_PCU = vector_PW.reshape(
-      -1, num_cores, vector_PW.shape[-1] // num_cores
-  ) * weight_PC[..., None]
+  gradient_PCU = (
+    vector_PW.reshape(-1, num_cores, vector_PW.shape[-1] // num_cores)
+    * weight_PC[..., None]
+  )
   return gradient_PCU.reshape(vector_PW.shape)
 
 
@@ -266,7 +271,7 @@ def _row_sums(row_P, gradient_PW, run, num_rows):
   segment_P = jnp.cumsum(row_P != previous_P)
   sum_SW = jnp.zeros((length + 1, width), jnp.float32).at[0].set(run[1])
   sum_SW = sum_SW.at[segment_P].add(
-      gradient_PW, mode="promise_in_bounds", indices_are_sorted=True
+    gradient_PW, mode="promise_in_bounds", indices_are_sorted=True
   )
   row_S = jnp.zeros(length + 1, jnp.int32).at[0].set(run[0])
   row_S = row_S.at[segment_P].set(row_P, mode="promise_in_bounds")
@@ -287,9 +292,10 @@ def _row_sums_by_products(row_P, gradient_PW, run, num_rows):
   same_GJJ = row_GJ[:, :, None] == row_GJ[:, None, :]
   before_JJ = jnp.tri(PRODUCT_READS, dtype=bool)
   sum_GJW = jnp.einsum(
-      "GJj,GjW->GJW", (same_GJJ & before_JJ[None]).astype(jnp.float32),
-      gradient_PW.reshape(*row_GJ.shape, width),
-      precision=jax.lax.Precision.HIGHEST,
+    "GJj,GjW->GJW",
+    (same_GJJ & before_JJ[None]).astype(jnp.float32),
+    gradient_PW.reshape(*row_GJ.shape, width),
+    precision=jax.lax.Precision.HIGHEST,
   )
   # What the open row of each group sums to, from the first group on.
   previous_G = jnp.concatenate([run[0][None], row_GJ[:-1, -1]])
@@ -298,8 +304,8 @@ def _row_sums_by_products(row_P, gradient_PW, run, num_rows):
   def join(left, right):
     (left_whole, left_sum), (right_whole, right_sum) = left, right
     return (
-        left_whole & right_whole,
-        right_sum + jnp.where(right_whole[..., None], left_sum, 0),
+      left_whole & right_whole,
+      right_sum + jnp.where(right_whole[..., None], left_sum, 0),
     )
 
   whole_G, open_GW = jax.lax.associative_scan(join, (whole_G, sum_GJW[:, -1]))
@@ -312,34 +318,37 @@ def _row_sums_by_products(row_P, gradient_PW, run, num_rows):
   previous_P = jnp.concatenate([run[0][None], row_P[:-1]])
   before_PW = jnp.concatenate([run[1][None], sum_PW[:-1]])
   slot_P = jnp.arange(length, dtype=jnp.int32)
-  place_P = jnp.sort(
-      jnp.where(previous_P != row_P, slot_P, slot_P + length)
-  )
+  place_P = jnp.sort(jnp.where(previous_P != row_P, slot_P, slot_P + length))
   complete_P = place_P < length
   place_P %= length
   row_P, last = (
-      jnp.where(complete_P, previous_P[place_P], num_rows + slot_P), row_P[-1]
+    jnp.where(complete_P, previous_P[place_P], num_rows + slot_P),
+    row_P[-1],
   )
   return row_P, before_PW[place_P], (last, sum_PW[-1])
 
 
 def update_rows_reference(
-    table: Table, factors: Factors, scale, adamw: AdamW
+  table: Table, factors: Factors, scale, adamw: AdamW
 ) -> Table:
   """`update_rows` of float32 from the definition: slow, a dense gradient."""
   f = factors
   num_rows, width = table.values_IW.shape
   weight_TKW = jnp.repeat(
-      f.weight_TKC, width // f.weight_TKC.shape[-1], axis=-1
+    f.weight_TKC, width // f.weight_TKC.shape[-1], axis=-1
   )
   token_T1 = jnp.arange(f.row_TK.shape[0])[:, None]
-  gradient_IW = jnp.zeros((num_rows, width), jnp.float32).at[f.row_TK].add(
-      weight_TKW * f.vector_TEW[token_T1, f.block_TK]
+  gradient_IW = (
+    jnp.zeros((num_rows, width), jnp.float32)
+    .at[f.row_TK]
+    .add(weight_TKW * f.vector_TEW[token_T1, f.block_TK])
   )
   was_read_I = jnp.zeros(num_rows, bool).at[f.row_TK].set(True)
   updated = _adamw(table, scale * gradient_IW, adamw)
   return jax.tree.map(
-      lambda new, old: jnp.where(
-          was_read_I.reshape(-1, *(1,) * (new.ndim - 1)), new, old
-      ), updated, table,
+    lambda new, old: jnp.where(
+      was_read_I.reshape(-1, *(1,) * (new.ndim - 1)), new, old
+    ),
+    updated,
+    table,
   )

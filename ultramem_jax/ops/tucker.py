@@ -45,7 +45,7 @@ def refresh_filter(core_CARR, previous_u_AR, previous_t_AR):
 
   def distance_A1(sign):
     distance_AR = abs(sign * u_AR - previous_u_AR) + abs(
-        sign * t_AR - previous_t_AR
+      sign * t_AR - previous_t_AR
     )
     return distance_AR.sum(-1, keepdims=True)
 
@@ -84,8 +84,8 @@ def _leading_vectors_2x2(core_ARR):
   turn, flip = _turn_and_flip(core_ARR)
   a_A, b_A = jnp.arctan2(*turn[::-1]), jnp.arctan2(*flip[::-1])
   return tuple(
-      jnp.stack([jnp.cos(angle_A), jnp.sin(angle_A)], axis=-1)
-      for angle_A in ((b_A + a_A) / 2, (b_A - a_A) / 2)
+    jnp.stack([jnp.cos(angle_A), jnp.sin(angle_A)], axis=-1)
+    for angle_A in ((b_A + a_A) / 2, (b_A - a_A) / 2)
   )
 
 

@@ -46,49 +46,55 @@ def read(folder: str | os.PathLike, tree: Any) -> Any:
   """
   paths, treedef = jax.tree.flatten_with_path(tree)
   opening = [
-      ts.open({
-          "driver": "zarr3",
-          "kvstore": {
-              "driver": "ocdbt",
-              "base": {"driver": "file", "path": f"{os.fspath(folder)}/"},
-              "path": jax.tree_util.keystr(path, simple=True, separator="."),
-          },
-          "fill_missing_data_reads": False,
-      }, open=True, read=True) for path, _ in paths
+    ts.open(
+      {
+        "driver": "zarr3",
+        "kvstore": {
+          "driver": "ocdbt",
+          "base": {"driver": "file", "path": f"{os.fspath(folder)}/"},
+          "path": jax.tree_util.keystr(path, simple=True, separator="."),
+        },
+        "fill_missing_data_reads": False,
+      },
+      open=True,
+      read=True,
+    )
+    for path, _ in paths
   ]
   targets = [target for _, target in paths]
   parts = [
-      _parts(store.result(), target)
-      for store, target in zip(opening, targets, strict=True)
+    _parts(store.result(), target)
+    for store, target in zip(opening, targets, strict=True)
   ]
   contents = _read_ahead(
-      block for of_array in parts for part in of_array for block in part.blocks
+    block for of_array in parts for part in of_array for block in part.blocks
   )
-  return jax.tree.unflatten(treedef, [
+  return jax.tree.unflatten(
+    treedef,
+    [
       jax.make_array_from_single_device_arrays(
-          target.shape, target.sharding, [
-              shard for part in of_array
-              for shard in _put(part, target, contents)
-          ],
-      ) for target, of_array in zip(targets, parts, strict=True)
-  ])
+        target.shape,
+        target.sharding,
+        [shard for part in of_array for shard in _put(part, target, contents)],
+      )
+      for target, of_array in zip(targets, parts, strict=True)
+    ],
+  )
 
 
-def _parts(
-    store: ts.TensorStore, target: jax.ShapeDtypeStruct
-) -> list[_Part]:
+def _parts(store: ts.TensorStore, target: jax.ShapeDtypeStruct) -> list[_Part]:
   """The different parts of an array on this process's devices."""
   places = target.sharding.addressable_devices_indices_map(target.shape)
   devices = collections.defaultdict(list)
   for device, index in places.items():
     bounds = (
-        part.indices(size)[:2]
-        for part, size in zip(index, target.shape, strict=True)
+      part.indices(size)[:2]
+      for part, size in zip(index, target.shape, strict=True)
     )
     devices[tuple(bounds)].append(device)
   return [
-      _Part(holders, _blocks(store, bounds))
-      for bounds, holders in devices.items()
+    _Part(holders, _blocks(store, bounds))
+    for bounds, holders in devices.items()
   ]
 
 
@@ -106,8 +112,8 @@ def _blocks(store: ts.TensorStore, bounds: tuple) -> list[ts.TensorStore]:
   length *= max(1, BLOCK_BYTES // (length * row))
   ends = [*range(start // length * length + length, stop, length), stop]
   return [
-      store[(slice(begin, end), *others)]
-      for begin, end in zip([start, *ends], ends, strict=False)
+    store[(slice(begin, end), *others)]
+    for begin, end in zip([start, *ends], ends, strict=False)
   ]
 
 
@@ -126,7 +132,7 @@ def _read_ahead(blocks: Iterable[ts.TensorStore]) -> Iterator[np.ndarray]:
 
 
 def _put(
-    part: _Part, target: jax.ShapeDtypeStruct, contents: Iterator[np.ndarray]
+  part: _Part, target: jax.ShapeDtypeStruct, contents: Iterator[np.ndarray]
 ) -> list[jax.Array]:
   """A part on each of its devices; the next contents are of its blocks."""
   first, *others = part.devices
@@ -142,7 +148,7 @@ def _put(
       # Else more blocks are read before this one is gone.
       shard.block_until_ready()
   return jax.block_until_ready(
-      [shard, *(jax.device_put(shard, device) for device in others)]
+    [shard, *(jax.device_put(shard, device) for device in others)]
   )
 
 

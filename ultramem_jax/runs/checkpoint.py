@@ -42,14 +42,6 @@ from ultramem_jax.runs import workdir as workdir_lib
 CHUNK_BYTES = 2**26
 
 
-class CheckpointError(RuntimeError):
-  """A checkpoint can be neither used nor written, or another process does."""
-
-
-class TargetError(ValueError):
-  """A sound checkpoint holds other arrays than were asked for."""
-
-
 class _Damaged(Exception):
   """Bytes of a checkpoint were lost or changed."""
 
@@ -78,7 +70,7 @@ def _gather_lanes(data: dict[str, Any]) -> dict[str, Any]:
   own = np.frombuffer(json.dumps(data).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.int32(own.size))
   padded = np.zeros(int(sizes.max()), np.uint8)
-  padded[:own.size] = own
+  padded[: own.size] = own
   merged = {}
   rows = multihost_utils.process_allgather(padded)
   for row, size in zip(rows, sizes, strict=True):
@@ -96,36 +88,44 @@ def _any_process(flag: bool) -> bool:
 def _arrays(tree: Any) -> dict[str, str]:
   """{"params/w": "float32[4, 4]"} of the leaves of tree."""
   return {
-      jax.tree_util.keystr(path, simple=True, separator="/"):
-          f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
-      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    jax.tree_util.keystr(
+      path, simple=True, separator="/"
+    ): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
   }
 
 
 def _require_same_arrays(
-    saved: dict[str, str], items: dict[str, Any], path: os.PathLike) -> None:
+  saved: dict[str, str], items: dict[str, Any], path: os.PathLike
+) -> None:
   """Raises TargetError unless these items were saved with these arrays."""
-  held = {name: array for name, array in saved.items()
-          if name.partition("/")[0] in items}
+  held = {
+    name: array
+    for name, array in saved.items()
+    if name.partition("/")[0] in items
+  }
   wanted = _arrays(items)
   differences = [
-      f"{name} is {held.get(name, 'absent')} there, "
-      f"{wanted.get(name, 'absent')} here"
-      for name in dict.fromkeys([*wanted, *held])
-      if held.get(name) != wanted.get(name)
+    f"{name} is {held.get(name, 'absent')} there, "
+    f"{wanted.get(name, 'absent')} here"
+    for name in dict.fromkeys([*wanted, *held])
+    if held.get(name) != wanted.get(name)
   ]
   if differences:
     raise TargetError(
-        f"checkpoint {path} is of another model: {'; '.join(differences[:3])}"
-        f" ({len(differences)} arrays differ)")
+      f"checkpoint {path} is of another model: {'; '.join(differences[:3])}"
+      f" ({len(differences)} arrays differ)"
+    )
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
   """What shall become of a leaf: without a sharding, on one device."""
   sharding = getattr(leaf, "sharding", None)
   return jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype,
-      sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    leaf.shape,
+    leaf.dtype,
+    sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+  )
 
 
 def _storage(path, leaf: jax.Array):
@@ -153,8 +153,9 @@ def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
   _require_same_arrays(facts["arrays"], items, path)
   # Orbax refuses to save a pytree without leaves; it is its own content.
   loaded = {
-      name: array_reader.read(path / name, jax.tree.map(_target, tree))
-      for name, tree in items.items() if jax.tree.leaves(tree)
+    name: array_reader.read(path / name, jax.tree.map(_target, tree))
+    for name, tree in items.items()
+    if jax.tree.leaves(tree)
   }
   return Restored(int(path.name), {**items, **loaded}, data, valid_loss)
 
@@ -215,15 +216,21 @@ class Checkpointer(contextlib.AbstractContextManager):
       except BlockingIOError as error:
         os.close(self._lock)
         raise CheckpointError(
-            f"another process is training in {workdir}: wait for its end or "
-            "use another --workdir") from error
+          f"another process is training in {workdir}: wait for its end or "
+          "use another --workdir"
+        ) from error
       for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
         for leftover in self._root.glob(pattern):
           shutil.rmtree(leftover)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
 
-  def save(self, step: int, items: dict[str, Any], data: dict[str, Any],
-           valid_loss: float | None = None) -> bool:
+  def save(
+    self,
+    step: int,
+    items: dict[str, Any],
+    data: dict[str, Any],
+    valid_loss: float | None = None,
+  ) -> bool:
     """Starts to save a step; returns as soon as the arrays may be reused.
 
     On a CPU that is when they are saved: they are written from where they lie,
@@ -257,11 +264,14 @@ class Checkpointer(contextlib.AbstractContextManager):
     context.array.saving.scoped_storage_options_creator = _storage
     with context:
       response = ocp.save_checkpointables_async(
-          path,
-          {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
-          custom_metadata={
-              "arrays": _arrays(items), "data": _gather_lanes(data),
-              "valid_loss": float(valid_loss) if finite else None})
+        path,
+        {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
+        custom_metadata={
+          "arrays": _arrays(items),
+          "data": _gather_lanes(data),
+          "valid_loss": float(valid_loss) if finite else None,
+        },
+      )
     self._pending = self._thread.submit(self._finish, response, path)
     if jax.default_backend() == "cpu":
       self.wait()
@@ -292,13 +302,18 @@ class Checkpointer(contextlib.AbstractContextManager):
       except _Damaged as damage:
         if jax.process_index() == 0:
           aside = step_dirs.set_aside(path)
-          logging.warning("checkpoint of step %d is damaged (%s): set aside "
-                          "as %s", step, damage, aside.name)
+          logging.warning(
+            "checkpoint of step %d is damaged (%s): set aside as %s",
+            step,
+            damage,
+            aside.name,
+          )
     aside = sorted(path.name for path in self._root.glob("corrupt-*"))
     if aside:
       raise CheckpointError(
-          f"every checkpoint in {self._root} is damaged ({', '.join(aside)}):"
-          " put back a copy, or use another --workdir to start over")
+        f"every checkpoint in {self._root} is damaged ({', '.join(aside)}):"
+        " put back a copy, or use another --workdir to start over"
+      )
     return None
 
   def wait(self) -> None:
@@ -310,8 +325,8 @@ class Checkpointer(contextlib.AbstractContextManager):
       except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
         cause = str(error).splitlines()[0]
         raise CheckpointError(
-            f"a checkpoint cannot be written ({cause}); those before it are "
-            "whole, and the same command goes on from the newest"
+          f"a checkpoint cannot be written ({cause}); those before it are "
+          "whole, and the same command goes on from the newest"
         ) from error
 
   def close(self) -> None:
@@ -328,8 +343,9 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.close()
 
 
-def restore(workdir: str | os.PathLike, items: dict[str, Any],
-            step: int | str = "newest") -> Restored:
+def restore(
+  workdir: str | os.PathLike, items: dict[str, Any], step: int | str = "newest"
+) -> Restored:
   """Restores from any run, running or not, without touching its files.
 
   Args:
@@ -350,8 +366,9 @@ def restore(workdir: str | os.PathLike, items: dict[str, Any],
   for choice in choices.get(step, [step]):
     if choice not in saved:
       raise CheckpointError(
-          f"{workdir} has no checkpoint {step!r}; saved: "
-          f"{', '.join(map(str, saved))}")
+        f"{workdir} has no checkpoint {step!r}; saved: "
+        f"{', '.join(map(str, saved))}"
+      )
     try:
       return _restore(root / str(choice), items)
     except _Damaged as damage:

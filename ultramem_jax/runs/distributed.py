@@ -17,7 +17,8 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
 
 AUTO = "auto"
 
@@ -25,16 +26,17 @@ AUTO = "auto"
 def define_flags() -> None:
   """Defines the flags of `initialize`, which a program calls first."""
   flags.DEFINE_string(
-      "coordinator", None,
-      "HOST:PORT of process 0, where several processes share the work, with "
-      "--num_processes and --process_id; auto: JAX asks the cluster for all "
-      "three, which it does unasked under Slurm, Open MPI and GKE.",
+    "coordinator",
+    None,
+    "HOST:PORT of process 0, where several processes share the work, with "
+    "--num_processes and --process_id; auto: JAX asks the cluster for all "
+    "three, which it does unasked under Slurm, Open MPI and GKE.",
   )
   flags.DEFINE_integer(
-      "num_processes", None, "How many there are.", lower_bound=1
+    "num_processes", None, "How many there are.", lower_bound=1
   )
   flags.DEFINE_integer(
-      "process_id", None, "Which one this is, from 0.", lower_bound=0
+    "process_id", None, "Which one this is, from 0.", lower_bound=0
   )
 
 
@@ -50,15 +52,19 @@ def initialize(stops_together: bool = False) -> None:
   """
   values = flags.FLAGS
   coordinator, count, index = (
-      values.coordinator, values.num_processes, values.process_id
+    values.coordinator,
+    values.num_processes,
+    values.process_id,
   )
   # Where it is on, and nobody asks it, JAX's preemption service swallows
   # SIGTERM.
   jax.config.update("jax_enable_preemption_service", stops_together)
   if coordinator in (None, AUTO):
     require(
-        count is None and index is None, "--coordinator", coordinator,
-        "must be HOST:PORT with --num_processes and --process_id",
+      count is None and index is None,
+      "--coordinator",
+      coordinator,
+      "must be HOST:PORT with --num_processes and --process_id",
     )
     # Alone, a process that asked its cluster would get one GPU of Slurm, or
     # wait for others.
@@ -68,19 +74,31 @@ def initialize(stops_together: bool = False) -> None:
       jax.distributed.initialize()
     except ValueError as error:
       raise ConfigError(
-          f"--coordinator = {coordinator!r}: JAX finds no cluster here "
-          f"({error}); give HOST:PORT, --num_processes and --process_id"
+        f"--coordinator = {coordinator!r}: JAX finds no cluster here "
+        f"({error}); give HOST:PORT, --num_processes and --process_id"
       ) from error
   else:
-    require(re.fullmatch(r"\S+:\d+", coordinator), "--coordinator",
-            coordinator, "must be HOST:PORT or auto")
-    require(count is not None and index is not None, "--coordinator",
-            coordinator, "needs --num_processes and --process_id")
-    require(index < count, "--process_id", index,
-            f"must be less than --num_processes = {count}")
+    require(
+      re.fullmatch(r"\S+:\d+", coordinator),
+      "--coordinator",
+      coordinator,
+      "must be HOST:PORT or auto",
+    )
+    require(
+      count is not None and index is not None,
+      "--coordinator",
+      coordinator,
+      "needs --num_processes and --process_id",
+    )
+    require(
+      index < count,
+      "--process_id",
+      index,
+      f"must be less than --num_processes = {count}",
+    )
     # Every process keeps all devices of its host that it sees.
     jax.distributed.initialize(
-        coordinator, count, index, cluster_detection_method="deactivate"
+      coordinator, count, index, cluster_detection_method="deactivate"
     )
   if jax.process_index() > 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -90,14 +108,16 @@ def _started_by_cluster() -> bool:
   """Whether the environment tells JAX of several processes."""
   environment = os.environ
   counts = (
-      # Of srun's step: a shell within a job has the job's SLURM_NTASKS.
-      "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES",
+    # Of srun's step: a shell within a job has the job's SLURM_NTASKS.
+    "SLURM_STEP_NUM_TASKS",
+    "OMPI_COMM_WORLD_SIZE",
+    "MEGASCALE_NUM_SLICES",
   )
   hosts = environment.get("TPU_PROCESS_ADDRESSES") or environment.get(
-      "TPU_WORKER_HOSTNAMES", ""
+    "TPU_WORKER_HOSTNAMES", ""
   )
   return "," in hosts or any(
-      int(environment.get(name) or 1) > 1 for name in counts
+    int(environment.get(name) or 1) > 1 for name in counts
   )
 
 
@@ -114,7 +134,7 @@ def require_same(name: str, value: str) -> None:
   others = np.flatnonzero((digests != digests[:1]).any(1)).tolist()
   if others:
     raise ConfigError(
-        f"{name}: processes {others} were given another than process 0"
+      f"{name}: processes {others} were given another than process 0"
     )
 
 

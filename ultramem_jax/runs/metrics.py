@@ -104,9 +104,14 @@ class Writer:
     first = 0 if step is None else step + 1
     # TensorBoard hides what earlier files hold of steps >= purge_step. The
     # suffix keeps two starts within a second from writing to one file.
-    self._board = self._stack.enter_context(tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"), purge_step=first, flush_secs=10,
-        filename_suffix=f".{time.monotonic_ns()}"))
+    self._board = self._stack.enter_context(
+      tensorboardX.SummaryWriter(
+        str(workdir / "tensorboard"),
+        purge_step=first,
+        flush_secs=10,
+        filename_suffix=f".{time.monotonic_ns()}",
+      )
+    )
 
   def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
     if not self._files:
@@ -158,8 +163,13 @@ class Progress:
     self._shown = jax.process_index() == 0
     self._bar = None
     if self._shown and sys.stderr.isatty():
-      self._bar = tqdm.tqdm(initial=start, total=total, unit="step",
-                            file=sys.stderr, dynamic_ncols=True)
+      self._bar = tqdm.tqdm(
+        initial=start,
+        total=total,
+        unit="step",
+        file=sys.stderr,
+        dynamic_ncols=True,
+      )
 
   def update(self, step: int, loss: float, tokens_per_second: float) -> None:
     """Shows a step, its loss, the speed and the time left."""
@@ -170,8 +180,10 @@ class Progress:
       return
     done = max(step - self._start, 1)
     left = (self._total - step) * (time.monotonic() - self._began) / done
-    self.note(f"step {step}/{self._total}: {state}, "
-              f"{tqdm.tqdm.format_interval(left)} left")
+    self.note(
+      f"step {step}/{self._total}: {state}, "
+      f"{tqdm.tqdm.format_interval(left)} left"
+    )
 
   def note(self, text: str) -> None:
     """Shows a line, above the bar if there is one."""

@@ -37,8 +37,11 @@ class Preemption(contextlib.AbstractContextManager):
     for caught in self._previous:
       signal.signal(caught, signal.SIG_DFL)
     # Not print: the signal may have come in the middle of one.
-    os.write(2, f"{signal.Signals(number).name}: saving and stopping; "
-                "once more kills\n".encode())
+    os.write(
+      2,
+      f"{signal.Signals(number).name}: saving and stopping; "
+      "once more kills\n".encode(),
+    )
 
   def requested(self, step: int) -> bool:
     """Whether to stop after this step; every process calls it every step."""

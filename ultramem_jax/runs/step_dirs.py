@@ -23,8 +23,11 @@ def committed(root: pathlib.Path) -> list[int]:
   """Committed steps, ascending."""
   if not root.is_dir():
     return []
-  return sorted(int(path.name) for path in root.iterdir()
-                if path.name.isdecimal() and path.is_dir())
+  return sorted(
+    int(path.name)
+    for path in root.iterdir()
+    if path.name.isdecimal() and path.is_dir()
+  )
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -34,8 +37,11 @@ def _digest(path: pathlib.Path) -> str:
 
 def seal(path: pathlib.Path) -> None:
   """Records the digest of every file of a committed step."""
-  digests = {str(file.relative_to(path)): _digest(file)
-             for file in sorted(path.rglob("*")) if file.is_file()}
+  digests = {
+    str(file.relative_to(path)): _digest(file)
+    for file in sorted(path.rglob("*"))
+    if file.is_file()
+  }
   workdir_lib.write_atomically(path / SEAL, json.dumps(digests).encode())
 
 

@@ -14,8 +14,9 @@ from typing import Any
 import jax
 
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import ConfigError
 
 CONFIG_NAME = "config.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -26,7 +27,11 @@ CHECKPOINTS_NAME = "checkpoints"
 # agree to rounding, not bit for bit. log_every, eval_every and eval_batches
 # are not free: they decide what metrics.jsonl holds.
 FREE_FIELDS = (
-    "checkpoint", "data.prefetch", "mesh", "model.memory.partition", "sample",
+  "checkpoint",
+  "data.prefetch",
+  "mesh",
+  "model.memory.partition",
+  "sample",
 )
 
 
@@ -72,7 +77,8 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
   except (ValueError, KeyError, TypeError) as error:
     cause = f"{type(error).__name__}: {error}"
   raise ConfigError(
-      f"{path} is damaged ({cause}): put back a copy or use another --workdir")
+    f"{path} is damaged ({cause}): put back a copy or use another --workdir"
+  )
 
 
 def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
@@ -81,22 +87,23 @@ def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
   given, held = _flatten(config_lib.to_dict(config)), _flatten(record["config"])
   absent = "no such field"
   differences = [
-      f"{field} = {given.get(field, absent)!r}, "
-      f"held: {held.get(field, absent)!r}"
-      for field in dict.fromkeys([*given, *held])
-      if not _is_free(field)
-      and given.get(field, absent) != held.get(field, absent)
+    f"{field} = {given.get(field, absent)!r}, held: {held.get(field, absent)!r}"
+    for field in dict.fromkeys([*given, *held])
+    if not _is_free(field)
+    and given.get(field, absent) != held.get(field, absent)
   ]
   more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
   if differences:
     raise ConfigError(
-        f"{workdir} holds a run with another config: "
-        f"{'; '.join(differences[:3])}{more}. Use another --workdir or the "
-        "held value")
+      f"{workdir} holds a run with another config: "
+      f"{'; '.join(differences[:3])}{more}. Use another --workdir or the "
+      "held value"
+    )
   if record["corpus"] != corpus:
     raise ConfigError(
-        f"corpus = {corpus!r}: {workdir} holds a run on {record['corpus']!r}. "
-        "Use another --workdir or the held corpus")
+      f"corpus = {corpus!r}: {workdir} holds a run on {record['corpus']!r}. "
+      "Use another --workdir or the held corpus"
+    )
 
 
 def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
@@ -113,8 +120,12 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
       three fields that differ are named), its config.json is damaged, it
       holds checkpoints without a config.json, or it cannot be a directory.
   """
-  require("://" not in os.fspath(workdir), "workdir", workdir,
-          "must be a local or mounted directory, not a URL")
+  require(
+    "://" not in os.fspath(workdir),
+    "workdir",
+    workdir,
+    "must be a local or mounted directory, not a URL",
+  )
   workdir = pathlib.Path(workdir)
   try:
     workdir.mkdir(parents=True, exist_ok=True)
@@ -126,8 +137,9 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
   checkpoints = workdir / CHECKPOINTS_NAME
   if checkpoints.exists() and any(checkpoints.iterdir()):
     raise ConfigError(
-        f"{workdir} holds checkpoints but no {CONFIG_NAME}: put back a copy "
-        "or use another --workdir")
+      f"{workdir} holds checkpoints but no {CONFIG_NAME}: put back a copy "
+      "or use another --workdir"
+    )
   if jax.process_index() == 0:
     record = {"corpus": corpus, "config": config_lib.to_dict(config)}
     text = json.dumps(record, indent=2) + "\n"
@@ -148,8 +160,12 @@ def load_config(workdir: str | os.PathLike) -> Config:
   """
   workdir = pathlib.Path(workdir)
   require(workdir.is_dir(), "workdir", str(workdir), "no such directory")
-  require((workdir / CONFIG_NAME).exists(), "workdir", str(workdir),
-          f"holds no {CONFIG_NAME}, so no run was started there")
+  require(
+    (workdir / CONFIG_NAME).exists(),
+    "workdir",
+    str(workdir),
+    f"holds no {CONFIG_NAME}, so no run was started there",
+  )
   try:
     return config_lib.parse(_read(workdir)["config"])
   except ConfigError as error:

@@ -37,41 +37,46 @@ CHECK_EVERY = 32
 
 
 def abstract_cache(
-    model: Transformer, batch: int, length: int, layout: Layout | None = None
+  model: Transformer, batch: int, length: int, layout: Layout | None = None
 ):
   """Shapes, dtypes and, on a mesh, shardings of `init_cache`."""
   tokens_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32)
   variables = jax.eval_shape(
-      functools.partial(model.init, decode=True), jax.random.key(0), tokens_BT
+    functools.partial(model.init, decode=True), jax.random.key(0), tokens_BT
   )
   if layout is None:
     return variables["cache"]
   axes = layout.dividing(layout.batch_axes, batch)
   split, whole = (
-      NamedSharding(layout.mesh, PartitionSpec(*part)) for part in ([axes], [])
+    NamedSharding(layout.mesh, PartitionSpec(*part)) for part in ([axes], [])
   )
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-          x.shape, x.dtype, sharding=split if x.ndim else whole
-      ), variables["cache"],
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=split if x.ndim else whole
+    ),
+    variables["cache"],
   )
 
 
 def init_cache(
-    model: Transformer, batch: int, length: int, layout: Layout | None = None
+  model: Transformer, batch: int, length: int, layout: Layout | None = None
 ):
   """An empty decoding cache for `batch` sequences of up to `length` tokens."""
   return jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
-      abstract_cache(model, batch, length, layout),
+    lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
+    abstract_cache(model, batch, length, layout),
   )
 
 
 def apply_cached(model, variables, cache, tokens_BT, segment_BT, position_BT):
   """One forward over new tokens: (cache, logits of the last one [B, V])."""
   logits_BTV, updated = model.apply(
-      {**variables, "cache": cache}, tokens_BT, segment_BT, position_BT,
-      decode=True, mutable=["cache"],
+    {**variables, "cache": cache},
+    tokens_BT,
+    segment_BT,
+    position_BT,
+    decode=True,
+    mutable=["cache"],
   )
   return updated["cache"], logits_BTV[:, -1]
 
@@ -100,7 +105,7 @@ def sample_token(logits_BV, key, temperature: float, top_k: int, top_p: float):
     share_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
     least_B1 = jnp.where(before_BV < top_p, sorted_BV, jnp.inf).min(
-        -1, keepdims=True
+      -1, keepdims=True
     )
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   return jax.random.categorical(key, logits_BV).astype(jnp.int32)
@@ -120,25 +125,38 @@ class _Loop(NamedTuple):
 # The layout is an argument, as jit would not know one trace from another by
 # what is in force.
 @functools.partial(
-    jax.jit, static_argnums=0, static_argnames="layout", donate_argnums=2
+  jax.jit, static_argnums=0, static_argnames="layout", donate_argnums=2
 )
 def decode_step(
-    model, variables, cache, tokens_BT, segment_BT, position_BT,
-    layout: Layout | None = None,
+  model,
+  variables,
+  cache,
+  tokens_BT,
+  segment_BT,
+  position_BT,
+  layout: Layout | None = None,
 ):
   """`apply_cached`, compiled, the cache updated in place; layout: on a mesh."""
   with layout_lib.using(layout):
     return apply_cached(
-        model, variables, cache, tokens_BT, segment_BT, position_BT
+      model, variables, cache, tokens_BT, segment_BT, position_BT
     )
 
 
-@functools.partial(
-    jax.jit, static_argnums=(0, 8, 9, 10, 11), donate_argnums=2
-)
+@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10, 11), donate_argnums=2)
 def _decode(
-    model, variables, cache, logits_BV, position_B, done_B, key, start,
-    num_tokens, sampling, stop, layout,
+  model,
+  variables,
+  cache,
+  logits_BV,
+  position_B,
+  done_B,
+  key,
+  start,
+  num_tokens,
+  sampling,
+  stop,
+  layout,
 ):
   """Samples up to num_tokens tokens [B, N] after what the cache holds.
 
@@ -150,32 +168,46 @@ def _decode(
 
   def body(loop: _Loop) -> _Loop:
     token_B = sample_token(
-        loop.logits_BV, jax.random.fold_in(key, start + loop.step),
-        temperature, top_k, top_p,
+      loop.logits_BV,
+      jax.random.fold_in(key, start + loop.step),
+      temperature,
+      top_k,
+      top_p,
     )
     token_B = jnp.where(loop.done_B, stop, token_B)
     with layout_lib.using(layout):
       cache, logits_BV = apply_cached(
-          model, variables, loop.cache, token_B[:, None],
-          jnp.ones((batch, 1), jnp.int32), loop.position_B[:, None],
+        model,
+        variables,
+        loop.cache,
+        token_B[:, None],
+        jnp.ones((batch, 1), jnp.int32),
+        loop.position_B[:, None],
       )
     return _Loop(
-        loop.step + 1, cache, logits_BV, loop.position_B + 1,
-        loop.done_B | (token_B == stop),
-        loop.tokens_BN.at[:, loop.step].set(token_B),
+      loop.step + 1,
+      cache,
+      logits_BV,
+      loop.position_B + 1,
+      loop.done_B | (token_B == stop),
+      loop.tokens_BN.at[:, loop.step].set(token_B),
     )
 
   first = _Loop(
-      jnp.int32(0), cache, logits_BV, position_B, done_B,
-      jnp.full((batch, num_tokens), stop, jnp.int32),
+    jnp.int32(0),
+    cache,
+    logits_BV,
+    position_B,
+    done_B,
+    jnp.full((batch, num_tokens), stop, jnp.int32),
   )
   last = jax.lax.while_loop(
-      lambda loop: (loop.step < num_tokens) & ~loop.done_B.all(), body, first
+    lambda loop: (loop.step < num_tokens) & ~loop.done_B.all(), body, first
   )
   tokens_BN = last.tokens_BN
   if layout is not None:
     tokens_BN = jax.lax.with_sharding_constraint(
-        tokens_BN, sharding.replicated(layout.mesh)
+      tokens_BN, sharding.replicated(layout.mesh)
     )
   return last.cache, last.logits_BV, tokens_BN
 
@@ -195,11 +227,19 @@ def _pad_left(prompts, width):
 
 
 def generate(
-    model: Transformer, variables, prompts: Sequence[np.ndarray],
-    num_tokens: int, key, *, temperature: float = 1.0, top_k: int = 0,
-    top_p: float = 1.0, stop: int = -1, layout: Layout | None = None,
-    width: int = 0,
-    finished: Callable[[list[np.ndarray]], Sequence[bool]] | None = None,
+  model: Transformer,
+  variables,
+  prompts: Sequence[np.ndarray],
+  num_tokens: int,
+  key,
+  *,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  stop: int = -1,
+  layout: Layout | None = None,
+  width: int = 0,
+  finished: Callable[[list[np.ndarray]], Sequence[bool]] | None = None,
 ) -> list[np.ndarray]:
   """Continues prompts, all in one batch.
 
@@ -223,15 +263,22 @@ def generate(
   """
   require(len(prompts) > 0, "prompts", list(prompts), "must not be empty")
   lengths = np.array([len(prompt) for prompt in prompts])
-  require(lengths.min() > 0, "prompts", lengths.tolist(),
-          "every prompt must hold a token")
+  require(
+    lengths.min() > 0,
+    "prompts",
+    lengths.tolist(),
+    "every prompt must hold a token",
+  )
   vocab_size = model.config.vocab_size
   tokens_N = np.concatenate(prompts)
   # The embedding would take the nearest id that it has.
   strange_N = tokens_N[(tokens_N < 0) | (tokens_N >= vocab_size)]
-  require(strange_N.size == 0, "prompts", strange_N[:3].tolist(),
-          f"token ids must be at least 0 and less than vocab_size = "
-          f"{vocab_size}")
+  require(
+    strange_N.size == 0,
+    "prompts",
+    strange_N[:3].tolist(),
+    f"token ids must be at least 0 and less than vocab_size = {vocab_size}",
+  )
   if num_tokens == 0:
     return [np.zeros(0, np.int32) for _ in prompts]
   width = width or -(-lengths.max() // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
@@ -239,20 +286,29 @@ def generate(
   starts = range(0, num_tokens, part)
   cache = init_cache(model, len(prompts), width + len(starts) * part, layout)
   cache, logits_BV = decode_step(
-      model, variables, cache, *_pad_left(prompts, width), layout=layout
+    model, variables, cache, *_pad_left(prompts, width), layout=layout
   )
   made_BN = np.zeros((len(prompts), 0), np.int32)
   done_B = np.zeros(len(prompts), bool)
   for start in starts:
     cache, logits_BV, tokens_BN = _decode(
-        model, variables, cache, logits_BV,
-        (lengths + start).astype(np.int32), done_B, key, np.int32(start), part,
-        (temperature, top_k, top_p), stop, layout,
+      model,
+      variables,
+      cache,
+      logits_BV,
+      (lengths + start).astype(np.int32),
+      done_B,
+      key,
+      np.int32(start),
+      part,
+      (temperature, top_k, top_p),
+      stop,
+      layout,
     )
     made_BN = np.concatenate([made_BN, tokens_BN], axis=1)[:, :num_tokens]
     made = [
-        row_N[: np.argmax(row_N == stop)] if stop in row_N else row_N
-        for row_N in made_BN
+      row_N[: np.argmax(row_N == stop)] if stop in row_N else row_N
+      for row_N in made_BN
     ]
     if finished:
       done_B = np.array(finished(made)) | (made_BN == stop).any(1)
@@ -262,8 +318,13 @@ def generate(
 
 
 def generate_text(
-    model: Transformer, variables, tokenizer, prompts: Sequence[str],
-    sample: SampleConfig, seed: int, layout: Layout | None = None,
+  model: Transformer,
+  variables,
+  tokenizer,
+  prompts: Sequence[str],
+  sample: SampleConfig,
+  seed: int,
+  layout: Layout | None = None,
 ) -> list[str]:
   """Continues texts, each as the beginning of a document.
 
@@ -272,13 +333,20 @@ def generate_text(
     after sample.num_tokens tokens.
   """
   encoded = [
-      np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)])
-      for prompt in prompts
+    np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)])
+    for prompt in prompts
   ]
   new = generate(
-      model, variables, encoded, sample.num_tokens, jax.random.key(seed),
-      temperature=sample.temperature, top_k=sample.top_k, top_p=sample.top_p,
-      stop=tokenizer.eos_id, layout=layout,
+    model,
+    variables,
+    encoded,
+    sample.num_tokens,
+    jax.random.key(seed),
+    temperature=sample.temperature,
+    top_k=sample.top_k,
+    top_p=sample.top_p,
+    stop=tokenizer.eos_id,
+    layout=layout,
   )
   return [tokenizer.decode(tokens_N) for tokens_N in new]
 
@@ -287,7 +355,7 @@ def main() -> None:
   distributed.initialize()
   values = flags.FLAGS
   sample = SampleConfig(
-      "", values.num_tokens, values.temperature, values.top_k, values.top_p
+    "", values.num_tokens, values.temperature, values.top_k, values.top_p
   )
   prompts = values.prompt
   if prompts == ["-"]:
@@ -297,7 +365,7 @@ def main() -> None:
   with layout_lib.using(run.layout):
     variables = prepare_lib.prepare(run.model, run.variables)
   texts = generate_text(
-      run.model, variables, tokenizer, prompts, sample, values.seed, run.layout
+    run.model, variables, tokenizer, prompts, sample, values.seed, run.layout
   )
   for prompt, text in zip(prompts, texts, strict=True):
     print(prompt + text)
@@ -307,7 +375,7 @@ if __name__ == "__main__":
   load_lib.define_flags()
   distributed.define_flags()
   flags.DEFINE_multi_string(
-      "prompt", [""], "Beginning of a text, repeatable; - reads standard input."
+    "prompt", [""], "Beginning of a text, repeatable; - reads standard input."
   )
   flags.DEFINE_integer("num_tokens", 256, "New tokens at most.")
   flags.DEFINE_float("temperature", 0.7, "0 = always the likeliest token.")

@@ -39,8 +39,9 @@ class Trained(NamedTuple):
 
 
 def load(
-    workdir: str | os.PathLike | None, saved: str = "newest",
-    mesh: Mapping[str, Any] | None = None,
+  workdir: str | os.PathLike | None,
+  saved: str = "newest",
+  mesh: Mapping[str, Any] | None = None,
 ) -> Trained:
   """Loads a model without its optimizer; each device gets its part alone.
 
@@ -53,20 +54,25 @@ def load(
   Raises:
     ConfigError: no workdir given, no run in it, no such choice, or a mesh that
       these devices do not make.
-    checkpoint.CheckpointError: no such checkpoint, or a damaged one.
+    errors.CheckpointError: no such checkpoint, or a damaged one.
   """
   require(bool(workdir), "--workdir", workdir, "must name a run's directory")
-  require(saved in ("newest", "best") or saved.isdecimal(), "--step", saved,
-          "must be newest, best, or the number of a step")
+  require(
+    saved in ("newest", "best") or saved.isdecimal(),
+    "--step",
+    saved,
+    "must be newest, best, or the number of a step",
+  )
   config = _on_these_devices(workdir_lib.load_config(workdir), mesh or {})
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   state = state_lib.abstract_state(config, layout)
   restored = checkpoint.restore(
-      workdir, {"params": state.params, "buffers": state.buffers},
-      int(saved) if saved.isdecimal() else saved,
+    workdir,
+    {"params": state.params, "buffers": state.buffers},
+    int(saved) if saved.isdecimal() else saved,
   )
   return Trained(
-      config, restored.step, Transformer(config.model), restored.items, layout
+    config, restored.step, Transformer(config.model), restored.items, layout
   )
 
 
@@ -91,11 +97,12 @@ def define_flags() -> None:
   """Defines the flags of `from_flags`."""
   flags.DEFINE_string("workdir", None, "Directory of the run.")
   flags.DEFINE_string(
-      "step", "newest", "Checkpoint: newest, best, or the number of a step."
+    "step", "newest", "Checkpoint: newest, best, or the number of a step."
   )
   cli.define_section(
-      "mesh", ConfigDict(dataclasses.asdict(MeshConfig(data=-1))),
-      "Another mesh than the run's: --mesh.FIELD=VALUE.",
+    "mesh",
+    ConfigDict(dataclasses.asdict(MeshConfig(data=-1))),
+    "Another mesh than the run's: --mesh.FIELD=VALUE.",
   )
 
 
@@ -103,6 +110,7 @@ def from_flags() -> Trained:
   """Loads the model that the command line names; raises as `load`."""
   values = flags.FLAGS
   return load(
-      values.workdir, values.step,
-      config_flags.get_override_values(values["mesh"]),
+    values.workdir,
+    values.step,
+    config_flags.get_override_values(values["mesh"]),
   )

@@ -52,7 +52,7 @@ def _cast(model, variables):
     return variables
   flat = traverse_util.flatten_dict(variables["params"], sep="/")
   cast = {
-      path: x if re.search(UNCAST, path) else x.astype(dtype)
-      for path, x in flat.items()
+    path: x if re.search(UNCAST, path) else x.astype(dtype)
+    for path, x in flat.items()
   }
   return {**variables, "params": traverse_util.unflatten_dict(cast, sep="/")}

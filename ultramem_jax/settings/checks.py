@@ -5,10 +5,6 @@ import math
 from typing import Any
 
 
-class ConfigError(ValueError):
-  """A setting that cannot work: names the field, the value, what is allowed."""
-
-
 def require(ok: bool, field: str, value: Any, allowed: str) -> None:
   """Raises ConfigError "field = value: allowed" unless ok."""
   if not ok:
@@ -25,10 +21,18 @@ def require_types(path: str, config: Any) -> None:
     value = getattr(config, field.name)
     allowed = (float, int) if field.type is float else (field.type,)
     name = f"{path}.{field.name}" if path else field.name
-    require(type(value) in allowed, name, value,
-            f"must be of type {field.type.__name__}")
-    require(field.type is not float or math.isfinite(value), name, value,
-            "must be finite")
+    require(
+      type(value) in allowed,
+      name,
+      value,
+      f"must be of type {field.type.__name__}",
+    )
+    require(
+      field.type is not float or math.isfinite(value),
+      name,
+      value,
+      "must be finite",
+    )
 
 
 def require_at_least(path: str, config: Any, low: float, *fields: str) -> None:
@@ -49,8 +53,10 @@ def require_choice(path: str, config: Any, field: str, *choices: str) -> None:
   """Requires the named field of config to be one of choices."""
   value = getattr(config, field)
   require(
-      value in choices, f"{path}.{field}", value,
-      f"must be one of {', '.join(choices)}",
+    value in choices,
+    f"{path}.{field}",
+    value,
+    f"must be one of {', '.join(choices)}",
   )
 
 

@@ -10,107 +10,13 @@ import dataclasses
 from typing import Any
 
 from ultramem_jax.settings.checks import (
-    require,
-    require_at_least,
-    require_choice,
-    require_fraction,
-    require_positive,
-    require_types,
+  require,
+  require_at_least,
+  require_choice,
+  require_fraction,
+  require_positive,
+  require_types,
 )
-from ultramem_jax.settings.memory import MemoryConfig
-from ultramem_jax.settings.spans import Span, parse_spans
-
-
-@dataclasses.dataclass(frozen=True)
-class MoeConfig:
-  """Mixture of experts in place of every MLP; see `configs/default.py`."""
-
-  num_experts: int = 0
-  top_k: int = 2
-  expert_dim: int = 256
-  balance_loss_weight: float = 0.01
-
-  def __post_init__(self):
-    path = "model.moe"
-    require_types(path, self)
-    require_at_least(path, self, 0, "num_experts", "balance_loss_weight")
-    require_at_least(path, self, 1, "top_k", "expert_dim")
-    require(
-        self.num_experts == 0 or self.top_k <= self.num_experts,
-        f"{path}.top_k", self.top_k,
-        f"must be at most num_experts = {self.num_experts}",
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelConfig:
-  """The transformer; every field is explained in `configs/default.py`."""
-
-  vocab_size: int
-  embed_dim: int
-  num_layers: int
-  num_heads: int
-  mlp_dim: int
-  activation: str
-  norm: str
-  norm_eps: float
-  norm_bias: bool
-  qk_norm: bool
-  tie_embeddings: bool
-  rope_theta: float
-  dropout_rate: float
-  dtype: str
-  attention: str
-  remat: str
-  moe: MoeConfig
-  memory: MemoryConfig
-
-  @property
-  def head_dim(self) -> int:
-    """H: width of an attention head."""
-    return self.embed_dim // self.num_heads
-
-  @property
-  def spans(self) -> tuple[Span, ...]:
-    """The memories' places, () for a model without memory."""
-    if self.memory.kind == "none":
-      return ()
-    return parse_spans(self.memory.spans, self.num_layers)
-
-  def __post_init__(self):
-    path = "model"
-    require_types(path, self)
-    require_at_least(path, self, 1, "vocab_size", "embed_dim", "num_layers",
-                     "num_heads", "mlp_dim")
-    require_choice(path, self, "activation", "gelu", "swiglu")
-    require_choice(path, self, "norm", "layernorm", "rms")
-    require_choice(path, self, "dtype", "float32", "bfloat16")
-    require_choice(path, self, "attention", "xla", "cudnn")
-    require_choice(path, self, "remat", "none", "block")
-    require(
-        self.attention != "cudnn" or self.dtype == "bfloat16",
-        "model.attention", self.attention, "needs model.dtype = 'bfloat16'",
-    )
-    require_fraction(path, self, "dropout_rate")
-    require_positive(path, self, "norm_eps", "rope_theta")
-    require(
-        self.embed_dim % self.num_heads == 0 and self.head_dim % 2 == 0,
-        "model.num_heads", self.num_heads,
-        f"must divide embed_dim = {self.embed_dim} into an even head width",
-    )
-    memory = self.memory
-    if memory.kind != "none":
-      require(bool(memory.spans), "model.memory.spans", memory.spans,
-              "must name at least one span, such as '1:2'")
-      memory.require_width(self.embed_dim)
-    spans = self.spans  # raises on a bad span
-    if memory.kind == "ultramem_v2":
-      require(
-          memory.ring_layers in (0, len(spans)), "model.memory.ring_layers",
-          memory.ring_layers, f"must be 0 or the number of spans, {len(spans)}",
-      )
-      memory = dataclasses.replace(memory, ring_layers=len(spans))
-      object.__setattr__(self, "memory", memory)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,15 +46,25 @@ class DataConfig:
     require_choice(path, self, "packing", "segments", "concat")
     require_at_least(path, self, 1, "seq_len", "shuffle_window")
     require_at_least(path, self, 0, "cut_bytes", "prefetch")
-    require(0 < self.valid_fraction < 1, "data.valid_fraction",
-            self.valid_fraction, "must lie strictly between 0 and 1")
+    require(
+      0 < self.valid_fraction < 1,
+      "data.valid_fraction",
+      self.valid_fraction,
+      "must lie strictly between 0 and 1",
+    )
     # Who evaluates alone needs no text to train on.
-    require(self.source != "text" or bool(self.path or self.valid_path),
-            "data.path", self.path,
-            "must be a glob of text files with source = 'text'")
-    require(self.source != "tfds" or bool(self.tfds_name), "data.tfds_name",
-            self.tfds_name,
-            "must name a dataset such as 'c4/en:3.0.1' with source = 'tfds'")
+    require(
+      self.source != "text" or bool(self.path or self.valid_path),
+      "data.path",
+      self.path,
+      "must be a glob of text files with source = 'text'",
+    )
+    require(
+      self.source != "tfds" or bool(self.tfds_name),
+      "data.tfds_name",
+      self.tfds_name,
+      "must name a dataset such as 'c4/en:3.0.1' with source = 'tfds'",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,19 +96,32 @@ class OptimConfig:
     require_choice(path, self, "table_moments", "float32", "bfloat16")
     require_choice(path, self, "table_second_moment", "element", "row")
     require_positive(path, self, "learning_rate", "eps")
-    require(0 < self.value_lr_horizon <= 1, "optim.value_lr_horizon",
-            self.value_lr_horizon, "must lie in (0, 1], as a share of steps")
-    require_fraction(path, self, "warmup_fraction", "init_fraction",
-                     "final_fraction")
+    require(
+      0 < self.value_lr_horizon <= 1,
+      "optim.value_lr_horizon",
+      self.value_lr_horizon,
+      "must lie in (0, 1], as a share of steps",
+    )
+    require_fraction(
+      path, self, "warmup_fraction", "init_fraction", "final_fraction"
+    )
     for field in ("beta1", "beta2"):
       value = getattr(self, field)
       require(0 <= value < 1, f"{path}.{field}", value, "must lie in [0, 1)")
-    require_at_least(path, self, 0, "weight_decay", "clip_norm",
-                     "value_lr_multiplier", "z_loss")
+    require_at_least(
+      path,
+      self,
+      0,
+      "weight_decay",
+      "clip_norm",
+      "value_lr_multiplier",
+      "z_loss",
+    )
     require(
-        not self.table_catch_up or self.beta1**2 < self.beta2,
-        "optim.table_catch_up", self.table_catch_up,
-        "needs beta1^2 < beta2, so that the momentum of a row fades",
+      not self.table_catch_up or self.beta1**2 < self.beta2,
+      "optim.table_catch_up",
+      self.table_catch_up,
+      "needs beta1^2 < beta2, so that the momentum of a row fades",
     )
 
 
@@ -221,8 +150,12 @@ class SampleConfig:
   def __post_init__(self):
     require_types("sample", self)
     require_at_least("sample", self, 0, "num_tokens", "temperature", "top_k")
-    require(0 < self.top_p <= 1, "sample.top_p", self.top_p,
-            "must lie in (0, 1]; 1 keeps every token")
+    require(
+      0 < self.top_p <= 1,
+      "sample.top_p",
+      self.top_p,
+      "must lie in (0, 1]; 1 keeps every token",
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,15 +170,20 @@ class MeshConfig:
 
   def __post_init__(self):
     require_types("mesh", self)
-    require(self.data == -1 or self.data >= 1, "mesh.data", self.data,
-            "must be -1 (all devices that remain) or at least 1")
+    require(
+      self.data == -1 or self.data >= 1,
+      "mesh.data",
+      self.data,
+      "must be -1 (all devices that remain) or at least 1",
+    )
     require_at_least("mesh", self, 1, "fsdp", "tensor", "table")
     axes = self.table_axes.split(",")
     known = ("data", "fsdp", "tensor", "table")
     require(
-        set(axes) <= set(known) and len(set(axes)) == len(axes),
-        "mesh.table_axes", self.table_axes,
-        f"must name axes of the mesh ({', '.join(known)}), joined by ','",
+      set(axes) <= set(known) and len(set(axes)) == len(axes),
+      "mesh.table_axes",
+      self.table_axes,
+      f"must name axes of the mesh ({', '.join(known)}), joined by ','",
     )
 
 
@@ -269,49 +207,64 @@ class Config:
 
   def __post_init__(self):
     require_types("", self)
-    for field, low in (("seed", 0), ("steps", 1), ("batch_size", 1),
-                       ("accumulation_steps", 1), ("log_every", 1),
-                       ("eval_every", 1), ("eval_batches", 0)):
+    for field, low in (
+      ("seed", 0),
+      ("steps", 1),
+      ("batch_size", 1),
+      ("accumulation_steps", 1),
+      ("log_every", 1),
+      ("eval_every", 1),
+      ("eval_batches", 0),
+    ):
       value = getattr(self, field)
       require(value >= low, field, value, f"must be at least {low}")
-    require(self.seed < 2**32, "seed", self.seed,
-            "must be less than 2^32: a key is made of its lower 32 bits")
     require(
-        round(self.optim.warmup_fraction * self.steps) < self.steps,
-        "optim.warmup_fraction", self.optim.warmup_fraction,
-        f"must leave one of {self.steps} steps for the cosine",
+      self.seed < 2**32,
+      "seed",
+      self.seed,
+      "must be less than 2^32: a key is made of its lower 32 bits",
     )
     require(
-        round(self.optim.value_lr_horizon * self.steps) > 0,
-        "optim.value_lr_horizon", self.optim.value_lr_horizon,
-        f"must span one of {self.steps} steps at least",
+      round(self.optim.warmup_fraction * self.steps) < self.steps,
+      "optim.warmup_fraction",
+      self.optim.warmup_fraction,
+      f"must leave one of {self.steps} steps for the cosine",
     )
     require(
-        self.batch_size % self.accumulation_steps == 0, "batch_size",
-        self.batch_size,
-        f"must be divisible by accumulation_steps = {self.accumulation_steps}",
+      round(self.optim.value_lr_horizon * self.steps) > 0,
+      "optim.value_lr_horizon",
+      self.optim.value_lr_horizon,
+      f"must span one of {self.steps} steps at least",
     )
     require(
-        self.optim.table_update != "dense" or not self.has_low_precision_tables,
-        "optim.table_update", self.optim.table_update,
-        "must be sparse or auto with bfloat16 tables (model.memory.table_dtype)"
-        " or moments (optim.table_moments), or optim.table_second_moment = row",
+      self.batch_size % self.accumulation_steps == 0,
+      "batch_size",
+      self.batch_size,
+      f"must be divisible by accumulation_steps = {self.accumulation_steps}",
     )
     require(
-        not (self.optim.table_catch_up and self.has_low_precision_tables),
-        "optim.table_catch_up", self.optim.table_catch_up,
-        "does what a dense update does, which needs float32 tables "
-        "(model.memory.table_dtype) and moments (optim.table_moments), and "
-        "optim.table_second_moment = element",
+      self.optim.table_update != "dense" or not self.has_low_precision_tables,
+      "optim.table_update",
+      self.optim.table_update,
+      "must be sparse or auto with bfloat16 tables (model.memory.table_dtype)"
+      " or moments (optim.table_moments), or optim.table_second_moment = row",
+    )
+    require(
+      not (self.optim.table_catch_up and self.has_low_precision_tables),
+      "optim.table_catch_up",
+      self.optim.table_catch_up,
+      "does what a dense update does, which needs float32 tables "
+      "(model.memory.table_dtype) and moments (optim.table_moments), and "
+      "optim.table_second_moment = element",
     )
 
   @property
   def has_low_precision_tables(self) -> bool:
     """Whether tables or their moments are such as only rows can be updated."""
     return (
-        self.model.memory.table_dtype != "float32"
-        or self.optim.table_moments != "float32"
-        or self.optim.table_second_moment != "element"
+      self.model.memory.table_dtype != "float32"
+      or self.optim.table_moments != "float32"
+      or self.optim.table_second_moment != "element"
     )
 
 
@@ -319,16 +272,28 @@ def _build(cls: type, values: Any, path: str) -> Any:
   """Builds dataclass cls, which checks values, from a mapping of its names."""
   fields = {field.name: field for field in dataclasses.fields(cls)}
   prefix = f"{path}." if path else ""
-  require(hasattr(values, "keys"), path, values,
-          f"must hold the fields {', '.join(fields)}")
+  require(
+    hasattr(values, "keys"),
+    path,
+    values,
+    f"must hold the fields {', '.join(fields)}",
+  )
   for name in values:
-    require(name in fields, prefix + name, values[name],
-            f"no such field; known: {', '.join(fields)}")
+    require(
+      name in fields,
+      prefix + name,
+      values[name],
+      f"no such field; known: {', '.join(fields)}",
+    )
   built = {}
   for name, field in fields.items():
     if name not in values:
-      require(field.default is not dataclasses.MISSING, prefix + name, None,
-              "is missing")
+      require(
+        field.default is not dataclasses.MISSING,
+        prefix + name,
+        None,
+        "is missing",
+      )
       continue
     value = values[name]
     if dataclasses.is_dataclass(field.type):

@@ -4,11 +4,11 @@ import dataclasses
 import math
 
 from ultramem_jax.settings.checks import (
-    require,
-    require_at_least,
-    require_choice,
-    require_positive,
-    require_types,
+  require,
+  require_at_least,
+  require_choice,
+  require_positive,
+  require_types,
 )
 
 MAX_GRID_SIDE = 46340  # the largest s with s * s - 1 representable in int32
@@ -16,21 +16,30 @@ MAX_GRID_SIDE = 46340  # the largest s with s * s - 1 representable in int32
 # Fields of MemoryConfig that a kind of memory fixes: a config of that kind
 # sets them so.
 KIND_SETTINGS = {
-    "memory_plus": {
-        "score": "sum", "softmax": True, "num_cores": 1, "heads_per_query": 1,
-        "expansion": 1, "shuffle": "none", "query_conv": 0, "init": "official",
-    },
-    "ultramem_v2": {"value_projection": True, "init": "official"},
-    # A row is a neuron of the model's own width.
-    "peer": {"value_projection": False, "num_cores": 1, "expansion": 1},
+  "memory_plus": {
+    "score": "sum",
+    "softmax": True,
+    "num_cores": 1,
+    "heads_per_query": 1,
+    "expansion": 1,
+    "shuffle": "none",
+    "query_conv": 0,
+    "init": "official",
+  },
+  "ultramem_v2": {"value_projection": True, "init": "official"},
+  # A row is a neuron of the model's own width.
+  "peer": {"value_projection": False, "num_cores": 1, "expansion": 1},
 }
 
 # Fields that one kind alone reads: with another they keep their defaults.
 KIND_FIELDS = {
-    "ultramem_v2": (
-        "share_ratio", "ring_layers", "pre_value_dim", "pre_activation",
-    ),
-    "memory_plus": ("input_gate", "output_gate"),
+  "ultramem_v2": (
+    "share_ratio",
+    "ring_layers",
+    "pre_value_dim",
+    "pre_activation",
+  ),
+  "memory_plus": ("input_gate", "output_gate"),
 }
 
 
@@ -142,71 +151,116 @@ class MemoryConfig:
   def require_width(self, embed_dim: int) -> None:
     """Raises ConfigError if the output cannot have the width embed_dim."""
     require(
-        self.value_projection or self.value_dim == embed_dim,
-        "model.memory.value_dim", self.value_dim,
-        f"must equal embed_dim = {embed_dim} without value_projection",
+      self.value_projection or self.value_dim == embed_dim,
+      "model.memory.value_dim",
+      self.value_dim,
+      f"must equal embed_dim = {embed_dim} without value_projection",
     )
 
   def __post_init__(self):
     path = "model.memory"
     require_types(path, self)
-    require_choice(path, self, "kind", "none", "ultramem", "ultramem_v2",
-                   "memory_plus", "peer")
+    require_choice(
+      path,
+      self,
+      "kind",
+      "none",
+      "ultramem",
+      "ultramem_v2",
+      "memory_plus",
+      "peer",
+    )
     for field, fixed in KIND_SETTINGS.get(self.kind, {}).items():
       value = getattr(self, field)
-      require(value == fixed, f"{path}.{field}", value,
-              f"must be {fixed!r} with kind = {self.kind!r}")
+      require(
+        value == fixed,
+        f"{path}.{field}",
+        value,
+        f"must be {fixed!r} with kind = {self.kind!r}",
+      )
     self._require_fields_of_this_kind(path)
     require_at_least(
-        path, self, 1, "num_keys", "key_dim", "value_dim", "top_m",
-        "num_heads", "heads_per_query", "tucker_rank", "num_cores",
-        "expansion", "row_multiple",
+      path,
+      self,
+      1,
+      "num_keys",
+      "key_dim",
+      "value_dim",
+      "top_m",
+      "num_heads",
+      "heads_per_query",
+      "tucker_rank",
+      "num_cores",
+      "expansion",
+      "row_multiple",
     )
-    require_at_least(path, self, 0, "query_conv", "aux_loss_weight",
-                     "aux_loss_margin", "ring_layers", "pre_value_dim",
-                     "spare_queries")
+    require_at_least(
+      path,
+      self,
+      0,
+      "query_conv",
+      "aux_loss_weight",
+      "aux_loss_margin",
+      "ring_layers",
+      "pre_value_dim",
+      "spare_queries",
+    )
     require_positive(path, self, "norm_eps")
     self._require_choices(path)
     require(
-        math.isqrt(self.expansion) ** 2 == self.expansion,
-        f"{path}.expansion", self.expansion, "must be a perfect square",
+      math.isqrt(self.expansion) ** 2 == self.expansion,
+      f"{path}.expansion",
+      self.expansion,
+      "must be a perfect square",
     )
     require(
-        self.num_projections in (0, 1, self.expansion),
-        f"{path}.num_projections", self.num_projections,
-        f"must be 0 (the kind's own), 1 or expansion = {self.expansion}",
+      self.num_projections in (0, 1, self.expansion),
+      f"{path}.num_projections",
+      self.num_projections,
+      f"must be 0 (the kind's own), 1 or expansion = {self.expansion}",
     )
     require(
-        0 < self.share_ratio <= 1, f"{path}.share_ratio", self.share_ratio,
-        "must lie in (0, 1]: the share of the ring that a memory reaches",
+      0 < self.share_ratio <= 1,
+      f"{path}.share_ratio",
+      self.share_ratio,
+      "must lie in (0, 1]: the share of the ring that a memory reaches",
     )
     if self.kind != "ultramem_v2" or self.ring_layers:
       self._require_grid(path)
     require(
-        self.value_dim % self.num_cores == 0, f"{path}.value_dim",
-        self.value_dim, f"must be divisible by num_cores = {self.num_cores}",
+      self.value_dim % self.num_cores == 0,
+      f"{path}.value_dim",
+      self.value_dim,
+      f"must be divisible by num_cores = {self.num_cores}",
     )
     require(
-        self.num_heads % self.heads_per_query == 0 or self.spare_queries > 0
-        or self.kind == "ultramem_v2", f"{path}.heads_per_query",
-        self.heads_per_query, f"must divide num_heads = {self.num_heads}",
+      self.num_heads % self.heads_per_query == 0
+      or self.spare_queries > 0
+      or self.kind == "ultramem_v2",
+      f"{path}.heads_per_query",
+      self.heads_per_query,
+      f"must divide num_heads = {self.num_heads}",
     )
     require(
-        self.score == "tucker" or self.num_cores == 1, f"{path}.num_cores",
-        self.num_cores, "must be 1 with score = 'sum', which has no core",
+      self.score == "tucker" or self.num_cores == 1,
+      f"{path}.num_cores",
+      self.num_cores,
+      "must be 1 with score = 'sum', which has no core",
     )
     require(
-        self.projections == 1 or self.value_projection,
-        f"{path}.value_projection", self.value_projection,
-        f"must be True with {self.projections} projections: each block of the "
-        "table has its own",
+      self.projections == 1 or self.value_projection,
+      f"{path}.value_projection",
+      self.value_projection,
+      f"must be True with {self.projections} projections: each block of the "
+      "table has its own",
     )
     require(
-        self.init == "official"
-        or (self.query_key_norm != "none" and not self.softmax),
-        f"{path}.init", self.init,
-        "'paper' calibrates the query norm for scores used as they are: "
-        "needs query_key_norm and no softmax, or choose 'official'",
+      self.init == "official"
+      or (self.query_key_norm != "none" and not self.softmax),
+      f"{path}.init",
+      self.init,
+      "'paper' calibrates the query norm for scores used as they are: "
+      "needs query_key_norm and no softmax, or choose 'official'",
     )
 
   def _require_fields_of_this_kind(self, path):
@@ -214,9 +268,13 @@ class MemoryConfig:
       for field in fields if self.kind not in (kind, "none") else ():
         # As a class attribute stands a field's default.
         value, default = getattr(self, field), getattr(MemoryConfig, field)
-        require(value == default, f"{path}.{field}", value,
-                f"is for kind = {kind!r}; must be {default!r} with "
-                f"kind = {self.kind!r}")
+        require(
+          value == default,
+          f"{path}.{field}",
+          value,
+          f"is for kind = {kind!r}; must be {default!r} with "
+          f"kind = {self.kind!r}",
+        )
 
   def _require_choices(self, path):
     require_choice(path, self, "score", "tucker", "sum")
@@ -224,27 +282,41 @@ class MemoryConfig:
     require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
     require_choice(path, self, "init", "paper", "official")
     require_choice(path, self, "pre_activation", "none", "gelu")
-    require_choice(path, self, "partition", "auto", "columns", "rows",
-                   "rows_pooled", "rows_unpooled")
+    require_choice(
+      path,
+      self,
+      "partition",
+      "auto",
+      "columns",
+      "rows",
+      "rows_pooled",
+      "rows_unpooled",
+    )
     require_choice(path, self, "table_dtype", "float32", "bfloat16", "int8")
     require_choice(path, self, "kernel", "xla", "pallas")
 
   def _require_grid(self, path):
     require(
-        1 <= self.grid_side <= MAX_GRID_SIDE, f"{path}.num_keys",
-        self.num_keys, f"sqrt(expansion) * num_keys = {self.grid_side} must be "
-        f"at most {MAX_GRID_SIDE}, so that a cell fits in int32",
+      1 <= self.grid_side <= MAX_GRID_SIDE,
+      f"{path}.num_keys",
+      self.num_keys,
+      f"sqrt(expansion) * num_keys = {self.grid_side} must be "
+      f"at most {MAX_GRID_SIDE}, so that a cell fits in int32",
     )
     # A ring adds a memory's first row before it goes around its end.
     ring = 2 if self.kind == "ultramem_v2" else 1
     count = max(self.projections, ring) * self.stored_rows
     require(
-        count <= 2**31, f"{path}.num_keys", self.num_keys,
-        f"makes {count} places of rows, which must be at most 2^31, so that "
-        "one fits in int32",
+      count <= 2**31,
+      f"{path}.num_keys",
+      self.num_keys,
+      f"makes {count} places of rows, which must be at most 2^31, so that "
+      "one fits in int32",
     )
     require(
-        self.top_m <= self.grid_side, f"{path}.top_m", self.top_m,
-        f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
-        f"{self.grid_side}",
+      self.top_m <= self.grid_side,
+      f"{path}.top_m",
+      self.top_m,
+      f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
+      f"{self.grid_side}",
     )

@@ -33,18 +33,24 @@ def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
   for index, text in enumerate(spans.split("/")):
     start, _, end = text.partition(":")
     require(
-        start.isdecimal() and end.isdecimal(), field, spans,
-        f"must be 'i:j' parts joined by '/', such as '1:2/3:4'; got {text!r}",
+      start.isdecimal() and end.isdecimal(),
+      field,
+      spans,
+      f"must be 'i:j' parts joined by '/', such as '1:2/3:4'; got {text!r}",
     )
     start, end = int(start), int(end)
     require(
-        1 <= start <= end <= num_layers, field, spans,
-        f"span {text!r} must satisfy 1 <= i <= j <= num_layers = {num_layers}",
+      1 <= start <= end <= num_layers,
+      field,
+      spans,
+      f"span {text!r} must satisfy 1 <= i <= j <= num_layers = {num_layers}",
     )
     parsed.append(Span(index, start - 1, end - 1))
   starts = [span.start for span in parsed]
   require(
-      len(set(starts)) == len(starts), field, spans,
-      "no two memories may read in the same block",
+    len(set(starts)) == len(starts),
+    field,
+    spans,
+    "no two memories may read in the same block",
   )
   return tuple(parsed)

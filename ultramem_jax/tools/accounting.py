@@ -24,16 +24,17 @@ from ultramem_jax import cli
 from ultramem_jax.ops import precision
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.settings.checks import ConfigError
-from ultramem_jax.settings.config import Config, ModelConfig
+from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import optim, sharding
 
 # The kind of a parameter, by its path; the first pattern that matches wins.
 KINDS = {
-    "embedding": r"^(embed|head)/",
-    "norm": r"norm/",
-    "sparse": r"values(_scale)?$|/experts_",
-    "dense": r"",
+  "embedding": r"^(embed|head)/",
+  "norm": r"norm/",
+  "sparse": r"values(_scale)?$|/experts_",
+  "dense": r"",
 }
 BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
 
@@ -41,8 +42,8 @@ BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
   """The shape of every parameter, by path, such as "block_0/mlp/up/kernel"."""
   return {
-      "/".join(path): tuple(size for _, size in axes)
-      for path, axes in sharding.parameter_axes(model).items()
+    "/".join(path): tuple(size for _, size in axes)
+    for path, axes in sharding.parameter_axes(model).items()
   }
 
 
@@ -92,9 +93,9 @@ def rows_read(model: ModelConfig, batch: int) -> int:
   # A table shared by several layers stands once in the tree, and is read by
   # each of them: the widths are those of the distinct tables of one layer.
   widths = {
-      path.split("/")[-1]: shape[-1]
-      for path, shape in parameter_shapes(model).items()
-      if path.endswith("values")
+    path.split("/")[-1]: shape[-1]
+    for path, shape in parameter_shapes(model).items()
+    if path.endswith("values")
   }
   memory = model.memory
   reach = memory.table_side**2
@@ -171,9 +172,8 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   layout = sharding.make_layout(config, mesh)
   specs = sharding.parameter_specs(config, layout)
   shapes = {
-      path: NamedSharding(mesh, specs[tuple(path.split("/"))])
-      .shard_shape(shape)
-      for path, shape in parameter_shapes(config.model).items()
+    path: NamedSharding(mesh, specs[tuple(path.split("/"))]).shard_shape(shape)
+    for path, shape in parameter_shapes(config.model).items()
   }
   split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
   sums = 1 if config.accumulation_steps == 1 else 2
@@ -182,10 +182,10 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
     for path in list(filter(optim.is_table, shapes)):
       shape = shapes.pop(path)
       moments = jax.eval_shape(
-          functools.partial(optim.table_moments, config.optim, shape)
+        functools.partial(optim.table_moments, config.optim, shape)
       )
       parts["optimizer"] += sum(
-          x.size * x.dtype.itemsize for x in moments.values()
+        x.size * x.dtype.itemsize for x in moments.values()
       )
       dtype = jnp.dtype(precision.DTYPES[config.model.memory.table_dtype])
       parts["parameters"] += math.prod(shape) * dtype.itemsize
@@ -195,11 +195,14 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   parts["optimizer"] += 2 * 4 * dense
   parts["gradients"] += sums * 4 * dense
   tokens = config.data.seq_len * (config.batch_size // split)
-  parts["slots"] = 4 * tokens * len(config.model.spans) * (
-      config.model.memory.num_heads * config.model.memory.top_m
+  parts["slots"] = (
+    4
+    * tokens
+    * len(config.model.spans)
+    * (config.model.memory.num_heads * config.model.memory.top_m)
   )
   parts["activations"] = activation_bytes_per_token(config) * (
-      tokens // config.accumulation_steps
+    tokens // config.accumulation_steps
   )
   parts["exchange"] = exchange_bytes(config, layout)
   return {**parts, "total": sum(parts.values())}
@@ -211,15 +214,21 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
   if not config.model.spans or shards == 1:
     return 0
   batch, length = (
-      config.batch_size // config.accumulation_steps, config.data.seq_len
+    config.batch_size // config.accumulation_steps,
+    config.data.seq_len,
   )
   axes = sharded_lookup.axes_apart(layout.tokens(batch, length))
   return sharded_lookup.bytes_held(
-      layout.partition, shards,
-      devices=layout.size([axis for axis in axes if axis in layout.table_axes]),
-      tokens=batch * length // layout.size(axes), num_rows=m.stored_rows,
-      reads=m.num_heads * m.top_m, width=m.value_dim, cores=m.num_cores,
-      blocks=m.projections, itemsize=jnp.dtype(config.model.dtype).itemsize,
+    layout.partition,
+    shards,
+    devices=layout.size([axis for axis in axes if axis in layout.table_axes]),
+    tokens=batch * length // layout.size(axes),
+    num_rows=m.stored_rows,
+    reads=m.num_heads * m.top_m,
+    width=m.value_dim,
+    cores=m.num_cores,
+    blocks=m.projections,
+    itemsize=jnp.dtype(config.model.dtype).itemsize,
   )
 
 
@@ -277,12 +286,12 @@ def check_memory(config: Config, num_devices: int = 1) -> None:
   passing = need["slots"] + need["activations"] + need["exchange"]
   state = need["total"] - passing
   raise ConfigError(
-      f"this run needs {_gigabytes(need['total'])} of memory per device "
-      f"({_gigabytes(state)} for parameters, gradients and Adam's moments, "
-      f"about {_gigabytes(passing)} for activations), and there "
-      f"are {_gigabytes(have)}: use more devices, a smaller model "
-      "(model.memory.num_keys), a smaller batch_size or more "
-      "accumulation_steps"
+    f"this run needs {_gigabytes(need['total'])} of memory per device "
+    f"({_gigabytes(state)} for parameters, gradients and Adam's moments, "
+    f"about {_gigabytes(passing)} for activations), and there "
+    f"are {_gigabytes(have)}: use more devices, a smaller model "
+    "(model.memory.num_keys), a smaller batch_size or more "
+    "accumulation_steps"
   )
 
 
@@ -294,13 +303,13 @@ def report(config: Config, batches=BATCHES, num_devices: int = 1) -> dict:
   """Everything above as one dict of plain numbers, ready for JSON."""
   flops = flops_per_token(config.model)
   return {
-      "params": parameters(config.model),
-      "flops_per_token": sum(flops.values()),
-      "flops_by_part": flops,
-      "memory_access": {
-          str(batch): memory_access(config.model, batch) for batch in batches
-      },
-      "training_bytes": training_bytes(config, num_devices),
+    "params": parameters(config.model),
+    "flops_per_token": sum(flops.values()),
+    "flops_by_part": flops,
+    "memory_access": {
+      str(batch): memory_access(config.model, batch) for batch in batches
+    },
+    "training_bytes": training_bytes(config, num_devices),
   }
 
 
@@ -308,13 +317,13 @@ def summary(config: Config, batches=BATCHES, num_devices: int = 1) -> str:
   """The report as a table for people."""
   costs = report(config, batches, num_devices)
   sections = {
-      "parameters": costs["params"],
-      f"FLOPs per token: {costs['flops_per_token']:,}": costs["flops_by_part"],
-      "values read per decoding step": {
-          f"batch {batch}": values
-          for batch, values in costs["memory_access"].items()
-      },
-      f"bytes per device to train on {num_devices}": costs["training_bytes"],
+    "parameters": costs["params"],
+    f"FLOPs per token: {costs['flops_per_token']:,}": costs["flops_by_part"],
+    "values read per decoding step": {
+      f"batch {batch}": values
+      for batch, values in costs["memory_access"].items()
+    },
+    f"bytes per device to train on {num_devices}": costs["training_bytes"],
   }
   lines = []
   for title, rows in sections.items():
@@ -335,8 +344,10 @@ def main() -> None:
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_multi_integer(
-      "batch", list(BATCHES), "Sequences of a decoding step; repeatable.",
-      lower_bound=1,
+    "batch",
+    list(BATCHES),
+    "Sequences of a decoding step; repeatable.",
+    lower_bound=1,
   )
   flags.DEFINE_integer("devices", 1, "Devices that train it.", lower_bound=1)
   flags.DEFINE_bool("json", False, "Print JSON.")

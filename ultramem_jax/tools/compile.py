@@ -59,24 +59,27 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
   """
   split = sharding.batch_sharding(layout.mesh)
   devices = layout.size(layout.batch_axes)
-  require(batch % devices == 0, "batch", batch,
-          f"must be divisible by the {devices} devices along mesh.data and "
-          "mesh.fsdp")
+  require(
+    batch % devices == 0,
+    "batch",
+    batch,
+    f"must be divisible by the {devices} devices along mesh.data and mesh.fsdp",
+  )
   model = Transformer(config.model)
   platform = layout.mesh.devices.flat[0].platform
   state = state_lib.abstract_state(config, layout)
   with layout_lib.using(layout):
     variables = jax.eval_shape(
-        functools.partial(prepare_lib.prepare, model, platform=platform),
-        {"params": state.params, "buffers": state.buffers},
+      functools.partial(prepare_lib.prepare, model, platform=platform),
+      {"params": state.params, "buffers": state.buffers},
     )
   variables = sharding.with_sharding(
-      variables, sharding.state_shardings(variables, config, layout)
+    variables, sharding.state_shardings(variables, config, layout)
   )
   cache = generate.abstract_cache(model, batch, length, layout)
   token_B1 = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=split)
   return generate.decode_step.lower(
-      model, variables, cache, token_B1, token_B1, token_B1, layout=layout
+    model, variables, cache, token_B1, token_B1, token_B1, layout=layout
   )
 
 
@@ -96,10 +99,10 @@ def report(compiled, mesh) -> dict:
   """
   memory = compiled.memory_analysis()
   sizes = {
-      "arguments": memory.argument_size_in_bytes,
-      "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-      "temporaries": memory.temp_size_in_bytes,
-      "code": memory.generated_code_size_in_bytes,
+    "arguments": memory.argument_size_in_bytes,
+    "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
   }
   sizes["peak"] = sum(sizes.values())
   available = topology.memory_bytes(mesh.devices.flat[0])
@@ -110,16 +113,16 @@ def report(compiled, mesh) -> dict:
     total["count"] += found.count
     total["bytes"] += found.received
   return {
-      "bytes": sizes,
-      "available": available,
-      "fits": available is None or sizes["peak"] <= available,
-      "flops": (compiled.cost_analysis() or {}).get("flops"),
-      "collectives": dict(collectives),
-      "overlap": [
-          f"{found.opcode} of {module(found.op_name)} beside "
-          f"{', '.join(sorted(set(map(module, found.meanwhile))))}"
-          for found in program.overlaps()
-      ],
+    "bytes": sizes,
+    "available": available,
+    "fits": available is None or sizes["peak"] <= available,
+    "flops": (compiled.cost_analysis() or {}).get("flops"),
+    "collectives": dict(collectives),
+    "overlap": [
+      f"{found.opcode} of {module(found.op_name)} beside "
+      f"{', '.join(sorted(set(map(module, found.meanwhile))))}"
+      for found in program.overlaps()
+    ],
   }
 
 
@@ -142,9 +145,7 @@ def summary(costs: dict) -> str:
     lines.append(f"FLOPs per device  {costs['flops']:.4g}")
   lines.append("collectives: count, bytes a device receives")
   for name, total in sorted(costs["collectives"].items()):
-    lines.append(
-        f"  {name:<26}{total['count']:>8}{round(total['bytes']):>22,}"
-    )
+    lines.append(f"  {name:<26}{total['count']:>8}{round(total['bytes']):>22,}")
   lines.append("collectives beside matmuls, in the order of the schedule")
   for line, count in collections.Counter(costs["overlap"]).items():
     lines.append(f"  {count:>3} x {line}")
@@ -163,20 +164,22 @@ def main() -> None:
     pathlib.Path(values.text).mkdir(parents=True, exist_ok=True)
   for step_name in values.step or STEPS:
     programs = (
-        program.lower_train_step(
-            config, *program.abstract_inputs(config, layout), layout
-        )
-        if step_name == "train"
-        else {"decode": lower_decode_step(
-            config, layout, values.batch, values.cache
-        )}
+      program.lower_train_step(
+        config, *program.abstract_inputs(config, layout), layout
+      )
+      if step_name == "train"
+      else {
+        "decode": lower_decode_step(config, layout, values.batch, values.cache)
+      }
     )
     for name, lowered in programs.items():
       began = time.monotonic()
-      compiled = lowered.compile({
+      compiled = lowered.compile(
+        {
           **compiler_options.for_device(devices[0]),
           **(QUICK if values.quick else {}),
-      })
+        }
+      )
       seconds = time.monotonic() - began
       if values.text:
         pathlib.Path(values.text, f"{name}.txt").write_text(compiled.as_text())
@@ -184,14 +187,17 @@ def main() -> None:
       if values.json:
         print(json.dumps({"step": name, "topology": values.topology, **costs}))
       else:
-        print(f"{name} step for {values.topology}, {mesh.size} devices "
-              f"(compiled in {seconds:.0f} s)\n{summary(costs)}", flush=True)
+        print(
+          f"{name} step for {values.topology}, {mesh.size} devices "
+          f"(compiled in {seconds:.0f} s)\n{summary(costs)}",
+          flush=True,
+        )
 
 
 if __name__ == "__main__":
   _CONFIG = cli.define_config()
   flags.DEFINE_string(
-      "topology", "local", f"Devices {topology.FORM.removeprefix('must be ')}."
+    "topology", "local", f"Devices {topology.FORM.removeprefix('must be ')}."
   )
   flags.DEFINE_multi_enum("step", None, STEPS, "Default: both.")
   flags.DEFINE_integer("batch", 64, "Sequences that decode.", lower_bound=1)

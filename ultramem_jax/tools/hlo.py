@@ -12,23 +12,23 @@ import re
 # Operations that move data between devices, and the bytes a device receives
 # for each byte of their result, in a group of p devices, by ring algorithms.
 COLLECTIVES = {
-    "all-gather": lambda p: (p - 1) / p,
-    "all-reduce": lambda p: 2 * (p - 1) / p,
-    "all-to-all": lambda p: (p - 1) / p,
-    "ragged-all-to-all": lambda p: (p - 1) / p,
-    "collective-broadcast": lambda p: 1.0,
-    "collective-permute": lambda p: 1.0,
-    "reduce-scatter": lambda p: p - 1.0,
+  "all-gather": lambda p: (p - 1) / p,
+  "all-reduce": lambda p: 2 * (p - 1) / p,
+  "all-to-all": lambda p: (p - 1) / p,
+  "ragged-all-to-all": lambda p: (p - 1) / p,
+  "collective-broadcast": lambda p: 1.0,
+  "collective-permute": lambda p: 1.0,
+  "reduce-scatter": lambda p: p - 1.0,
 }
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(
-    r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\d\-]*)\((.*)$"
+  r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) ([a-z][a-z\d\-]*)\((.*)$"
 )
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(
-    r"\b(?:calls|to_apply|body|condition|branch_computations)="
-    r"(\{[^}]*\}|%?[\w.\-]+)"
+  r"\b(?:calls|to_apply|body|condition|branch_computations)="
+  r"(\{[^}]*\}|%?[\w.\-]+)"
 )
 
 
@@ -139,10 +139,11 @@ class Program:
       return int(annotated[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
     bounds = [
-        int(found[1])
-        for line in self.computations[condition]
-        if line.opcode == "constant" and line.shape.startswith("s32[]")
-        and (found := re.match(r"(\d+)\)", line.rest))
+      int(found[1])
+      for line in self.computations[condition]
+      if line.opcode == "constant"
+      and line.shape.startswith("s32[]")
+      and (found := re.match(r"(\d+)\)", line.rest))
     ]
     return max(bounds, default=1)
 
@@ -170,10 +171,13 @@ class Program:
         if opcode == "all-reduce" and name.startswith("all-reduce-scatter"):
           opcode, size = "reduce-scatter", size / group
         found.append(
-            Collective(
-                opcode, group, counts[name],
-                counts[name] * size * COLLECTIVES[opcode](group), line.op_name,
-            )
+          Collective(
+            opcode,
+            group,
+            counts[name],
+            counts[name] * size * COLLECTIVES[opcode](group),
+            line.op_name,
+          )
         )
     return found
 
@@ -187,9 +191,11 @@ class Program:
     for lines in self.computations.values():
       started, matmuls = {}, []
       for line in lines:
-        inner = [
-            x for name in line.called for x in self.computations.get(name, ())
-        ] if line.opcode == "fusion" else [line]
+        inner = (
+          [x for name in line.called for x in self.computations.get(name, ())]
+          if line.opcode == "fusion"
+          else [line]
+        )
         for step in inner:
           if step.opcode.removesuffix("-start") not in COLLECTIVES:
             continue
@@ -198,7 +204,7 @@ class Program:
           elif _does(inner, "AsyncCollectiveStart"):
             started[_chain(inner)] = step, len(matmuls)
         if line.opcode in ("dot", "convolution") or self._multiply & {
-            *line.called
+          *line.called
         }:
           matmuls.append(line.op_name)
         ended = _chain(inner) if _does(inner, "AsyncCollectiveDone") else ""
@@ -208,10 +214,11 @@ class Program:
           start, before = started.pop(ended)
           if matmuls[before:]:
             found.append(
-                Overlap(
-                    start.opcode.removesuffix("-start"), start.op_name,
-                    tuple(matmuls[before:]),
-                )
+              Overlap(
+                start.opcode.removesuffix("-start"),
+                start.op_name,
+                tuple(matmuls[before:]),
+              )
             )
     return found
 
@@ -221,9 +228,9 @@ class Program:
     names = set()
     for name, lines in self.computations.items():  # the called ones first
       if any(
-          x.opcode in ("dot", "convolution")
-          or (x.opcode == "fusion" and names & {*x.called})
-          for x in lines
+        x.opcode in ("dot", "convolution")
+        or (x.opcode == "fusion" and names & {*x.called})
+        for x in lines
       ):
         names.add(name)
     return names
@@ -250,7 +257,7 @@ def _result_bytes(line: Instruction) -> int:
 def _group_size(rest: str, num_devices: int) -> int:
   """Devices that take part in one collective together."""
   mesh = re.search(
-      r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? ?\{(.*?)\}", rest
+    r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? ?\{(.*?)\}", rest
   )
   if mesh:
     sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))

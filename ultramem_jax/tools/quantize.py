@@ -36,10 +36,18 @@ def quantized_config(config: Config, dtype: str) -> Config:
     ConfigError: the run has no tables, or not in float32.
   """
   memory = config.model.memory
-  require(bool(config.model.spans), "model.memory.kind", memory.kind,
-          "has no table to quantize")
-  require(memory.table_dtype == "float32", "model.memory.table_dtype",
-          memory.table_dtype, "must be float32 to be quantized")
+  require(
+    bool(config.model.spans),
+    "model.memory.kind",
+    memory.kind,
+    "has no table to quantize",
+  )
+  require(
+    memory.table_dtype == "float32",
+    "model.memory.table_dtype",
+    memory.table_dtype,
+    "must be float32 to be quantized",
+  )
   fields = config_lib.to_dict(config)
   fields["model"]["memory"]["table_dtype"] = dtype
   # What is for float32 tables alone would be refused.
@@ -51,9 +59,9 @@ def quantized_config(config: Config, dtype: str) -> Config:
 def quantize(params, dtype: str):
   """Params whose float32 tables are dtype; with int8 also their scales."""
   rows = jax.jit(precision.quantize_rows)
-  encode = jax.jit(functools.partial(
-      precision.encode, dtype=precision.DTYPES[dtype]
-  ))
+  encode = jax.jit(
+    functools.partial(precision.encode, dtype=precision.DTYPES[dtype])
+  )
   flat = traverse_util.flatten_dict(params, sep="/")
   for path in filter(is_table, list(flat)):
     if dtype == "int8":
@@ -65,37 +73,51 @@ def quantize(params, dtype: str):
 
 def main() -> None:
   values = flags.FLAGS
-  require(bool(values.output), "--output", values.output,
-          "must name a directory for the quantized run")
+  require(
+    bool(values.output),
+    "--output",
+    values.output,
+    "must name a directory for the quantized run",
+  )
   output = pathlib.Path(values.output)
   require(
-      not output.exists() or (output.is_dir() and not any(output.iterdir())),
-      "--output", values.output, "must be an empty directory, or absent",
+    not output.exists() or (output.is_dir() and not any(output.iterdir())),
+    "--output",
+    values.output,
+    "must be an empty directory, or absent",
   )
   run = load_lib.from_flags()
   # As the run has it, whatever the devices of here are.
   config = quantized_config(
-      workdir_lib.load_config(values.workdir), values.dtype
+    workdir_lib.load_config(values.workdir), values.dtype
   )
-  variables = {**run.variables,
-               "params": quantize(run.variables["params"], values.dtype)}
+  variables = {
+    **run.variables,
+    "params": quantize(run.variables["params"], values.dtype),
+  }
   before, after = (
-      loss_lib.on_validation_split(here, run.layout)(
-          held["params"], held["buffers"]
-      )
-      for here, held in (
-          (run.config, run.variables),
-          (quantized_config(run.config, values.dtype), variables),
-      )
+    loss_lib.on_validation_split(here, run.layout)(
+      held["params"], held["buffers"]
+    )
+    for here, held in (
+      (run.config, run.variables),
+      (quantized_config(run.config, values.dtype), variables),
+    )
   )
   workdir_lib.claim(output, config, workdir_lib.load_corpus(values.workdir))
   with checkpoint.Checkpointer(output, keep=1) as checkpointer:
     checkpointer.save(run.step, variables, {}, after["loss"])
-  print(json.dumps({
-      "step": run.step, "dtype": values.dtype,
-      "loss_before": before["loss"], "loss": after["loss"],
-      "change": after["loss"] - before["loss"],
-  }))
+  print(
+    json.dumps(
+      {
+        "step": run.step,
+        "dtype": values.dtype,
+        "loss_before": before["loss"],
+        "loss": after["loss"],
+        "change": after["loss"] - before["loss"],
+      }
+    )
+  )
 
 
 if __name__ == "__main__":

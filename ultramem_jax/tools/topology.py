@@ -1,9 +1,9 @@
 """Devices to compile for; they need not be in this machine.
 
-  v5e:16x16   256 TPU v5e chips; also v2 v3 v4 v5p v6e tpu7x
-  h100:8      8 NVIDIA H100 GPUs of one host; h100:4x8: of 4 hosts
-  cpu:8       8 CPU devices, simulated
-  local       the accelerators, or CPU devices, of this machine
+v5e:16x16   256 TPU v5e chips; also v2 v3 v4 v5p v6e tpu7x
+h100:8      8 NVIDIA H100 GPUs of one host; h100:4x8: of 4 hosts
+cpu:8       8 CPU devices, simulated
+local       the accelerators, or CPU devices, of this machine
 """
 
 import contextlib
@@ -13,7 +13,8 @@ import re
 import jax
 from jax.experimental import topologies
 
-from ultramem_jax.settings.checks import ConfigError, require
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
 
 GIB = 2**30
 
@@ -23,27 +24,33 @@ GPU_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
 # 96 GiB). A v2, v3 or tpu7x chip is two devices. GPUs: the part that
 # JAX takes of them.
 MEMORY_BYTES = {
-    "NVIDIA H100 80GB HBM3": 79.1 * GIB * GPU_FRACTION,
-    "TPU v2": 7.48 * GIB,
-    "TPU v3": 15.48 * GIB,
-    "TPU v4": 30.75 * GIB,
-    "TPU v5 lite": 15.75 * GIB,
-    "TPU v5": 95.74 * GIB,
-    "TPU v6 lite": 31.25 * GIB,
-    "TPU7x": 94.75 * GIB,
+  "NVIDIA H100 80GB HBM3": 79.1 * GIB * GPU_FRACTION,
+  "TPU v2": 7.48 * GIB,
+  "TPU v3": 15.48 * GIB,
+  "TPU v4": 30.75 * GIB,
+  "TPU v5 lite": 15.75 * GIB,
+  "TPU v5": 95.74 * GIB,
+  "TPU v6 lite": 31.25 * GIB,
+  "TPU7x": 94.75 * GIB,
 }
 # The dimensions that the layout of a generation has.
 TPU_DIMENSIONS = {
-    "v2": 2, "v3": 2, "v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3,
+  "v2": 2,
+  "v3": 2,
+  "v4": 3,
+  "v5e": 2,
+  "v5p": 3,
+  "v6e": 2,
+  "tpu7x": 3,
 }
 # What libtpu would ask its surroundings for on a TPU host, and wait or
 # complain without an answer.
 LIBTPU_ENVIRONMENT = {
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+  "TPU_STDERR_LOG_LEVEL": "3",
+  "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
 }
 # What XLA's compiler for GPUs would ask the GPU: an H100 SXM's data sheet, and
 # the versions that it may count on.
@@ -92,8 +99,12 @@ def devices(name: str) -> list[jax.Device]:
     return _cpu_devices(name, layout)
   if kind in GPU_TARGETS:
     return _gpu_devices(name, kind, layout)
-  require(kind in TPU_DIMENSIONS, "topology", name,
-          f"{FORM}; chips: {', '.join([*TPU_DIMENSIONS, *GPU_TARGETS])}")
+  require(
+    kind in TPU_DIMENSIONS,
+    "topology",
+    name,
+    f"{FORM}; chips: {', '.join([*TPU_DIMENSIONS, *GPU_TARGETS])}",
+  )
   return _tpu_devices(name, kind, layout)
 
 
@@ -102,34 +113,48 @@ def _cpu_devices(name, layout):
   if jax.config.jax_num_cpu_devices != int(layout):
     jax.config.update("jax_num_cpu_devices", int(layout))
   found = jax.devices("cpu")
-  require(len(found) == int(layout), "topology", name,
-          f"JAX runs already, with {len(found)} CPU devices")
+  require(
+    len(found) == int(layout),
+    "topology",
+    name,
+    f"JAX runs already, with {len(found)} CPU devices",
+  )
   return found
 
 
 def _gpu_devices(name, kind, layout):
-  require(re.fullmatch("([1-9][0-9]*x)?[1-9][0-9]*", layout), "topology", name,
-          f"{FORM}; hosts x GPUs of each, or GPUs of one")
+  require(
+    re.fullmatch("([1-9][0-9]*x)?[1-9][0-9]*", layout),
+    "topology",
+    name,
+    f"{FORM}; hosts x GPUs of each, or GPUs of one",
+  )
   hosts, _, gpus = layout.rpartition("x")
   try:
     return topologies.get_topology_desc(
-        platform="cuda", target_config=GPU_TARGETS[kind],
-        topology=f"1x{hosts or 1}x{gpus}",
+      platform="cuda",
+      target_config=GPU_TARGETS[kind],
+      topology=f"1x{hosts or 1}x{gpus}",
     ).devices
   except NotImplementedError as error:
     raise ConfigError(
-        f"topology = {name!r}: needs JAX's plugin for GPUs, which has their "
-        "compiler: pip install -e '.[gpu-compile]'"
+      f"topology = {name!r}: needs JAX's plugin for GPUs, which has their "
+      "compiler: pip install -e '.[gpu-compile]'"
     ) from error
 
 
 def _tpu_devices(name, kind, layout):
-  require(re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)+", layout), "topology", name,
-          FORM)
+  require(
+    re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)+", layout), "topology", name, FORM
+  )
   sides = [int(side) for side in layout.split("x")]
-  require(len(sides) == TPU_DIMENSIONS[kind], "topology", name,
-          f"{kind} takes {TPU_DIMENSIONS[kind]} sides, such as "
-          f"{kind}:{'x'.join(['4'] * TPU_DIMENSIONS[kind])}")
+  require(
+    len(sides) == TPU_DIMENSIONS[kind],
+    "topology",
+    name,
+    f"{kind} takes {TPU_DIMENSIONS[kind]} sides, such as "
+    f"{kind}:{'x'.join(['4'] * TPU_DIMENSIONS[kind])}",
+  )
   for variable, value in LIBTPU_ENVIRONMENT.items():
     os.environ.setdefault(variable, value)
   options = {}
@@ -139,16 +164,16 @@ def _tpu_devices(name, kind, layout):
     options["chip_config_name"] = "megacore"
   try:
     return topologies.get_topology_desc(
-        platform="tpu", topology_name=name, **options
+      platform="tpu", topology_name=name, **options
     ).devices
   except RuntimeError as error:
     if "not installed" in str(error):
       raise ConfigError(
-          f"topology = {name!r}: needs libtpu, the TPU's compiler: "
-          "pip install -e '.[tpu-compile]'"
+        f"topology = {name!r}: needs libtpu, the TPU's compiler: "
+        "pip install -e '.[tpu-compile]'"
       ) from error
     raise ConfigError(
-        f"topology = {name!r}: {str(error).splitlines()[0]}"
+      f"topology = {name!r}: {str(error).splitlines()[0]}"
     ) from error
 
 

@@ -16,7 +16,8 @@ import jax
 
 TPU = {"xla_tpu_enable_async_all_to_all": True}
 SPARSE_CORE = {
-    **TPU, "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True
+  **TPU,
+  "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": True,
 }
 GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
 

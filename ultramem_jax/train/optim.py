@@ -12,9 +12,9 @@ from ultramem_jax.settings.config import Config, OptimConfig
 
 # First match wins, on the path of a parameter joined by "/".
 GROUPS = (
-    ("values", re.compile(r"values$")),  # the tables of the memories
-    ("norms", re.compile(r"(scale|bias)$")),
-    ("weights", re.compile(r"")),
+  ("values", re.compile(r"values$")),  # the tables of the memories
+  ("norms", re.compile(r"(scale|bias)$")),
+  ("weights", re.compile(r"")),
 )
 
 # Reads per row of a table and step up to which `auto` chooses the sparse
@@ -43,11 +43,11 @@ def base_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
   """Linear warm-up, then cosine: rate at a step counted from 1."""
   c = config
   return optax.warmup_cosine_decay_schedule(
-      init_value=c.init_fraction * c.learning_rate,
-      peak_value=c.learning_rate,
-      warmup_steps=round(c.warmup_fraction * steps),
-      decay_steps=steps,
-      end_value=c.final_fraction * c.learning_rate,
+    init_value=c.init_fraction * c.learning_rate,
+    peak_value=c.learning_rate,
+    warmup_steps=round(c.warmup_fraction * steps),
+    decay_steps=steps,
+    end_value=c.final_fraction * c.learning_rate,
   )
 
 
@@ -57,7 +57,7 @@ def value_multiplier(config: OptimConfig, steps: int) -> optax.Schedule:
   multiplier(s) = 1 + (k - 1) * max(0, 1 - s / horizon) (paper section 3.6).
   """
   return optax.linear_schedule(
-      config.value_lr_multiplier, 1.0, round(config.value_lr_horizon * steps)
+    config.value_lr_multiplier, 1.0, round(config.value_lr_horizon * steps)
   )
 
 
@@ -66,9 +66,9 @@ def schedules(config: OptimConfig, steps: int) -> dict[str, optax.Schedule]:
   base = base_schedule(config, steps)
   multiplier = value_multiplier(config, steps)
   return {
-      "values": lambda step: base(step) * multiplier(step),
-      "norms": base,
-      "weights": base,
+    "values": lambda step: base(step) * multiplier(step),
+    "norms": base,
+    "weights": base,
   }
 
 
@@ -87,8 +87,9 @@ def updates_rows(config: Config) -> bool:
   if not config.model.spans or choice == "dense":
     return False
   return (
-      choice == "sparse" or config.has_low_precision_tables
-      or reads_per_row(config) <= SPARSE_READS_PER_ROW
+    choice == "sparse"
+    or config.has_low_precision_tables
+    or reads_per_row(config) <= SPARSE_READS_PER_ROW
   )
 
 
@@ -97,10 +98,10 @@ def describe_table_update(config: Config) -> str:
   form = "sparse" if updates_rows(config) else "dense"
   low = ", in low precision" if config.has_low_precision_tables else ""
   return (
-      f"table update: {form} (optim.table_update = "
-      f"{config.optim.table_update}{low}; a step reads "
-      f"{reads_per_row(config):.3g} times the rows of a table, auto is sparse "
-      f"up to {SPARSE_READS_PER_ROW})"
+    f"table update: {form} (optim.table_update = "
+    f"{config.optim.table_update}{low}; a step reads "
+    f"{reads_per_row(config):.3g} times the rows of a table, auto is sparse "
+    f"up to {SPARSE_READS_PER_ROW})"
   )
 
 
@@ -108,8 +109,13 @@ def table_adamw(config: OptimConfig, steps: int, step) -> row_update.AdamW:
   """The rule of value tables at a step counted from 1."""
   c = config
   return row_update.AdamW(
-      c.beta1, c.beta2, c.eps, c.weight_decay,
-      schedules(c, steps)["values"](step), step, table_past(c, steps),
+    c.beta1,
+    c.beta2,
+    c.eps,
+    c.weight_decay,
+    schedules(c, steps)["values"](step),
+    step,
+    table_past(c, steps),
   )
 
 
@@ -119,13 +125,16 @@ def table_past(config: OptimConfig, steps: int) -> catch_up.Past | None:
   if not c.table_catch_up:
     return None
   return catch_up.make_past(
-      c.beta1, c.beta2, c.eps, c.weight_decay,
-      schedules(c, steps)["values"](jnp.arange(steps + 1)),
+    c.beta1,
+    c.beta2,
+    c.eps,
+    c.weight_decay,
+    schedules(c, steps)["values"](jnp.arange(steps + 1)),
   )
 
 
 def table_moments(
-    config: OptimConfig, shape: tuple[int, int]
+  config: OptimConfig, shape: tuple[int, int]
 ) -> dict[str, jax.Array]:
   """Moments of a table [I, W] before the first step, if its update is sparse.
 
@@ -136,10 +145,10 @@ def table_moments(
   dtype = precision.DTYPES[config.table_moments]
   per_row = config.table_second_moment == "row"
   moments = {
-      "mean": jnp.zeros(shape, dtype),
-      "variance": jnp.zeros(shape[0], jnp.float32)
-      if per_row
-      else jnp.zeros(shape, dtype),
+    "mean": jnp.zeros(shape, dtype),
+    "variance": jnp.zeros(shape[0], jnp.float32)
+    if per_row
+    else jnp.zeros(shape, dtype),
   }
   if config.table_catch_up:
     moments["step"] = jnp.zeros(shape[0], jnp.int32)
@@ -154,7 +163,7 @@ def clip_factor(config: OptimConfig, norm):
 
 
 def make_optimizer(
-    config: OptimConfig, steps: int
+  config: OptimConfig, steps: int
 ) -> optax.GradientTransformationExtraArgs:
   """Clipping by global norm, Adam, then decay and rate by parameter group.
 
@@ -171,8 +180,8 @@ def make_optimizer(
   def group(name, schedule):
     decay = c.weight_decay if name != "norms" or c.decay_norms else 0.0
     return optax.chain(
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(lambda count: schedule(count + 1)),
+      optax.add_decayed_weights(decay),
+      optax.scale_by_learning_rate(lambda count: schedule(count + 1)),
     )
 
   def clip(gradients, state, params=None, *, norm=None):
@@ -182,12 +191,12 @@ def make_optimizer(
     return jax.tree.map(lambda x: factor * x, gradients), state
 
   return optax.chain(
-      optax.GradientTransformationExtraArgs(
-          lambda params: optax.EmptyState(), clip
-      ),
-      optax.scale_by_adam(c.beta1, c.beta2, c.eps),
-      optax.partition(
-          {name: group(name, s) for name, s in schedules(c, steps).items()},
-          parameter_groups,
-      ),
+    optax.GradientTransformationExtraArgs(
+      lambda params: optax.EmptyState(), clip
+    ),
+    optax.scale_by_adam(c.beta1, c.beta2, c.eps),
+    optax.partition(
+      {name: group(name, s) for name, s in schedules(c, steps).items()},
+      parameter_groups,
+    ),
   )

@@ -17,7 +17,7 @@ def abstract_inputs(config: Config, layout: Layout):
     ConfigError: an axis of a parameter that the mesh does not divide.
   """
   batch = sharding.with_sharding(
-      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
+    step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
   )
   return state_lib.abstract_state(config, layout), batch
 
@@ -39,14 +39,20 @@ def lower_train_step(config: Config, state, batch, layout=None) -> dict:
   rest, tables = state.split_tables()
   shardings = jax.tree.map(lambda x: x.sharding, (rest, tables))
   train = step.jitted(
-      step.gradient_step, config, layout, donate_argnums=0,
-      out_shardings=(shardings[0], None, None),
+    step.gradient_step,
+    config,
+    layout,
+    donate_argnums=0,
+    out_shardings=(shardings[0], None, None),
   ).lower(rest, tables, batch)
   if not tables:
     return {"train": train}
   update = step.jitted(
-      step.table_step, config, layout, donate_argnums=0,
-      out_shardings=(shardings[1], None),
+    step.table_step,
+    config,
+    layout,
+    donate_argnums=0,
+    out_shardings=(shardings[1], None),
   ).lower(tables, *train.out_info[1:])
   return {"train": train, "update": update}
 
@@ -54,9 +60,7 @@ def lower_train_step(config: Config, state, batch, layout=None) -> dict:
 class TrainProgram:
   """(state, batch) -> (state, metrics), compiled; takes over the state."""
 
-  def __init__(
-      self, config: Config, state, batch, layout=None, options=None
-  ):
+  def __init__(self, config: Config, state, batch, layout=None, options=None):
     """Compiles; nothing is allocated.
 
     Args:
@@ -65,8 +69,8 @@ class TrainProgram:
     """
     self._state = state
     self.programs = [
-        lowered.compile(options)
-        for lowered in lower_train_step(config, state, batch, layout).values()
+      lowered.compile(options)
+      for lowered in lower_train_step(config, state, batch, layout).values()
     ]
 
   def __call__(self, state: state_lib.TrainState, batch: step.Batch):
@@ -80,8 +84,8 @@ class TrainProgram:
   def bytes_needed(self) -> int:
     """Bytes that each device holds at most, the state included."""
     state = sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-        for x in jax.tree.leaves(self._state)
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(self._state)
     )
     needs = []
     kept = 0  # outputs of the programs before, which are still there

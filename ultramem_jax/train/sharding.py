@@ -26,7 +26,8 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import Config, ModelConfig
+from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.model import ModelConfig
 
 AXES = ("data", "fsdp", "tensor", "table")
 BATCH_AXES = ("data", "fsdp")
@@ -35,12 +36,12 @@ LENGTH_AXES = ("tensor", "table")
 # The mesh axis of each logical axis of a parameter; others are not split. Of
 # a value table, "rows" or "columns" lie on mesh.table_axes.
 RULES = {
-    "embed": ("fsdp",),
-    "mlp": ("tensor",),
-    "heads": ("tensor",),
-    "vocab": ("tensor",),
-    "experts": ("table",),
-    "keys": ("fsdp",),
+  "embed": ("fsdp",),
+  "mlp": ("tensor",),
+  "heads": ("tensor",),
+  "vocab": ("tensor",),
+  "experts": ("table",),
+  "keys": ("fsdp",),
 }
 
 
@@ -54,20 +55,30 @@ def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
   sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
   rest = math.prod(sizes[axis] for axis in AXES[1:])
   if sizes["data"] == -1:
-    require(num_devices % rest == 0, "mesh.data", -1,
-            f"fsdp * tensor * table = {rest} must divide the number of "
-            f"devices, {num_devices}")
+    require(
+      num_devices % rest == 0,
+      "mesh.data",
+      -1,
+      f"fsdp * tensor * table = {rest} must divide the number of "
+      f"devices, {num_devices}",
+    )
     sizes["data"] = num_devices // rest
   product = math.prod(sizes.values())
-  require(product == num_devices, "mesh.data", sizes["data"],
-          f"data * fsdp * tensor * table = {product} must be the number of "
-          f"devices, {num_devices}; with data = -1 it is")
+  require(
+    product == num_devices,
+    "mesh.data",
+    sizes["data"],
+    f"data * fsdp * tensor * table = {product} must be the number of "
+    f"devices, {num_devices}; with data = -1 it is",
+  )
   part = config.batch_size // config.accumulation_steps
   split = math.prod(sizes[axis] for axis in BATCH_AXES)
   require(
-      part % split == 0, "batch_size", config.batch_size,
-      f"batch_size / accumulation_steps = {part} must be divisible by the "
-      f"{split} devices along mesh.data and mesh.fsdp",
+    part % split == 0,
+    "batch_size",
+    config.batch_size,
+    f"batch_size / accumulation_steps = {part} must be divisible by the "
+    f"{split} devices along mesh.data and mesh.fsdp",
   )
   return sizes
 
@@ -83,13 +94,18 @@ def make_mesh(config: Config, devices=None) -> Mesh:
   """
   devices = jax.devices() if devices is None else devices
   platform = devices[0].platform
-  require(config.model.attention == "xla" or platform == "gpu",
-          "model.attention", config.model.attention,
-          f"needs GPUs; the devices are of {platform}")
+  require(
+    config.model.attention == "xla" or platform == "gpu",
+    "model.attention",
+    config.model.attention,
+    f"needs GPUs; the devices are of {platform}",
+  )
   sizes = mesh_shape(config, len(devices))
   return jax.make_mesh(
-      tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES),
-      devices=devices,
+    tuple(sizes.values()),
+    AXES,
+    axis_types=(AxisType.Auto,) * len(AXES),
+    devices=devices,
   )
 
 
@@ -101,19 +117,23 @@ def table_volumes(config: Config, shards: int) -> dict[str, float]:
   """
   memory = config.model.memory
   volumes = {
-      partition: sharded_lookup.bytes_moved(
-          partition, shards, reads=memory.num_heads * memory.top_m,
-          width=memory.value_dim, cores=memory.num_cores,
-          blocks=memory.projections,
-          itemsize=jnp.dtype(config.model.dtype).itemsize,
-      )
-      for partition in sharded_lookup.PARTITIONS
+    partition: sharded_lookup.bytes_moved(
+      partition,
+      shards,
+      reads=memory.num_heads * memory.top_m,
+      width=memory.value_dim,
+      cores=memory.num_cores,
+      blocks=memory.projections,
+      itemsize=jnp.dtype(config.model.dtype).itemsize,
+    )
+    for partition in sharded_lookup.PARTITIONS
   }
   if memory.stored_rows % shards:
     del volumes["rows_pooled"], volumes["rows_unpooled"]
   if (
-      memory.value_dim % shards or memory.pre_value_dim % shards
-      or config.optim.table_second_moment == "row"
+    memory.value_dim % shards
+    or memory.pre_value_dim % shards
+    or config.optim.table_second_moment == "row"
   ):
     del volumes["columns"]
   return volumes
@@ -131,27 +151,36 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
   memory = config.model.memory
   volumes = table_volumes(config, shards)
   possible = [
-      name for name in sorted(volumes, key=volumes.get)
-      if memory.partition == "auto" or name.startswith(memory.partition)
+    name
+    for name in sorted(volumes, key=volumes.get)
+    if memory.partition == "auto" or name.startswith(memory.partition)
   ]
   require(
-      bool(possible) or not config.model.spans, "model.memory.partition",
-      memory.partition,
-      f"{shards} devices share the tables (mesh.table_axes): they must divide "
-      f"the {memory.stored_rows} rows for rows, as they do with row_multiple = "
-      f"{shards}; value_dim = {memory.value_dim} and pre_value_dim = "
-      f"{memory.pre_value_dim} for columns, which take no "
-      "optim.table_second_moment = 'row'",
+    bool(possible) or not config.model.spans,
+    "model.memory.partition",
+    memory.partition,
+    f"{shards} devices share the tables (mesh.table_axes): they must divide "
+    f"the {memory.stored_rows} rows for rows, as they do with row_multiple = "
+    f"{shards}; value_dim = {memory.value_dim} and pre_value_dim = "
+    f"{memory.pre_value_dim} for columns, which take no "
+    "optim.table_second_moment = 'row'",
   )
   require(
-      mesh.size == 1 or not config.optim.table_catch_up,
-      "optim.table_catch_up", config.optim.table_catch_up,
-      f"works on one device; there are {mesh.size}",
+    mesh.size == 1 or not config.optim.table_catch_up,
+    "optim.table_catch_up",
+    config.optim.table_catch_up,
+    f"works on one device; there are {mesh.size}",
   )
   partition = possible[0] if possible else ""
   return Layout(
-      mesh, BATCH_AXES, LENGTH_AXES, RULES["experts"], RULES["mlp"], axes,
-      partition, config.model.dtype,
+    mesh,
+    BATCH_AXES,
+    LENGTH_AXES,
+    RULES["experts"],
+    RULES["mlp"],
+    axes,
+    partition,
+    config.model.dtype,
   )
 
 
@@ -162,12 +191,12 @@ def describe(config: Config, layout: Layout) -> str:
   if not config.model.spans or shards == 1:
     return f"mesh: {mesh}"
   volumes = ", ".join(
-      f"{name} {volume / 1e3:.1f}"
-      for name, volume in table_volumes(config, shards).items()
+    f"{name} {volume / 1e3:.1f}"
+    for name, volume in table_volumes(config, shards).items()
   )
   return (
-      f"mesh: {mesh}; tables split over {shards} devices: {layout.partition} "
-      f"(kB a token moves forward: {volumes})"
+    f"mesh: {mesh}; tables split over {shards} devices: {layout.partition} "
+    f"(kB a token moves forward: {volumes})"
   )
 
 
@@ -179,19 +208,19 @@ def parameter_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
   """
   # Made while tracing, a key needs no device.
   variables = jax.eval_shape(
-      lambda tokens_BT: Transformer(model).init(jax.random.key(0), tokens_BT),
-      jax.ShapeDtypeStruct((1, 1), jnp.int32),
+    lambda tokens_BT: Transformer(model).init(jax.random.key(0), tokens_BT),
+    jax.ShapeDtypeStruct((1, 1), jnp.int32),
   )
   names = traverse_util.flatten_dict(nn.get_partition_spec(variables["params"]))
   params = traverse_util.flatten_dict(nn.meta.unbox(variables["params"]))
   return {
-      path: tuple(zip(names[path], leaf.shape, strict=True))
-      for path, leaf in params.items()
+    path: tuple(zip(names[path], leaf.shape, strict=True))
+    for path, leaf in params.items()
   }
 
 
 def parameter_specs(
-    config: Config, layout: Layout
+  config: Config, layout: Layout
 ) -> dict[tuple[str, ...], PartitionSpec]:
   """The split of every parameter, by its path in the tree.
 
@@ -208,8 +237,10 @@ def parameter_specs(
       return None  # a published model has twice a prime of them
     if name != table:  # that one is `make_layout`'s to check
       require(
-          size % devices == 0, f"mesh.{axes[0] if axes else ''}", devices,
-          f"must divide {size}, the size of {name!r} in {'/'.join(path)}",
+        size % devices == 0,
+        f"mesh.{axes[0] if axes else ''}",
+        devices,
+        f"must divide {size}, the size of {name!r} in {'/'.join(path)}",
       )
     return axes if devices > 1 else None
 
@@ -237,26 +268,30 @@ def state_shardings(state, config: Config, layout: Layout):
   """
   specs = parameter_specs(config, layout)
   shapes = {
-      path: tuple(size for _, size in axes)
-      for path, axes in parameter_axes(config.model).items()
+    path: tuple(size for _, size in axes)
+    for path, axes in parameter_axes(config.model).items()
   }
 
   def sharding(path, leaf):
     names = tuple(
-        str(getattr(key, "key", getattr(key, "name", key))) for key in path
+      str(getattr(key, "key", getattr(key, "name", key))) for key in path
     )
     spec = PartitionSpec()
     if names[0] == "usage":
       spec = PartitionSpec(layout.dividing(layout.table_axes, leaf.size))
     for start in range(len(names)):
       if names[start:] in specs:
-        spec = PartitionSpec(*(
+        spec = PartitionSpec(
+          *(
             axes if held == size else None
             for axes, size, held in zip(
-                specs[names[start:]], shapes[names[start:]], leaf.shape,
-                strict=False,
+              specs[names[start:]],
+              shapes[names[start:]],
+              leaf.shape,
+              strict=False,
             )
-        ))
+          )
+        )
         break
     return NamedSharding(layout.mesh, spec)
 
@@ -280,7 +315,7 @@ def process_rows(config: Config, mesh: Mesh) -> list[int]:
   feed, the same rows.
   """
   held = batch_sharding(mesh).addressable_devices_indices_map(
-      (config.batch_size,)
+    (config.batch_size,)
   )
   rows = range(config.batch_size)
   return sorted({row for (part,) in held.values() for row in rows[part]})
@@ -296,9 +331,11 @@ def with_sharding(tree, shardings):
   if isinstance(shardings, NamedSharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
   return jax.tree.map(
-      lambda x, sharding: jax.ShapeDtypeStruct(
-          x.shape, x.dtype, sharding=sharding),
-      tree, shardings,
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=sharding
+    ),
+    tree,
+    shardings,
   )
 
 

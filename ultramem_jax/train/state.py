@@ -48,10 +48,10 @@ class TrainState(struct.PyTreeNode):
     params, values = tables_lib.split_tables(self.params)
     _, moments = tables_lib.split_tables(self.moments)
     tables = {
-        path: Table(
-            values_IW, *(moments.get(f"{name}/{path}") for name in MOMENTS)
-        )
-        for path, values_IW in values.items()
+      path: Table(
+        values_IW, *(moments.get(f"{name}/{path}") for name in MOMENTS)
+      )
+      for path, values_IW in values.items()
     }
     return self.replace(params=params, moments={}), tables
 
@@ -60,14 +60,14 @@ class TrainState(struct.PyTreeNode):
     if not tables:
       return self
     moments = {
-        f"{name}/{path}": moment
-        for path, table in tables.items()
-        for name, moment in zip(MOMENTS, table[1:], strict=True)
-        if moment is not None
+      f"{name}/{path}": moment
+      for path, table in tables.items()
+      for name, moment in zip(MOMENTS, table[1:], strict=True)
+      if moment is not None
     }
     return self.replace(
-        params=tables_lib.join_tables(self.params, values_of(tables)),
-        moments=tables_lib.join_tables({}, moments),
+      params=tables_lib.join_tables(self.params, values_of(tables)),
+      moments=tables_lib.join_tables({}, moments),
     )
 
   def to_items(self) -> dict[str, Any]:
@@ -79,7 +79,7 @@ class TrainState(struct.PyTreeNode):
   def from_items(cls, items: dict[str, Any]) -> "TrainState":
     """The state of which `to_items` gave the parts."""
     return items["rest"].replace(
-        params=items["params"], buffers=items["buffers"]
+      params=items["params"], buffers=items["buffers"]
     )
 
 
@@ -99,25 +99,28 @@ def init_state(config: Config) -> TrainState:
   moments = {}
   if optim.updates_rows(config):
     trained, tables = tables_lib.split_tables(params)
-    moments = tables_lib.join_tables({}, {
+    moments = tables_lib.join_tables(
+      {},
+      {
         f"{name}/{path}": moment
         for path, values_IW in tables.items()
         for name, moment in optim.table_moments(
-            config.optim, values_IW.shape
+          config.optim, values_IW.shape
         ).items()
-    })
+      },
+    )
   optimizer = optim.make_optimizer(config.optim, config.steps)
   return TrainState(
-      step=jnp.int32(0),
-      params=params,
-      buffers=variables.get("buffers", {}),
-      usage={
-          f"memory_{span.index}": jnp.zeros(memory.stored_slots, jnp.int32)
-          for span in config.model.spans
-      },
-      opt_state=optimizer.init(trained),
-      moments=moments,
-      key=jax.random.key_data(jax.random.fold_in(key, 1)),
+    step=jnp.int32(0),
+    params=params,
+    buffers=variables.get("buffers", {}),
+    usage={
+      f"memory_{span.index}": jnp.zeros(memory.stored_slots, jnp.int32)
+      for span in config.model.spans
+    },
+    opt_state=optimizer.init(trained),
+    moments=moments,
+    key=jax.random.key_data(jax.random.fold_in(key, 1)),
   )
 
 
@@ -125,5 +128,5 @@ def abstract_state(config: Config, layout: Layout) -> TrainState:
   """Shapes, dtypes and shardings of `init_state`; nothing is allocated."""
   state = jax.eval_shape(functools.partial(init_state, config))
   return sharding.with_sharding(
-      state, sharding.state_shardings(state, config, layout)
+    state, sharding.state_shardings(state, config, layout)
   )

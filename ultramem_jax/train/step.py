@@ -22,16 +22,15 @@ from ultramem_jax.train.state import TrainState, values_of
 Batch = dict[str, jax.Array]
 
 
-class TrainingError(RuntimeError):
-  """A run that cannot go on, such as one whose loss is not a number."""
-
-
 def abstract_batch(config: Config) -> Batch:
   """Shapes and dtypes of a training batch, each entry [B, T]."""
   shape = (config.batch_size, config.data.seq_len)
   dtypes = {
-      "tokens": jnp.int32, "targets": jnp.int32, "weights": jnp.float32,
-      "segments": jnp.int32, "positions": jnp.int32,
+    "tokens": jnp.int32,
+    "targets": jnp.int32,
+    "weights": jnp.float32,
+    "segments": jnp.int32,
+    "positions": jnp.int32,
   }
   return {k: jax.ShapeDtypeStruct(shape, v) for k, v in dtypes.items()}
 
@@ -44,8 +43,14 @@ def token_losses(logits_BTV, targets_BT):
 
 
 def loss_fn(
-    params, buffers, batch: Batch, key, total_weight, config: Config,
-    taps=None, behind=None,
+  params,
+  buffers,
+  batch: Batch,
+  key,
+  total_weight,
+  config: Config,
+  taps=None,
+  behind=None,
 ):
   """Training loss of a batch, or of a part of one.
 
@@ -66,28 +71,34 @@ def loss_fn(
   """
   collections = ["losses", "stats", "intermediates"]
   logits_BTV, sown = Transformer(config.model).apply(
-      {
-          "params": params, "buffers": buffers, "taps": taps or {},
-          "behind": behind or {},
-      },
-      batch["tokens"], batch["segments"], batch["positions"],
-      deterministic=False, rngs={"dropout": key},
-      mutable=collections + ["factors"] if taps else collections,
+    {
+      "params": params,
+      "buffers": buffers,
+      "taps": taps or {},
+      "behind": behind or {},
+    },
+    batch["tokens"],
+    batch["segments"],
+    batch["positions"],
+    deterministic=False,
+    rngs={"dropout": key},
+    mutable=collections + ["factors"] if taps else collections,
   )
   loss_BT, log_z_BT = token_losses(logits_BTV, batch["targets"])
   weights_BT = batch["weights"]
   parts = {
-      "loss": (loss_BT * weights_BT).sum() / total_weight,
-      "z_loss": config.optim.z_loss
-      * (jnp.square(log_z_BT) * weights_BT).sum() / total_weight,
-      "auxiliary_loss": sum(jax.tree.leaves(sown.get("losses", {})))
-      / jnp.float32(config.accumulation_steps),
+    "loss": (loss_BT * weights_BT).sum() / total_weight,
+    "z_loss": config.optim.z_loss
+    * (jnp.square(log_z_BT) * weights_BT).sum()
+    / total_weight,
+    "auxiliary_loss": sum(jax.tree.leaves(sown.get("losses", {})))
+    / jnp.float32(config.accumulation_steps),
   }
   stats = traverse_util.flatten_dict(sown.get("stats", {}), sep="/")
   stats = {name: value for name, (value,) in stats.items()}
   slots = {
-      memory: values["slot_BTAM"][0]
-      for memory, values in sown.get("intermediates", {}).items()
+    memory: values["slot_BTAM"][0]
+    for memory, values in sown.get("intermediates", {}).items()
   }
   return sum(parts.values()), (parts, stats, slots, sown.get("factors", {}))
 
@@ -100,7 +111,7 @@ def count_usage(usage, slots, segments_BT):
     # Past the end, where it does not count.
     slot_BTAM = jnp.where(present_BT11, slot_BTAM, usage_S.size)
     return sharded_lookup.count_rows(
-        usage_S, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+      usage_S, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
     )
 
   return {name: count(usage_S, slots[name]) for name, usage_S in usage.items()}
@@ -109,12 +120,13 @@ def count_usage(usage, slots, segments_BT):
 def make_taps(variables, batch: Batch, config: Config):
   """Zeros for the taps of every lookup of a batch."""
   _, collections = jax.eval_shape(
-      lambda variables: Transformer(config.model).apply(
-          variables, batch["tokens"], mutable=["taps"]
-      ), variables,
+    lambda variables: Transformer(config.model).apply(
+      variables, batch["tokens"], mutable=["taps"]
+    ),
+    variables,
   )
   return jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), collections["taps"]
+    lambda x: jnp.zeros(x.shape, x.dtype), collections["taps"]
   )
 
 
@@ -125,27 +137,29 @@ def _part_gradients(state, tables, buffers, batch, key, total, config):
     joined = tables_lib.join_tables(state.params, values)
     taps = make_taps({"params": joined, "buffers": buffers}, batch, config)
   past = optim.table_past(config.optim, config.steps)
-  behind = tables_lib.join_tables({}, {
+  behind = tables_lib.join_tables(
+    {},
+    {
       path: Behind(table, state.step, past)
-      for path, table in tables.items() if past
-  })
+      for path, table in tables.items()
+      if past
+    },
+  )
 
   def loss(trained):
     params, taps = trained
     params = tables_lib.join_tables(params, values)
     return loss_fn(params, buffers, batch, key, total, config, taps, behind)
 
-  (gradients, tap_gradients), (*outputs, read) = jax.grad(
-      loss, has_aux=True
-  )((state.params, taps))
-  factors = tables_lib.of_tables(
-      values, read, tap_gradients, batch["segments"]
+  (gradients, tap_gradients), (*outputs, read) = jax.grad(loss, has_aux=True)(
+    (state.params, taps)
   )
+  factors = tables_lib.of_tables(values, read, tap_gradients, batch["segments"])
   return gradients, factors, outputs
 
 
 def _gradients(
-    state: TrainState, tables, buffers, batch: Batch, config: Config
+  state: TrainState, tables, buffers, batch: Batch, config: Config
 ):
   """Over all parts of the batch: (gradients, factors, losses, stats, slots)."""
   parts = config.accumulation_steps
@@ -154,8 +168,13 @@ def _gradients(
 
   def part(index, batch):
     return _part_gradients(
-        state, tables, buffers, batch, jax.random.fold_in(key, index),
-        total_weight, config,
+      state,
+      tables,
+      buffers,
+      batch,
+      jax.random.fold_in(key, index),
+      total_weight,
+      config,
     )
 
   if parts == 1:
@@ -172,14 +191,14 @@ def _gradients(
   # Part i takes the rows i, i + parts, ..., so that every device finds its
   # share of each part among its own rows.
   split = jax.tree.map(
-      lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
   )
   shapes = jax.eval_shape(part, 0, jax.tree.map(lambda x: x[0], split))
   zeros = jax.tree.map(
-      lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[2][:2])
+    lambda x: jnp.zeros(x.shape, x.dtype), (shapes[0], *shapes[2][:2])
   )
   (gradients, losses, stats), (factors, slots) = jax.lax.scan(
-      accumulate, zeros, (jnp.arange(parts), split)
+    accumulate, zeros, (jnp.arange(parts), split)
   )
   slots = jax.tree.map(lambda x: x.swapaxes(0, 1), slots)
   factors, slots = tables_lib.join_parts((factors, slots))
@@ -200,23 +219,26 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
   """
   buffers = refresh_buffers(state.params, state.buffers)
   gradients, factors, losses, stats, slots = _gradients(
-      state, tables, buffers, batch, config
+    state, tables, buffers, batch, config
   )
   factors = layout_lib.constrain_whole(factors)
   num_rows = {path: len(values) for path, values in values_of(tables).items()}
   reads = {
-      path: sharded_update.sort_reads(f.row_TK, num_rows[path])
-      for path, f in factors.items()
+    path: sharded_update.sort_reads(f.row_TK, num_rows[path])
+    for path, f in factors.items()
   }
   norm = optax.tree.norm(gradients)
   if config.optim.clip_norm:  # else `table_step` adds the tables'
-    norm = jnp.sqrt(jnp.square(norm) + sum(
+    norm = jnp.sqrt(
+      jnp.square(norm)
+      + sum(
         sharded_update.squared_norm(f, reads[path], num_rows[path])
         for path, f in factors.items()
-    ))
+      )
+    )
   optimizer = optim.make_optimizer(config.optim, config.steps)
   updates, opt_state = optimizer.update(
-      gradients, state.opt_state, state.params, norm=norm
+    gradients, state.opt_state, state.params, norm=norm
   )
   step = state.step + 1
   # Counted after the backward: a TPU runs few collectives beside its matmuls,
@@ -224,25 +246,25 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
   slots, _ = jax.lax.optimization_barrier((slots, norm))
   rates = optim.schedules(config.optim, config.steps)
   metrics = {
-      **losses, "gradient_norm": norm, "learning_rate": rates["weights"](step),
-      **stats,
+    **losses,
+    "gradient_norm": norm,
+    "learning_rate": rates["weights"](step),
+    **stats,
   }
   if state.usage:
     metrics["value_learning_rate"] = rates["values"](step)
   state = state.replace(
-      step=step,
-      params=optax.apply_updates(state.params, updates),
-      buffers=buffers,
-      usage=count_usage(state.usage, slots, batch["segments"]),
-      opt_state=opt_state,
+    step=step,
+    params=optax.apply_updates(state.params, updates),
+    buffers=buffers,
+    usage=count_usage(state.usage, slots, batch["segments"]),
+    opt_state=opt_state,
   )
   scale = optim.clip_factor(config.optim, norm)
   return state, (factors, reads, scale, step), metrics
 
 
-def table_step(
-    tables: dict[str, Table], gradients, metrics, *, config: Config
-):
+def table_step(tables: dict[str, Table], gradients, metrics, *, config: Config):
   """The part of a step that `gradient_step` leaves.
 
   Args:
@@ -256,12 +278,12 @@ def table_step(
   adamw = optim.table_adamw(config.optim, config.steps, step)
   key = jax.random.fold_in(jax.random.key(config.seed), 2)
   keys = jax.random.bits(
-      jax.random.fold_in(key, step), (len(tables),), jnp.uint32
+    jax.random.fold_in(key, step), (len(tables),), jnp.uint32
   )
   updated, squares = {}, jnp.square(metrics["gradient_norm"])
   for index, (path, table) in enumerate(sorted(tables.items())):
     updated[path], squares_of_table = sharded_update.update_rows(
-        table, factors[path], reads[path], scale, adamw, keys[index]
+      table, factors[path], reads[path], scale, adamw, keys[index]
     )
     squares += squares_of_table
   if not config.optim.clip_norm:
@@ -283,9 +305,7 @@ def train_step(state: TrainState, batch: Batch, *, config: Config):
     (state, metrics): float32 scalars by name.
   """
   state, tables = state.split_tables()
-  state, gradients, metrics = gradient_step(
-      state, tables, batch, config=config
-  )
+  state, gradients, metrics = gradient_step(state, tables, batch, config=config)
   tables, metrics = table_step(tables, gradients, metrics, config=config)
   return state.join_tables(tables), metrics
 
@@ -298,10 +318,12 @@ def catch_up(state: TrainState, *, config: Config) -> TrainState:
   """
   past = optim.table_past(config.optim, config.steps)
   rest, tables = state.split_tables()
-  return rest.join_tables({
+  return rest.join_tables(
+    {
       path: all_rows(table, state.step, past) if past else table
       for path, table in tables.items()
-  })
+    }
+  )
 
 
 def eval_step(params, buffers, batch: Batch, *, config: Config):
@@ -310,14 +332,16 @@ def eval_step(params, buffers, batch: Batch, *, config: Config):
   `bytes` counts the bytes of text that the targets stand for.
   """
   logits_BTV = Transformer(config.model).apply(
-      {"params": params, "buffers": buffers},
-      batch["tokens"], batch["segments"], batch["positions"],
+    {"params": params, "buffers": buffers},
+    batch["tokens"],
+    batch["segments"],
+    batch["positions"],
   )
   loss_BT, _ = token_losses(logits_BTV, batch["targets"])
   return {
-      "loss": (loss_BT * batch["weights"]).sum(),
-      "tokens": batch["weights"].sum(),
-      "bytes": batch["bytes"].sum(),
+    "loss": (loss_BT * batch["weights"]).sum(),
+    "tokens": batch["weights"].sum(),
+    "bytes": batch["bytes"].sum(),
   }
 
 
@@ -339,11 +363,11 @@ def report_usage(state: TrainState, *, config: Config):
     # an int32 holds, as those of a published config are.
     share_I = usage_I / jnp.maximum(usage_I.sum(dtype=jnp.float32), 1)
     metrics |= {
-        f"{memory}/coverage": (usage_I > 0).mean(),
-        f"{memory}/coverage_virtual": (usage_S > 0).mean(),
-        f"{memory}/usage_kl": jnp.sum(
-            jax.scipy.special.xlogy(share_I, share_I * num_rows)
-        ),
+      f"{memory}/coverage": (usage_I > 0).mean(),
+      f"{memory}/coverage_virtual": (usage_S > 0).mean(),
+      f"{memory}/usage_kl": jnp.sum(
+        jax.scipy.special.xlogy(share_I, share_I * num_rows)
+      ),
     }
   usage = jax.tree.map(jnp.zeros_like, state.usage)
   return state.replace(usage=usage), metrics

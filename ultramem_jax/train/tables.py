@@ -17,9 +17,7 @@ from ultramem_jax.train import optim
 def split_tables(params: Any) -> tuple[Any, dict[str, jax.Array]]:
   """Parameters without their tables, and the tables by path."""
   flat = traverse_util.flatten_dict(params, sep="/")
-  tables = {
-      path: flat.pop(path) for path in list(flat) if optim.is_table(path)
-  }
+  tables = {path: flat.pop(path) for path in list(flat) if optim.is_table(path)}
   return traverse_util.unflatten_dict(flat, sep="/"), tables
 
 
@@ -29,9 +27,7 @@ def join_tables(params: Any, tables: dict[str, jax.Array]) -> Any:
   return traverse_util.unflatten_dict({**flat, **tables}, sep="/")
 
 
-def of_tables(
-    tables, sown, tap_gradients, segments_BT
-) -> dict[str, Factors]:
+def of_tables(tables, sown, tap_gradients, segments_BT) -> dict[str, Factors]:
   """The gradient of every table, of all layers that read it.
 
   Args:
@@ -49,13 +45,14 @@ def of_tables(
       path = f"{layer}/{name}"
       if path not in tables:
         path = f"memory_tables/{name}"
-      parts[path].append(_of_read(
-          read, tap_gradients[layer][name], segments_BT,
-          tables[path].shape[0],
-      ))
+      parts[path].append(
+        _of_read(
+          read, tap_gradients[layer][name], segments_BT, tables[path].shape[0]
+        )
+      )
   return {
-      path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
-      for path, of_layers in parts.items()
+    path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
+    for path, of_layers in parts.items()
   }
 
 

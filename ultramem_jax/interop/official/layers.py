@@ -40,19 +40,24 @@ def _ultramem_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
   query = (c.num_queries, 2, 1, c.key_dim, embed_dim)
   keys = (heads, 2, c.grid_side, c.key_dim, c.rank)
   entries = {
-      "query_proj.weight": entry(
-          ("params", "query"), split=query, axes=(4, 1, 0, 2, 3),
-          shape=(math.prod(query[:-1]), embed_dim),
-      ),
-      "keys": entry(
-          ("params", "keys"), split=keys, axes=(1, 0, 4, 2, 3),
-          shape=keys if c.score == "tucker" else keys[:-1],
-      ),
-      "values_proj.weight": entry(
-          ("params", "value_projection"),
-          split=(embed_dim, projections, width), axes=(1, 2, 0),
-          shape=(embed_dim, projections * width),
-      ),
+    "query_proj.weight": entry(
+      ("params", "query"),
+      split=query,
+      axes=(4, 1, 0, 2, 3),
+      shape=(math.prod(query[:-1]), embed_dim),
+    ),
+    "keys": entry(
+      ("params", "keys"),
+      split=keys,
+      axes=(1, 0, 4, 2, 3),
+      shape=keys if c.score == "tucker" else keys[:-1],
+    ),
+    "values_proj.weight": entry(
+      ("params", "value_projection"),
+      split=(embed_dim, projections, width),
+      axes=(1, 2, 0),
+      shape=(embed_dim, projections * width),
+    ),
   }
   for ours, theirs in (("query_norm", "query_norm"), ("key_norm", "keys_norm")):
     entries |= norm_entries(theirs, ("params", ours), c.key_dim, c.norm_bias)
@@ -63,8 +68,8 @@ def norm_entries(name: str, path: Path, size: int, bias: bool):
   """Of a norm: {name.weight: ..., name.bias: ...}."""
   names = {"weight": "scale", "bias": "bias"} if bias else {"weight": "scale"}
   return {
-      f"{name}.{theirs}": entry((*path, ours), split=(size,))
-      for theirs, ours in names.items()
+    f"{name}.{theirs}": entry((*path, ours), split=(size,))
+    for theirs, ours in names.items()
   }
 
 
@@ -72,17 +77,17 @@ def _tucker_entries(c: MemoryConfig) -> dict[str, Entry]:
   """Cores, filter vectors and shuffle of V1 and V2."""
   heads, rank = c.num_heads, c.rank
   entries = {
-      f"tucker_core.{core}": entry(
-          ("params", "core", core), split=(heads, rank, rank)
-      )
-      for core in range(c.num_cores)
+    f"tucker_core.{core}": entry(
+      ("params", "core", core), split=(heads, rank, rank)
+    )
+    for core in range(c.num_cores)
   }
   for ours, theirs in (("u", "tucker_core_u"), ("t", "tucker_core_v")):
     entries[theirs] = entry(
-        ("buffers", ours), split=(heads, rank), shape=(1, heads, 1, rank)
+      ("buffers", ours), split=(heads, rank), shape=(1, heads, 1, rank)
     )
   entries["shuffle_index"] = entry(
-      ("buffers", "permutation"), split=(c.grid_side**2,)
+    ("buffers", "permutation"), split=(c.grid_side**2,)
   )
   return entries
 
@@ -93,22 +98,22 @@ def table_entries(c: MemoryConfig, prefix: str, *path: str):
   if c.pre_value_dim:
     widths["pre_values"] = c.pre_value_dim
   return {
-      f"{prefix}{name}_for_look_up": entry(
-          ("params", *path, name), split=(c.num_rows, width)
-      )
-      for name, width in widths.items()
+    f"{prefix}{name}_for_look_up": entry(
+      ("params", *path, name), split=(c.num_rows, width)
+    )
+    for name, width in widths.items()
   }
 
 
 def _sizes(settings: Settings) -> dict[str, Any]:
   """Settings that V1, V2 and Memory+ name alike."""
   return {
-      "num_keys": required(settings, "knum"),
-      "key_dim": required(settings, "kdim"),
-      "value_dim": required(settings, "vdim"),
-      "top_m": required(settings, "knn"),
-      "num_heads": settings.get("head", 1),
-      **_query_key_norm(settings),
+    "num_keys": required(settings, "knum"),
+    "key_dim": required(settings, "kdim"),
+    "value_dim": required(settings, "vdim"),
+    "top_m": required(settings, "knn"),
+    "num_heads": settings.get("head", 1),
+    **_query_key_norm(settings),
   }
 
 
@@ -116,57 +121,85 @@ def _tucker_config(settings: Settings, pairs: int, **fields) -> MemoryConfig:
   """Of V1 or V2, with so many query pairs, each read by two heads."""
   sizes = _sizes(settings)
   heads = sizes["num_heads"]
-  require(1 <= heads <= HEADS_PER_QUERY * pairs, "head", heads,
-          f"must be at most {HEADS_PER_QUERY * pairs}: two heads read a pair "
-          f"of queries, of which there are {pairs}")
+  require(
+    1 <= heads <= HEADS_PER_QUERY * pairs,
+    "head",
+    heads,
+    f"must be at most {HEADS_PER_QUERY * pairs}: two heads read a pair "
+    f"of queries, of which there are {pairs}",
+  )
   return MemoryConfig(
-      **sizes, **fields, heads_per_query=min(HEADS_PER_QUERY, heads),
-      spare_queries=pairs - math.ceil(heads / HEADS_PER_QUERY),
-      query_per_rank=False, tucker_rank=settings.get("tucker_rank", 2),
-      num_cores=settings.get("tucker_multihead", 2), shuffle="permutation",
-      query_conv=0, init="official",
+    **sizes,
+    **fields,
+    heads_per_query=min(HEADS_PER_QUERY, heads),
+    spare_queries=pairs - math.ceil(heads / HEADS_PER_QUERY),
+    query_per_rank=False,
+    tucker_rank=settings.get("tucker_rank", 2),
+    num_cores=settings.get("tucker_multihead", 2),
+    shuffle="permutation",
+    query_conv=0,
+    init="official",
   )
 
 
 def _v1_config(settings: Settings) -> MemoryConfig:
   expansion = settings.get("value_expand_time", 4)
-  require(math.isqrt(expansion) ** 2 == expansion, "value_expand_time",
-          expansion, "must be a perfect square")
+  require(
+    math.isqrt(expansion) ** 2 == expansion,
+    "value_expand_time",
+    expansion,
+    "must be a perfect square",
+  )
   return _tucker_config(settings, pairs=1, expansion=expansion)
 
 
 def _v2_config(settings: Settings) -> MemoryConfig:
   expansion = settings.get("mem_key_expand_time", 1) ** 2
   projections = settings.get("value_expand_time", 4)
-  require(projections in (1, expansion), "value_expand_time", projections,
-          f"must be 1 or mem_key_expand_time^2 = {expansion}")
-  only(settings, "mem_key_balance_reg_coef", (0, None),
-       "must be 0: the balance loss of keys, which is part of their "
-       "gradients, is not supported")
-  only(settings, "mem_output_dropout_rate", (0, None),
-       "must be 0: dropout inside the layer is not supported")
+  require(
+    projections in (1, expansion),
+    "value_expand_time",
+    projections,
+    f"must be 1 or mem_key_expand_time^2 = {expansion}",
+  )
+  only(
+    settings,
+    "mem_key_balance_reg_coef",
+    (0, None),
+    "must be 0: the balance loss of keys, which is part of their "
+    "gradients, is not supported",
+  )
+  only(
+    settings,
+    "mem_output_dropout_rate",
+    (0, None),
+    "must be 0: dropout inside the layer is not supported",
+  )
   rank = settings.get("tucker_rank", 2)
   return _tucker_config(
-      settings, kind="ultramem_v2", expansion=expansion,
-      num_projections=projections,
-      pairs=rank if settings.get("mem_q_for_each_tucker_rank") else 1,
-      ring_layers=settings.get("mem_layer_num", 1),
-      share_ratio=float(settings.get("share_ratio", 1)),
-      pre_value_dim=settings.get("pre_vdim", 0),
-      pre_activation="gelu" if settings.get("mem_use_glu_act") else "none",
+    settings,
+    kind="ultramem_v2",
+    expansion=expansion,
+    num_projections=projections,
+    pairs=rank if settings.get("mem_q_for_each_tucker_rank") else 1,
+    ring_layers=settings.get("mem_layer_num", 1),
+    share_ratio=float(settings.get("share_ratio", 1)),
+    pre_value_dim=settings.get("pre_vdim", 0),
+    pre_activation="gelu" if settings.get("mem_use_glu_act") else "none",
   )
 
 
 def _memory_plus_config(settings: Settings) -> MemoryConfig:
   return MemoryConfig(
-      kind="memory_plus", **KIND_SETTINGS["memory_plus"], **_sizes(settings)
+    kind="memory_plus", **KIND_SETTINGS["memory_plus"], **_sizes(settings)
   )
 
 
 def _v1_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
   return {
-      **_ultramem_entries(c, embed_dim), **_tucker_entries(c),
-      **table_entries(c, ""),
+    **_ultramem_entries(c, embed_dim),
+    **_tucker_entries(c),
+    **table_entries(c, ""),
   }
 
 
@@ -174,17 +207,17 @@ def _v2_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
   entries = _ultramem_entries(c, embed_dim) | _tucker_entries(c)
   if c.pre_value_dim:
     entries["pre_values_proj.weight"] = linear(
-        ("params", "pre_projection"), c.pre_value_dim, embed_dim
+      ("params", "pre_projection"), c.pre_value_dim, embed_dim
     )
   return entries
 
 
 def _memory_plus_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
   return {
-      **_ultramem_entries(c, embed_dim),
-      "swilu_projection.weight": linear(
-          ("params", "gate", "kernel"), c.value_dim, embed_dim
-      ),
+    **_ultramem_entries(c, embed_dim),
+    "swilu_projection.weight": linear(
+      ("params", "gate", "kernel"), c.value_dim, embed_dim
+    ),
   }
 
 
@@ -195,29 +228,44 @@ def _meta_config(settings: Settings) -> MemoryConfig:
   width = _meta_width(settings)
   sides = settings.get("mem_k_dim", 512)
   require(sides % 2 == 0, "mem_k_dim", sides, "must be even")
-  only(settings, "mem_query_batchnorm", (False,),
-       "must be false: batch normalization is not supported")
-  only(settings, "peer_variant", (False,),
-       "must be false: PEER weights are not supported")
+  only(
+    settings,
+    "mem_query_batchnorm",
+    (False,),
+    "must be false: batch normalization is not supported",
+  )
+  only(
+    settings,
+    "peer_variant",
+    (False,),
+    "must be false: PEER weights are not supported",
+  )
   for name in ("mem_input_dropout", "mem_query_dropout", "mem_value_dropout"):
     only(settings, name, (0,), "must be 0: dropout is not supported")
   gated = settings.get("swilu_projection", True)
   return MemoryConfig(
-      kind="memory_plus", **KIND_SETTINGS["memory_plus"],
-      num_keys=settings.get("mem_n_keys", 1024),
-      key_dim=sides // 2, value_dim=width, top_m=settings.get("mem_knn", 32),
-      num_heads=settings.get("mem_heads", 4), query_key_norm="none",
-      query_bias=settings.get("mem_query_bias", True), input_gate=gated,
-      value_projection=gated or settings.get("mem_v_dim", -1) > 0,
-      projection_bias=True, output_gate=settings.get("mem_gated", False),
+    kind="memory_plus",
+    **KIND_SETTINGS["memory_plus"],
+    num_keys=settings.get("mem_n_keys", 1024),
+    key_dim=sides // 2,
+    value_dim=width,
+    top_m=settings.get("mem_knn", 32),
+    num_heads=settings.get("mem_heads", 4),
+    query_key_norm="none",
+    query_bias=settings.get("mem_query_bias", True),
+    input_gate=gated,
+    value_projection=gated or settings.get("mem_v_dim", -1) > 0,
+    projection_bias=True,
+    output_gate=settings.get("mem_gated", False),
   )
 
 
 def _meta_width(settings: Settings) -> int:
   """Width of a value."""
   inputs, outputs = (required(settings, f"{n}put_dim") for n in ("in", "out"))
-  require(inputs == outputs, "output_dim", outputs,
-          f"must equal input_dim = {inputs}")
+  require(
+    inputs == outputs, "output_dim", outputs, f"must equal input_dim = {inputs}"
+  )
   width = settings.get("mem_v_dim", -1)
   return width if width > 0 else outputs
 
@@ -227,30 +275,33 @@ def _meta_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
   query = (heads, 2, 1, c.key_dim)
   outputs = math.prod(query)
   entries = {
-      "keys": entry(
-          ("params", "keys"), split=(heads, 2, sides, c.key_dim, 1),
-          axes=(1, 0, 4, 2, 3), shape=(heads * 2 * sides, c.key_dim),
-      ),
-      "values.weight": entry(
-          ("params", "values"), split=(c.num_rows, width)
-      ),
-      "query_proj.query_mlps.0.weight": entry(
-          ("params", "query"), split=(*query, embed_dim),
-          axes=(4, 1, 0, 2, 3), shape=(outputs, embed_dim),
-      ),
+    "keys": entry(
+      ("params", "keys"),
+      split=(heads, 2, sides, c.key_dim, 1),
+      axes=(1, 0, 4, 2, 3),
+      shape=(heads * 2 * sides, c.key_dim),
+    ),
+    "values.weight": entry(("params", "values"), split=(c.num_rows, width)),
+    "query_proj.query_mlps.0.weight": entry(
+      ("params", "query"),
+      split=(*query, embed_dim),
+      axes=(4, 1, 0, 2, 3),
+      shape=(outputs, embed_dim),
+    ),
   }
   if c.query_bias:
     entries["query_proj.query_mlps.0.bias"] = entry(
-        ("params", "query_bias"), split=query, axes=(1, 0, 2, 3),
-        shape=(outputs,),
+      ("params", "query_bias"), split=query, axes=(1, 0, 2, 3), shape=(outputs,)
     )
   if c.value_projection:
     entries["value_proj.weight"] = entry(
-        ("params", "value_projection"), split=(embed_dim, 1, width),
-        axes=(1, 2, 0), shape=(embed_dim, width),
+      ("params", "value_projection"),
+      split=(embed_dim, 1, width),
+      axes=(1, 2, 0),
+      shape=(embed_dim, width),
     )
     entries["value_proj.bias"] = entry(
-        ("params", "value_projection_bias"), split=(embed_dim,)
+      ("params", "value_projection_bias"), split=(embed_dim,)
     )
   if c.input_gate:
     entries |= biased("swilu_projection", "gate", width, embed_dim)
@@ -262,8 +313,8 @@ def _meta_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
 def biased(theirs: str, ours: str, outputs: int, inputs: int):
   """A torch linear map with a bias, and our nn.Dense."""
   return {
-      f"{theirs}.weight": linear(("params", ours, "kernel"), outputs, inputs),
-      f"{theirs}.bias": entry(("params", ours, "bias"), split=(outputs,)),
+    f"{theirs}.weight": linear(("params", ours, "kernel"), outputs, inputs),
+    f"{theirs}.bias": entry(("params", ours, "bias"), split=(outputs,)),
   }
 
 
@@ -277,10 +328,10 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "ultramem_v1": Kind(UltraMem, _v1_config, _v1_entries),
-    "ultramem_v2": Kind(UltraMemV2, _v2_config, _v2_entries),
-    "memory_plus": Kind(MemoryPlus, _memory_plus_config, _memory_plus_entries),
-    "meta_memory": Kind(MemoryPlus, _meta_config, _meta_entries, "input_dim"),
+  "ultramem_v1": Kind(UltraMem, _v1_config, _v1_entries),
+  "ultramem_v2": Kind(UltraMemV2, _v2_config, _v2_entries),
+  "memory_plus": Kind(MemoryPlus, _memory_plus_config, _memory_plus_entries),
+  "meta_memory": Kind(MemoryPlus, _meta_config, _meta_entries, "input_dim"),
 }
 
 

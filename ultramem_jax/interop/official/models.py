@@ -21,21 +21,31 @@ from ultramem_jax.interop.official.settings import (
 )
 from ultramem_jax.interop.tensors import Entry, entry, linear, read, write
 from ultramem_jax.model import Transformer
-from ultramem_jax.settings.checks import ConfigError, require
-from ultramem_jax.settings.config import ModelConfig, MoeConfig
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.memory import MemoryConfig
+from ultramem_jax.settings.model import ModelConfig, MoeConfig
 from ultramem_jax.settings.spans import parse_spans
 
 # Fields of their model config that must have the first value if they are set,
 # or any that means the same.
 MODEL_SETTINGS = {
-    "activation_type": ("swiglu",), "block_type": ("sequential",),
-    "rope": (True,), "alibi": (False,), "norm_after": (False,),
-    "scale_logits": (False,), "clip_qkv": (None,), "include_bias": (False,),
-    "embedding_layer_norm": (False,), "multi_query_attention": (False, None),
-    "layer_norm_with_affine": (True,), "block_group_size": (1,),
-    "moe_interleave": (False,), "attention_dropout": (0,),
-    "residual_dropout": (0,), "embedding_dropout": (0,),
+  "activation_type": ("swiglu",),
+  "block_type": ("sequential",),
+  "rope": (True,),
+  "alibi": (False,),
+  "norm_after": (False,),
+  "scale_logits": (False,),
+  "clip_qkv": (None,),
+  "include_bias": (False,),
+  "embedding_layer_norm": (False,),
+  "multi_query_attention": (False, None),
+  "layer_norm_with_affine": (True,),
+  "block_group_size": (1,),
+  "moe_interleave": (False,),
+  "attention_dropout": (0,),
+  "residual_dropout": (0,),
+  "embedding_dropout": (0,),
 }
 # Constructor arguments that their model never passes on to its V1 layers.
 V1_TUCKER_RANK, V1_NUM_CORES, V1_EXPANSION = 2, 2, 4
@@ -50,9 +60,10 @@ def _spans(settings: Settings) -> str:
     return way
   parts = [span.split(":") for span in way.split("/")]
   require(
-      all(len(p) == 2 and all(x.isdecimal() for x in p) for p in parts),
-      "mem_insert_way", way,
-      "must be full, no_mem or 'i:j' parts joined by '/'",
+    all(len(p) == 2 and all(x.isdecimal() for x in p) for p in parts),
+    "mem_insert_way",
+    way,
+    "must be full, no_mem or 'i:j' parts joined by '/'",
   )
   spans = "/".join(f"{int(i) + 1}:{int(j) + 1}" for i, j in parts)
   try:
@@ -65,27 +76,40 @@ def _spans(settings: Settings) -> str:
 def _memory(settings: Settings, spans: str, sizes: dict[str, int]):
   """Their mem_* fields as settings of a layer, and the MemoryConfig."""
   kind = required(settings, "mem_type")
-  require(kind in KINDS and kind != "meta_memory", "mem_type", kind,
-          "must be ultramem_v1, ultramem_v2 or memory_plus")
+  require(
+    kind in KINDS and kind != "meta_memory",
+    "mem_type",
+    kind,
+    "must be ultramem_v1, ultramem_v2 or memory_plus",
+  )
   renamed = {
-      name: required(settings, f"mem_{name}")
-      for name in ("knum", "kdim", "vdim", "knn")
+    name: required(settings, f"mem_{name}")
+    for name in ("knum", "kdim", "vdim", "knn")
   }
   layers = settings["n_layers"] if spans == "full" else spans.count("/") + 1
-  c = KINDS[kind].config({
-      **settings, **renamed, **sizes, "mem_layer_num": layers,
+  c = KINDS[kind].config(
+    {
+      **settings,
+      **renamed,
+      **sizes,
+      "mem_layer_num": layers,
       "head": settings.get("mem_head", 1),
       "pre_vdim": settings.get("mem_pre_vdim", 0),
       "share_ratio": settings.get("mem_share_ratio", 1.0),
-  })
+    }
+  )
   return dataclasses.replace(c, spans=spans)
 
 
 def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
   """Ours, from theirs and the sizes of the memories, see `_memory_sizes`."""
   for name, allowed in MODEL_SETTINGS.items():
-    only(settings, name, allowed, f"must be {allowed[0]}: nothing else is "
-          "supported")
+    only(
+      settings,
+      name,
+      allowed,
+      f"must be {allowed[0]}: nothing else is supported",
+    )
   width, heads = (required(settings, n) for n in ("d_model", "n_heads"))
   only(settings, "n_kv_heads", (None, heads), f"must be n_heads = {heads}")
   norm, eps, bias = norm_settings(settings)
@@ -94,30 +118,41 @@ def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
   if hidden is None:
     hidden = settings.get("mlp_ratio", 4) * width
   return ModelConfig(
-      vocab_size=settings.get("embedding_size")
-      or required(settings, "vocab_size"),
-      embed_dim=width, num_layers=required(settings, "n_layers"),
-      num_heads=heads, mlp_dim=hidden // 2, activation="swiglu", norm=norm,
-      norm_eps=eps, norm_bias=bias,
-      qk_norm=settings.get("attention_layer_norm", False),
-      tie_embeddings=settings.get("weight_tying", True),
-      rope_theta=float(settings.get("rope_theta", 10_000)), dropout_rate=0.0,
-      dtype="float32", attention="xla", remat="none", moe=MoeConfig(),
-      memory=_memory(settings, spans, sizes) if spans else MemoryConfig(
-          num_keys=1, key_dim=1, value_dim=1, top_m=1, num_cores=1,
-          kind="none",
-      ),
+    vocab_size=settings.get("embedding_size")
+    or required(settings, "vocab_size"),
+    embed_dim=width,
+    num_layers=required(settings, "n_layers"),
+    num_heads=heads,
+    mlp_dim=hidden // 2,
+    activation="swiglu",
+    norm=norm,
+    norm_eps=eps,
+    norm_bias=bias,
+    qk_norm=settings.get("attention_layer_norm", False),
+    tie_embeddings=settings.get("weight_tying", True),
+    rope_theta=float(settings.get("rope_theta", 10_000)),
+    dropout_rate=0.0,
+    dtype="float32",
+    attention="xla",
+    remat="none",
+    moe=MoeConfig(),
+    memory=_memory(settings, spans, sizes)
+    if spans
+    else MemoryConfig(
+      num_keys=1, key_dim=1, value_dim=1, top_m=1, num_cores=1, kind="none"
+    ),
   )
 
 
 def _nested(entries: dict[str, Entry], prefix: str, module: str):
   """Entries of a layer as those of a model that holds it as module."""
+
   def nest(path):
     return (path[0], module, *path[1:])
 
   return {
-      f"{prefix}{name}": entry._replace(paths=tuple(map(nest, entry.paths)))
-      for name, entry in entries.items()
+    f"{prefix}{name}": entry._replace(paths=tuple(map(nest, entry.paths)))
+    for name, entry in entries.items()
   }
 
 
@@ -126,30 +161,28 @@ def _block_entries(c: ModelConfig) -> dict[str, Entry]:
   width, hidden = c.embed_dim, c.mlp_dim
   heads = (c.num_heads, c.head_dim)
   kernels = [
-      ("params", "attention", name, "kernel")
-      for name in ("query", "key", "value", "out")
+    ("params", "attention", name, "kernel")
+    for name in ("query", "key", "value", "out")
   ]
   ups = [("params", "mlp", name, "kernel") for name in ("up", "gate")]
   entries = {
-      "att_proj.weight": entry(
-          *kernels[:3], split=(3, *heads, width), axes=(0, 3, 1, 2),
-          shape=(3 * width, width),
-      ),
-      "attn_out.weight": entry(
-          kernels[3], split=(width, *heads), axes=(1, 2, 0),
-          shape=(width, width),
-      ),
-      "ff_proj.weight": entry(
-          *ups, split=(2, hidden, width), axes=(0, 2, 1),
-          shape=(2 * hidden, width),
-      ),
-      "ff_out.weight": linear(
-          ("params", "mlp", "down", "kernel"), width, hidden
-      ),
+    "att_proj.weight": entry(
+      *kernels[:3],
+      split=(3, *heads, width),
+      axes=(0, 3, 1, 2),
+      shape=(3 * width, width),
+    ),
+    "attn_out.weight": entry(
+      kernels[3], split=(width, *heads), axes=(1, 2, 0), shape=(width, width)
+    ),
+    "ff_proj.weight": entry(
+      *ups, split=(2, hidden, width), axes=(0, 2, 1), shape=(2 * hidden, width)
+    ),
+    "ff_out.weight": linear(("params", "mlp", "down", "kernel"), width, hidden),
   }
   norms = {
-      "attn_norm": (("attention_norm",), width),
-      "ff_norm": (("mlp_norm",), width),
+    "attn_norm": (("attention_norm",), width),
+    "ff_norm": (("mlp_norm",), width),
   }
   if c.qk_norm:
     norms["q_norm"] = (("attention", "query_norm"), c.head_dim)
@@ -163,31 +196,31 @@ def _model_entries(c: ModelConfig) -> dict[str, Entry]:
   """Of the whole model."""
   width, vocabulary = c.embed_dim, c.vocab_size
   entries = {
-      "transformer.wte.weight": entry(
-          ("params", "embed", "embedding"), split=(vocabulary, width)
-      ),
-      **norm_entries("transformer.ln_f", ("params", "final_norm"), width,
-                      c.norm_bias),
+    "transformer.wte.weight": entry(
+      ("params", "embed", "embedding"), split=(vocabulary, width)
+    ),
+    **norm_entries(
+      "transformer.ln_f", ("params", "final_norm"), width, c.norm_bias
+    ),
   }
   if not c.tie_embeddings:
     entries["transformer.ff_out.weight"] = linear(
-        ("params", "head", "kernel"), vocabulary, width
+      ("params", "head", "kernel"), vocabulary, width
     )
   for layer in range(c.num_layers):
     entries |= _nested(
-        _block_entries(c), f"transformer.blocks.{layer}.", f"block_{layer}"
+      _block_entries(c), f"transformer.blocks.{layer}.", f"block_{layer}"
     )
   if c.spans:
     kind = "ultramem_v1" if c.memory.kind == "ultramem" else c.memory.kind
     memory = KINDS[kind].entries(c.memory, width)
     for span in c.spans:
       entries |= _nested(
-          memory, f"transformer.mem_blocks.{span.index}.",
-          f"memory_{span.index}",
+        memory, f"transformer.mem_blocks.{span.index}.", f"memory_{span.index}"
       )
     if c.memory.shares_table:
       entries |= table_entries(
-          c.memory, "transformer.full_memory_layer.", "memory_tables"
+        c.memory, "transformer.full_memory_layer.", "memory_tables"
       )
   return entries
 
@@ -203,15 +236,16 @@ def _memory_sizes(settings: Settings, shapes: Mapping[str, tuple[int, ...]]):
   keys = shapes.get(f"{prefix}keys", ())
   projection = shapes.get(f"{prefix}values_proj.weight", ())
   projections = (
-      V1_EXPANSION if settings.get("mem_type") == "ultramem_v1"
-      else settings.get("mem_value_expand_time", 1)
+    V1_EXPANSION
+    if settings.get("mem_type") == "ultramem_v1"
+    else settings.get("mem_value_expand_time", 1)
   )
   if len(projection) == 2:
     projections = projection[1] // required(settings, "mem_vdim")
   return {
-      "tucker_rank": keys[-1] if len(keys) == 5 else V1_TUCKER_RANK,
-      "tucker_multihead": cores or V1_NUM_CORES,
-      "value_expand_time": projections,
+    "tucker_rank": keys[-1] if len(keys) == 5 else V1_TUCKER_RANK,
+    "tucker_multihead": cores or V1_NUM_CORES,
+    "value_expand_time": projections,
   }
 
 

@@ -22,8 +22,9 @@ def norm_settings(settings: Settings) -> tuple[str, float, bool]:
   """(kind, eps, bias) of their norms; a missing type means rms."""
   kind = str(settings.get("layer_norm_type") or "rms")
   kinds = {"rms": "rms", "default": "layernorm", "low_precision": "layernorm"}
-  require(kind in kinds, "layer_norm_type", kind,
-          f"must be one of {', '.join(kinds)}")
+  require(
+    kind in kinds, "layer_norm_type", kind, f"must be one of {', '.join(kinds)}"
+  )
   bias = settings.get("bias_for_layer_norm")
   if bias is None:
     bias = settings.get("include_bias", False)

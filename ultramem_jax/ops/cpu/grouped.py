@@ -32,7 +32,7 @@ def grouped_dot(x_ZD, weight_XDF, size_X):
     and weight.
   """
   return jax.lax.platform_dependent(
-      x_ZD, weight_XDF, size_X, cpu=_loop_dot, default=jax.lax.ragged_dot
+    x_ZD, weight_XDF, size_X, cpu=_loop_dot, default=jax.lax.ragged_dot
   )
 
 
@@ -43,13 +43,12 @@ def _forward(*inputs):
 def _backward(inputs, gradient_ZF):
   def differentiated(x_ZD, weight_XDF, size_X, gradient_ZF):
     _, pullback = jax.vjp(
-        lambda x, weight: jax.lax.ragged_dot(x, weight, size_X),
-        x_ZD, weight_XDF,
+      lambda x, weight: jax.lax.ragged_dot(x, weight, size_X), x_ZD, weight_XDF
     )
     return pullback(gradient_ZF)
 
   gradients = jax.lax.platform_dependent(
-      *inputs, gradient_ZF, cpu=_loop_gradients, default=differentiated
+    *inputs, gradient_ZF, cpu=_loop_gradients, default=differentiated
   )
   return *gradients, None
 
@@ -77,7 +76,7 @@ def _over_blocks(size_X, num_rows, function, carry):
     return stop, function(carry, group, start, stop)
 
   return jax.lax.while_loop(
-      lambda loop: loop[0] < end_X[-1], body, (jnp.int32(0), carry)
+    lambda loop: loop[0] < end_X[-1], body, (jnp.int32(0), carry)
   )[1]
 
 
@@ -108,20 +107,20 @@ def _loop_dot(x_ZD, weight_XDF, size_X):
 
     def add_part(index, y_ZF):
       piece_ZD = jax.lax.dynamic_slice(
-          x_ZD, (start, index * part), (block, part)
+        x_ZD, (start, index * part), (block, part)
       )
       weight_DF = jax.lax.dynamic_slice(
-          weight_XDF, (group, index * part, 0), (1, part, out_width)
+        weight_XDF, (group, index * part, 0), (1, part, out_width)
       )[0]
       return y_ZF + jnp.matmul(
-          piece_ZD, weight_DF, preferred_element_type=jnp.float32
+        piece_ZD, weight_DF, preferred_element_type=jnp.float32
       )
 
     product_ZF = jax.lax.fori_loop(
-        0, width // part, add_part, jnp.zeros((block, out_width), jnp.float32)
+      0, width // part, add_part, jnp.zeros((block, out_width), jnp.float32)
     )
     return jax.lax.dynamic_update_slice_in_dim(
-        y_ZF, product_ZF.astype(y_ZF.dtype), start, 0
+      y_ZF, product_ZF.astype(y_ZF.dtype), start, 0
     )
 
   y_ZF = jnp.zeros((num_rows + block, out_width), x_ZD.dtype)
@@ -138,13 +137,15 @@ def _loop_gradients(x_ZD, weight_XDF, size_X, gradient_ZF):
     present_Z1 = (jnp.arange(block) < stop - start)[:, None]
     y_gradient_ZF = jnp.where(present_Z1, _rows(gradient_ZF, start, block), 0)
     x_gradient_ZD = jax.lax.dynamic_update_slice_in_dim(
-        x_gradient_ZD, y_gradient_ZF @ weight_XDF[group].T, start, 0
+      x_gradient_ZD, y_gradient_ZF @ weight_XDF[group].T, start, 0
     )
     added_DF = _rows(x_ZD, start, block).T @ y_gradient_ZF
     return x_gradient_ZD, weight_gradient_XDF.at[group].add(added_DF)
 
   x_gradient_ZD, weight_gradient_XDF = _over_blocks(
-      size_X, num_rows, add_block,
-      (jnp.zeros_like(x_ZD), jnp.zeros_like(weight_XDF)),
+    size_X,
+    num_rows,
+    add_block,
+    (jnp.zeros_like(x_ZD), jnp.zeros_like(weight_XDF)),
   )
   return x_gradient_ZD[:num_rows], weight_gradient_XDF

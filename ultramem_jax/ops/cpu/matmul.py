@@ -21,13 +21,12 @@ def dot_transposed(x_ZLK, weight_ZNK, dtype=None):
     [Z, L, N].
   """
   as_is = functools.partial(
-      jnp.einsum, "ZLK,ZNK->ZLN", preferred_element_type=dtype
+    jnp.einsum, "ZLK,ZNK->ZLN", preferred_element_type=dtype
   )
   if x_ZLK.shape[1] > FEW_ROWS:
     return as_is(x_ZLK, weight_ZNK)
   return jax.lax.platform_dependent(
-      x_ZLK, weight_ZNK, cpu=functools.partial(turned, dtype=dtype),
-      default=as_is,
+    x_ZLK, weight_ZNK, cpu=functools.partial(turned, dtype=dtype), default=as_is
   )
 
 
@@ -38,7 +37,7 @@ def turned(x_ZLK, weight_ZNK, dtype=None):
   for a large matrix takes longer than its product with few rows.
   """
   y_ZNL = jnp.einsum(
-      "ZNK,ZLK->ZNL", weight_ZNK, x_ZLK, preferred_element_type=dtype
+    "ZNK,ZLK->ZNL", weight_ZNK, x_ZLK, preferred_element_type=dtype
   )
   # Without the barrier XLA turns it back.
   return jax.lax.optimization_barrier(y_ZNL).swapaxes(1, 2)

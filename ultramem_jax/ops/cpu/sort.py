@@ -18,8 +18,9 @@ def sort_reads(row_TK, num_rows: int):
   """
   row_Z = row_TK.reshape(-1)
   return jax.lax.platform_dependent(
-      row_Z, cpu=functools.partial(_radix_sort, num_rows=num_rows),
-      default=_pair_sort,
+    row_Z,
+    cpu=functools.partial(_radix_sort, num_rows=num_rows),
+    default=_pair_sort,
   )
 
 

@@ -32,8 +32,9 @@ def top_m(scores, m: int):
   if math.prod(scores.shape[:-1]) < SIEVE_ROWS:
     return _top_k(scores, m)
   return jax.lax.platform_dependent(
-      scores, cpu=lambda scores: sieve(scores, m),
-      default=lambda scores: _top_k(scores, m),
+    scores,
+    cpu=lambda scores: sieve(scores, m),
+    default=lambda scores: _top_k(scores, m),
   )
 
 
@@ -69,8 +70,10 @@ def sieve(scores, m: int):
   best_LG = functools.reduce(jnp.maximum, _strided(scores_LN, num_groups))
   highest_L1 = best_LG.max(-1, keepdims=True)
   low_L1, high_L1 = jax.lax.fori_loop(
-      0, STEPS, lambda _, bounds: _halve(best_LG, m, *bounds),
-      (best_LG.min(-1, keepdims=True), highest_L1),
+    0,
+    STEPS,
+    lambda _, bounds: _halve(best_LG, m, *bounds),
+    (best_LG.min(-1, keepdims=True), highest_L1),
   )
 
   def survey(low_L1):
@@ -91,7 +94,7 @@ def sieve(scores, m: int):
     return low_L1, high_L1, survey(low_L1), step + 1
 
   _, _, (marks_LZ, marked_L1, constant_L1), _ = jax.lax.while_loop(
-      too_many, raise_threshold, (low_L1, high_L1, survey(low_L1), 0)
+    too_many, raise_threshold, (low_L1, high_L1, survey(low_L1), 0)
   )
   index_LS = _collect(marks_LZ, num_slots)
   # Not so where scores are no numbers, or too many of them are equal.
@@ -99,9 +102,12 @@ def sieve(scores, m: int):
   # A branch's operands are written out first: fused into its gathers, they
   # would be computed again for every number.
   index_LM = jax.lax.cond(
-      fits_L1.all(), lambda scores_LN, *slots: _sort(scores_LN, *slots, m),
-      lambda scores_LN, *_: _top_k(scores_LN, m),
-      scores_LN, index_LS, marked_L1,
+    fits_L1.all(),
+    lambda scores_LN, *slots: _sort(scores_LN, *slots, m),
+    lambda scores_LN, *_: _top_k(scores_LN, m),
+    scores_LN,
+    index_LS,
+    marked_L1,
   )
   index_LM = jnp.where(constant_L1, jnp.arange(m)[None], index_LM)
   return index_LM.reshape(*leading, m)
@@ -118,7 +124,7 @@ def _strided(x_LN, count):
   axis number by number. The last slice is filled with -inf.
   """
   *slices, last = (
-      x_LN[:, start:start + count] for start in range(0, x_LN.shape[1], count)
+    x_LN[:, start : start + count] for start in range(0, x_LN.shape[1], count)
   )
   padding = [(0, 0), (0, count - last.shape[1])]
   return [*slices, jnp.pad(last, padding, constant_values=-jnp.inf)]
@@ -131,18 +137,21 @@ def _halve(x_LN, m, low_L1, high_L1):
   reached_L1 = jnp.float32(x_LN >= middle_L1).sum(-1, keepdims=True)
   enough_L1 = reached_L1 >= m
   return (
-      jnp.where(enough_L1, middle_L1, low_L1),
-      jnp.where(enough_L1, high_L1, middle_L1),
+    jnp.where(enough_L1, middle_L1, low_L1),
+    jnp.where(enough_L1, high_L1, middle_L1),
   )
 
 
 def _mark(scores_LN, low_L1):
   """[L, Z] uint32: bit b of word z says if score b * Z + z reaches low."""
   num_words = _multiple_of_8(scores_LN.shape[1] / 32)
-  return functools.reduce(jnp.bitwise_or, (
+  return functools.reduce(
+    jnp.bitwise_or,
+    (
       jnp.uint32(slice_LZ >= low_L1) << bit
       for bit, slice_LZ in enumerate(_strided(scores_LN, num_words))
-  ))
+    ),
+  )
 
 
 def _count(marks_LZ):
@@ -155,17 +164,19 @@ def _collect(marks_LZ, num_slots):
   count_LZ = _count(marks_LZ)
   # Marks up to and with a word, by a matmul; float32 is exact here too.
   end_LZ = jnp.dot(
-      count_LZ, jnp.triu(jnp.ones((num_words, num_words))),
-      precision=jax.lax.Precision.HIGHEST,
+    count_LZ,
+    jnp.triu(jnp.ones((num_words, num_words))),
+    precision=jax.lax.Precision.HIGHEST,
   )
   slot_1S = jnp.arange(num_slots, dtype=jnp.float32)[None]
   zeros_LS = jnp.zeros((marks_LZ.shape[0], num_slots))
   word_LS = _over_columns(
-      lambda word_LS, end_L1: word_LS + (end_L1 <= slot_1S),
-      zeros_LS, end_LZ[:, :-1],
+    lambda word_LS, end_L1: word_LS + (end_L1 <= slot_1S),
+    zeros_LS,
+    end_LZ[:, :-1],
   ).astype(jnp.int32)
   take = lambda x_LZ: jnp.take_along_axis(
-      x_LZ, word_LS, axis=-1, mode="promise_in_bounds"
+    x_LZ, word_LS, axis=-1, mode="promise_in_bounds"
   )
   bits_LS = take(marks_LZ)
   # Of a word the mark is after so many others.
@@ -187,22 +198,30 @@ def _sort(scores_LN, index_LS, used_L1, m):
   # Slots that are not used have any index.
   index_LS = jnp.minimum(index_LS, num_scores - 1)
   score_LS = jnp.take_along_axis(
-      scores_LN, index_LS, axis=-1, mode="promise_in_bounds"
+    scores_LN, index_LS, axis=-1, mode="promise_in_bounds"
   )
   slot_1S = jnp.arange(num_slots, dtype=jnp.float32)[None]
   score_LS = jnp.where(slot_1S < used_L1, score_LS, -jnp.inf)
   index_LS = index_LS.astype(jnp.float32)
   rank_LS = _over_columns(
-      lambda rank_LS, score_L1, index_L1: rank_LS + (
-          (score_L1 > score_LS)
-          | ((score_L1 == score_LS) & (index_L1 < index_LS))
-      ), jnp.zeros_like(score_LS), score_LS, index_LS,
+    lambda rank_LS, score_L1, index_L1: (
+      rank_LS
+      + (
+        (score_L1 > score_LS) | ((score_L1 == score_LS) & (index_L1 < index_LS))
+      )
+    ),
+    jnp.zeros_like(score_LS),
+    score_LS,
+    index_LS,
   )
   rank_1M = jnp.arange(m, dtype=jnp.float32)[None]
   return _over_columns(
-      lambda sorted_LM, rank_L1, index_L1: jnp.where(
-          rank_L1 == rank_1M, index_L1, sorted_LM
-      ), jnp.zeros((len(scores_LN), m)), rank_LS, index_LS,
+    lambda sorted_LM, rank_L1, index_L1: jnp.where(
+      rank_L1 == rank_1M, index_L1, sorted_LM
+    ),
+    jnp.zeros((len(scores_LN), m)),
+    rank_LS,
+    index_LS,
   ).astype(jnp.int32)
 
 
@@ -213,6 +232,8 @@ def _over_columns(function, carry, *arrays_LS):
   """
   columns_SL1 = jax.tree.map(lambda x_LS: x_LS.T[..., None], arrays_LS)
   return jax.lax.scan(
-      lambda carry, columns_L1: (function(carry, *columns_L1), None),
-      carry, columns_SL1, unroll=TERMS_PER_PASS,
+    lambda carry, columns_L1: (function(carry, *columns_L1), None),
+    carry,
+    columns_SL1,
+    unroll=TERMS_PER_PASS,
   )[0]

@@ -64,7 +64,7 @@ def pool(num_blocks: int, table_IW, row_BTK, block_BTK, score_BTKC):
 
     zeros_Z = jnp.zeros(columns, jnp.float32)
     sums = jax.lax.fori_loop(
-        0, pl.cdiv(num_reads, rows), add_tile, (zeros_Z,) * num_blocks
+      0, pl.cdiv(num_reads, rows), add_tile, (zeros_Z,) * num_blocks
     )
     for e, sum_Z in enumerate(sums):
       out_NEW[n, e, pl.ds(first, columns)] = sum_Z
@@ -72,8 +72,14 @@ def pool(num_blocks: int, table_IW, row_BTK, block_BTK, score_BTKC):
   # One warp: a thread then holds the same columns of every row, and adds them
   # up without a word to the others.
   return _over_tokens(
-      pool_columns, width // columns, 1, (num_blocks, width),
-      table_IW, row_BTK, block_BTK, score_BTKC,
+    pool_columns,
+    width // columns,
+    1,
+    (num_blocks, width),
+    table_IW,
+    row_BTK,
+    block_BTK,
+    score_BTKC,
   )
 
 
@@ -96,14 +102,22 @@ def dot(num_cores: int, table_IW, row_BTK, block_BTK, x_BTEW):
       return sum_YZ + rows_YZ * x_NEW[n, block_Y, pl.ds(first, columns)]
 
     sum_YZ = jax.lax.fori_loop(
-        0, core_width // columns, add_columns,
-        jnp.zeros((rows, columns), jnp.float32),
+      0,
+      core_width // columns,
+      add_columns,
+      jnp.zeros((rows, columns), jnp.float32),
     )
     triton.store(out_NKC.at[n, read_Y, core], sum_YZ.sum(1), mask=is_read_Y)
 
   return _over_tokens(
-      dot_tile, num_cores * tiles, 4, (num_reads, num_cores),
-      table_IW, row_BTK, block_BTK, x_BTEW.astype(jnp.float32),
+    dot_tile,
+    num_cores * tiles,
+    4,
+    (num_reads, num_cores),
+    table_IW,
+    row_BTK,
+    block_BTK,
+    x_BTEW.astype(jnp.float32),
   )
 
 
@@ -128,11 +142,11 @@ def _over_tokens(kernel, programs, num_warps, out_shape, table_IW, *inputs):
   batch, length = inputs[0].shape[:2]
   count = batch * length
   out = pl.pallas_call(
-      kernel,
-      compiler_params=triton.CompilerParams(num_warps=num_warps),
-      # One dimension, since the others end at 65535.
-      grid=(count * programs,),
-      out_shape=jax.ShapeDtypeStruct((count, *out_shape), jnp.float32),
+    kernel,
+    compiler_params=triton.CompilerParams(num_warps=num_warps),
+    # One dimension, since the others end at 65535.
+    grid=(count * programs,),
+    out_shape=jax.ShapeDtypeStruct((count, *out_shape), jnp.float32),
   )(table_IW, *(x.reshape(count, *x.shape[2:]) for x in inputs))
   return out.reshape(batch, length, *out_shape)
 
@@ -160,6 +174,6 @@ def _load_rows(table_IW, row_NK, n, reads, first, columns):
   column_1Z = first + jnp.arange(columns)[None]
   is_read_YZ = jnp.broadcast_to(reads[1][:, None], (row_Y1.size, columns))
   rows_YZ = triton.load(
-      table_IW.at[row_Y1, column_1Z], mask=is_read_YZ, other=0
+    table_IW.at[row_Y1, column_1Z], mask=is_read_YZ, other=0
   )
   return precision.decode(rows_YZ)

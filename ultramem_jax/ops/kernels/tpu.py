@@ -48,7 +48,7 @@ def pool(num_blocks: int, table_IW, row_BTK, block_BTK, score_BTKC):
         out_EW[pl.ds(block, 1), slice_c] = product_KU.sum(0, keepdims=True)
 
   return _over_tokens(
-      pool_token, table_IW, row_BTK, (weight_BTJK,), (num_blocks, width)
+    pool_token, table_IW, row_BTK, (weight_BTJK,), (num_blocks, width)
   )
 
 
@@ -63,16 +63,18 @@ def dot(num_cores: int, table_IW, row_BTK, block_BTK, x_BTEW):
     for c in range(num_cores):
       slice_c = slice(c * core, (c + 1) * core)
       x_KU = sum(
-          of_block_KE[:, e : e + 1] * x_EW[pl.ds(e, 1), slice_c]
-          for e in range(num_blocks)
+        of_block_KE[:, e : e + 1] * x_EW[pl.ds(e, 1), slice_c]
+        for e in range(num_blocks)
       )
       dot_K1 = (x_KU * rows_KW[:, slice_c]).sum(1, keepdims=True)
       out_CK[pl.ds(c, 1), :] = dot_K1.T
 
   return _over_tokens(
-      dot_token, table_IW, row_BTK,
-      (of_block_BTKE.swapaxes(-1, -2), x_BTEW.astype(jnp.float32)),
-      (num_cores, row_BTK.shape[-1]),
+    dot_token,
+    table_IW,
+    row_BTK,
+    (of_block_BTKE.swapaxes(-1, -2), x_BTEW.astype(jnp.float32)),
+    (num_cores, row_BTK.shape[-1]),
   ).swapaxes(-1, -2)
 
 
@@ -98,30 +100,29 @@ def _over_tokens(function, table_IW, row_BTK, inputs, out_shape):
 
   def per_step(shape, **options):
     return pl.BlockSpec(
-        (TOKENS_PER_STEP, *shape), lambda n: (n, *[0] * len(shape)), **options
+      (TOKENS_PER_STEP, *shape), lambda n: (n, *[0] * len(shape)), **options
     )
 
   moved = 4 * count * (num_reads * table_IW.shape[1] + math.prod(out_shape))
   out = pl.pallas_call(
-      functools.partial(_step, function),
-      cost_estimate=pl.CostEstimate(
-          flops=2 * count * num_reads * table_IW.shape[1], transcendentals=0,
-          bytes_accessed=moved + sum(4 * x.size for x in inputs),
-      ),
-      grid=((count + padding) // TOKENS_PER_STEP,),
-      in_specs=[
-          per_step((num_reads,), memory_space=pltpu.SMEM),
-          pl.BlockSpec(memory_space=pl.ANY),  # the table stays where it is
-          *(per_step(x.shape[2:]) for x in inputs),
-      ],
-      out_specs=per_step(out_shape),
-      out_shape=jax.ShapeDtypeStruct(
-          (count + padding, *out_shape), jnp.float32
-      ),
-      scratch_shapes=[
-          pltpu.VMEM((2, num_reads, table_IW.shape[1]), jnp.float32),
-          pltpu.SemaphoreType.DMA((2,)),
-      ],
+    functools.partial(_step, function),
+    cost_estimate=pl.CostEstimate(
+      flops=2 * count * num_reads * table_IW.shape[1],
+      transcendentals=0,
+      bytes_accessed=moved + sum(4 * x.size for x in inputs),
+    ),
+    grid=((count + padding) // TOKENS_PER_STEP,),
+    in_specs=[
+      per_step((num_reads,), memory_space=pltpu.SMEM),
+      pl.BlockSpec(memory_space=pl.ANY),  # the table stays where it is
+      *(per_step(x.shape[2:]) for x in inputs),
+    ],
+    out_specs=per_step(out_shape),
+    out_shape=jax.ShapeDtypeStruct((count + padding, *out_shape), jnp.float32),
+    scratch_shapes=[
+      pltpu.VMEM((2, num_reads, table_IW.shape[1]), jnp.float32),
+      pltpu.SemaphoreType.DMA((2,)),
+    ],
   )(flat(row_BTK), table_IW, *map(flat, inputs))
   return out[:count].reshape(batch, length, *out_shape)
 
@@ -136,8 +137,9 @@ def _step(function, row_YK, table_IW, *references):
 
   def copy(token, half, k):
     return pltpu.make_async_copy(
-        table_IW.at[pl.ds(row_YK[token, k], 1)],
-        rows_2KW.at[half, pl.ds(k, 1)], arrived_2.at[half],
+      table_IW.at[pl.ds(row_YK[token, k], 1)],
+      rows_2KW.at[half, pl.ds(k, 1)],
+      arrived_2.at[half],
     )
 
   def for_reads(do):

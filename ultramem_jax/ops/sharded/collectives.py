@@ -51,9 +51,7 @@ class Shard:
     for place, axis in enumerate(self.apart, split):
       x = jax.lax.all_to_all(x, axis, place, place, tiled=True)
     count = len(sizes)
-    x = jnp.moveaxis(
-        x, range(split, split + count), range(join, join + count)
-    )
+    x = jnp.moveaxis(x, range(split, split + count), range(join, join + count))
     return x.reshape(*x.shape[:join], -1, *x.shape[join + count + 1 :])
 
   def sums_to_tokens(self, x):

@@ -79,19 +79,21 @@ class _Plan(NamedTuple):
       return turn + 1, function(carry, turn)
 
     return jax.lax.while_loop(
-        lambda carry: carry[0] < self.rounds, body, (jnp.int32(0), carry)
+      lambda carry: carry[0] < self.rounds, body, (jnp.int32(0), carry)
     )[1]
 
 
 def _plan(shard, row_BNK, rows_held, room) -> _Plan:
   num_rows = rows_held * shard.count(shard.axes)
-  place = dict(zip(
+  place = dict(
+    zip(
       shard.axes,
       jnp.unravel_index(
-          row_BNK // rows_held, tuple(shard.sizes[a] for a in shard.axes)
+        row_BNK // rows_held, tuple(shard.sizes[a] for a in shard.axes)
       ),
       strict=True,
-  ))
+    )
+  )
   # Of devices with the same tokens, each asks along its own line alone.
   devices = shard.count(shard.apart)
   device_BNK = jnp.zeros_like(row_BNK)
@@ -101,27 +103,27 @@ def _plan(shard, row_BNK, rows_held, room) -> _Plan:
     mine = place[axis] == jax.lax.axis_index(axis)
     device_BNK = jnp.where(mine, device_BNK, devices)
   row_Z, read_Z = row_order.sort_reads(
-      jnp.where(device_BNK < devices, row_BNK, num_rows), num_rows + 1
+    jnp.where(device_BNK < devices, row_BNK, num_rows), num_rows + 1
   )
   is_new_Z = jnp.minimum(jnp.diff(row_Z, prepend=-1), 1)
   nth_Z = jnp.cumsum(is_new_Z) - 1
   nth_BNK = jnp.zeros_like(nth_Z).at[read_Z].set(nth_Z).reshape(row_BNK.shape)
   count_G = jnp.bincount(
-      device_BNK.reshape(-1)[read_Z], is_new_Z, length=devices + 1
+    device_BNK.reshape(-1)[read_Z], is_new_Z, length=devices + 1
   )
   start_G = jnp.cumsum(count_G) - count_G
-  rounds = jax.lax.pmax(
-      -(-count_G[:-1].max() // room), tuple(shard.sizes)
-  )
+  rounds = jax.lax.pmax(-(-count_G[:-1].max() // room), tuple(shard.sizes))
   return _Plan(
-      jnp.zeros_like(row_Z).at[nth_Z].set(row_Z % rows_held), start_G[:-1],
-      device_BNK, nth_BNK - start_G[device_BNK], rounds, room,
+    jnp.zeros_like(row_Z).at[nth_Z].set(row_Z % rows_held),
+    start_G[:-1],
+    device_BNK,
+    nth_BNK - start_G[device_BNK],
+    rounds,
+    room,
   )
 
 
-def sum_over_rounds(
-    op, shard: Shard, num_rows: int, table_iW, index_BNK, x
-):
+def sum_over_rounds(op, shard: Shard, num_rows: int, table_iW, index_BNK, x):
   """Sums op(rows, place, here, index, x) over rounds in which rows come.
 
   Args:
@@ -139,9 +141,7 @@ def sum_over_rounds(
   is_float = jnp.issubdtype(table_iW.dtype, jnp.floating)
   travel = shard.dtype if is_float else table_iW.dtype
   devices = shard.count(shard.apart)
-  room = room_for(
-      index_BNK.size, table_iW.shape[0], shard.count(shard.axes)
-  )
+  room = room_for(index_BNK.size, table_iW.shape[0], shard.count(shard.axes))
 
   def rows_for(table_iW, wanted_r):
     """Its rows that others want, cast before or after, where they are fewer."""
@@ -173,20 +173,20 @@ def sum_over_rounds(
       if is_float:
         # A popular row's gradient has many terms, which bfloat16 would lose.
         _, transpose = jax.vjp(
-            lambda rows: op(rows, *where, index_BNK, x),
-            rows_rW.astype(jnp.float32),
+          lambda rows: op(rows, *where, index_BNK, x),
+          rows_rW.astype(jnp.float32),
         )
         rows_gradient_rW = shard.swap(
-            transpose(gradient)[0].astype(travel), 0, 0
+          transpose(gradient)[0].astype(travel), 0, 0
         )
         table_gradient_iW = table_gradient_iW.at[wanted_r].add(
-            rows_gradient_rW.astype(table_iW.dtype)
+          rows_gradient_rW.astype(table_iW.dtype)
         )
       return table_gradient_iW, x_gradient
 
     zeros_iW = jnp.zeros_like(table_iW) if is_float else None
     table_gradient_iW, x_gradient = plan.over_rounds(
-        add, (zeros_iW, jnp.zeros(x.shape, jnp.float32))
+      add, (zeros_iW, jnp.zeros(x.shape, jnp.float32))
     )
     return table_gradient_iW, None, x_gradient.astype(x.dtype)
 

@@ -44,8 +44,8 @@ class Layout:
   def tokens(self, batch: int, length: int) -> PartitionSpec:
     """The split of [B, T, ...] arrays inside a memory."""
     return PartitionSpec(
-        self.dividing(self.batch_axes, batch),
-        self.dividing(self.length_axes, length),
+      self.dividing(self.batch_axes, batch),
+      self.dividing(self.length_axes, length),
     )
 
   def table_spec(self) -> PartitionSpec:
@@ -118,6 +118,9 @@ def over_tokens(function, tokens, weights):
     return function(tokens, weights)
   spec = layout.tokens(*jax.tree.leaves(tokens)[0].shape[:2])
   return jax.shard_map(
-      function, mesh=layout.mesh, in_specs=(spec, PartitionSpec()),
-      out_specs=spec, check_vma=False,
+    function,
+    mesh=layout.mesh,
+    in_specs=(spec, PartitionSpec()),
+    out_specs=spec,
+    check_vma=False,
   )(tokens, weights)

@@ -26,8 +26,14 @@ PARTITIONS = ("columns", "rows_pooled", "rows_unpooled")
 
 
 def bytes_moved(
-    partition: str, shards: int, *, reads: int, width: int, cores: int,
-    blocks: int, itemsize: int,
+  partition: str,
+  shards: int,
+  *,
+  reads: int,
+  width: int,
+  cores: int,
+  blocks: int,
+  itemsize: int,
 ) -> float:
   """Bytes that a device receives for each of its tokens, forward.
 
@@ -48,15 +54,24 @@ def bytes_moved(
   vectors = itemsize * blocks * width
   asked = (4 + itemsize * cores) * reads * (shards - 1)
   return {
-      "columns": asked + vectors * part,
-      "rows_pooled": asked + vectors * (shards - 1),
-      "rows_unpooled": (4 + itemsize * width) * reads * part,
+    "columns": asked + vectors * part,
+    "rows_pooled": asked + vectors * (shards - 1),
+    "rows_unpooled": (4 + itemsize * width) * reads * part,
   }[partition]
 
 
 def bytes_held(
-    partition: str, shards: int, *, devices: int, tokens: int, num_rows: int,
-    reads: int, width: int, cores: int, blocks: int, itemsize: int,
+  partition: str,
+  shards: int,
+  *,
+  devices: int,
+  tokens: int,
+  num_rows: int,
+  reads: int,
+  width: int,
+  cores: int,
+  blocks: int,
+  itemsize: int,
 ) -> int:
   """Estimate of what a device holds at once to exchange a lookup, backward.
 
@@ -85,7 +100,7 @@ def bytes_held(
 
 
 def pool_rows(
-    table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
+  table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
 ):
   """`lookup.pool_rows` of a table that the devices of a mesh share.
 
@@ -99,37 +114,41 @@ def pool_rows(
 
   def columns(shard, table_Iw, index_BNK, score_BNKC):
     score_BNKC = slice_scores(
-        shard.gather(score_BNKC), width, shard.count(shard.axes), shard.index()
+      shard.gather(score_BNKC), width, shard.count(shard.axes), shard.index()
     )
     pooled_BNEw = lookup.pool_rows(
-        table_Iw, shard.gather(index_BNK), score_BNKC, num_blocks, kernel
+      table_Iw, shard.gather(index_BNK), score_BNKC, num_blocks, kernel
     )
     return shard.columns_to_tokens(pooled_BNEw.astype(shard.dtype))
 
   def rows_pooled(shard, table_iW, index_BNK, score_BNKC):
     index_BNK, held_BNK = _held(
-        shard, shard.gather(index_BNK), table_iW.shape[0], num_rows
+      shard, shard.gather(index_BNK), table_iW.shape[0], num_rows
     )
     score_BNKC = jnp.where(held_BNK[..., None], shard.gather(score_BNKC), 0)
     return shard.sums_to_tokens(
-        lookup.pool_rows(table_iW, index_BNK, score_BNKC, num_blocks, kernel)
+      lookup.pool_rows(table_iW, index_BNK, score_BNKC, num_blocks, kernel)
     )
 
   def rows_unpooled(shard, table_iW, index_BNK, score_BNKC):
     def pool(rows_rW, place_BNK, here_BNK, index_BNK, score_BNKC):
       block_BNK = index_BNK // num_rows
       return lookup.pool_rows(
-          rows_rW, place_BNK + block_BNK * rows_rW.shape[0],
-          jnp.where(here_BNK[..., None], score_BNKC, 0), num_blocks,
+        rows_rW,
+        place_BNK + block_BNK * rows_rW.shape[0],
+        jnp.where(here_BNK[..., None], score_BNKC, 0),
+        num_blocks,
       )
 
     return fetch.sum_over_rounds(
-        pool, shard, num_rows, table_iW, index_BNK, score_BNKC
+      pool, shard, num_rows, table_iW, index_BNK, score_BNKC
     ).astype(shard.dtype)
 
   pooled_BTEW = _run(
-      (columns, rows_pooled, rows_unpooled), table_IW, index_BTK,
-      score_BTKC.astype(layout_lib.current().dtype),
+    (columns, rows_pooled, rows_unpooled),
+    table_IW,
+    index_BTK,
+    score_BTKC.astype(layout_lib.current().dtype),
   )
   return pooled_BTEW.astype(jnp.float32)
 
@@ -144,18 +163,20 @@ def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
   num_rows, _ = table_IW.shape
 
   def columns(shard, table_Iw, index_BNK, x_BNW):
-    return shard.sums_to_tokens(lookup.dot_rows(
-        table_Iw, shard.gather(index_BNK), shard.tokens_to_columns(x_BNW),
+    return shard.sums_to_tokens(
+      lookup.dot_rows(
+        table_Iw,
+        shard.gather(index_BNK),
+        shard.tokens_to_columns(x_BNW),
         kernel,
-    ))
+      )
+    )
 
   def rows_pooled(shard, table_iW, index_BNK, x_BNW):
     index_BNK, held_BNK = _held(
-        shard, shard.gather(index_BNK), table_iW.shape[0], num_rows
+      shard, shard.gather(index_BNK), table_iW.shape[0], num_rows
     )
-    dot_BNK = lookup.dot_rows(
-        table_iW, index_BNK, shard.gather(x_BNW), kernel
-    )
+    dot_BNK = lookup.dot_rows(table_iW, index_BNK, shard.gather(x_BNW), kernel)
     return shard.sums_to_tokens(jnp.where(held_BNK, dot_BNK, 0))
 
   def rows_unpooled(shard, table_iW, index_BNK, x_BNW):
@@ -164,12 +185,14 @@ def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
       return jnp.where(here_BNK, dot_BNK, 0)
 
     return fetch.sum_over_rounds(
-        dot, shard, num_rows, table_iW, index_BNK, x_BNW
+      dot, shard, num_rows, table_iW, index_BNK, x_BNW
     ).astype(shard.dtype)
 
   dot_BTK = _run(
-      (columns, rows_pooled, rows_unpooled), table_IW, index_BTK,
-      x_BTW.astype(layout_lib.current().dtype),
+    (columns, rows_pooled, rows_unpooled),
+    table_IW,
+    index_BTK,
+    x_BTW.astype(layout_lib.current().dtype),
   )
   return dot_BTK.astype(jnp.float32)
 
@@ -221,16 +244,21 @@ def count_rows(count_S, slot_BTK):
     return count_s + (jax.lax.psum(new_s, others) if others else new_s)
 
   return jax.shard_map(
-      count, mesh=layout.mesh, in_specs=(PartitionSpec(axes), spec),
-      out_specs=PartitionSpec(axes), check_vma=False,
+    count,
+    mesh=layout.mesh,
+    in_specs=(PartitionSpec(axes), spec),
+    out_specs=PartitionSpec(axes),
+    check_vma=False,
   )(count_S, slot_BTK)
 
 
 def axes_apart(spec: PartitionSpec) -> tuple[str, ...]:
   """The mesh axes along which tokens of this split differ."""
   return tuple(
-      axis for part in spec if part
-      for axis in ((part,) if isinstance(part, str) else part)
+    axis
+    for part in spec
+    if part
+    for axis in ((part,) if isinstance(part, str) else part)
   )
 
 
@@ -240,10 +268,11 @@ def _run(forms, table_IW, index_BTK, x):
   spec = layout.tokens(*index_BTK.shape[:2])
   apart = axes_apart(spec)
   shard = Shard(
-      layout.table_axes,
-      tuple(axis for axis in layout.table_axes if axis in apart),
-      tuple(axis for axis in layout.table_axes if axis not in apart),
-      layout.mesh.shape, layout.dtype,
+    layout.table_axes,
+    tuple(axis for axis in layout.table_axes if axis in apart),
+    tuple(axis for axis in layout.table_axes if axis not in apart),
+    layout.mesh.shape,
+    layout.dtype,
   )
   form = dict(zip(PARTITIONS, forms, strict=True))[layout.partition]
 
@@ -253,8 +282,11 @@ def _run(forms, table_IW, index_BTK, x):
     return out.reshape(*index_BTK.shape[:2], *out.shape[2:])
 
   return jax.shard_map(
-      local, mesh=layout.mesh, in_specs=(layout.table_spec(), spec, spec),
-      out_specs=spec, check_vma=False,
+    local,
+    mesh=layout.mesh,
+    in_specs=(layout.table_spec(), spec, spec),
+    out_specs=spec,
+    check_vma=False,
   )(table_IW, index_BTK, x)
 
 

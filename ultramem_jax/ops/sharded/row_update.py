@@ -49,33 +49,38 @@ def squared_norm(factors: Factors, reads, num_rows: int):
     return jax.lax.psum(part, layout.table_axes)
 
   return _map(
-      layout, norm, (PartitionSpec(), _reads_spec(layout)), PartitionSpec()
+    layout, norm, (PartitionSpec(), _reads_spec(layout)), PartitionSpec()
   )(factors, reads)
 
 
 def update_rows(
-    table: Table, factors: Factors, reads, scale, adamw: AdamW, key
+  table: Table, factors: Factors, reads, scale, adamw: AdamW, key
 ) -> tuple[Table, jax.Array]:
   """`row_update.update_rows`; shards round with noise of their own."""
   layout = layout_lib.current()
   if layout is None:
     return row_update.update_rows(table, factors, reads, scale, adamw, key)
   spec = layout.table_spec()
-  specs = Table(spec, spec, PartitionSpec(*spec[:table.variance.ndim]))
+  specs = Table(spec, spec, PartitionSpec(*spec[: table.variance.ndim]))
 
   def update(table, factors, reads, scale, adamw, key):
     shard = jax.lax.axis_index(layout.table_axes).astype(jnp.uint32)
     table, squares = row_update.update_rows(
-        table, _columns(layout, factors), reads, scale, adamw,
-        shuffle.mix(key + shard),
+      table,
+      _columns(layout, factors),
+      reads,
+      scale,
+      adamw,
+      shuffle.mix(key + shard),
     )
     return table, jax.lax.psum(squares, layout.table_axes)
 
   whole = PartitionSpec()
   return _map(
-      layout, update,
-      (specs, whole, _reads_spec(layout), whole, whole, whole),
-      (specs, whole),
+    layout,
+    update,
+    (specs, whole, _reads_spec(layout), whole, whole, whole),
+    (specs, whole),
   )(table, factors, reads, jnp.float32(scale), adamw, key)
 
 
@@ -89,8 +94,11 @@ def _reads_spec(layout) -> PartitionSpec:
 
 def _map(layout, function, in_specs, out_specs):
   return jax.shard_map(
-      function, mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs,
-      check_vma=False,
+    function,
+    mesh=layout.mesh,
+    in_specs=in_specs,
+    out_specs=out_specs,
+    check_vma=False,
   )
 
 
@@ -103,10 +111,10 @@ def _columns(layout, factors: Factors) -> Factors:
   index = jax.lax.axis_index(layout.table_axes)
   held = width // shards
   return factors._replace(
-      weight_TKC=sharded_lookup.slice_scores(
-          factors.weight_TKC, width, shards, index
-      ),
-      vector_TEW=jax.lax.dynamic_slice_in_dim(
-          factors.vector_TEW, index * held, held, axis=-1
-      ),
+    weight_TKC=sharded_lookup.slice_scores(
+      factors.weight_TKC, width, shards, index
+    ),
+    vector_TEW=jax.lax.dynamic_slice_in_dim(
+      factors.vector_TEW, index * held, held, axis=-1
+    ),
   )

@@ -1,0 +1,124 @@
+"""The settings of the transformer: what `config.model` holds."""
+
+import dataclasses
+
+from ultramem_jax.settings.checks import (
+  require,
+  require_at_least,
+  require_choice,
+  require_fraction,
+  require_positive,
+  require_types,
+)
+from ultramem_jax.settings.memory import MemoryConfig
+from ultramem_jax.settings.spans import Span, parse_spans
+
+
+@dataclasses.dataclass(frozen=True)
+class MoeConfig:
+  """Mixture of experts in place of every MLP; see `configs/default.py`."""
+
+  num_experts: int = 0
+  top_k: int = 2
+  expert_dim: int = 256
+  balance_loss_weight: float = 0.01
+
+  def __post_init__(self):
+    path = "model.moe"
+    require_types(path, self)
+    require_at_least(path, self, 0, "num_experts", "balance_loss_weight")
+    require_at_least(path, self, 1, "top_k", "expert_dim")
+    require(
+      self.num_experts == 0 or self.top_k <= self.num_experts,
+      f"{path}.top_k",
+      self.top_k,
+      f"must be at most num_experts = {self.num_experts}",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """The transformer; every field is explained in `configs/default.py`."""
+
+  vocab_size: int
+  embed_dim: int
+  num_layers: int
+  num_heads: int
+  mlp_dim: int
+  activation: str
+  norm: str
+  norm_eps: float
+  norm_bias: bool
+  qk_norm: bool
+  tie_embeddings: bool
+  rope_theta: float
+  dropout_rate: float
+  dtype: str
+  attention: str
+  remat: str
+  moe: MoeConfig
+  memory: MemoryConfig
+
+  @property
+  def head_dim(self) -> int:
+    """H: width of an attention head."""
+    return self.embed_dim // self.num_heads
+
+  @property
+  def spans(self) -> tuple[Span, ...]:
+    """The memories' places, () for a model without memory."""
+    if self.memory.kind == "none":
+      return ()
+    return parse_spans(self.memory.spans, self.num_layers)
+
+  def __post_init__(self):
+    path = "model"
+    require_types(path, self)
+    require_at_least(
+      path,
+      self,
+      1,
+      "vocab_size",
+      "embed_dim",
+      "num_layers",
+      "num_heads",
+      "mlp_dim",
+    )
+    require_choice(path, self, "activation", "gelu", "swiglu")
+    require_choice(path, self, "norm", "layernorm", "rms")
+    require_choice(path, self, "dtype", "float32", "bfloat16")
+    require_choice(path, self, "attention", "xla", "cudnn")
+    require_choice(path, self, "remat", "none", "block")
+    require(
+      self.attention != "cudnn" or self.dtype == "bfloat16",
+      "model.attention",
+      self.attention,
+      "needs model.dtype = 'bfloat16'",
+    )
+    require_fraction(path, self, "dropout_rate")
+    require_positive(path, self, "norm_eps", "rope_theta")
+    require(
+      self.embed_dim % self.num_heads == 0 and self.head_dim % 2 == 0,
+      "model.num_heads",
+      self.num_heads,
+      f"must divide embed_dim = {self.embed_dim} into an even head width",
+    )
+    memory = self.memory
+    if memory.kind != "none":
+      require(
+        bool(memory.spans),
+        "model.memory.spans",
+        memory.spans,
+        "must name at least one span, such as '1:2'",
+      )
+      memory.require_width(self.embed_dim)
+    spans = self.spans  # raises on a bad span
+    if memory.kind == "ultramem_v2":
+      require(
+        memory.ring_layers in (0, len(spans)),
+        "model.memory.ring_layers",
+        memory.ring_layers,
+        f"must be 0 or the number of spans, {len(spans)}",
+      )
+      memory = dataclasses.replace(memory, ring_layers=len(spans))
+      object.__setattr__(self, "memory", memory)
