@@ -36,6 +36,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ultramem_jax.runs import array_reader, step_dirs
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.errors import CheckpointError, TargetError
 
 # Larger arrays are stored in pieces of rows, so that they need not be read
 # whole. A C library gives memory of this size back as soon as it is free.

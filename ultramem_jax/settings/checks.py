@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Any
 
+from ultramem_jax.settings.errors import ConfigError
+
 
 def require(ok: bool, field: str, value: Any, allowed: str) -> None:
   """Raises ConfigError "field = value: allowed" unless ok."""

@@ -17,6 +17,7 @@ from ultramem_jax.settings.checks import (
   require_positive,
   require_types,
 )
+from ultramem_jax.settings.model import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
