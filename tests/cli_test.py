@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-import small
+
+from ultramem_jax import testing
 
 # Runs each command line in a process of its own, forked from one that has
 # imported everything and counted the parameters, which touches no device.
@@ -62,7 +63,7 @@ def train(tmp_path_factory):
   folder = tmp_path_factory.mktemp("cli")
   driver = subprocess.Popen(
     [sys.executable, "-c", DRIVER],
-    cwd=small.ROOT,
+    cwd=testing.ROOT,
     text=True,
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
@@ -98,7 +99,7 @@ def run(*arguments):
   """Runs a command of Python in a process of its own."""
   return subprocess.run(
     [sys.executable, *arguments],
-    cwd=small.ROOT,
+    cwd=testing.ROOT,
     text=True,
     capture_output=True,
     env={**os.environ, "JAX_PLATFORMS": "cpu"},

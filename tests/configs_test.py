@@ -10,9 +10,9 @@ import re
 import jax
 import jax.numpy as jnp
 import pytest
-import small
 
 from configs import ablation, published, sweeps
+from ultramem_jax import testing
 from ultramem_jax.settings import config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
@@ -211,7 +211,7 @@ def test_published_config_trains():
   c = importlib.import_module("configs.151m_x12").get_config()
   c.update_from_flattened_dict(
     {
-      **small.MODEL,
+      **testing.MODEL,
       "model.num_layers": 1,
       "model.memory.spans": "1:1",
       "model.vocab_size": 264,

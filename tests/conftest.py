@@ -1,9 +1,8 @@
-"""Settings and the one comparison helper of the tests."""
+"""Settings that all tests share."""
 
 import os
 
 import jax
-import numpy as np
 import pytest
 
 # Compiling dominates these tests: four times faster to compile, unless
@@ -25,29 +24,6 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 
 # A missing axis is an error, not a silent broadcast.
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-# Relative to the largest magnitude of the expected array: float32 sums of a
-# few hundred terms, taken in another order; one rounding of bfloat16 is 2^-8.
-TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
-
-
-def assert_close(actual, expected, precision="float32", tolerance=None):
-  """Compares pytrees of arrays, relative to each expected array's largest."""
-  tolerance = TOLERANCE[precision] if tolerance is None else tolerance
-  jax.tree.map(
-    lambda a, e: _assert_array_close(a, e, tolerance), actual, expected
-  )
-
-
-def _assert_array_close(actual, expected, tolerance):
-  actual = np.asarray(actual, np.float64)
-  expected = np.asarray(expected, np.float64)
-  assert actual.shape == expected.shape
-  assert np.isfinite(expected).all()
-  scale = max(abs(expected).max(initial=0), 1e-30)
-  np.testing.assert_allclose(
-    actual / scale, expected / scale, rtol=0, atol=tolerance
-  )
 
 
 @pytest.fixture(params=["cpu", "accelerator"])

@@ -4,20 +4,22 @@ By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 \
     python -m pytest tests/eight_devices/FILE
 """
 
-import conftest
-import pytest
-import small
+import os
 
-FOLDER = small.ROOT / "tests" / "eight_devices"
-FLAGS = " ".join([*conftest.FLAGS, "--xla_force_host_platform_device_count=8"])
+import pytest
+
+from ultramem_jax import testing
+
+FOLDER = testing.ROOT / "tests" / "eight_devices"
+FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
 
 
 @pytest.mark.parametrize(
   "name", sorted(path.name for path in FOLDER.glob("*_checks.py"))
 )
 def test_on_eight_devices(name, tmp_path):
-  status, output, errors = small.finish(
-    small.start(
+  status, output, errors = testing.finish(
+    testing.start(
       ["-m", "pytest", "-x", FOLDER / name], tmp_path, XLA_FLAGS=FLAGS
     )
   )

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from conftest import assert_close
 
 from configs import ablation
+from ultramem_jax import testing
 from ultramem_jax.data import pipeline
 from ultramem_jax.model import Transformer
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.memory import KIND_SETTINGS
+from ultramem_jax.testing import assert_close
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step
 
@@ -75,7 +75,7 @@ def run(config, train_step, state, batches, steps):
 @pytest.mark.parametrize("kind", KINDS)
 def test_learns_resumes_and_decodes(kind, tmp_path):
   """120 steps on the embedded corpus, resumed bit for bit at step 80."""
-  config = small.config(
+  config = testing.small_config(
     model__embed_dim=32,
     data__seq_len=32,
     steps=STEPS,

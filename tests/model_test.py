@@ -7,12 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
-from conftest import assert_close
 
-from ultramem_jax import Transformer, UltraMem, refresh_buffers
+from ultramem_jax import Transformer, UltraMem, refresh_buffers, testing
 from ultramem_jax.model import Block
 from ultramem_jax.ops import tucker
+from ultramem_jax.testing import assert_close
 
 B, T = 2, 6
 # Every position of a row has its own token.
@@ -22,7 +21,7 @@ TOKENS = np.stack([np.arange(T), np.arange(T)[::-1] + T]).astype(np.int32)
 def config(spans="1:2/2:2", **overrides):
   """Two blocks and two memories, one of them around a block."""
   overrides = {f"model__{name}": value for name, value in overrides.items()}
-  return small.config(
+  return testing.small_config(
     **{"model__vocab_size": 32, "model__memory__spans": spans, **overrides}
   ).model
 

@@ -6,9 +6,10 @@ import re
 import nbclient
 import nbformat
 import pytest
-import small
 
-PATH = small.ROOT / "notebooks" / "quickstart.ipynb"
+from ultramem_jax import testing
+
+PATH = testing.ROOT / "notebooks" / "quickstart.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def test_form(notebook):
 def test_it_runs(notebook, monkeypatch, tmp_path_factory):
   monkeypatch.setenv("QUICKSTART_STEPS", "3")
   cache = tmp_path_factory.getbasetemp() / "jax_cache"
-  for name, value in small.environment(cache).items():
+  for name, value in testing.environment(cache).items():
     monkeypatch.setenv(name, value)
   folder = {"metadata": {"path": str(PATH.parent)}}
   nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()
@@ -60,5 +61,5 @@ def test_it_runs(notebook, monkeypatch, tmp_path_factory):
 def test_readme_names_it():
   assert (
     f"notebooks/{PATH.name}"
-    in (pathlib.Path(small.ROOT) / "README.md").read_text()
+    in (pathlib.Path(testing.ROOT) / "README.md").read_text()
   )

@@ -8,16 +8,16 @@ import time
 
 import jax
 import pytest
-import small
-from conftest import assert_close
 
+from ultramem_jax import testing
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.testing import assert_close
 from ultramem_jax.train import state as state_lib
 
 # One table, which the devices of both processes share.
 SETTINGS = {
-  **small.MODEL,
+  **testing.MODEL,
   "model.num_layers": 1,
   "model.memory.spans": "1:1",
   "steps": 5000,
@@ -71,12 +71,12 @@ def start(tmp_path_factory):
           f"--num_processes={count}",
           f"--process_id={index}",
         ]
-      return small.start(
+      return testing.start(
         [
           "train.py",
           "--config=configs/tiny.py",
           f"--workdir={workdir}",
-          *small.flags(settings),
+          *testing.flags(settings),
           *meeting,
         ],
         folder / "cache",
@@ -130,7 +130,7 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   processes = start(workdir, 2)
   wait_until(lambda: sealed(workdir), processes)
   processes[1].kill()
-  (status, output, errors), (killed, silent, _) = map(small.finish, processes)
+  (status, output, errors), (killed, silent, _) = map(testing.finish, processes)
   assert killed == -signal.SIGKILL and status not in (0, -signal.SIGKILL)
   assert "tables split over 8 devices: rows" in output, errors
   assert silent == ""
@@ -142,7 +142,7 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   wait_until(lambda: max(sealed(workdir)) > reached, processes)
   processes[1].send_signal(signal.SIGTERM)
   (status, output, errors), (other, silent, quiet) = map(
-    small.finish, processes
+    testing.finish, processes
   )
   assert (status, other) == (0, 0), errors + quiet
   assert f"going on from the checkpoint of step {reached}" in errors
@@ -156,7 +156,7 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   (process,) = start(alone, overrides={"checkpoint.every": compared})
   wait_until(lambda: sealed(alone), [process])
   process.kill()
-  small.finish(process)
+  testing.finish(process)
   actual, expected = restore(workdir, compared), restore(alone, compared)
   # Every row of the batch has its own place in the data, now as then.
   assert actual.data == expected.data and len(actual.data) == 8

@@ -11,10 +11,10 @@ import time
 import jax
 import numpy as np
 import pytest
-import small
 from tensorboardX.proto import event_pb2
 
 import train
+from ultramem_jax import testing
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import errors
@@ -22,7 +22,7 @@ from ultramem_jax.train import state as state_lib
 
 STEPS = 40
 SETTINGS = {
-  **small.MODEL,
+  **testing.MODEL,
   "steps": STEPS,
   "batch_size": 4,
   "log_every": 2,
@@ -64,12 +64,12 @@ def start(corpus, cache):
 
   def start(workdir, overrides=(), **variables):
     settings = {**SETTINGS, **corpus, **dict(overrides)}
-    return small.start(
+    return testing.start(
       [
         "train.py",
         "--config=configs/tiny.py",
         f"--workdir={workdir}",
-        *small.flags(settings),
+        *testing.flags(settings),
       ],
       cache,
       **variables,
@@ -82,7 +82,7 @@ def start(corpus, cache):
 def unbroken(start, tmp_path_factory):
   """(workdir, output) of a run that nothing disturbed; not to be changed."""
   workdir = tmp_path_factory.mktemp("runs") / "unbroken"
-  status, output, errors = small.finish(start(workdir))
+  status, output, errors = testing.finish(start(workdir))
   assert status == 0, errors
   return workdir, output
 
@@ -198,7 +198,7 @@ def test_tensorboard_shows_what_metrics_hold(unbroken):
 def test_the_same_command_again_reports_and_changes_nothing(unbroken, start):
   workdir, output = unbroken
   before = content(workdir)
-  status, again, errors = small.finish(start(workdir))
+  status, again, errors = testing.finish(start(workdir))
   assert status == 0, errors
   assert f"going on from the checkpoint of step {STEPS}" in errors
   last = records(workdir)[-1]
@@ -213,8 +213,8 @@ def test_the_same_command_again_reports_and_changes_nothing(unbroken, start):
 
 def test_evaluation_of_a_checkpoint_equals_its_validation(unbroken, cache):
   workdir, _ = unbroken
-  status, output, errors = small.finish(
-    small.start(["eval.py", f"--workdir={workdir}", "--step=20"], cache)
+  status, output, errors = testing.finish(
+    testing.start(["eval.py", f"--workdir={workdir}", "--step=20"], cache)
   )
   assert status == 0, errors
   assert output.count("\n") == 1
@@ -228,8 +228,8 @@ def test_evaluation_of_a_checkpoint_equals_its_validation(unbroken, cache):
 
 def test_generate_prints_prompts_and_their_texts(unbroken, cache):
   workdir, _ = unbroken
-  status, output, errors = small.finish(
-    small.start(
+  status, output, errors = testing.finish(
+    testing.start(
       [
         "-m",
         "ultramem_jax.generate",
@@ -284,7 +284,7 @@ def test_stopped_and_killed_runs_end_as_the_unbroken_one(
   process = start(workdir)
   wait_for(process, lambda: records(workdir))
   process.send_signal(signal.SIGTERM)
-  status, output, errors = small.finish(process)
+  status, output, errors = testing.finish(process)
   assert status == 0, errors
   assert "SIGTERM: saving and stopping" in errors
   (stopped,) = saved_steps(workdir)
@@ -321,14 +321,14 @@ def test_stopped_and_killed_runs_end_as_the_unbroken_one(
     if moment == "loop":
       time.sleep(rng.uniform(0, 0.02))
     process.kill()
-    status, _, errors = small.finish(process)
+    status, _, errors = testing.finish(process)
     killed.append((moment, reached(), status))
     assert status in (0, -signal.SIGKILL), errors
     assert "going on from the checkpoint of step" in errors
   print(f"KILL_SEED={seed}: {killed}")
   # Most of them hit a run that was under way.
   assert sum(status != 0 for _, _, status in killed) >= 2
-  status, _, errors = small.finish(start(workdir, often))
+  status, _, errors = testing.finish(start(workdir, often))
   assert status == 0, errors
   assert_same_run(workdir, unbroken[0])
 
@@ -337,7 +337,7 @@ def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
   # At this rate the first step makes parameters of 5e28, and products of
   # them overflow. No record is due before step 5, but a checkpoint is.
   workdir = tmp_path / "run"
-  status, _, errors = small.finish(
+  status, _, errors = testing.finish(
     start(
       workdir,
       {

@@ -6,10 +6,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import small
-from conftest import assert_close
 
 import train
+from ultramem_jax import testing
 from ultramem_jax.data import pipeline
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.evaluation import scoring
@@ -19,6 +18,7 @@ from ultramem_jax.runs import array_reader, checkpoint, workdir
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.testing import assert_close
 from ultramem_jax.train import sharding
 
 EIGHT_BY_ROWS = (
@@ -51,7 +51,7 @@ def corpus(tmp_path_factory):
 
 
 def make_config(corpus, mesh):
-  return small.config(
+  return testing.small_config(
     batch_size=8,
     optim__table_update="sparse",
     model__num_layers=1,

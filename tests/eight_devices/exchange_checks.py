@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import assert_close
 from jax.sharding import NamedSharding
 
 from ultramem_jax.ops import lookup
@@ -15,6 +14,7 @@ from ultramem_jax.ops.sharded import fetch
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.collectives import Shard
+from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import hlo
 from ultramem_jax.train import sharding
 

@@ -5,9 +5,9 @@ import functools
 import jax
 import numpy as np
 import pytest
-import small
-from conftest import assert_close
 
+from ultramem_jax import testing
+from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import hlo
 from ultramem_jax.train import program, sharding, step
 from ultramem_jax.train import state as state_lib
@@ -60,7 +60,7 @@ TABLE_BYTES = 256**2 * 16 * 4
 
 
 def make_config(model, mesh=None):
-  return small.config(
+  return testing.small_config(
     **LARGE, **MODELS[model], **(MESHES[mesh] if mesh else {})
   )
 
@@ -165,7 +165,7 @@ def test_sparse_update_equals_one_device(mesh, clip_norm):
     "optim__clip_norm": clip_norm,
   }
   (expected, metrics), (actual, metrics_on_mesh) = (
-    jax.device_get(train(small.config(**overrides, **where)))
+    jax.device_get(train(testing.small_config(**overrides, **where)))
     for where in ({}, mesh)
   )
   np.testing.assert_allclose(
@@ -181,7 +181,7 @@ def test_sparse_update_equals_one_device(mesh, clip_norm):
 
 
 def test_dense_optimizer_moves_no_tables():
-  config = small.config(
+  config = testing.small_config(
     **LARGE,
     optim__table_update="dense",
     mesh__fsdp=2,
@@ -215,7 +215,7 @@ def compile_step(config):
 @functools.cache
 def first_state():
   """Of all configs here that are updated sparsely."""
-  config = small.config(**LARGE, optim__table_update="sparse")
+  config = testing.small_config(**LARGE, optim__table_update="sparse")
   return jax.device_get(step.jitted(state_lib.init_state, config)())
 
 

@@ -1,0 +1,142 @@
+"""Tokenizers: ids, specials, lossless text, errors, and BPE training."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+
+from ultramem_jax.data import tokenizer, train_bpe
+from ultramem_jax.settings.errors import ConfigError
+
+ROOT = Path(__file__).parents[2]
+TEXTS = [
+  "",
+  "def f(x):\n  return x  # é 漢字 \U0001f600",
+  "\t\r\n\x00 <eos><bos>",
+]
+
+
+def train(tmp_path, specials=("<pad>", "<bos>", "<eos>")):
+  """A trained tokenizer.json with its specials renamed."""
+  trained = train_bpe.train(["def f(x):\n  return x\n"] * 9, 280).to_str()
+  for ours, theirs in zip(train_bpe.SPECIALS, specials, strict=True):
+    trained = trained.replace(f'"{ours}"', f'"{theirs}"')
+  path = tmp_path / "tokenizer.json"
+  path.write_text(trained)
+  return str(path)
+
+
+def test_bytes():
+  loaded = tokenizer.load("bytes")
+  ids = loaded.encode("aé")
+  np.testing.assert_array_equal(ids, np.array([97, 195, 169], np.int32))
+  assert ids.dtype == np.int32
+  assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (256, 257, 258)
+  assert loaded.vocab_size == 259
+  for text in TEXTS:
+    assert loaded.decode(loaded.encode(text)) == text
+
+
+def test_bytes_decode_skips_specials_and_replaces_broken_text():
+  loaded = tokenizer.load("bytes")
+  assert loaded.decode(np.array([257, 97, 263, 195, 258])) == "a\ufffd"
+
+
+def test_file_is_lossless_and_never_makes_specials_of_text(tmp_path):
+  loaded = tokenizer.load(train(tmp_path))
+  assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (0, 1, 2)
+  for text in TEXTS:
+    ids = loaded.encode(text)
+    assert ids.dtype == np.int32 and ids.ndim == 1
+    assert not set(ids) & {0, 1, 2}
+    assert ids.max(initial=0) < loaded.vocab_size
+    assert loaded.decode([1, *ids, 2, loaded.vocab_size + 5]) == text
+
+
+def test_file_that_asks_for_truncation_or_padding_is_not_obeyed(tmp_path):
+  path = train(tmp_path)
+  raw = tokenizers.Tokenizer.from_file(path)
+  raw.enable_truncation(2)
+  raw.enable_padding(length=3)
+  raw.save(path)
+  loaded = tokenizer.load(path)
+  assert loaded.decode(loaded.encode("def f(x)")) == "def f(x)"
+
+
+def test_names_of_gpt_neox(tmp_path):
+  """<|endoftext|> both begins and ends, <|padding|> pads."""
+  path = train(tmp_path, ("<|padding|>", "<|unused|>", "<|endoftext|>"))
+  loaded = tokenizer.load(path)
+  assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (0, 2, 2)
+
+
+def test_missing_bos_and_pad_fall_back_to_eos(tmp_path):
+  loaded = tokenizer.load(train(tmp_path, ("[A]", "[B]", "</s>")))
+  assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (2, 2, 2)
+
+
+def test_errors(tmp_path):
+  with pytest.raises(ConfigError, match=r"data.tokenizer = .*no such file"):
+    tokenizer.load(str(tmp_path / "none.json"))
+  (tmp_path / "bad.json").write_text("{}")
+  with pytest.raises(ConfigError, match=r"is not a tokenizer.json"):
+    tokenizer.load(str(tmp_path / "bad.json"))
+  path = train(tmp_path, ("<pad>", "<bos>", "[STOP]"))
+  with pytest.raises(ConfigError, match=r"no end-of-text token; known names: "):
+    tokenizer.load(path)
+
+
+def test_model_must_hold_the_vocabulary():
+  loaded = tokenizer.load("bytes")
+  tokenizer.check_vocab(259, loaded)
+  message = "model.vocab_size = 258: must be at least 259"
+  with pytest.raises(ConfigError, match=message):
+    tokenizer.check_vocab(258, loaded)
+
+
+def run_train_bpe(*arguments):
+  return subprocess.run(
+    [
+      sys.executable,
+      "-m",
+      "ultramem_jax.data.train_bpe",
+      "--config=configs/tiny.py",
+      *arguments,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_train_command(tmp_path):
+  """Trains on the files a config names, and the result loads."""
+  (tmp_path / "a.py").write_text("def function(argument):\n  pass\n" * 50)
+  output = tmp_path / "tokenizer.json"
+  done = run_train_bpe(
+    "--config.data.source=text",
+    f"--config.data.path={tmp_path}/*.py",
+    f"--config.data.valid_path={tmp_path}/*.py",
+    "--vocab_size=300",
+    f"--output={output}",
+  )
+  assert done.returncode == 0, done.stderr
+  assert re.search(r"--config.model.vocab_size=\d+", done.stdout)
+  loaded = tokenizer.load(str(output))
+  assert len(loaded.encode(" function")) == 1
+  assert [path.name for path in tmp_path.iterdir()].count("a.py") == 1
+  assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_train_command_fails_in_one_line(tmp_path):
+  done = run_train_bpe("--vocab_size=9", f"--output={tmp_path}/t.json")
+  assert done.returncode == 2
+  assert done.stderr == "error: --vocab_size = 9: must be at least 259\n"
+  done = run_train_bpe(f"--output={tmp_path}")
+  assert done.returncode == 2
+  assert done.stderr.endswith("must be a file of an existing directory\n")
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,99 @@
+"""Tests of the evaluation's sums, by hand."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ultramem_jax import testing
+from ultramem_jax.data import pipeline
+from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.train import sharding, step
+from ultramem_jax.train import state as state_lib
+
+
+def fake_eval_step(params, buffers, batch):
+  """Takes the sums from the batch; the "model" scales the losses."""
+  return {**batch, "loss": batch["loss"] * params["scale"] + buffers["shift"]}
+
+
+def run(batches, scale=1.0, shift=0.0):
+  return loss_lib.run(
+    fake_eval_step, {"scale": scale}, {"shift": shift}, batches
+  )
+
+
+def test_numbers_by_hand():
+  # 6 ln 2 nats over 2 + 1 tokens that stand for 1 + 3 bytes.
+  batches = [
+    {"loss": jnp.float32(2 * math.log(2)), "tokens": 2.0, "bytes": 1},
+    {"loss": np.float32(4 * math.log(2)), "tokens": 1.0, "bytes": 3},
+  ]
+  result = run(iter(batches))
+  assert result == {
+    "loss": pytest.approx(2 * math.log(2)),  # not the mean of the batches'
+    "perplexity": pytest.approx(4.0),
+    "bits_per_byte": pytest.approx(6 / 4),
+    "tokens": 3,
+  }
+  assert [type(value) for value in result.values()] == [float] * 3 + [int]
+
+
+def test_model_and_buffers_are_handed_on():
+  batch = {"loss": 3.0, "tokens": 2.0, "bytes": 2}
+  assert run([batch], scale=2.0, shift=1.0)["loss"] == 3.5
+
+
+def test_perplexity_of_a_hopeless_model_is_finite():
+  result = run([{"loss": 1e6, "tokens": 1.0, "bytes": 1}])
+  assert result["loss"] == 1e6
+  assert math.isfinite(result["perplexity"])
+
+
+def test_many_batches_are_summed_in_double_precision():
+  # In float32 the sum would stop growing at 2^24.
+  batches = [{"loss": np.float32(2**24), "tokens": 2.0**24, "bytes": 2**24}]
+  batches += 100 * [{"loss": np.float32(1), "tokens": 1.0, "bytes": 1}]
+  assert run(batches)["tokens"] == 2**24 + 100
+  assert run(batches)["loss"] == 1.0
+
+
+def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
+  text = "héllo wörld\n" * 9
+  (tmp_path / "valid.txt").write_text(text)
+  config = testing.small_config(
+    # Evaluation needs no text to train on.
+    data__source="text",
+    data__valid_path=str(tmp_path / "valid.txt"),
+    model__memory__kind="none",
+    model__memory__spans="",
+    model__num_layers=1,
+  )
+  state = jax.jit(lambda: state_lib.init_state(config))()
+  params = {
+    **state.params,
+    "head": jax.tree.map(jnp.zeros_like, state.params["head"]),
+  }
+  mesh = sharding.make_mesh(config)
+  batches = [
+    sharding.to_devices(batch, mesh)
+    for batch in pipeline.valid_batches(
+      config, sharding.process_rows(config, mesh)
+    )
+  ]
+  assert len(batches) > 1
+  result = loss_lib.run(
+    step.jitted(step.eval_step, config), params, state.buffers, batches
+  )
+  size = len(text.encode())
+  assert size > len(text)
+  # Each byte is a target once, and so is the end of the document.
+  assert result["tokens"] == size + 1
+  vocab = config.model.vocab_size
+  assert result["loss"] == pytest.approx(math.log(vocab), rel=1e-6)
+  assert result["perplexity"] == pytest.approx(vocab, rel=1e-5)
+  assert result["bits_per_byte"] == pytest.approx(
+    math.log2(vocab) * (size + 1) / size, rel=1e-6
+  )

@@ -1,0 +1,90 @@
+"""Attention over a cache against attention with a mask over all of it."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ultramem_jax.ops import cached_attention
+from ultramem_jax.testing import assert_close
+
+B, Q, H = 3, 2, 4
+BLOCK = cached_attention.CPU_BLOCK
+
+
+def make_inputs(size, start, length):
+  """A query of slots start ..., a cache, and the segments of both."""
+  random = np.random.default_rng(0)
+  draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
+  query_BTQH = draw(B, length, Q, H)
+  key_BQSH, value_BQSH = (draw(B, Q, size, H) for _ in range(2))
+  # Rows padded by nothing, by a block and more, and of several documents.
+  segment_BS = np.ones((B, size), np.int32)
+  segment_BS[1, : max(0, start - 3)] = 0
+  segment_BS[2] = np.arange(size) // 50 + 1
+  segment_BT = segment_BS[:, start : start + length]
+  return query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start
+
+
+@jax.jit
+def masked(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
+  slot_T = start + jnp.arange(query_BTQH.shape[1])
+  slot_S = np.arange(segment_BS.shape[1])
+  mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
+    slot_S[None, None, :] <= slot_T[None, :, None]
+  )
+  return jax.nn.dot_product_attention(
+    query_BTQH,
+    key_BQSH.swapaxes(1, 2),
+    value_BQSH.swapaxes(1, 2),
+    mask=mask_BTS[:, None],
+  )
+
+
+@pytest.mark.parametrize("budget", [1, cached_attention.CPU_BYTES])
+@pytest.mark.parametrize("size", [7, BLOCK, 2 * BLOCK, 2 * BLOCK + 37])
+@pytest.mark.parametrize("length", [1, 5])
+def test_equals_masked_attention(size, length, budget, monkeypatch):
+  """Whole batches at a time, and where they are too large, row by row."""
+  monkeypatch.setattr(cached_attention, "CPU_BYTES", budget)
+  attend = jax.jit(cached_attention.attend)
+  for start in sorted({0, (size - length) // 2, size - length}):
+    inputs = make_inputs(size, start, length)
+    assert_close(attend(*inputs), masked(*inputs))
+
+
+def test_only_blocks_in_use_are_read():
+  start = BLOCK + 5
+  inputs = make_inputs(4 * BLOCK, start, 1)
+  query_BTQH, key_BQSH, value_BQSH, *rest = inputs
+  poisoned = (
+    x.at[:, :, 2 * BLOCK :].set(jnp.nan) for x in (key_BQSH, value_BQSH)
+  )
+  y_BTQH = cached_attention.attend(query_BTQH, *poisoned, *rest)
+  assert_close(y_BTQH, masked(*inputs))
+
+
+@pytest.mark.parametrize("size", [BLOCK, 2 * BLOCK])
+def test_one_query_copies_nothing_of_a_cache_of_one_block(size, monkeypatch):
+  monkeypatch.setattr(cached_attention, "CPU_BYTES", 1)
+  text = (
+    jax.jit(cached_attention.attend)
+    .lower(*make_inputs(size, size - 1, 1))
+    .compile()
+    .as_text()
+  )
+  # Keys or values of a block, of one row of the batch or of all.
+  copied = re.findall(rf"= f32\[\d+,{Q},{BLOCK},{H}\]\S* [\w-]+\(", text)
+  copied = [line for line in copied if not line.endswith(" parameter(")]
+  assert bool(copied) == (size > BLOCK)
+
+
+def test_bfloat16():
+  inputs = make_inputs(2 * BLOCK, BLOCK + 9, 2)
+  narrow = [x.astype(jnp.bfloat16) for x in inputs[:3]]
+  y_BTQH = cached_attention.attend(*narrow, *inputs[3:])
+  assert y_BTQH.dtype == jnp.bfloat16
+  wide = [x.astype(jnp.float32) for x in narrow]
+  assert_close(y_BTQH, masked(*wide, *inputs[3:]), "bfloat16")

@@ -1,0 +1,265 @@
+"""Tests of the row-wise update of a table from its gradient in factors."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ultramem_jax.ops import blocks, precision, row_update
+from ultramem_jax.ops.cpu import sort as row_order
+from ultramem_jax.testing import assert_close
+
+ADAMW = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 0.01, 3)
+
+
+def make(num_rows, tokens, reads, cores=2, num_blocks=4, width=6, seed=0):
+  """A table and factors; many reads of few rows."""
+  rng = np.random.default_rng(seed)
+  normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  table = row_update.Table(
+    normal(num_rows, width),
+    normal(num_rows, width),
+    jnp.square(normal(num_rows, width)),
+  )
+  # Squaring makes low rows far likelier.
+  row_TK = (num_rows * rng.random((tokens, reads)) ** 2).astype(np.int32)
+  factors = row_update.Factors(
+    jnp.asarray(row_TK),
+    jnp.asarray(rng.integers(0, num_blocks, (tokens, reads)), jnp.int32),
+    normal(tokens, reads, cores),
+    normal(tokens, num_blocks, width),
+  )
+  return table, factors
+
+
+def dense_gradient(factors, num_rows):
+  """The gradient from the definition, one read after the other."""
+  row_TK, block_TK, weight_TKC, vector_TEW = map(np.asarray, factors)
+  num_cores, width = weight_TKC.shape[-1], vector_TEW.shape[-1]
+  gradient_IW = np.zeros((num_rows, width))
+  for t, k in np.ndindex(row_TK.shape):
+    for w in range(width):
+      gradient_IW[row_TK[t, k], w] += (
+        weight_TKC[t, k, w // (width // num_cores)]
+        * vector_TEW[t, block_TK[t, k], w]
+      )
+  return gradient_IW
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def row_gradients(budget, num_rows, factors):
+  """The dense gradient, of what `_scan_rows` gives; rows never twice."""
+
+  def put(dense, row_P, gradient_PW):
+    gradient_IW, count_I = dense
+    return (
+      gradient_IW.at[row_P].set(gradient_PW, mode="drop"),
+      count_I.at[row_P].add(1, mode="drop"),
+    )
+
+  dense = (
+    jnp.zeros((num_rows, factors.vector_TEW.shape[-1])),
+    jnp.zeros(num_rows, jnp.int32),
+  )
+  reads = row_order.sort_reads(factors.row_TK, num_rows)
+  return row_update._scan_rows(put, num_rows, budget, dense, factors, reads)
+
+
+# Blocks of 1, 5 and 64 reads, all at once, and the products of accelerators.
+BUDGETS = [24, 5 * 24, 64 * 24, 2**21, blocks.ACCELERATOR_BLOCK_BYTES]
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize(
+  "shape", [(7, 50, 8), (1, 30, 3), (1000, 3, 5), (5, 1, 1)], ids=str
+)
+def test_row_gradients_equal_the_definition(budget, shape):
+  _, factors = make(*shape)
+  gradient_IW, count_I = row_gradients(budget, shape[0], factors)
+  assert_close(gradient_IW, dense_gradient(factors, shape[0]))
+  read_I = np.bincount(factors.row_TK.ravel(), minlength=shape[0]) > 0
+  np.testing.assert_array_equal(count_I, read_I)
+
+
+def test_products_in_several_blocks_equal_the_definition(monkeypatch):
+  # Blocks of 128 reads, which runs cross.
+  monkeypatch.setattr(blocks, "ACCELERATOR_BLOCK_BYTES", 127 * 24)
+  _, factors = make(9, 60, 11, seed=1)
+  gradient_IW, _ = row_gradients(127 * 24, 9, factors)
+  assert_close(gradient_IW, dense_gradient(factors, 9))
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3000, 2**31 - 1])
+def test_reads_are_sorted_and_stay_in_order_within_a_row(num_rows):
+  rng = np.random.default_rng(0)
+  row_TK = rng.integers(0, num_rows, (70, 11), np.int32)
+  row_TK[:5] = row_TK[5:10]
+  expected_Z = np.argsort(row_TK.ravel(), kind="stable")
+  for sort in (
+    row_order.sort_reads(row_TK, num_rows),
+    row_order._pair_sort(row_TK.ravel()),
+  ):
+    np.testing.assert_array_equal(sort[0], row_TK.ravel()[expected_Z])
+    np.testing.assert_array_equal(sort[1], expected_Z)
+
+
+def test_squared_norm_is_that_of_the_sums():
+  table, factors = make(7, 50, 8)
+  reads = row_order.sort_reads(factors.row_TK, 7)
+  expected = np.square(dense_gradient(factors, 7)).sum()
+  alone = row_update.squared_norm(factors, reads, 7)
+  _, of_update = row_update.update_rows(
+    table, factors, reads, 0.5, ADAMW, jnp.uint32(0)
+  )
+  np.testing.assert_allclose([alone, of_update], expected, rtol=1e-5)
+
+
+def update(table, factors, scale=1.0, adamw=ADAMW, key=0):
+  reads = row_order.sort_reads(factors.row_TK, table.values_IW.shape[0])
+  table, _ = row_update.update_rows(
+    table, factors, reads, scale, adamw, jnp.uint32(key)
+  )
+  return table
+
+
+def was_read(factors, num_rows):
+  return np.bincount(factors.row_TK.ravel(), minlength=num_rows) > 0
+
+
+@pytest.mark.parametrize("per_row", [False, True], ids=["element", "row"])
+@pytest.mark.parametrize("shape", [(7, 50, 8), (3000, 50, 8)], ids=str)
+def test_update_equals_the_reference(shape, per_row):
+  table, factors = make(*shape)
+  if per_row:
+    table = table._replace(variance=table.variance.mean(1))
+  updated = update(table, factors, 0.5)
+  assert_close(
+    updated, row_update.update_rows_reference(table, factors, 0.5, ADAMW)
+  )
+  for new, old in zip(*map(jax.tree.leaves, (updated, table)), strict=True):
+    changed_I = np.asarray(new != old).reshape(shape[0], -1).any(1)
+    np.testing.assert_array_equal(changed_I, was_read(factors, shape[0]))
+
+
+def test_steps_equal_those_of_adamw():
+  table, factors = make(5, 60, 8)
+  table = table._replace(mean_IW=0 * table.mean_IW, variance=0 * table.variance)
+  assert was_read(factors, 5).all()
+  optimizer = optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1)
+  values_IW = table.values_IW
+  state = optimizer.init(values_IW)
+  for step in range(1, 5):
+    vector_TEW = factors.vector_TEW * step**2
+    factors = factors._replace(vector_TEW=vector_TEW)
+    table = update(table, factors, adamw=ADAMW._replace(step=step))
+    gradient_IW = jnp.asarray(dense_gradient(factors, 5), jnp.float32)
+    change_IW, state = optimizer.update(gradient_IW, state, values_IW)
+    values_IW = optax.apply_updates(values_IW, change_IW)
+  assert_close(table.values_IW, values_IW)
+
+
+def low_precision(table):
+  return jax.tree.map(lambda x: precision.encode(x, jnp.uint16), table)
+
+
+def test_bfloat16_is_rounded_up_or_down_with_the_right_chances():
+  table, factors = make(40, 50, 8)
+  table = low_precision(table)
+  exact = row_update.update_rows_reference(
+    jax.tree.map(precision.decode, table), factors, 1.0, ADAMW
+  )
+  several = jax.jit(jax.vmap(lambda key: update(table, factors, key=key)))(
+    jnp.arange(400)
+  )
+  several, exact = jax.device_get(
+    (jax.tree.map(precision.decode, several), exact)
+  )
+  several, exact, table = map(jax.tree.leaves, (several, exact, table))
+  for rounded, expected, old in zip(several, exact, table, strict=True):
+    # Half a bit of 8, the whole bit where it lies between two numbers.
+    assert (abs(rounded - expected) <= 2**-7 * abs(expected)).all()
+    assert_close(rounded.mean(0), expected, tolerance=1e-3)
+    read_I = was_read(factors, 40)
+    np.testing.assert_array_equal(
+      rounded[:, ~read_I],
+      np.asarray(precision.decode(old))[None][:, ~read_I].repeat(400, 0),
+    )
+  # What the three arrays of a table are rounded by is not the same, nor is
+  # it the same in two rows or columns.
+  up = [
+    np.asarray(rounded > expected, np.float64)[:, was_read(factors, 40)]
+    for rounded, expected in zip(several, exact, strict=True)
+  ]
+  samples = np.stack([u.reshape(400, -1)[:, :60] for u in up], 1)
+  samples = samples.reshape(400, -1)
+  samples = samples[:, samples.std(0) > 0.3]
+  correlation = np.corrcoef(samples.T)
+  np.fill_diagonal(correlation, 0)
+  assert abs(correlation).max() < 0.25  # 5 standard deviations of 1 / 20
+
+
+def test_rounding_depends_on_key_and_row_alone():
+  table, factors = make(40, 50, 8)
+  table = low_precision(table)
+  once, again, other = (update(table, factors, key=key) for key in (1, 1, 2))
+  # The same rows among other reads: their order changes, their sums do not.
+  f = factors
+  extra = [x[-1:] for x in f]
+  extra[2] = jnp.zeros_like(extra[2])
+  more = row_update.Factors(
+    *(jnp.concatenate([e, x]) for e, x in zip(extra, f, strict=True))
+  )
+  longer = update(table, more, key=1)
+  results = map(jax.tree.leaves, (once, again, other, longer))
+  for a, b, c, d in zip(*results, strict=True):
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+    assert (a == d).mean() > 0.99  # sums may differ by their rounding
+
+
+@pytest.mark.parametrize("value", [0.0, -0.0, 1.0, -3.5, 1e-38, np.inf])
+def test_what_can_be_stored_stays(value):
+  x = jnp.full(5, value, jnp.float32).astype(jnp.bfloat16).astype(jnp.float32)
+  noise = jnp.asarray([0, 1, 1000, 2**15, 2**16 - 1], jnp.uint32)
+  stored = precision.encode_at_random(x, jnp.uint16, noise)
+  np.testing.assert_array_equal(precision.decode(stored), x)
+
+
+def instructions(compiled):
+  """Instructions of a compiled program: [(dtype[shape], opcode)]."""
+  return re.findall(r"= (\w+\[[\d,]*\])\S* ([\w-]+)\(", compiled.as_text())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_compiled_update_touches_no_array_as_large_as_the_table(dtype):
+  num_rows, width = 20_000, 16
+  shapes = jax.eval_shape(lambda: make(num_rows, 40, 8, width=width))
+  table, factors = shapes
+  if dtype == "bfloat16":
+    table = jax.eval_shape(low_precision, table)
+  compiled = jax.jit(update, donate_argnums=0).lower(table, factors).compile()
+  stored = {"float32": "f32", "bfloat16": "u16"}[dtype]
+  of_table = {
+    opcode
+    for array, opcode in instructions(compiled)
+    if array.endswith(f"[{num_rows},{width}]")
+    and not (
+      array.startswith(stored)
+      and opcode
+      in (
+        "parameter",
+        "get-tuple-element",
+        "scatter",
+        "dynamic-update-slice",
+        "fusion",
+        "bitcast",
+        "while",
+      )
+    )
+  }
+  assert not of_table
+  assert compiled.memory_analysis().temp_size_in_bytes < num_rows * width

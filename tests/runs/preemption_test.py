@@ -1,0 +1,113 @@
+"""Tests of stopping on a signal, with real signals to real processes."""
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from ultramem_jax.runs import preemption
+
+LOOP = """
+import time
+from ultramem_jax import preemption
+with preemption.Preemption() as stop:
+  print("ready", flush=True)
+  step = 0
+  while not stop.requested(step):
+    time.sleep(0.01)
+    step += 1
+  print("saving", flush=True)
+  time.sleep({save})
+print("done", flush=True)
+"""
+
+
+def start(save):
+  return subprocess.Popen(
+    [sys.executable, "-c", LOOP.format(save=save)],
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    cwd=pathlib.Path(__file__).parents[2],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_first_signal_stops_and_second_kills(number):
+  gentle, forced = start(save=0), start(save=60)
+  for process in (gentle, forced):
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(number)
+    assert process.stdout.readline() == "saving\n"
+  assert rest(gentle) == ("done\n", 0)
+  errors = gentle.stderr.read()
+  assert f"{number.name}: saving and stopping; once more kills" in errors
+  forced.send_signal(number)
+  assert rest(forced) == ("", -number)
+
+
+def rest(process):
+  """What a process still prints, and its exit status.
+
+  By the stream that `readline` reads, which may hold later lines already;
+  `communicate` would not see those.
+  """
+  return process.stdout.read(), process.wait()
+
+
+def test_handlers_are_put_back():
+  before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+  with preemption.Preemption() as stop:
+    assert not stop.requested(0)
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert stop.requested(1)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+  assert before == (
+    signal.getsignal(signal.SIGTERM),
+    signal.getsignal(signal.SIGINT),
+  )
+
+
+# A process of one, as it joins the others.
+ASKED = """
+import os, signal, sys
+from absl import flags
+from ultramem_jax import distributed
+stops_together, port = map(int, sys.argv[1:])
+distributed.define_flags()
+flags.FLAGS(["", f"--coordinator=localhost:{port}", "--num_processes=1",
+             "--process_id=0"])
+distributed.initialize(bool(stops_together))
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.parametrize(
+  ("stops_together", "status"), [(True, 0), (False, -signal.SIGTERM)]
+)
+def test_only_a_run_that_stops_together_outlives_sigterm(
+  stops_together, status
+):
+  with socket.socket() as held:
+    # Bound, but not listening: the coordinator, which shares ports, can.
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("", 0))
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-c",
+        ASKED,
+        str(int(stops_together)),
+        str(held.getsockname()[1]),
+      ],
+      capture_output=True,
+      text=True,
+      cwd=pathlib.Path(__file__).parents[2],
+      env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )
+  assert done.returncode == status, done.stderr

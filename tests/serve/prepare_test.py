@@ -1,0 +1,191 @@
+"""Serving: prepared variables give what the others give, and read less."""
+
+import functools
+import math
+import re
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from ultramem_jax import MemoryConfig, MemoryPlus, UltraMem, testing
+from ultramem_jax.layers import ultramem
+from ultramem_jax.model import Transformer
+from ultramem_jax.ops.cpu import matmul as few_rows
+from ultramem_jax.serve import generate
+from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.settings.memory import KIND_SETTINGS
+from ultramem_jax.testing import assert_close
+from ultramem_jax.train import state as state_lib
+
+
+@functools.cache
+def make_model(**overrides):
+  config = testing.small_config(**overrides)
+  state = jax.jit(functools.partial(state_lib.init_state, config))()
+  return Transformer(config.model), {
+    "params": state.params,
+    "buffers": state.buffers,
+  }
+
+
+LAYERS = {
+  "query_per_rank": (UltraMem, {}),
+  "shared_query": (
+    UltraMem,
+    {"query_per_rank": False, "tucker_rank": 3, "num_heads": 4},
+  ),
+  "sum": (UltraMem, {"score": "sum", "num_cores": 1}),
+  "memory_plus": (
+    MemoryPlus,
+    {"kind": "memory_plus", **KIND_SETTINGS["memory_plus"]},
+  ),
+}
+# Tokens of two rows, with merged keys and without.
+LENGTHS = ultramem.MERGED_TOKENS // 2, ultramem.MERGED_TOKENS
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_prepared_equals_unprepared(case):
+  layer_class, settings = LAYERS[case]
+  config = MemoryConfig(
+    num_keys=16,
+    key_dim=4,
+    value_dim=8,
+    top_m=5,
+    **{"init": "official", **settings},
+  )
+  layer = layer_class(config, embed_dim=12)
+  x_BTD = jax.random.normal(jax.random.key(0), (2, max(LENGTHS), 12))
+  variables = nn.meta.unbox(jax.jit(layer.init)(jax.random.key(1), x_BTD))
+  prepared = prepare_lib.prepare(layer, variables, x_BTD)
+  assert ("merged_keys" in prepared["serving"]) == (case == "shared_query")
+  # The parameters are not looked at again.
+  params = {**prepared["params"]}
+  params["keys"] *= jnp.nan
+  prepared["params"] = params
+  forward = jax.jit(functools.partial(layer.apply, mutable=["intermediates"]))
+  for length in LENGTHS:
+    y_BTD, sown = forward(prepared, x_BTD[:, :length])
+    expected_BTD, expected = forward(variables, x_BTD[:, :length])
+    assert_close(y_BTD, expected_BTD)
+    for name in ("index_BTAM", "slot_BTAM"):
+      np.testing.assert_array_equal(
+        sown["intermediates"][name][0], expected["intermediates"][name][0]
+      )
+
+
+def test_bfloat16_weights_are_cast_once_and_change_nothing():
+  model, variables = make_model(model__dtype="bfloat16")
+  prepared = prepare_lib.prepare(model, variables)
+  params, cast = variables["params"], prepared["params"]
+  assert cast["embed"]["embedding"].dtype == jnp.bfloat16
+  transposed = prepared["transposed"]
+  assert transposed["block_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
+  assert transposed["memory_0"]["value_projection"].dtype == jnp.bfloat16
+  for name in ("values", "core"):
+    assert cast["memory_0"][name] is params["memory_0"][name]
+  tokens_BT = jnp.arange(2 * ultramem.MERGED_TOKENS).reshape(2, -1)
+  forward = jax.jit(model.apply)
+  np.testing.assert_array_equal(
+    forward(prepared, tokens_BT), forward(variables, tokens_BT)
+  )
+
+
+@pytest.mark.parametrize("kind", ["dense", "moe", "ultramem"])
+def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
+  overrides = {
+    "moe": {"model__moe__num_experts": 4, "model__moe__expert_dim": 24},
+    "dense": {"model__memory__kind": "none"},
+    "ultramem": {"model__memory__num_heads": 2},
+  }[kind]
+  model, variables = make_model(
+    model__activation="swiglu",
+    model__num_layers=1,
+    model__memory__spans="1:1",
+    **overrides,
+  )
+  for_cpu = prepare_lib.prepare(model, variables)
+  for_gpu = prepare_lib.prepare(model, variables, platform="gpu")
+  assert "transposed" not in for_gpu
+  assert for_gpu["params"] == variables["params"]
+  flat = {
+    name: traverse_util.flatten_dict(tree, sep="/")
+    for name, tree in {**variables, "transposed": for_cpu["transposed"]}.items()
+  }
+  transposed = set(flat["transposed"])
+  kept = set(traverse_util.flatten_dict(for_cpu["params"], sep="/"))
+  assert kept == set(flat["params"]) - transposed
+  assert "block_0/attention/out/kernel" in transposed
+  for path in transposed:
+    assert flat["transposed"][path].size == flat["params"][path].size
+  # Few rows, and more than a CPU multiplies the other way round.
+  forward = jax.jit(model.apply)
+  for shape in ((2, 5), (few_rows.FEW_ROWS, 2)):
+    tokens_BT = np.arange(math.prod(shape), dtype=np.int32).reshape(shape) % 100
+    assert_close(forward(for_cpu, tokens_BT), forward(variables, tokens_BT))
+
+
+def decode_step_text(num_keys, **overrides):
+  """The compiled text of a decoding step."""
+  model, variables = make_model(
+    model__memory__num_keys=num_keys,
+    model__memory__spans="1:2/2:2",
+    **overrides,
+  )
+  variables = prepare_lib.prepare(model, variables)
+  cache = generate.init_cache(model, 3, 300)
+  token_B1 = jnp.ones((3, 1), jnp.int32)
+  return (
+    generate.decode_step.lower(
+      model, variables, cache, token_B1, token_B1, token_B1
+    )
+    .compile()
+    .as_text()
+  )
+
+
+# Instructions that hand arrays on and make none.
+HANDED_ON = r" (parameter|tuple|get-tuple-element|bitcast|while|conditional)\("
+
+
+def makers(text, shapes):
+  """Lines that make an array whose shape begins with one of shapes."""
+  pattern = rf"= \w+\[({'|'.join(shapes)})[,\]]"
+  return [
+    line
+    for line in text.splitlines()
+    if re.search(pattern, line) and not re.search(HANDED_ON, line)
+  ]
+
+
+def test_a_decoding_step_makes_nothing_of_the_tables_size():
+  side = 31  # 961 rows, 3844 virtual ones: numbers of nothing else
+  text = decode_step_text(side)
+  assert not makers(text, [str(side**2), str(4 * side**2)])
+  # Nor are the keys copied: [2 sides, 2 heads, 2 ranks, 62, 4], transposed.
+  width = testing.MODEL["model.memory.key_dim"]
+  assert not makers(text, [rf"[\d,]+,{width},{2 * side}"])
+  # What the pattern finds in a program that makes such arrays.
+  assert makers("%a = f32[961,8]{1,0} copy(%b)", [str(side**2)])
+  assert " sort(" not in text
+
+
+def test_a_decoding_step_writes_its_cache_in_place():
+  text = decode_step_text(8)
+  aliased = re.search(r"input_output_alias=\{(.*?)\}, entry", text)[1]
+  model, _ = make_model(
+    model__memory__num_keys=8, model__memory__spans="1:2/2:2"
+  )
+  leaves = jax.tree.leaves(generate.init_cache(model, 3, 300))
+  assert aliased.count("may-alias") + aliased.count("must-alias") == len(leaves)
+  # No array as long as the cache is made but by updates in place.
+  updates = [
+    line
+    for line in makers(text, ["3,2,300"])
+    if "dynamic-update-slice" not in line
+  ]
+  assert not updates

@@ -1,0 +1,155 @@
+"""Quantized runs: the error of a row, and the command from end to end."""
+
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+import train
+from ultramem_jax import testing
+from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.model import Transformer
+from ultramem_jax.ops import precision
+from ultramem_jax.runs import checkpoint, workdir
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.testing import assert_close
+from ultramem_jax.tools import quantize
+from ultramem_jax.train import state as state_lib
+
+
+def test_int8_rows_are_off_by_half_a_step_at_most():
+  x_IW = jax.random.normal(jax.random.key(0), (50, 16))
+  x_IW *= jnp.exp(4 * jax.random.normal(jax.random.key(1), (50, 1)))
+  x_IW = x_IW.at[3].set(0)
+  number_IW, scale_I = precision.quantize_rows(x_IW)
+  assert number_IW.dtype == jnp.int8
+  assert abs(number_IW).max(-1).tolist() == [
+    0 if row == 3 else 127 for row in range(50)
+  ]
+  error_IW = abs(number_IW * scale_I[:, None] - x_IW) / scale_I[:, None]
+  assert error_IW.max() <= 0.5 + 1e-4
+  np.testing.assert_array_equal(number_IW[3], 0)
+
+
+MEMORIES = {
+  # Both kinds of reads, of four blocks.
+  "ultramem_v2": {
+    "kind": "ultramem_v2",
+    "spans": "1:1/2:2",
+    "init": "official",
+    "pre_value_dim": 4,
+    "num_projections": 4,
+  },
+  "peer": {
+    "kind": "peer",
+    "value_projection": False,
+    "num_cores": 1,
+    "value_dim": 16,
+    "expansion": 1,
+    "init": "official",
+  },
+}
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_scales_are_folded_into_the_reads(memory):
+  """An int8 model gives what a float32 model with its numbers gives."""
+  config = testing.small_config(
+    **{
+      f"model__memory__{name}": value
+      for name, value in MEMORIES[memory].items()
+    }
+  )
+  model = Transformer(config.model)
+  tokens_BT = jnp.arange(24).reshape(2, 12)
+  variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens_BT))
+  params = quantize.quantize(variables["params"], "int8")
+  flat = traverse_util.flatten_dict(params, sep="/")
+  scales = [path for path in flat if path.endswith("_scale")]
+  assert scales
+  for path in scales:
+    table = path.removesuffix("_scale")
+    flat[table] = flat[table] * flat.pop(path)[:, None]
+  exact = traverse_util.unflatten_dict(flat, sep="/")
+  narrow = Transformer(quantize.quantized_config(config, "int8").model)
+  assert_close(
+    jax.jit(narrow.apply)({**variables, "params": params}, tokens_BT),
+    jax.jit(model.apply)({**variables, "params": exact}, tokens_BT),
+    tolerance=1e-4,
+  )
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """The workdir of a run of which nothing was trained yet."""
+  folder = tmp_path_factory.mktemp("run")
+  (folder / "text.txt").write_text("Some text to be evaluated. " * 20)
+  config = testing.small_config(
+    data__source="text",
+    data__path=str(folder / "text.txt"),
+    data__valid_path=str(folder / "text.txt"),
+  )
+  state = jax.jit(lambda: state_lib.init_state(config))()
+  workdir.claim(folder / "run", config, "some text")
+  with checkpoint.Checkpointer(folder / "run", keep=1) as checkpointer:
+    checkpointer.save(7, state.to_items(), {}, None)
+  return folder / "run"
+
+
+@pytest.mark.parametrize("dtype", quantize.DTYPES)
+def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
+  output = tmp_path / "output"
+  status, report, errors = testing.finish(
+    testing.start(
+      [
+        "-m",
+        "ultramem_jax.quantize",
+        f"--workdir={run}",
+        f"--output={output}",
+        f"--dtype={dtype}",
+      ],
+      tmp_path / "cache",
+    )
+  )
+  assert status == 0, errors
+  report = json.loads(report)
+  assert report["step"] == 7
+  assert 0 < abs(report["change"]) < 0.01 * report["loss_before"]
+  loaded = load_lib.load(output)
+  assert loaded.config.model.memory.table_dtype == dtype
+  values_IW = loaded.variables["params"]["memory_0"]["values"]
+  assert values_IW.dtype == precision.DTYPES[dtype]
+  validate = loss_lib.on_validation_split(loaded.config, loaded.layout)
+  result = validate(loaded.variables["params"], loaded.variables["buffers"])
+  assert result["loss"] == pytest.approx(report["loss"], rel=1e-6)
+
+
+def test_only_float32_tables_are_quantized():
+  config = quantize.quantized_config(testing.small_config(), "int8")
+  with pytest.raises(ConfigError, match=r"table_dtype = 'int8': must be float"):
+    quantize.quantized_config(config, "int8")
+  dense = testing.small_config(model__memory__kind="none")
+  with pytest.raises(ConfigError, match="kind = 'none': has no table"):
+    quantize.quantized_config(dense, "int8")
+
+
+def test_what_needs_float32_tables_is_left_behind():
+  config = testing.small_config(
+    optim__table_update="sparse",
+    optim__table_catch_up=True,
+    model__memory__kernel="pallas",
+  )
+  quantized = quantize.quantized_config(config, "int8")
+  assert not quantized.optim.table_catch_up
+  assert quantized.model.memory.kernel == "xla"
+
+
+def test_int8_is_not_trained():
+  config = quantize.quantized_config(testing.small_config(), "int8")
+  with pytest.raises(ConfigError, match="table_dtype = 'int8': cannot be tr"):
+    train.train(config, "unused")

@@ -1,0 +1,189 @@
+"""Tests of the rules that place arrays on a mesh; no devices are needed."""
+
+import jax
+import pytest
+from jax.sharding import AbstractMesh
+
+from ultramem_jax import testing
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.train import sharding
+from ultramem_jax.train import state as state_lib
+
+
+def layout(config, num_devices=8):
+  sizes = sharding.mesh_shape(config, num_devices)
+  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  return sharding.make_layout(config, mesh)
+
+
+def specs(config):
+  """{"path": its split} of every parameter that is split."""
+  found = sharding.parameter_specs(config, layout(config))
+  return {
+    "/".join(path): tuple(spec) for path, spec in found.items() if any(spec)
+  }
+
+
+FSDP, TENSOR = "fsdp", "tensor"
+TABLE = ("fsdp", "tensor", "table")
+
+
+def test_where_every_parameter_lies():
+  config = testing.small_config(
+    batch_size=8,
+    model__num_layers=1,
+    model__memory__spans="1:1",
+    mesh__fsdp=2,
+    mesh__tensor=2,
+    mesh__table=2,
+    model__memory__partition="rows",
+  )
+  expected = {
+    "embed/embedding": (TENSOR, FSDP),
+    "block_0/attention/query/kernel": (FSDP, TENSOR, None),
+    "block_0/attention/key/kernel": (FSDP, TENSOR, None),
+    "block_0/attention/value/kernel": (FSDP, TENSOR, None),
+    "block_0/attention/out/kernel": (TENSOR, None, FSDP),
+    "block_0/mlp/up/kernel": (FSDP, TENSOR),
+    "block_0/mlp/down/kernel": (TENSOR, FSDP),
+    "memory_0/keys": (None, None, None, FSDP, None),
+    "memory_0/query": (FSDP, None, None, None, None),
+    "memory_0/query_conv/kernel": (None, FSDP),
+    "memory_0/value_projection": (None, None, FSDP),
+    "memory_0/values": (TABLE, None),
+    "head/kernel": (FSDP, TENSOR),
+  }
+  assert specs(config) == expected
+  columns = testing.small_config(
+    batch_size=8,
+    model__num_layers=1,
+    model__memory__spans="1:1",
+    mesh__data=2,
+    mesh__fsdp=2,
+    mesh__tensor=2,
+    mesh__table_axes="tensor,data",
+    model__memory__partition="columns",
+  )
+  # In the order of the mesh, in whatever order they are named.
+  assert specs(columns) == expected | {
+    "memory_0/values": (None, ("data", "tensor"))
+  }
+
+
+def test_experts_lie_on_the_table_axis():
+  config = testing.small_config(
+    batch_size=8,
+    mesh__table=2,
+    mesh__tensor=2,
+    model__num_layers=1,
+    model__memory__kind="none",
+    model__moe__num_experts=4,
+  )
+  moe = {
+    path.removeprefix("block_0/moe/"): spec
+    for path, spec in specs(config).items()
+    if "moe" in path
+  }
+  assert moe == {
+    "experts_up": ("table", None, TENSOR),
+    "experts_down": ("table", TENSOR, None),
+  }
+
+
+def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
+  # 81 rows and 324 slots, of which 8 devices divide neither.
+  config = testing.small_config(
+    batch_size=8,
+    mesh__fsdp=2,
+    mesh__table=4,
+    model__memory__partition="rows",
+    model__memory__num_keys=9,
+    model__memory__row_multiple=8,
+  )
+  state = state_lib.abstract_state(config, layout(config))
+  # params, mu and nu.
+  tables = [
+    leaf.sharding.spec
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state)
+    if "['memory_0']['values']" in jax.tree_util.keystr(path)
+  ]
+  assert len(tables) == 3 and {tuple(spec) for spec in tables} == {
+    (TABLE, None)
+  }
+  assert tuple(state.usage["memory_0"].sharding.spec) == (TABLE,)
+  whole = jax.tree.leaves((state.step, state.key, state.buffers))
+  assert {tuple(leaf.sharding.spec) for leaf in whole} == {()}
+
+
+BAD = {
+  # Sizes that do not match the 8 devices.
+  "mesh.data = -1: fsdp * tensor * table = 3 must divide the number of "
+  "devices, 8": {"mesh__fsdp": 3},
+  "mesh.data = 2: data * fsdp * tensor * table = 4 must be the number of "
+  "devices, 8": {"mesh__data": 2, "mesh__tensor": 2},
+  # The batch does not divide.
+  "batch_size = 4: batch_size / accumulation_steps = 4 must be divisible by "
+  "the 8 devices": {},
+  # A weight does not divide.
+  "mesh.tensor = 8: must divide 2, the size of 'heads'": {
+    "mesh__tensor": 8,
+    "mesh__table_axes": "data",
+  },
+  # Tables: 8^2 rows of width 8, then 9^2 rows of width 6.
+  "model.memory.partition = 'rows': 8 devices share the tables": {
+    "mesh__table": 8,
+    "model__memory__num_keys": 9,
+    "model__memory__partition": "rows",
+  },
+  "they must divide the 81 rows for rows, as they do with row_multiple = 8; "
+  "value_dim = 6 and": {
+    "mesh__table": 8,
+    "model__memory__num_keys": 9,
+    "model__memory__value_dim": 6,
+  },
+  "model.memory.partition = 'columns': 8 devices share": {
+    "mesh__table": 8,
+    "model__memory__value_dim": 12,
+    "model__memory__partition": "columns",
+  },
+}
+
+
+@pytest.mark.parametrize("message", BAD)
+def test_bad_meshes_are_told_in_one_line(message):
+  with pytest.raises(ConfigError) as error:
+    config = testing.small_config(**BAD[message])
+    sharding.parameter_specs(config, layout(config))
+  assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_auto_takes_what_divides_and_moves_least():
+  many = {"batch_size": 8, "mesh__table": 8, "model__memory__top_m": 8}
+  # 16 rows of 8 values: their indices cost more than the rows themselves.
+  assert layout(testing.small_config(**many)).partition == "rows_unpooled"
+  wide = testing.small_config(**many, model__memory__value_dim=512)
+  assert layout(wide).partition == "columns"
+  odd = testing.small_config(
+    **many, model__memory__value_dim=510, model__memory__num_cores=2
+  )
+  assert layout(odd).partition == "rows_unpooled"
+  line = sharding.describe(wide, layout(wide))
+  assert "\n" not in line
+  assert "tables split over 8 devices: columns (kB a token moves forward" in (
+    line
+  )
+
+
+def test_rows_catch_up_on_one_device_alone():
+  config = testing.small_config(batch_size=8, optim__table_catch_up=True)
+  layout(config, num_devices=1)
+  with pytest.raises(ConfigError, match=r"^optim\.table_catch_up = True: "):
+    layout(config, num_devices=2)
+
+
+def test_flash_attention_needs_gpus():
+  config = testing.small_config(
+    model__attention="cudnn", model__dtype="bfloat16"
+  )
+  with pytest.raises(ConfigError, match="attention = 'cudnn': needs GPUs"):
+    sharding.make_mesh(config)

@@ -1,0 +1,521 @@
+"""Tests of the training and evaluation steps."""
+
+import dataclasses
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ultramem_jax import testing
+from ultramem_jax.layers import ultramem
+from ultramem_jax.model import Transformer
+from ultramem_jax.testing import assert_close
+from ultramem_jax.train import sharding, step
+from ultramem_jax.train import state as state_lib
+
+
+def make_config(**overrides):
+  return testing.small_config(
+    **{
+      "model__num_layers": 1,
+      "model__memory__spans": "1:1",
+      "model__memory__aux_loss_margin": 0.0,
+      "optim__z_loss": 0.01,
+      "optim__learning_rate": 0.01,
+      "optim__warmup_fraction": 0.0,
+      **overrides,
+    }
+  )
+
+
+# Few configs, as each is compiled anew.
+CONFIG = make_config()
+TWO_PARTS = make_config(accumulation_steps=2)
+DROPOUT = make_config(model__dropout_rate=0.5, accumulation_steps=2)
+
+
+def make_batch(config=CONFIG, seed=0):
+  """Random documents; the rows end in 0, 1, 2 ... tokens of padding."""
+  rng = np.random.default_rng(seed)
+  shape = (config.batch_size, config.data.seq_len)
+  slot_BT = np.broadcast_to(np.arange(shape[1]), shape)
+  present_BT = slot_BT < shape[1] - np.arange(shape[0])[:, None]
+  second_BT = slot_BT >= 3
+  batch = {
+    "tokens": rng.integers(0, 256, shape, np.int32),
+    "targets": rng.integers(0, 256, shape, np.int32),
+    "weights": present_BT & (slot_BT != 2),
+    "segments": np.where(present_BT, 1 + second_BT, 0),
+    "positions": np.where(second_BT, slot_BT - 3, slot_BT),
+  }
+  return {
+    name: jnp.asarray(batch[name], spec.dtype)
+    for name, spec in step.abstract_batch(config).items()
+  }
+
+
+@functools.cache
+def compiled(function, config):
+  """A function of step.py, jitted once for the tests of this file."""
+  return step.jitted(getattr(step, function), config)
+
+
+@functools.cache
+def gradient_fn(config):
+  """jax.value_and_grad of the loss, jitted."""
+  return step.jitted(
+    lambda *args, config: jax.value_and_grad(step.loss_fn, has_aux=True)(
+      *args, config
+    ),
+    config,
+  )
+
+
+def train_step(state, batch, config=CONFIG):
+  return compiled("train_step", config)(state, batch)
+
+
+@functools.cache
+def initialized(model, seed):
+  """The first state of a run of a model, jitted."""
+  config = dataclasses.replace(CONFIG, model=model, seed=seed)
+  return jax.jit(functools.partial(state_lib.init_state, config))()
+
+
+@functools.cache
+def first_state(config=CONFIG):
+  """The same of other runs of that model, of which it is compiled once.
+
+  Only the parameters, buffers and key are not zeros.
+  """
+  model = dataclasses.replace(config.model, dropout_rate=0.0, remat="none")
+  known = initialized(model, config.seed)
+  shapes = jax.eval_shape(functools.partial(state_lib.init_state, config))
+  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  return state.replace(
+    params=known.params, buffers=known.buffers, key=known.key
+  )
+
+
+@functools.cache
+def forward(model):
+  """(variables, batch) -> logits and what the memories sow, jitted."""
+  return jax.jit(
+    lambda variables, batch: Transformer(model).apply(
+      variables,
+      batch["tokens"],
+      batch["segments"],
+      batch["positions"],
+      mutable=["intermediates"],
+    )
+  )
+
+
+@functools.cache
+def first_step(config=CONFIG):
+  """(state, metrics) after the first step on the first batch."""
+  return train_step(first_state(config), make_batch(config), config)
+
+
+def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
+  """The training loss with refreshed buffers, and its auxiliary outputs."""
+  if buffers is None:
+    buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  batch = {**batch, **changes}
+  return gradient_fn(config)(
+    state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
+  )[0]
+
+
+def assert_same_bits(actual, expected):
+  chex.assert_trees_all_equal_structs(actual, expected)
+  for a, e in zip(
+    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
+  ):
+    assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
+
+
+def differ(one, other):
+  """Whether some leaf of two trees differs."""
+  return any(
+    (np.asarray(a) != np.asarray(b)).any()
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  )
+
+
+def test_accumulated_step_equals_one_step():
+  assert CONFIG.accumulation_steps != TWO_PARTS.accumulation_steps
+  assert CONFIG.model.dropout_rate == 0
+  # The parts hold different numbers of tokens: a mean of means would differ.
+  weights = make_batch()["weights"].reshape(2, -1).sum(1)
+  assert weights[0] != weights[1]
+  (whole, metrics), (parts, sums) = first_step(CONFIG), first_step(TWO_PARTS)
+  assert set(sums) == set(metrics)
+  # Means of the parts' means over the tokens that are there, and a deviation.
+  monitors = {
+    f"memory_0/{name}" for name in ("score_top_1", "score_top_m", "output_std")
+  }
+  for name in set(metrics) - monitors:
+    np.testing.assert_allclose(
+      sums[name], metrics[name], rtol=1e-5, err_msg=name
+    )
+  assert_same_bits(parts.usage, whole.usage)
+  assert_same_bits(parts.buffers, whole.buffers)
+  # Adam divides a gradient by its size, so moments are what tells; a second
+  # step brings the parameters in.
+  assert_close(parts.opt_state, whole.opt_state, tolerance=1e-4)
+  batch = make_batch(seed=1)
+  whole, metrics = train_step(whole, batch)
+  parts, sums = train_step(parts, batch, TWO_PARTS)
+  np.testing.assert_allclose(sums["loss"], metrics["loss"], rtol=1e-5)
+  np.testing.assert_allclose(
+    sums["gradient_norm"], metrics["gradient_norm"], rtol=1e-4
+  )
+
+
+def test_losses_equal_their_definitions():
+  state, batch = first_state(), make_batch()
+  total, (parts, *_) = loss_of(state, batch)
+  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  logits_BTV, _ = forward(CONFIG.model)(
+    {"params": state.params, "buffers": buffers}, batch
+  )
+  logits_BTV = np.asarray(logits_BTV, np.float64)
+  log_z_BT = np.log(np.exp(logits_BTV).sum(-1))
+  loss = z_loss = 0.0
+  for b, t in np.argwhere(batch["weights"]):
+    loss += log_z_BT[b, t] - logits_BTV[b, t, batch["targets"][b, t]]
+    z_loss += CONFIG.optim.z_loss * log_z_BT[b, t] ** 2
+  count = float(batch["weights"].sum())
+  core_ARR = np.asarray(state.params["memory_0"]["core"]).sum(0)
+  second_A = np.linalg.svd(core_ARR, compute_uv=False)[:, 1]
+  auxiliary = CONFIG.model.memory.aux_loss_weight * (second_A**2).mean()
+  np.testing.assert_allclose(parts["loss"], loss / count, rtol=1e-5)
+  np.testing.assert_allclose(parts["z_loss"], z_loss / count, rtol=1e-5)
+  np.testing.assert_allclose(parts["auxiliary_loss"], auxiliary, rtol=1e-4)
+  np.testing.assert_allclose(total, sum(parts.values()), rtol=1e-6)
+  assert all(part > 0 for part in parts.values())
+  metrics = first_step()[1]
+  for name, part in parts.items():
+    np.testing.assert_allclose(metrics[name], part, rtol=1e-5)
+
+
+def test_parts_of_a_batch_add_up():
+  state, batch = first_state(), make_batch()
+  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  total_weight = batch["weights"].sum()
+  halves = [
+    gradient_fn(TWO_PARTS)(
+      state.params,
+      buffers,
+      {k: v[rows] for k, v in batch.items()},
+      jax.random.key(0),
+      total_weight,
+    )[0][0]
+    for rows in (slice(2), slice(2, 4))
+  ]
+  np.testing.assert_allclose(sum(halves), loss_of(state, batch)[0], rtol=1e-6)
+
+
+def gradient(config, **changes):
+  state = first_state()
+  batch = {**make_batch(), **changes}
+  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  return gradient_fn(config)(
+    state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
+  )[1]
+
+
+def test_z_loss_and_auxiliary_loss_enter_the_gradient():
+  full = gradient(CONFIG)
+  neither = gradient(
+    make_config(optim__z_loss=0.0, model__memory__aux_loss_weight=0.0)
+  )
+  core_ARR = first_state().params["memory_0"]["core"].sum(0)
+  u_ARR, lambda_AR, t_ARR = np.linalg.svd(core_ARR)
+  # d lambda_2^2 / d C = 2 lambda_2 u_2 t_2^T, averaged over heads.
+  expected_ARR = (
+    CONFIG.model.memory.aux_loss_weight
+    / len(lambda_AR)
+    * 2
+    * lambda_AR[:, 1, None, None]
+    * u_ARR[:, :, 1, None]
+    * t_ARR[:, None, 1, :]
+  )
+  batch = make_batch()
+
+  def z_loss(params):
+    logits_BTV = Transformer(CONFIG.model).apply(
+      {"params": params, "buffers": first_state().buffers},
+      batch["tokens"],
+      batch["segments"],
+      batch["positions"],
+    )
+    log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
+    mean = (log_z_BT**2 * batch["weights"]).sum() / batch["weights"].sum()
+    return CONFIG.optim.z_loss * mean
+
+  of_z_loss = jax.jit(jax.grad(z_loss))(first_state().params)
+  difference = jax.tree.map(jnp.subtract, full, neither)
+  assert_close(difference["head"], of_z_loss["head"], tolerance=1e-3)
+  assert_close(
+    difference["memory_0"]["core"] - of_z_loss["memory_0"]["core"],
+    np.stack([expected_ARR] * 2),
+    tolerance=1e-2,
+  )
+
+
+def test_weight_zero_contributes_nothing():
+  batch = make_batch()
+  absent_BT = batch["weights"] == 0
+  other_BT = jnp.where(absent_BT, 255 - batch["targets"], batch["targets"])
+  assert differ(other_BT, batch["targets"])
+  assert_same_bits(gradient(CONFIG, targets=other_BT), gradient(CONFIG))
+  # Nor do the tokens of padding, whatever they are.
+  padding_BT = batch["segments"] == 0
+  other_BT = jnp.where(padding_BT, 255 - batch["tokens"], batch["tokens"])
+  assert differ(other_BT, batch["tokens"])
+  same, _ = loss_of(first_state(), batch, tokens=other_BT)
+  np.testing.assert_allclose(same, loss_of(first_state(), batch)[0], rtol=1e-6)
+
+
+def test_batch_without_weight_leaves_a_finite_state():
+  batch = make_batch()
+  batch["weights"] = jnp.zeros_like(batch["weights"])
+  state, metrics = train_step(first_state(), batch)
+  assert metrics["loss"] == 0
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+@pytest.mark.parametrize("config", [CONFIG, TWO_PARTS], ids=["one", "two"])
+def test_usage_counts_the_reads_of_tokens_that_are_there(config):
+  state, batch = first_state(config), make_batch()
+  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  _, sown = forward(config.model)(
+    {"params": state.params, "buffers": buffers}, batch
+  )
+  slot_BTAM = np.asarray(sown["intermediates"]["memory_0"]["slot_BTAM"][0])
+  memory = config.model.memory
+  assert slot_BTAM.shape[2:] == (memory.num_heads, memory.top_m)
+  count_S = np.zeros(memory.grid_side**2, np.int32)
+  for b, t in np.argwhere(batch["segments"]):
+    for slot in slot_BTAM[b, t].ravel():
+      count_S[slot] += 1
+  reads = int((batch["segments"] > 0).sum()) * slot_BTAM[0, 0].size
+  assert reads < slot_BTAM.size  # there is padding
+  assert count_S.sum() == reads
+  once, _ = first_step(config)
+  np.testing.assert_array_equal(once.usage["memory_0"], count_S)
+  # A second step adds to it.
+  twice, _ = train_step(once, batch, config)
+  assert twice.usage["memory_0"].sum() == 2 * reads
+
+
+@pytest.mark.parametrize("row_multiple, counters", [(1, 16), (3, 18)])
+def test_usage_report_by_hand(row_multiple, counters):
+  # Four rows in two blocks: slots 0-3 read rows 0-3, slots 4-7 again.
+  config = make_config(
+    model__memory__num_keys=2,
+    model__memory__expansion=4,
+    model__memory__top_m=2,
+    model__memory__row_multiple=row_multiple,
+  )
+  usage_S = np.zeros(counters, np.int32)
+  usage_S[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
+  state = first_state().replace(usage={"memory_0": jnp.asarray(usage_S)})
+  state, metrics = step.report_usage(state, config=config)
+  assert {name: float(value) for name, value in metrics.items()} == {
+    "memory_0/coverage": 2 / 4,
+    "memory_0/coverage_virtual": 4 / 16,
+    # sum of p log(p / (1 / 4)) with p = 1 / 2 twice
+    "memory_0/usage_kl": pytest.approx(np.log(2)),
+  }
+  assert not state.usage["memory_0"].any()
+  _, metrics = step.report_usage(state, config=config)  # nothing was read
+  assert {float(value) for value in metrics.values()} == {0.0}
+  # More reads in all than an int32 holds.
+  even = first_state().replace(
+    usage={"memory_0": jnp.full(16, 2**28, jnp.int32)}
+  )
+  _, metrics = step.report_usage(even, config=config)
+  assert float(metrics["memory_0/usage_kl"]) == pytest.approx(0, abs=1e-6)
+
+
+def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
+  calls = []
+
+  def counted(params, buffers):
+    calls.append(1)
+    return ultramem.refresh_buffers(params, buffers)
+
+  monkeypatch.setattr(step, "refresh_buffers", counted)
+  state, batch = first_state(TWO_PARTS), make_batch()
+  # Cores far from those of the buffers, with the signs of the buffers turned.
+  memory = state.params["memory_0"]
+  core = memory["core"].at[:, :, 0, 1].add(1.0)
+  params = {**state.params, "memory_0": {**memory, "core": core}}
+  turned = jax.tree.map(jnp.negative, state.buffers)
+  state = state.replace(params=params, buffers=turned)
+  step.jitted(step.train_step, TWO_PARTS).eval_shape(state, batch)
+  assert len(calls) == 1
+  after, metrics = train_step(state, batch, TWO_PARTS)
+  expected = ultramem.refresh_buffers(params, turned)
+  assert_close(after.buffers, expected)
+  assert differ(expected, turned)
+  for name in ("u", "t"):
+    before_AR = np.asarray(turned["memory_0"][name])
+    after_AR = np.asarray(after.buffers["memory_0"][name])
+    assert ((before_AR * after_AR).sum(-1) > 0.5).all()
+  # The forward used the new ones, not those before nor of the other sign.
+  stale = [turned, ultramem.refresh_buffers(params, first_state().buffers)]
+  losses = [
+    float(loss_of(state, batch, buffers=buffers)[1][0]["loss"])
+    for buffers in (expected, *stale)
+  ]
+  np.testing.assert_allclose(metrics["loss"], losses[0], rtol=1e-5)
+  assert abs(losses[0] - np.array(losses[1:])).min() > 1e-4
+
+
+def test_evaluation_uses_the_buffers_as_they_are():
+  state = first_state()
+  batch = {**make_batch(), "bytes": jnp.full((4, 8), 3, jnp.int32)}
+  evaluate = compiled("eval_step", CONFIG)
+  before = jax.device_get(state.buffers)
+  sums = evaluate(state.params, state.buffers, batch)
+  loss = loss_of(state, batch, buffers=state.buffers)[1][0]["loss"]
+  count = float(batch["weights"].sum())
+  np.testing.assert_allclose(sums["loss"], loss * count, rtol=1e-5)
+  assert sums["tokens"] == count and sums["bytes"] == 3 * 4 * 8
+  assert set(sums) == {"loss", "tokens", "bytes"}
+  turned = jax.tree.map(jnp.negative, state.buffers)
+  other = evaluate(state.params, turned, batch)
+  assert abs(other["loss"] - sums["loss"]) > 1e-3
+  assert_same_bits(state.buffers, before)
+
+
+def test_evaluation_has_no_dropout():
+  batch = {**make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
+  state = first_state(DROPOUT)
+  one, other = (
+    compiled("eval_step", config)(state.params, state.buffers, batch)
+    for config in (DROPOUT, CONFIG)
+  )
+  np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-6)
+
+
+def test_steps_are_traced_once_and_take_over_the_state():
+  traced = chex.assert_max_traces(step.train_step, n=1)
+  mesh = sharding.make_mesh(CONFIG)
+  run = step.jitted(
+    traced, CONFIG, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+  )
+  state = jax.device_put(
+    jax.device_get(first_state()), sharding.replicated(mesh)
+  )
+  for seed in range(3):
+    given = state
+    batch = sharding.to_devices(jax.device_get(make_batch(seed=seed)), mesh)
+    state, _ = run(given, batch)
+    kept = [
+      jax.tree_util.keystr(path)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(given)
+      if not leaf.is_deleted()
+    ]
+    assert kept == []
+  assert state.step == 3
+
+
+def test_same_seed_same_bits():
+  def two_steps():
+    state = first_state(DROPOUT)
+    for seed in range(2):
+      state, metrics = train_step(state, make_batch(seed=seed), DROPOUT)
+    return state, metrics
+
+  assert_same_bits(two_steps(), two_steps())
+  dense = make_config(model__memory__kind="none", model__memory__spans="").model
+  same, other = initialized(dense, 0), initialized(dense, 1)
+  assert_same_bits(same, initialized.__wrapped__(dense, 0))
+  assert differ(other.params["head"], same.params["head"])
+  assert differ(other.key, same.key)
+
+
+def test_dropout_is_drawn_anew_in_every_step_and_part():
+  state, batch = first_state(DROPOUT), make_batch()
+  losses = {
+    float(
+      train_step(state.replace(step=jnp.int32(n)), batch, DROPOUT)[1]["loss"]
+    )
+    for n in (0, 1, 2, 0)
+  }
+  assert len(losses) == 3
+  # Two parts, the even rows and the odd ones, with the same rows: their losses
+  # differ only by dropout.
+  halved = {k: jnp.repeat(v[:2], 2, axis=0) for k, v in batch.items()}
+  total = float(train_step(state, halved, DROPOUT)[1]["loss"])
+  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
+  one, other = (
+    float(
+      gradient_fn(DROPOUT)(
+        state.params,
+        buffers,
+        {k: v[:2] for k, v in batch.items()},
+        jax.random.fold_in(key, index),
+        2 * batch["weights"][:2].sum(),
+      )[0][1][0]["loss"]
+    )
+    for index in (0, 1)
+  )
+  assert one != other
+  np.testing.assert_allclose(total, one + other, rtol=1e-5)
+
+
+def test_learning_rates_are_those_of_the_step():
+  _, metrics = first_step()
+  rates = step.optim.schedules(CONFIG.optim, CONFIG.steps)
+  assert metrics["learning_rate"] == rates["weights"](1)
+  assert metrics["value_learning_rate"] == rates["values"](1)
+  # Decay apart, the first step of Adam moves a parameter by the rate.
+  start, after = first_state().params, first_step()[0].params
+  for (module, name), rate in (
+    (("memory_0", "values"), float(metrics["value_learning_rate"])),
+    (("head", "kernel"), float(metrics["learning_rate"])),
+  ):
+    kept = 1 - rate * CONFIG.optim.weight_decay
+    move = after[module][name] - kept * start[module][name]
+    assert float(abs(move).max()) == pytest.approx(rate, rel=1e-3)
+
+
+def test_dense_models_report_nothing_of_a_memory():
+  config = make_config(model__memory__kind="none", model__memory__spans="")
+  state = jax.eval_shape(functools.partial(state_lib.init_state, config))
+  assert state.usage == {} and state.buffers == {}
+  _, metrics = jax.eval_shape(
+    functools.partial(step.train_step, config=config),
+    state,
+    step.abstract_batch(config),
+  )
+  assert "value_learning_rate" not in metrics
+  assert not any("memory" in name for name in metrics)
+
+
+def test_items_of_a_checkpoint_come_back():
+  state = first_step()[0]
+  items = state.to_items()
+  assert set(items) == {"params", "buffers", "rest"}
+  count = sum(len(jax.tree.leaves(tree)) for tree in items.values())
+  assert count == len(jax.tree.leaves(state))  # nothing is kept twice
+  assert_same_bits(state_lib.TrainState.from_items(items), state)
+
+
+def test_losses_fall_on_one_batch():
+  state, batch = first_state(), make_batch()
+  losses = []
+  for _ in range(30):
+    state, metrics = train_step(state, batch)
+    losses.append(float(metrics["loss"]))
+  assert losses[-1] < 0.5 * losses[0]

@@ -1,0 +1,105 @@
+"""What tests of this project and of models built on it share.
+
+A small model as a Config and as command-line flags, a comparison of arrays,
+and commands run in a process of their own.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+
+from configs import tiny
+from ultramem_jax.settings import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# Relative to the largest magnitude of the expected array: float32 sums of a
+# few hundred terms, taken in another order; one rounding of bfloat16 is 2^-8.
+TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
+
+
+def assert_close(actual, expected, precision="float32", tolerance=None):
+  """Compares pytrees of arrays, relative to each expected array's largest."""
+  tolerance = TOLERANCE[precision] if tolerance is None else tolerance
+  jax.tree.map(
+    lambda a, e: _assert_array_close(a, e, tolerance), actual, expected
+  )
+
+
+def _assert_array_close(actual, expected, tolerance):
+  actual = np.asarray(actual, np.float64)
+  expected = np.asarray(expected, np.float64)
+  assert actual.shape == expected.shape
+  assert np.isfinite(expected).all()
+  scale = max(abs(expected).max(initial=0), 1e-30)
+  np.testing.assert_allclose(
+    actual / scale, expected / scale, rtol=0, atol=tolerance
+  )
+
+
+# `configs/tiny.py`, shrunk.
+MODEL = {
+  "model.embed_dim": 16,
+  "model.num_layers": 2,
+  "model.num_heads": 2,
+  "model.mlp_dim": 32,
+  "model.memory.spans": "1:2",
+  "model.memory.num_keys": 8,
+  "model.memory.key_dim": 4,
+  "model.memory.value_dim": 8,
+  "model.memory.top_m": 3,
+}
+
+
+def small_config(**overrides):
+  """The small Config; `model__embed_dim=32` overrides model.embed_dim."""
+  c = tiny.get_config()
+  c.update_from_flattened_dict(
+    {
+      **MODEL,
+      "batch_size": 4,
+      "data.seq_len": 8,
+      "steps": 40,
+      **{name.replace("__", "."): value for name, value in overrides.items()},
+    }
+  )
+  return config_lib.parse(c)
+
+
+def flags(overrides):
+  """Command-line flags for overrides {"optim.eps": 0.1}."""
+  return [f"--config.{name}={value}" for name, value in overrides.items()]
+
+
+def environment(cache, **variables):
+  """Environment of a command: CPU, with a compilation cache to share."""
+  return {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "JAX_COMPILATION_CACHE_DIR": str(cache),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    **variables,
+  }
+
+
+def start(arguments, cache, **variables):
+  """Starts Python with arguments in the repository's root."""
+  return subprocess.Popen(
+    [sys.executable, *map(str, arguments)],
+    cwd=ROOT,
+    text=True,
+    stdin=subprocess.DEVNULL,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    env=environment(cache, **variables),
+  )
+
+
+def finish(process):
+  """Waits for a started process: (exit status, stdout, stderr)."""
+  output, errors = process.communicate(timeout=900)
+  return process.returncode, output, errors
