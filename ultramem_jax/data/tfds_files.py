@@ -95,7 +95,7 @@ def find(name: str, data_dir: str) -> str:
   """The directory of a dataset.
 
   Args:
-    name: "name[/config][:version]"; without version, the newest on disk.
+    name: `name[/config][:version]`; without version, the newest on disk.
     data_dir: where datasets lie; "" = ~/tensorflow_datasets.
   Returns:
     The directory that holds `dataset_info.json`.
