@@ -19,9 +19,8 @@ from ml_collections import config_flags
 
 from configs import default
 from ultramem_jax import cli
+from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
-from ultramem_jax.runs import distributed
-from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.train import sharding
@@ -55,12 +54,12 @@ LIMIT = flags.DEFINE_integer(
   "Questions of each task, to try it; by default all.",
   lower_bound=1,
 )
-load_lib.define_flags()
-distributed.define_flags()
+model_flags.define()
+cli.define_processes()
 
 
 def main() -> None:
-  distributed.initialize()
+  cli.join_processes()
   for flag in (TASKS_DIR, NUM_FEWSHOT, LIMIT):
     require(
       bool(TASKS.value) or flag.value is None,
@@ -72,7 +71,7 @@ def main() -> None:
     from ultramem_jax.evaluation import harness
 
     tasks = harness.find(TASKS.value, TASKS_DIR.value)
-  run = load_lib.from_flags()
+  run = model_flags.load()
   fields = config_lib.to_dict(run.config)
   fields["eval_batches"] = BATCHES.value
   fields["batch_size"] = BATCH_SIZE.value or run.config.batch_size

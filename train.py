@@ -7,7 +7,6 @@ On several hosts, on each of them: docs/sharding.md.
 
 import contextlib
 import math
-import pathlib
 import time
 
 import jax
@@ -29,14 +28,14 @@ from ultramem_jax.tools import accounting
 from ultramem_jax.train import compiler_options, optim, program, sharding, step
 from ultramem_jax.train import state as state_lib
 
-CONFIG = cli.define_config()
+cli.define_config()
 WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
   "Directory of the run; a run found there goes on. Default: runs/ and the "
   "name of the config file.",
 )
-distributed.define_flags()
+cli.define_processes()
 
 
 def compile_step(config: Config, layout):
@@ -187,7 +186,7 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     "model.memory.table_dtype",
     table_dtype,
     "cannot be trained; train float32 or bfloat16 and convert the run by "
-    "python -m ultramem_jax.quantize",
+    "python -m ultramem_jax quantize",
   )
   mesh = sharding.make_mesh(config)
   layout = sharding.make_layout(config, mesh)
@@ -270,10 +269,9 @@ def print_sample(config: Config, state, layout) -> None:
 
 
 def main() -> None:
-  distributed.initialize(stops_together=True)
-  config = cli.load(CONFIG)
-  name = pathlib.Path(flags.FLAGS["config"].config_filename).stem
-  train(config, WORKDIR.value or f"runs/{name}")
+  cli.join_processes(stops_together=True)
+  config = cli.load_config()
+  train(config, WORKDIR.value or f"runs/{cli.config_name()}")
 
 
 if __name__ == "__main__":

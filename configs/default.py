@@ -111,7 +111,7 @@ def get_config() -> ConfigDict:
   # can share them evenly; the rows beyond n^2 are never read
   c.model.memory.table_dtype = "float32"  # values in storage: float32 |
   # bfloat16 (rounded at random when updated; sparse updates only) | int8 (not
-  # to be trained: python -m ultramem_jax.quantize makes it from a run)
+  # to be trained: python -m ultramem_jax quantize makes it from a run)
   c.model.memory.kernel = "xla"  # what reads tables: xla | pallas (reads each
   # row once; on a GPU not int8, on a TPU float32 alone, and not with partition
   # = rows_unpooled; whether it is faster has not been measured)

@@ -17,7 +17,9 @@ DRIVER = """
 import json, os, signal, sys, time, traceback
 import train
 from configs import tiny
-from ultramem_jax import accounting, cli, config
+from ultramem_jax import cli
+from ultramem_jax.settings import config
+from ultramem_jax.tools import accounting
 
 accounting.parameters(config.parse(tiny.get_config()).model)
 
@@ -182,8 +184,10 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
     ([], "--config = None: must name a file such as configs/tiny.py"),
     (
       ["--config=configs/absent.py"],
-      "error: --config: [Errno 2] No such file or directory: 'configs/absent.p",
+      "error: --config = 'configs/absent.py': no such file; give the path of a",
     ),
+    (["--config=absent"], "--config = 'absent': no such file"),
+    (["--config", "absent"], "--config = 'absent': no such file"),
     ([TINY, "--verbos=1"], "verbos"),
     ([TINY, "steps=3"], "unexpected arguments: steps=3"),
     ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),
@@ -229,9 +233,9 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
       "data.sorce = 'text': no such field; known: source, path,",
     ),
     ("eval.py --limit=3", "--limit = 3: is for --tasks"),
-    ("-m ultramem_jax.generate --mesh.tabel 2", "tabel"),
+    ("-m ultramem_jax generate --mesh.tabel 2", "tabel"),
     (
-      "-m ultramem_jax.quantize --workdir=absent --output=README.md",
+      "-m ultramem_jax quantize --workdir=absent --output=README.md",
       "--output = 'README.md': must be an empty directory, or absent",
     ),
   ],

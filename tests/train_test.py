@@ -232,7 +232,8 @@ def test_generate_prints_prompts_and_their_texts(unbroken, cache):
     testing.start(
       [
         "-m",
-        "ultramem_jax.generate",
+        "ultramem_jax",
+        "generate",
         f"--workdir={workdir}",
         "--prompt=bal ",
         "--prompt=dor",

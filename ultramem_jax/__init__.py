@@ -1,14 +1,18 @@
 """UltraMem in JAX: the memory layer, its transformer, and their training."""
 
-from ultramem_jax.layers.memory_plus import MemoryPlus
-from ultramem_jax.layers.peer import Peer
-from ultramem_jax.layers.ultramem import UltraMem, refresh_buffers
-from ultramem_jax.layers.ultramem_v2 import UltraMemV2
-from ultramem_jax.model import Transformer
-from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.settings.memory import MemoryConfig
-from ultramem_jax.settings.model import ModelConfig, MoeConfig
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  from ultramem_jax.layers.memory_plus import MemoryPlus
+  from ultramem_jax.layers.peer import Peer
+  from ultramem_jax.layers.ultramem import UltraMem, refresh_buffers
+  from ultramem_jax.layers.ultramem_v2 import UltraMemV2
+  from ultramem_jax.model import Transformer
+  from ultramem_jax.settings.config import Config
+  from ultramem_jax.settings.errors import ConfigError
+  from ultramem_jax.settings.memory import MemoryConfig
+  from ultramem_jax.settings.model import ModelConfig, MoeConfig
 
 __all__ = [
   "Config",
@@ -23,3 +27,26 @@ __all__ = [
   "UltraMemV2",
   "refresh_buffers",
 ]
+
+# The modules of these names. They are imported when a name is first used, so
+# that `ultramem --help` and the settings need no JAX.
+_MODULES = {
+  "Config": "settings.config",
+  "ConfigError": "settings.errors",
+  "MemoryConfig": "settings.memory",
+  "MemoryPlus": "layers.memory_plus",
+  "ModelConfig": "settings.model",
+  "MoeConfig": "settings.model",
+  "Peer": "layers.peer",
+  "Transformer": "model",
+  "UltraMem": "layers.ultramem",
+  "UltraMemV2": "layers.ultramem_v2",
+  "refresh_buffers": "layers.ultramem",
+}
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _MODULES:
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+  module = importlib.import_module(f"{__name__}.{_MODULES[name]}")
+  return getattr(module, name)

@@ -1,53 +1,71 @@
-"""Command lines: the config flag, and user errors told in one line."""
+"""Command lines: flags of every program, and errors told in one line."""
 
 import contextlib
 import dataclasses
+import inspect
+import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
-from absl import app, flags, logging
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, parse
-from ultramem_jax.settings.errors import (
-  CheckpointError,
-  ConfigError,
-  TargetError,
-  TrainingError,
-)
+from ultramem_jax.settings.errors import ConfigError, UserError
 
-# What a user can mend: told in one line, with this exit status. An OSError is
-# a file that is missing, a directory that is read-only, a disk that is full.
-USER_ERRORS = (
-  CheckpointError,
-  ConfigError,
-  OSError,
-  TargetError,
-  TrainingError,
-)
+# Told in one line. An OSError is a file that is missing, a directory that is
+# read-only, a disk that is full.
+ONE_LINE_ERRORS = (UserError, OSError)
 EXIT_STATUS = 2
 INTERRUPTED_STATUS = 130  # what a shell reports of a program that Ctrl-C ended
+# The configs of the checkout, or of the installed package.
+CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
 
-def define_config():
-  """Defines --config=FILE and --config.FIELD=VALUE; returns the holder."""
-  return config_flags.DEFINE_config_file(
+def define_config() -> None:
+  """Defines --config=FILE_OR_NAME and --config.FIELD=VALUE."""
+  config_flags.DEFINE_config_file(
     "config",
     None,
-    "File whose get_config() returns the run's settings; "
-    "--config.FIELD=VALUE changes one (configs/default.py explains them).",
+    "File whose get_config() returns the run's settings, or the name of one "
+    "in configs/, such as tiny; --config.FIELD=VALUE changes a setting "
+    "(configs/default.py explains them).",
   )
+
+
+def load_config() -> Config:
+  """Returns the typed Config of the parsed flags.
+
+  Raises:
+    ConfigError: no --config given, or a setting that cannot work.
+  """
+  values = flags.FLAGS.config
+  require(
+    values is not None,
+    "--config",
+    None,
+    "must name a file such as configs/tiny.py",
+  )
+  try:
+    return parse(values)
+  except OSError as error:  # how the config file failed to load
+    raise ConfigError(_cause(error)) from error
+
+
+def config_name() -> str:
+  """Returns the name of the config file, such as "tiny"."""
+  return pathlib.Path(flags.FLAGS["config"].config_filename).stem
 
 
 def define_section(name: str, values: ConfigDict, text: str) -> None:
   """Defines --NAME.FIELD=VALUE for the fields of a section of the config.
 
-  The command line is read here already, so that a field that cannot be ends
-  the program here, in one line.
+  Reads the command line already, and ends the program with one line if it
+  sets a field that the section does not have.
   """
   with _reporting():
     _check_overrides(sys.argv, rf"({name}\.")
@@ -57,26 +75,64 @@ def define_section(name: str, values: ConfigDict, text: str) -> None:
       raise ConfigError(_cause(error)) from error
 
 
-def load(holder) -> Config:
-  """The typed Config of the parsed flags.
-
-  Raises:
-    ConfigError: no --config given, or a setting that cannot work.
-  """
-  require(
-    holder.value is not None,
-    "--config",
+def define_processes() -> None:
+  """Defines the flags that `join_processes` reads."""
+  flags.DEFINE_string(
+    "coordinator",
     None,
-    "must name a file such as configs/tiny.py",
+    "HOST:PORT of process 0, where several processes share the work, with "
+    "--num_processes and --process_id; auto: JAX asks the cluster for all "
+    "three, which it does unasked under Slurm, Open MPI and GKE.",
   )
-  try:
-    return parse(holder.value)
-  except OSError as error:  # how the config file failed to load
-    raise ConfigError(_cause(error)) from error
+  flags.DEFINE_integer(
+    "num_processes", None, "How many there are.", lower_bound=1
+  )
+  flags.DEFINE_integer(
+    "process_id", None, "Which one this is, from 0.", lower_bound=0
+  )
+
+
+def join_processes(stops_together: bool = False) -> None:
+  """Calls `distributed.initialize` with the flags of `define_processes`."""
+  values = flags.FLAGS
+  distributed.initialize(
+    values.coordinator, values.num_processes, values.process_id, stops_together
+  )
+
+
+def run(main: Callable[..., None]) -> None:
+  """Parses the command line and calls main with its positional arguments.
+
+  The arguments must be as many as main has parameters. --help prints the
+  docstring of main's module and the flags. UserError, OSError and Ctrl-C end
+  the program with one line and status 2 or 130; other exceptions keep their
+  traceback. If one of several processes fails, all of them end.
+  """
+  logging.use_absl_handler()
+  # JAX would tell which backends it did not find.
+  logging.set_verbosity(logging.WARNING)
+  with _reporting():
+    if {"--help", "-help", "-h"} & {*sys.argv[1:]}:
+      _print_help(main)
+      return
+    arguments = _parse_flags(sys.argv)
+    names = [name.upper() for name in inspect.signature(main).parameters]
+    if len(arguments) > len(names):
+      extra = " ".join(arguments[len(names) :])
+      raise ConfigError(f"unexpected arguments: {extra}")
+    if len(arguments) < len(names):
+      raise ConfigError(f"missing arguments: {' '.join(names)}")
+    main(*arguments)
+
+
+def fail(message: object, status: int = EXIT_STATUS) -> NoReturn:
+  """Ends the program with one line."""
+  print(message, file=sys.stderr)
+  sys.exit(status)
 
 
 def _check_overrides(argv: Sequence[str], prefix: str) -> None:
-  """Raises ConfigError if an override in argv can be no field of Config.
+  """Raises ConfigError if argv overrides what cannot be a field of Config.
 
   Args:
     argv: a command line.
@@ -95,7 +151,7 @@ def _check_override(path: str, text: str) -> None:
   for depth, name in enumerate(path.split(".")):
     known = (
       {f.name: f.type for f in dataclasses.fields(node)}
-      if (dataclasses.is_dataclass(node))
+      if dataclasses.is_dataclass(node)
       else {}
     )
     field = ".".join(path.split(".")[: depth + 1])
@@ -127,24 +183,50 @@ def _check_override(path: str, text: str) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
-  """Parses argv; a flag that cannot be raises ConfigError."""
+  """Parses argv and returns its positional arguments.
+
+  Raises:
+    ConfigError: an unknown flag, or a value that it cannot have.
+  """
   _check_overrides(argv, r"config\.(")
-  # --help shows the flags of the main module alone; these are its as well.
-  for module, defined in flags.FLAGS.flags_by_module_dict().items():
-    if module.startswith("ultramem_jax."):
-      for flag in defined:
-        flags.FLAGS.register_key_flag_for_module(argv[0], flag)
   try:
-    return flags.FLAGS(argv)
+    return flags.FLAGS([argv[0], *_find_configs(argv[1:])])[1:]
   except (flags.Error, AttributeError, OSError) as error:
     raise ConfigError(_cause(error)) from error
 
 
-def _cause(error: Exception) -> str:
-  """A line for a flag that cannot be parsed.
+def _find_configs(arguments: Sequence[str]) -> list[str]:
+  """Returns arguments with the file's path for each --config=NAME."""
+  found = list(arguments)
+  for index, argument in enumerate(arguments):
+    if match := re.fullmatch(r"(--?config=)(.*)", argument, re.DOTALL):
+      found[index] = match[1] + _config_path(match[2])
+    elif argument in ("--config", "-config") and index + 1 < len(found):
+      found[index + 1] = _config_path(found[index + 1])
+  return found
 
-  Of a config file that fails to load: the flag, and the last line of the
-  traceback, or the line of a ConfigError alone.
+
+def _config_path(name: str) -> str:
+  """Returns the path of a config given by path or name, and its :argument."""
+  name, colon, argument = name.partition(":")
+  path = pathlib.Path(name)
+  if not path.suffix and path == pathlib.Path(path.name):
+    path = CONFIGS / f"{name}.py"
+  require(
+    path.is_file(),
+    "--config",
+    name,
+    "no such file; give the path of a config or the name of one in configs/, "
+    "such as tiny",
+  )
+  return f"{path}{colon}{argument}"
+
+
+def _cause(error: Exception) -> str:
+  """Returns one line that tells why a flag cannot be parsed.
+
+  If a config file fails to load, the line is that of its ConfigError, or the
+  flag and the last line of the traceback.
   """
   first, *more = str(error).splitlines()
   if not more:
@@ -152,37 +234,26 @@ def _cause(error: Exception) -> str:
   last = more[-1].strip()
   told = re.sub(r"^[\w.]*ConfigError: ", "", last)
   flag = first.partition(": Error whilst")[0]
-  # Of a file that is not there, at length.
-  flag = re.sub(r"^.*Failed loading config file \w+$", "--config", flag)
   return told if told != last else f"{flag}: {last}"
 
 
-def run(main: Callable[[], None]) -> None:
-  """Runs main() with flags parsed; ends USER_ERRORS and Ctrl-C in one line.
-
-  The exit status is then 2, or 130. Other exceptions keep their traceback. Of
-  several processes, the first that fails ends all.
-  """
-
-  def checked_main(arguments):
-    # JAX would tell which backends it did not find.
-    logging.set_verbosity(logging.WARNING)
-    if arguments[1:]:
-      raise ConfigError(f"unexpected arguments: {' '.join(arguments[1:])}")
-    main()
-
-  app.run(_reporting()(checked_main), flags_parser=_reporting()(_parse_flags))
+def _print_help(main: Callable[..., None]) -> None:
+  """Prints the docstring of main's module and this program's flags."""
+  print(inspect.getdoc(sys.modules[main.__module__]))
+  for module, defined in flags.FLAGS.flags_by_module_dict().items():
+    if module.startswith("ultramem_jax."):
+      for flag in defined:
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
+  print(flags.FLAGS.module_help(sys.argv[0]))
 
 
 @contextlib.contextmanager
-def _reporting():
-  """Ends the program, with a line of the cause, at a USER_ERROR or Ctrl-C."""
+def _reporting() -> Iterator[None]:
+  """Ends the program with one line if a user error or Ctrl-C is raised."""
   with distributed.ending_together():
     try:
       yield
-    except USER_ERRORS as error:
-      print(f"error: {error}", file=sys.stderr)
-      sys.exit(EXIT_STATUS)
+    except ONE_LINE_ERRORS as error:
+      fail(f"error: {error}")
     except KeyboardInterrupt:
-      print("SIGINT: stopped", file=sys.stderr)
-      sys.exit(INTERRUPTED_STATUS)
+      fail("SIGINT: stopped", INTERRUPTED_STATUS)

@@ -729,7 +729,7 @@ def test_convert_leaves_nothing_after_an_error(tmp_path):
     assert not list(target.parent.iterdir())
   shard.unlink()
   done = subprocess.run(
-    [sys.executable, "-m", "ultramem_jax.data.convert", source, target],
+    [sys.executable, "-m", "ultramem_jax", "convert", source, target],
     cwd=Path(__file__).parents[2],
     capture_output=True,
     text=True,
@@ -741,11 +741,11 @@ def test_convert_leaves_nothing_after_an_error(tmp_path):
 
 
 def test_convert_refuses_what_it_cannot_do(corpora, tmp_path):
-  with pytest.raises(ConfigError, match=r"SRC = .*no dataset_info.json"):
+  with pytest.raises(ConfigError, match=r"SOURCE = .*no dataset_info.json"):
     convert.convert(tmp_path, tmp_path / "x")
   array = Path(corpora["array_record"]["tfds_dir"]) / "toy" / "en" / "1.2.0"
   with pytest.raises(ConfigError, match=r"holds array_record files"):
     convert.convert(array, tmp_path / "x")
   records = Path(corpora["tfrecord"]["tfds_dir"]) / "toy" / "en" / "1.2.0"
-  with pytest.raises(ConfigError, match=r"DST = .*exists already"):
+  with pytest.raises(ConfigError, match=r"TARGET = .*exists already"):
     convert.convert(records, tmp_path)

@@ -103,7 +103,8 @@ def run_train_bpe(*arguments):
     [
       sys.executable,
       "-m",
-      "ultramem_jax.data.train_bpe",
+      "ultramem_jax",
+      "train-bpe",
       "--config=configs/tiny.py",
       *arguments,
     ],

@@ -121,7 +121,7 @@ def use(config, layout, variables):
   """(evaluation and scores of texts, drawn tokens) of a model."""
   model = Transformer(config.model)
   scores = scoring.Scorer(
-    load_lib.Trained(config, 0, model, variables, layout)
+    load_lib.TrainedModel(config, 0, model, variables, layout)
   ).log_likelihoods([("a", "bc"), ("", "longer than a window")])
   result = loss_lib.on_validation_split(config, layout)(
     variables["params"], variables["buffers"]

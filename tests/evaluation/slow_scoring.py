@@ -20,7 +20,7 @@ BOS, EOS = ByteTokenizer.bos_id, ByteTokenizer.eos_id
 
 
 @functools.cache
-def run() -> load_lib.Trained:
+def run() -> load_lib.TrainedModel:
   """An untrained model of bytes, whose predictions vary."""
   config = testing.small_config(
     data__seq_len=LENGTH,
@@ -31,7 +31,7 @@ def run() -> load_lib.Trained:
   state = jax.jit(lambda: state_lib.init_state(config))()
   variables = {"params": state.params, "buffers": state.buffers}
   layout = sharding.make_layout(config, sharding.make_mesh(config))
-  return load_lib.Trained(
+  return load_lib.TrainedModel(
     config, 7, Transformer(config.model), variables, layout
   )
 

@@ -76,13 +76,9 @@ def test_handlers_are_put_back():
 # A process of one, as it joins the others.
 ASKED = """
 import os, signal, sys
-from absl import flags
-from ultramem_jax import distributed
+from ultramem_jax.runs import distributed
 stops_together, port = map(int, sys.argv[1:])
-distributed.define_flags()
-flags.FLAGS(["", f"--coordinator=localhost:{port}", "--num_processes=1",
-             "--process_id=0"])
-distributed.initialize(bool(stops_together))
+distributed.initialize(f"localhost:{port}", 1, 0, bool(stops_together))
 os.kill(os.getpid(), signal.SIGTERM)
 """
 

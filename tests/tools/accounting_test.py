@@ -259,7 +259,8 @@ def test_command_line_prints_json():
   command = [
     sys.executable,
     "-m",
-    "ultramem_jax.accounting",
+    "ultramem_jax",
+    "accounting",
     "--json",
     "--batch=64",
     "--config=configs/tiny.py",

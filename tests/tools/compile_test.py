@@ -25,7 +25,7 @@ CONFIG = [
 
 def run(cache, *arguments):
   """Runs the command: (exit status, stdout, stderr)."""
-  command = ["-m", "ultramem_jax.compile", *CONFIG, *arguments]
+  command = ["-m", "ultramem_jax", "compile", *CONFIG, *arguments]
   return testing.finish(testing.start(command, cache))
 
 

@@ -108,7 +108,8 @@ def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
     testing.start(
       [
         "-m",
-        "ultramem_jax.quantize",
+        "ultramem_jax",
+        "quantize",
         f"--workdir={run}",
         f"--output={output}",
         f"--dtype={dtype}",

@@ -1,15 +1,9 @@
 """Converts a TFRecord dataset of TensorFlow Datasets to ArrayRecord.
 
-  python -m ultramem_jax.data.convert SRC DST
-
-SRC is the directory that holds `dataset_info.json`, such as
-`~/tensorflow_datasets/c4/en/3.0.1`; DST must not exist. ArrayRecord files
-can be read in any order, so that training shuffles the whole corpus.
-TensorFlow is not needed. DST appears when all is written: the work is done in
-a directory beside it, `DST.partial-...`, removed if the conversion fails.
+ArrayRecord files can be read in any order, so that training shuffles the whole
+corpus. TensorFlow is not needed.
 """
 
-import argparse
 import json
 import os
 import shutil
@@ -19,6 +13,7 @@ from array_record.python import array_record_module
 
 from ultramem_jax.data import records
 from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import DamagedRecords
 
 
 def convert(source: Path, target: Path) -> None:
@@ -26,16 +21,18 @@ def convert(source: Path, target: Path) -> None:
 
   Args:
     source: directory with dataset_info.json and TFRecord files.
-    target: directory to make.
+    target: directory to make. It appears when all is written; until then the
+      files are in a directory beside it, `TARGET.partial-...`, which is removed
+      if the conversion fails.
   Raises:
     ConfigError: source is no such directory, or target exists.
-    ValueError, OSError: a file is missing, truncated or cannot be written;
-      target is not made.
+    errors.DamagedRecords: a file is cut off, or longer than it should be.
+    OSError: a file is missing, or cannot be written.
   """
   info_path = source / "dataset_info.json"
   require(
     info_path.is_file(),
-    "SRC",
+    "SOURCE",
     str(source),
     "no dataset_info.json there; give the directory of the version, "
     "such as .../c4/en/3.0.1",
@@ -45,11 +42,11 @@ def convert(source: Path, target: Path) -> None:
   found = info.get("fileFormat", "tfrecord")
   require(
     found == "tfrecord",
-    "SRC",
+    "SOURCE",
     str(source),
     f"holds {found} files; only tfrecord is converted",
   )
-  require(not target.exists(), "DST", str(target), "exists already")
+  require(not target.exists(), "TARGET", str(target), "exists already")
 
   partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
   partial.mkdir(parents=True)
@@ -75,7 +72,7 @@ def _shards(source: Path) -> list[records.Part]:
   # A second to import: not for --help.
   from ultramem_jax.data import tfds_files
 
-  builder = tfds_files.open_builder(str(source), "SRC", str(source))
+  builder = tfds_files.open_builder(str(source), "SOURCE", str(source))
   splits = builder.info.splits.values()
   return [
     records.Part(str(path), 0, length)
@@ -95,26 +92,7 @@ def _convert_shard(part: records.Part, target: Path) -> None:
   writer.close()
   size = os.path.getsize(part.path)
   if end != size:
-    raise records.DamagedRecords(
+    raise DamagedRecords(
       f"{part.path}: goes on after its {part.stop} records, at byte {end} "
       f"of {size}; dataset_info.json does not belong to it"
     )
-
-
-def main() -> None:
-  parser = argparse.ArgumentParser(
-    prog="python -m ultramem_jax.data.convert",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
-  parser.add_argument("SRC", type=Path)
-  parser.add_argument("DST", type=Path)
-  arguments = parser.parse_args()
-  try:
-    convert(arguments.SRC.expanduser(), arguments.DST.expanduser())
-  except (ValueError, OSError) as error:
-    parser.exit(2, f"error: {error}\n")
-
-
-if __name__ == "__main__":
-  main()

@@ -15,13 +15,11 @@ from typing import Any
 import grain
 import numpy as np
 
+from ultramem_jax.settings.errors import DamagedRecords
+
 _HEADER = struct.Struct("<QI")  # length and its checksum
 _FOOTER_BYTES = 4  # checksum of the data
 _READ_AHEAD = 256  # records held at once when a file is read in order
-
-
-class DamagedRecords(ValueError):
-  """A TFRecord file that ends too early; the message names file and place."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 The directory of a dataset holds `dataset_info.json`, `features.json` and its
 examples, in ArrayRecord files (random access) or TFRecord files (streamed;
-`python -m ultramem_jax.data.convert` turns them into the former).
+`python -m ultramem_jax convert` turns them into the former).
 """
 
 import os

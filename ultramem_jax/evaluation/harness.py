@@ -18,7 +18,7 @@ import jax
 
 from ultramem_jax.evaluation.scoring import Scorer
 from ultramem_jax.runs import distributed, metrics
-from ultramem_jax.serve.load import Trained
+from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import SampleConfig
 from ultramem_jax.settings.errors import ConfigError
@@ -132,7 +132,7 @@ def find(
 
 
 def evaluate(
-  run: Trained,
+  run: TrainedModel,
   manager: TaskManager,
   names: list[str],
   num_fewshot: int | None,

@@ -22,7 +22,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
-from ultramem_jax.serve.load import Trained
+from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.config import Config, SampleConfig
 from ultramem_jax.train import sharding, step
 
@@ -150,7 +150,7 @@ class Scorer:
   Of several processes all must be given the same texts.
   """
 
-  def __init__(self, run: Trained):
+  def __init__(self, run: TrainedModel):
     """Args: run, of `trained.load`; config.batch_size sequences of seq_len
     tokens, or as many tokens in shorter ones, are a batch."""
     self._run = run

@@ -14,7 +14,6 @@ import traceback
 
 import jax
 import numpy as np
-from absl import flags
 from jax.experimental import multihost_utils
 
 from ultramem_jax.settings.checks import require
@@ -23,39 +22,27 @@ from ultramem_jax.settings.errors import ConfigError
 AUTO = "auto"
 
 
-def define_flags() -> None:
-  """Defines the flags of `initialize`, which a program calls first."""
-  flags.DEFINE_string(
-    "coordinator",
-    None,
-    "HOST:PORT of process 0, where several processes share the work, with "
-    "--num_processes and --process_id; auto: JAX asks the cluster for all "
-    "three, which it does unasked under Slurm, Open MPI and GKE.",
-  )
-  flags.DEFINE_integer(
-    "num_processes", None, "How many there are.", lower_bound=1
-  )
-  flags.DEFINE_integer(
-    "process_id", None, "Which one this is, from 0.", lower_bound=0
-  )
-
-
-def initialize(stops_together: bool = False) -> None:
+def initialize(
+  coordinator: str | None = None,
+  count: int | None = None,
+  index: int | None = None,
+  stops_together: bool = False,
+) -> None:
   """Joins the other processes, if there are any; before devices are used.
 
   Args:
+    coordinator: "HOST:PORT" of process 0; "auto": JAX asks the cluster for all
+      three; None: the same if the cluster started several processes, else this
+      process works on its own.
+    count, index: how many processes there are, and which this one is. Given
+      with HOST:PORT, and only then.
     stops_together: SIGTERM to one of several processes waits until
       `preemption.Preemption` stops them all at one step; otherwise it ends
       that process, and so all of them.
   Raises:
-    ConfigError: flags that do not go together, or no cluster that JAX knows.
+    ConfigError: arguments that do not go together, or no cluster that JAX
+      knows; the message names the flags of `cli.define_processes`.
   """
-  values = flags.FLAGS
-  coordinator, count, index = (
-    values.coordinator,
-    values.num_processes,
-    values.process_id,
-  )
   # Where it is on, and nobody asks it, JAX's preemption service swallows
   # SIGTERM.
   jax.config.update("jax_enable_preemption_service", stops_together)

@@ -1,30 +1,17 @@
-"""Generation: prefill, then a compiled loop of single-token steps.
-
-  python -m ultramem_jax.generate --workdir=runs/tiny --prompt="def "
-
-The run's mesh is used as far as these devices make it; --mesh.table=8 and the
-like name another, --coordinator other hosts (docs/sharding.md).
-"""
+"""Generation: prefill, then a compiled loop of single-token steps."""
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ultramem_jax import cli
-from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.runs import distributed
-from ultramem_jax.serve import load as load_lib
-from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import SampleConfig
 from ultramem_jax.train import sharding
@@ -349,37 +336,3 @@ def generate_text(
     layout=layout,
   )
   return [tokenizer.decode(tokens_N) for tokens_N in new]
-
-
-def main() -> None:
-  distributed.initialize()
-  values = flags.FLAGS
-  sample = SampleConfig(
-    "", values.num_tokens, values.temperature, values.top_k, values.top_p
-  )
-  prompts = values.prompt
-  if prompts == ["-"]:
-    prompts = [sys.stdin.read()]
-  run = load_lib.from_flags()
-  tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
-  with layout_lib.using(run.layout):
-    variables = prepare_lib.prepare(run.model, run.variables)
-  texts = generate_text(
-    run.model, variables, tokenizer, prompts, sample, values.seed, run.layout
-  )
-  for prompt, text in zip(prompts, texts, strict=True):
-    print(prompt + text)
-
-
-if __name__ == "__main__":
-  load_lib.define_flags()
-  distributed.define_flags()
-  flags.DEFINE_multi_string(
-    "prompt", [""], "Beginning of a text, repeatable; - reads standard input."
-  )
-  flags.DEFINE_integer("num_tokens", 256, "New tokens at most.")
-  flags.DEFINE_float("temperature", 0.7, "0 = always the likeliest token.")
-  flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0 = all.")
-  flags.DEFINE_float("top_p", 0.95, "Keep the likeliest of this probability.")
-  flags.DEFINE_integer("seed", 0, "Of the sampling.")
-  cli.run(main)

@@ -1,27 +1,23 @@
 """A trained model, from the workdir of its run, on the devices there are."""
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
-from ultramem_jax import cli
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import Config, MeshConfig
+from ultramem_jax.settings.config import Config
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
 
-class Trained(NamedTuple):
+class TrainedModel(NamedTuple):
   """A model with the parameters of a checkpoint.
 
   config: of the run, with the mesh of these devices and a batch that divides
@@ -42,7 +38,7 @@ def load(
   workdir: str | os.PathLike | None,
   saved: str = "newest",
   mesh: Mapping[str, Any] | None = None,
-) -> Trained:
+) -> TrainedModel:
   """Loads a model without its optimizer; each device gets its part alone.
 
   Args:
@@ -71,7 +67,7 @@ def load(
     {"params": state.params, "buffers": state.buffers},
     int(saved) if saved.isdecimal() else saved,
   )
-  return Trained(
+  return TrainedModel(
     config, restored.step, Transformer(config.model), restored.items, layout
   )
 
@@ -91,26 +87,3 @@ def _on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
   if jax.default_backend() != "gpu":
     fields["model"]["attention"] = "xla"
   return config_lib.parse(fields)
-
-
-def define_flags() -> None:
-  """Defines the flags of `from_flags`."""
-  flags.DEFINE_string("workdir", None, "Directory of the run.")
-  flags.DEFINE_string(
-    "step", "newest", "Checkpoint: newest, best, or the number of a step."
-  )
-  cli.define_section(
-    "mesh",
-    ConfigDict(dataclasses.asdict(MeshConfig(data=-1))),
-    "Another mesh than the run's: --mesh.FIELD=VALUE.",
-  )
-
-
-def from_flags() -> Trained:
-  """Loads the model that the command line names; raises as `load`."""
-  values = flags.FLAGS
-  return load(
-    values.workdir,
-    values.step,
-    config_flags.get_override_values(values["mesh"]),
-  )

@@ -4,12 +4,9 @@ Counted on the model's own parameter tree, of which only shapes are computed:
 nothing is allocated. The rules are the paper's (arXiv 2411.12364, tables 1 to
 3 and figure 1): parameters without embeddings and norms; FLOPs of a token are
 twice the dense parameters it uses, plus two for each value it reads.
-
-  python -m ultramem_jax.accounting --config=configs/151m_x12.py --batch=64
 """
 
 import functools
-import json
 import math
 import os
 import pathlib
@@ -17,10 +14,8 @@ import re
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 from jax.sharding import AbstractMesh, NamedSharding
 
-from ultramem_jax import cli
 from ultramem_jax.ops import precision
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
@@ -330,25 +325,3 @@ def summary(config: Config, batches=BATCHES, num_devices: int = 1) -> str:
     lines.append(title)
     lines += [f"  {name:<26}{count:>22,}" for name, count in rows.items()]
   return "\n".join(lines)
-
-
-def main() -> None:
-  config = cli.load(_CONFIG)
-  arguments = (config, flags.FLAGS.batch, flags.FLAGS.devices)
-  if flags.FLAGS.json:
-    print(json.dumps(report(*arguments)))
-  else:
-    print(summary(*arguments))
-
-
-if __name__ == "__main__":
-  _CONFIG = cli.define_config()
-  flags.DEFINE_multi_integer(
-    "batch",
-    list(BATCHES),
-    "Sequences of a decoding step; repeatable.",
-    lower_bound=1,
-  )
-  flags.DEFINE_integer("devices", 1, "Devices that train it.", lower_bound=1)
-  flags.DEFINE_bool("json", False, "Print JSON.")
-  cli.run(main)

@@ -1,33 +1,12 @@
-"""Compiles a run's training and decoding step without running them.
-
-  python -m ultramem_jax.compile --config=configs/151m_x12.py \\
-      --topology=v5e:16x16
-
-The devices need not be here (`topology` says which there are): a TPU's
-compiler is in libtpu, a GPU's in JAX's plugin for CUDA, and a machine without
-either device can have both.
-
-  pip install -e ".[tpu-compile]" or ".[gpu-compile]"
-
-Training is two programs where the update of value tables is sparse. Prints,
-for each program: bytes a device holds, and whether it has them; the
-operations between devices and the bytes they bring to each; FLOPs; and what
-the compiled schedule runs beside them. --quick compiles several times faster
-and tells nearly the same bytes, but nothing is scheduled to run beside another.
-"""
+"""What a run's compiled steps cost, found without running them."""
 
 import collections
 import functools
-import json
-import pathlib
 import re
-import time
 
 import jax
 import jax.numpy as jnp
-from absl import flags
 
-from ultramem_jax import cli
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
@@ -36,12 +15,8 @@ from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import hlo, topology
-from ultramem_jax.train import compiler_options, program, sharding
+from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
-
-STEPS = ("train", "decode")
-# The compiler's least effort to make a program fast.
-QUICK = {"exec_time_optimization_effort": -1.0}
 
 
 def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
@@ -150,59 +125,3 @@ def summary(costs: dict) -> str:
   for line, count in collections.Counter(costs["overlap"]).items():
     lines.append(f"  {count:>3} x {line}")
   return "\n".join(lines)
-
-
-def main() -> None:
-  values = flags.FLAGS
-  config = cli.load(_CONFIG)
-  if values.topology != "local":
-    jax.config.update("jax_platforms", "cpu")
-  devices = topology.devices(values.topology)
-  mesh = sharding.make_mesh(config, devices)
-  layout = sharding.make_layout(config, mesh)
-  if values.text:  # before the compiler has worked for minutes
-    pathlib.Path(values.text).mkdir(parents=True, exist_ok=True)
-  for step_name in values.step or STEPS:
-    programs = (
-      program.lower_train_step(
-        config, *program.abstract_inputs(config, layout), layout
-      )
-      if step_name == "train"
-      else {
-        "decode": lower_decode_step(config, layout, values.batch, values.cache)
-      }
-    )
-    for name, lowered in programs.items():
-      began = time.monotonic()
-      compiled = lowered.compile(
-        {
-          **compiler_options.for_device(devices[0]),
-          **(QUICK if values.quick else {}),
-        }
-      )
-      seconds = time.monotonic() - began
-      if values.text:
-        pathlib.Path(values.text, f"{name}.txt").write_text(compiled.as_text())
-      costs = report(compiled, mesh)
-      if values.json:
-        print(json.dumps({"step": name, "topology": values.topology, **costs}))
-      else:
-        print(
-          f"{name} step for {values.topology}, {mesh.size} devices "
-          f"(compiled in {seconds:.0f} s)\n{summary(costs)}",
-          flush=True,
-        )
-
-
-if __name__ == "__main__":
-  _CONFIG = cli.define_config()
-  flags.DEFINE_string(
-    "topology", "local", f"Devices {topology.FORM.removeprefix('must be ')}."
-  )
-  flags.DEFINE_multi_enum("step", None, STEPS, "Default: both.")
-  flags.DEFINE_integer("batch", 64, "Sequences that decode.", lower_bound=1)
-  flags.DEFINE_integer("cache", 2048, "Positions they have.", lower_bound=1)
-  flags.DEFINE_bool("quick", False, "Compile with little effort.")
-  flags.DEFINE_string("text", None, "Directory for the compiled text.")
-  flags.DEFINE_bool("json", False, "Print a line of JSON for each step.")
-  cli.run(main)

@@ -1,26 +1,17 @@
-"""A trained run with tables in fewer bits, for serving.
-
-  python -m ultramem_jax.quantize --workdir=runs/a --output=runs/a8 --dtype=int8
-
-int8: a quarter of float32's bytes and a scale for each row. bfloat16: half of
-them. The output is the workdir of a run, for eval.py and generation; the loss
-on the validation split before and after is printed as a line of JSON.
-"""
+"""Tables of a trained run in fewer bits, for serving."""
 
 import functools
-import json
-import pathlib
+import os
+from typing import Any
 
 import jax
-from absl import flags
 from flax import traverse_util
 
-from ultramem_jax import cli
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.ops import precision
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.serve import load as load_lib
+from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
@@ -50,7 +41,7 @@ def quantized_config(config: Config, dtype: str) -> Config:
   )
   fields = config_lib.to_dict(config)
   fields["model"]["memory"]["table_dtype"] = dtype
-  # What is for float32 tables alone would be refused.
+  # These are for float32 tables only.
   fields["optim"].update(table_update="auto", table_catch_up=False)
   fields["model"]["memory"]["kernel"] = "xla"
   return config_lib.parse(fields)
@@ -71,57 +62,47 @@ def quantize(params, dtype: str):
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def main() -> None:
-  values = flags.FLAGS
-  require(
-    bool(values.output),
-    "--output",
-    values.output,
-    "must name a directory for the quantized run",
-  )
-  output = pathlib.Path(values.output)
-  require(
-    not output.exists() or (output.is_dir() and not any(output.iterdir())),
-    "--output",
-    values.output,
-    "must be an empty directory, or absent",
-  )
-  run = load_lib.from_flags()
-  # As the run has it, whatever the devices of here are.
-  config = quantized_config(
-    workdir_lib.load_config(values.workdir), values.dtype
-  )
+def quantize_run(
+  loaded: TrainedModel,
+  workdir: str | os.PathLike,
+  output: str | os.PathLike,
+  dtype: str,
+) -> dict[str, Any]:
+  """Writes a run with quantized tables to a workdir of its own.
+
+  Args:
+    loaded: the model of the run, on these devices.
+    workdir: the run's directory; the new run keeps its config, whatever the
+      devices are here.
+    output: directory of the new run, empty or absent.
+    dtype: one of DTYPES.
+  Returns:
+    "step", "dtype", and the validation losses "loss_before", "loss" and
+    "change", their difference.
+  Raises:
+    ConfigError: the run has no tables, or not in float32.
+  """
+  config = quantized_config(workdir_lib.load_config(workdir), dtype)
   variables = {
-    **run.variables,
-    "params": quantize(run.variables["params"], values.dtype),
+    **loaded.variables,
+    "params": quantize(loaded.variables["params"], dtype),
   }
   before, after = (
-    loss_lib.on_validation_split(here, run.layout)(
+    loss_lib.on_validation_split(here, loaded.layout)(
       held["params"], held["buffers"]
-    )
+    )["loss"]
     for here, held in (
-      (run.config, run.variables),
-      (quantized_config(run.config, values.dtype), variables),
+      (loaded.config, loaded.variables),
+      (quantized_config(loaded.config, dtype), variables),
     )
   )
-  workdir_lib.claim(output, config, workdir_lib.load_corpus(values.workdir))
+  workdir_lib.claim(output, config, workdir_lib.load_corpus(workdir))
   with checkpoint.Checkpointer(output, keep=1) as checkpointer:
-    checkpointer.save(run.step, variables, {}, after["loss"])
-  print(
-    json.dumps(
-      {
-        "step": run.step,
-        "dtype": values.dtype,
-        "loss_before": before["loss"],
-        "loss": after["loss"],
-        "change": after["loss"] - before["loss"],
-      }
-    )
-  )
-
-
-if __name__ == "__main__":
-  load_lib.define_flags()
-  flags.DEFINE_string("output", None, "Directory of the new run.")
-  flags.DEFINE_enum("dtype", "int8", DTYPES, "Of the tables.")
-  cli.run(main)
+    checkpointer.save(loaded.step, variables, {}, after)
+  return {
+    "step": loaded.step,
+    "dtype": dtype,
+    "loss_before": before,
+    "loss": after,
+    "change": after - before,
+  }

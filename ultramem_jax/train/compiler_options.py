@@ -2,7 +2,7 @@
 
 They let the compiler run a memory's look-up and communication beside the dense
 layers between its reading and its adding (`model`), none of which depends on
-it. What it makes of them: `python -m ultramem_jax.compile`, which prints what
+it. What it makes of them: `python -m ultramem_jax compile`, which prints what
 the compiled schedule runs beside each collective.
 
 On a TPU the latency-hiding scheduler, and all-gathers and permutes that run

@@ -1,0 +1,15 @@
+"""The commands of `python -m ultramem_jax COMMAND`, a module each.
+
+A module's docstring is the command's help. It has `define_flags()` and
+`main(...)`, whose parameters are the command's positional arguments.
+"""
+
+# What each command does; `train-bpe` is the module train_bpe.
+SUMMARIES = {
+  "accounting": "count a model's parameters, FLOPs, memory access and bytes",
+  "compile": "compile a run's steps for devices that need not be here",
+  "convert": "convert a TFRecord dataset to ArrayRecord",
+  "generate": "continue prompts with a trained model",
+  "quantize": "write a run again with tables in int8 or bfloat16",
+  "train-bpe": "train a tokenizer on the text of a config",
+}

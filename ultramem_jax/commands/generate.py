@@ -1,0 +1,52 @@
+"""Continues prompts with the model of a workdir.
+
+  python -m ultramem_jax generate --workdir=runs/tiny --prompt="def "
+
+The run's mesh is used as far as these devices make it; --mesh.table=8 and the
+like name another, --coordinator other hosts (docs/sharding.md).
+"""
+
+import sys
+
+from absl import flags
+
+from ultramem_jax import cli
+from ultramem_jax.commands import model_flags
+from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.serve import generate
+from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.settings.config import SampleConfig
+
+
+def define_flags() -> None:
+  model_flags.define()
+  cli.define_processes()
+  flags.DEFINE_multi_string(
+    "prompt", [""], "Beginning of a text, repeatable; - reads standard input."
+  )
+  flags.DEFINE_integer("num_tokens", 256, "New tokens at most.")
+  flags.DEFINE_float("temperature", 0.7, "0 = always the likeliest token.")
+  flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0 = all.")
+  flags.DEFINE_float("top_p", 0.95, "Keep the likeliest of this probability.")
+  flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
+
+
+def main() -> None:
+  cli.join_processes()
+  values = flags.FLAGS
+  sample = SampleConfig(
+    "", values.num_tokens, values.temperature, values.top_k, values.top_p
+  )
+  prompts = values.prompt
+  if prompts == ["-"]:
+    prompts = [sys.stdin.read()]
+  run = model_flags.load()
+  tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
+  with layout_lib.using(run.layout):
+    variables = prepare_lib.prepare(run.model, run.variables)
+  texts = generate.generate_text(
+    run.model, variables, tokenizer, prompts, sample, values.seed, run.layout
+  )
+  for prompt, text in zip(prompts, texts, strict=True):
+    print(prompt + text)

@@ -1,0 +1,43 @@
+"""Writes a trained run again with tables in fewer bits, for serving.
+
+  python -m ultramem_jax quantize --workdir=runs/a --output=runs/a8 --dtype=int8
+
+int8: a quarter of float32's bytes and a scale for each row. bfloat16: half of
+them. The output is the workdir of a run, for eval.py and generation; the loss
+on the validation split before and after is printed as a line of JSON.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+from ultramem_jax.commands import model_flags
+from ultramem_jax.settings.checks import require
+from ultramem_jax.tools import quantize
+
+
+def define_flags() -> None:
+  model_flags.define()
+  flags.DEFINE_string("output", None, "Directory of the new run.")
+  flags.DEFINE_enum("dtype", "int8", quantize.DTYPES, "Dtype of the tables.")
+
+
+def main() -> None:
+  values = flags.FLAGS
+  require(
+    bool(values.output),
+    "--output",
+    values.output,
+    "must name a directory for the quantized run",
+  )
+  output = pathlib.Path(values.output)
+  require(
+    not output.exists() or (output.is_dir() and not any(output.iterdir())),
+    "--output",
+    values.output,
+    "must be an empty directory, or absent",
+  )
+  loaded = model_flags.load()
+  report = quantize.quantize_run(loaded, values.workdir, output, values.dtype)
+  print(json.dumps(report))

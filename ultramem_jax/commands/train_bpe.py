@@ -1,0 +1,48 @@
+"""Trains a byte-level BPE tokenizer on the text a config trains on.
+
+  python -m ultramem_jax train-bpe --config=configs/tiny.py \\
+      --vocab_size=8192 --output=tokenizer.json
+
+Reads the train split of config.data (--config.data.FIELD changes it) and writes
+a Hugging Face tokenizer.json for config.data.tokenizer. The whole split is
+read: take a slice of a large TFDS dataset, such as
+--config.data.train_split='train[:1%]'.
+"""
+
+import pathlib
+
+from absl import flags
+
+from ultramem_jax import cli
+from ultramem_jax.data import sources, train_bpe
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.checks import require
+
+
+def define_flags() -> None:
+  cli.define_config()
+  flags.DEFINE_integer(
+    "vocab_size", 8192, "Tokens, 3 specials and 256 bytes among them."
+  )
+  flags.DEFINE_string("output", None, "File to write.", required=True)
+
+
+def main() -> None:
+  values = flags.FLAGS
+  output = pathlib.Path(values.output)
+  require(
+    output.parent.is_dir() and not output.is_dir(),
+    "--output",
+    values.output,
+    "must be a file of an existing directory",
+  )
+  data = cli.load_config().data
+  source = sources.load(data, "train")
+  print(f"{source.num_documents} documents of {data.source}", flush=True)
+  tokenizer = train_bpe.train(source.documents(), values.vocab_size)
+  workdir_lib.write_atomically(output, tokenizer.to_str(pretty=True).encode())
+  size = tokenizer.get_vocab_size()
+  print(
+    f"{output}: {size} tokens; train with --config.data.tokenizer={output} "
+    f"--config.model.vocab_size={size}"
+  )
