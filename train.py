@@ -6,6 +6,7 @@ On several hosts, on each of them: docs/sharding.md.
 """
 
 import contextlib
+import functools
 import math
 import time
 
@@ -92,17 +93,13 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
     stopped before it.
   """
   writer, progress = logs
-  report_usage = step.jitted(
-    step.report_usage,
-    config,
-    layout,
+  report_usage = jax.jit(
+    functools.partial(step.report_usage, config=config),
     donate_argnums=0,
     out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
   )
-  catch_up = step.jitted(
-    step.catch_up,
-    config,
-    layout,
+  catch_up = jax.jit(
+    functools.partial(step.catch_up, config=config),
     donate_argnums=0,
     out_shardings=sharding.of(state),
   )
@@ -257,13 +254,12 @@ def print_sample(config: Config, state, layout) -> None:
   variables = {"params": state.params, "buffers": state.buffers}
   prompt = config.sample.prompt
   (text,) = generate.generate_text(
-    Transformer(config.model),
+    Transformer(config.model, layout),
     variables,
     tokenizer,
     [prompt],
     config.sample,
     config.seed,
-    layout,
   )
   print(f"sample:\n{prompt}{text}", flush=True)
 

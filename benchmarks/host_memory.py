@@ -27,7 +27,7 @@ from configs import default
 from ultramem_jax.runs import checkpoint, workdir
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.train import sharding, step
+from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
 GIBIBYTES = flags.DEFINE_float("gibibytes", 4, "Of the table.")
@@ -72,16 +72,12 @@ def run_phase(phase: str, folder: str, config: config_lib.Config) -> None:
     jax.block_until_ready(load_lib.load(folder).variables)
   else:
 
-    def init(config):
-      state = state_lib.init_state(config)
+    def init():
+      state = state_lib.init_state(config, layout)
       return {"params": state.params, "buffers": state.buffers}
 
-    shardings = sharding.state_shardings(
-      jax.eval_shape(lambda: init(config)), config, layout
-    )
-    variables = jax.block_until_ready(
-      step.jitted(init, config, layout, out_shardings=shardings)()
-    )
+    shardings = sharding.state_shardings(jax.eval_shape(init), config, layout)
+    variables = jax.block_until_ready(jax.jit(init, out_shardings=shardings)())
     if phase == "save":
       workdir.claim(folder, config, "none")
       with checkpoint.Checkpointer(folder, keep=1) as checkpointer:

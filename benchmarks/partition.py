@@ -9,6 +9,7 @@ points are read from the programs that XLA compiles for simulated devices.
 Writes results/partition.json and results/partition.png; under a minute.
 """
 
+import functools
 import os
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=16"
@@ -20,7 +21,6 @@ from absl import app
 from jax.sharding import AxisType
 
 from benchmarks import report
-from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.tools import hlo
@@ -76,11 +76,10 @@ def measured(partition: str, shards: int, width: int) -> float:
       ((shards, TOKENS, READS, 1), jnp.float32, tokens),
     )
   ]
-  with layout_lib.using(layout):
-    # A function of its own: the layout is no part of what jit remembers.
-    lowered = jax.jit(
-      lambda *args: sharded_lookup.pool_rows(*args), out_shardings=tokens
-    ).lower(*arguments)
+  lowered = jax.jit(
+    functools.partial(sharded_lookup.pool_rows, layout=layout),
+    out_shardings=tokens,
+  ).lower(*arguments)
   program = hlo.Program(lowered.compile().as_text())
   return sum(x.received for x in program.collectives(shards)) / TOKENS
 

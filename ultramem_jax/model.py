@@ -13,7 +13,8 @@ from ultramem_jax.layers.peer import Peer
 from ultramem_jax.layers.tables import SharedTables
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
-from ultramem_jax.ops.sharded import layout
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.model import ModelConfig
 
 MEMORIES = {
@@ -24,11 +25,14 @@ MEMORIES = {
 class Embed(nn.Embed):
   """nn.Embed whose devices each look up their own tokens."""
 
+  layout: Layout | None = None
+
   def __call__(self, tokens_BT):
-    return layout.over_tokens(
+    return layout_lib.over_tokens(
       lambda tokens_BT, table_VD: table_VD[tokens_BT],
       tokens_BT,
       self.embedding.astype(self.dtype),
+      self.layout,
     )
 
 
@@ -40,6 +44,7 @@ class Block(nn.Module):
   """
 
   config: ModelConfig
+  layout: Layout | None = None
 
   @nn.compact
   def __call__(self, x_BTD, segment_BT, position_BT, decode, deterministic):
@@ -54,10 +59,11 @@ class Block(nn.Module):
     x_BTD += dropout(h_BTD)
     h_BTD = make_norm(*norm, "mlp_norm", "embed", dtype=dtype)(x_BTD)
     if c.moe.num_experts:
-      y_BTD = Moe(c, name="moe")(h_BTD, segment_BT)
+      y_BTD = Moe(c, self.layout, name="moe")(h_BTD, segment_BT)
     else:
       y_BTD = Mlp(c, name="mlp")(h_BTD)
-    return layout.constrain_batch(x_BTD + dropout(y_BTD)), h_BTD
+    x_BTD = layout_lib.constrain_batch(x_BTD + dropout(y_BTD), self.layout)
+    return x_BTD, h_BTD
 
 
 class Transformer(nn.Module):
@@ -66,9 +72,14 @@ class Transformer(nn.Module):
   A memory with span (i, j) reads in block i what that block's MLP reads; its
   output joins the residual stream after block j. Nothing between i and j
   depends on it, so that look-up and dense layers may overlap (section 3.2).
+
+  Attributes:
+    config: the model's settings.
+    layout: how arrays are split over a mesh; None: one device.
   """
 
   config: ModelConfig
+  layout: Layout | None = None
 
   @nn.compact
   def __call__(
@@ -123,15 +134,16 @@ class Transformer(nn.Module):
         nn.initializers.normal(c.embed_dim**-0.5 if c.tie_embeddings else 1.0),
         ("vocab", "embed"),
       ),
+      layout=self.layout,
     )
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
-    x_BTD = layout.constrain_batch(dropout(embed(tokens_BT)))
+    x_BTD = layout_lib.constrain_batch(dropout(embed(tokens_BT)), self.layout)
     tables = None
     if c.memory.shares_table and c.spans:
       tables = SharedTables(c.memory, c.num_layers, name="memory_tables")()
     outputs = {}  # of memories that were read and are not yet added
     for layer in range(c.num_layers):
-      x_BTD, h_BTD = block_class(c, name=f"block_{layer}")(
+      x_BTD, h_BTD = block_class(c, self.layout, name=f"block_{layer}")(
         x_BTD, segment_BT, position_BT, decode, deterministic
       )
       for span in c.spans:
@@ -142,6 +154,7 @@ class Transformer(nn.Module):
             c.num_layers,
             span.index,
             dtype,
+            self.layout,
             name=f"memory_{span.index}",
           )(h_BTD, segment_BT, decode, tables)
           outputs[span.index] = dropout(y_BTD)

@@ -13,7 +13,6 @@ from ultramem_jax.data import pipeline
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.evaluation import scoring
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.runs import array_reader, checkpoint, workdir
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import load as load_lib
@@ -119,15 +118,14 @@ def test_a_run_goes_on_with_other_devices(
 
 def use(config, layout, variables):
   """(evaluation and scores of texts, drawn tokens) of a model."""
-  model = Transformer(config.model)
+  model = Transformer(config.model, layout)
   scores = scoring.Scorer(
     load_lib.TrainedModel(config, 0, model, variables, layout)
   ).log_likelihoods([("a", "bc"), ("", "longer than a window")])
   result = loss_lib.on_validation_split(config, layout)(
     variables["params"], variables["buffers"]
   )
-  with layout_lib.using(layout):
-    variables = prepare_lib.prepare(model, variables)
+  variables = prepare_lib.prepare(model, variables)
   tokens = generate.generate(
     model,
     variables,
@@ -135,7 +133,6 @@ def use(config, layout, variables):
     6,
     jax.random.key(0),
     temperature=1.0,
-    layout=layout,
   )
   return (result, scores), [row_N.tolist() for row_N in tokens]
 

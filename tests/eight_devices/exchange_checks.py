@@ -62,12 +62,16 @@ def inputs(length, num_rows=NUM_ROWS, read_rows=None):
   )
 
 
-def both(module):
+def both(module, **options):
   """Pooled rows and dots through one scalar, with gradients."""
 
   def value(table_IW, score_BTKC, x_BTW, index_BTK):
-    pooled_BTEW = module.pool_rows(table_IW, index_BTK, score_BTKC, BLOCKS)
-    dot_BTK = module.dot_rows(table_IW, index_BTK % len(table_IW), x_BTW)
+    pooled_BTEW = module.pool_rows(
+      table_IW, index_BTK, score_BTKC, BLOCKS, **options
+    )
+    dot_BTK = module.dot_rows(
+      table_IW, index_BTK % len(table_IW), x_BTW, **options
+    )
     return jnp.sin(pooled_BTEW).sum() + jnp.cos(dot_BTK).sum(), (
       pooled_BTEW,
       dot_BTK,
@@ -80,8 +84,9 @@ def sharded(layout, arguments):
   table = NamedSharding(layout.mesh, layout.table_spec())
   whole = NamedSharding(layout.mesh, jax.sharding.PartitionSpec())
   shardings = (table, whole, whole, whole)
-  with layout_lib.using(layout):
-    return jax.jit(both(sharded_lookup), in_shardings=shardings)(*arguments)
+  return jax.jit(both(sharded_lookup, layout=layout), in_shardings=shardings)(
+    *arguments
+  )
 
 
 on_one_device = jax.jit(both(lookup))
@@ -166,10 +171,9 @@ def test_bfloat16_travels_and_integer_tables_are_read(partition):
     table_IW.astype(jnp.bfloat16), jnp.uint16
   )
   layout = make_layout("tokens differ", partition, "bfloat16")
-  with layout_lib.using(layout):
-    pooled = jax.jit(lambda *args: sharded_lookup.pool_rows(*args, BLOCKS))(
-      bits_IW, index_BTK, score_BTKC
-    )
+  pooled = jax.jit(
+    lambda *args: sharded_lookup.pool_rows(*args, BLOCKS, layout=layout)
+  )(bits_IW, index_BTK, score_BTKC)
   expected = lookup.pool_rows(bits_IW, index_BTK, score_BTKC, BLOCKS)
   assert_close(pooled, expected, "bfloat16")
 
@@ -178,13 +182,14 @@ def test_bfloat16_travels_and_integer_tables_are_read(partition):
 def test_gradients_that_travel_as_bfloat16_are_summed_in_float32(partition):
   """A row that each device reads 320 times, where bfloat16 counts to 256."""
   layout = make_layout("tokens differ", partition, "bfloat16")
-  gradient = jax.grad(lambda *args: sharded_lookup.pool_rows(*args).sum())
-  with layout_lib.using(layout):
-    gradient_IW = jax.jit(gradient)(
-      jnp.ones((NUM_ROWS, WIDTH)),
-      jnp.zeros((8, 64, READS), jnp.int32),
-      jnp.ones((8, 64, READS, 3)),
-    )
+  gradient = jax.grad(
+    lambda *args: sharded_lookup.pool_rows(*args, layout=layout).sum()
+  )
+  gradient_IW = jax.jit(gradient)(
+    jnp.ones((NUM_ROWS, WIDTH)),
+    jnp.zeros((8, 64, READS), jnp.int32),
+    jnp.ones((8, 64, READS, 3)),
+  )
   expected_IW = np.zeros((NUM_ROWS, WIDTH))
   expected_IW[0] = 8 * 64 * READS
   np.testing.assert_array_equal(gradient_IW, expected_IW)
@@ -216,11 +221,10 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   layout = dataclasses.replace(layout, table_axes=("data",))
   tokens, reads, width, cores = 512, 20, 64, 2
   arguments = pooling_arguments(layout, num_rows, tokens, reads, width, cores)
-  with layout_lib.using(layout):
-    lowered = jax.jit(
-      lambda *args: sharded_lookup.pool_rows(*args, BLOCKS),
-      out_shardings=arguments[1].sharding,
-    ).lower(*arguments)
+  lowered = jax.jit(
+    lambda *args: sharded_lookup.pool_rows(*args, BLOCKS, layout=layout),
+    out_shardings=arguments[1].sharding,
+  ).lower(*arguments)
   found = hlo.Program(lowered.compile().as_text()).collectives(8)
   received = sum(collective.received for collective in found) / tokens
   expected = sharded_lookup.bytes_moved(
@@ -258,19 +262,18 @@ def test_temporaries_grow_as_estimated(partition):
     def gradients(table_IW, index_BTK, score_BTKC, gradient_BTEW):
       _, transpose = jax.vjp(
         lambda *args: sharded_lookup.pool_rows(
-          args[0], index_BTK, args[1], BLOCKS
+          args[0], index_BTK, args[1], BLOCKS, layout=layout
         ),
         table_IW,
         score_BTKC,
       )
       return transpose(gradient_BTEW)
 
-    with layout_lib.using(layout):
-      compiled = (
-        jax.jit(gradients, out_shardings=(table, split))
-        .lower(*arguments)
-        .compile()
-      )
+    compiled = (
+      jax.jit(gradients, out_shardings=(table, split))
+      .lower(*arguments)
+      .compile()
+    )
     return compiled.memory_analysis().temp_size_in_bytes
 
   def estimate(tokens):
@@ -304,10 +307,9 @@ def test_rows_are_counted_where_they_lie(mesh, slots):
   sharding_S = NamedSharding(
     layout.mesh, jax.sharding.PartitionSpec(layout.table_axes)
   )
-  with layout_lib.using(layout):
-    count_S = jax.jit(lambda *args: sharded_lookup.count_rows(*args))(
-      jax.device_put(jnp.ones(slots, jnp.int32), sharding_S), slot_BTK
-    )
+  count_S = jax.jit(
+    lambda *args: sharded_lookup.count_rows(*args, layout=layout)
+  )(jax.device_put(jnp.ones(slots, jnp.int32), sharding_S), slot_BTK)
   expected_S = 1 + np.bincount(slot_BTK.reshape(-1))[:slots]
   np.testing.assert_array_equal(count_S, expected_S)
   assert count_S.sharding.is_equivalent_to(sharding_S, 1)

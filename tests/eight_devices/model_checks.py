@@ -84,9 +84,9 @@ def make_batch(config):
   }
 
 
-def gradient_fn(*args, config):
+def gradient_fn(*args, config, layout):
   return jax.value_and_grad(step.loss_fn, has_aux=True)(
-    *args, jax.random.key(0), 30.0, config
+    *args, jax.random.key(0), 30.0, config, layout
   )
 
 

@@ -32,7 +32,7 @@ def run() -> load_lib.TrainedModel:
   variables = {"params": state.params, "buffers": state.buffers}
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   return load_lib.TrainedModel(
-    config, 7, Transformer(config.model), variables, layout
+    config, 7, Transformer(config.model, layout), variables, layout
   )
 
 

@@ -28,6 +28,7 @@ class Successor(nn.Module):
   """
 
   vocab: int = 10
+  layout = None
 
   @property
   def config(self):
@@ -295,5 +296,4 @@ def test_texts_begin_documents_and_end_with_them(monkeypatch):
     "top_k": 3,
     "top_p": 0.9,
     "stop": 258,
-    "layout": None,
   }

@@ -67,9 +67,9 @@ def compiled(function, config):
 def gradient_fn(config):
   """jax.value_and_grad of the loss, jitted."""
   return step.jitted(
-    lambda *args, config: jax.value_and_grad(step.loss_fn, has_aux=True)(
-      *args, config
-    ),
+    lambda *args, config, layout: jax.value_and_grad(
+      step.loss_fn, has_aux=True
+    )(*args, config, layout),
     config,
   )
 

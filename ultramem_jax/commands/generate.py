@@ -13,7 +13,6 @@ from absl import flags
 from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
 from ultramem_jax.data import tokenizer as tokenizer_lib
-from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.config import SampleConfig
@@ -43,10 +42,9 @@ def main() -> None:
     prompts = [sys.stdin.read()]
   run = model_flags.load()
   tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
-  with layout_lib.using(run.layout):
-    variables = prepare_lib.prepare(run.model, run.variables)
+  variables = prepare_lib.prepare(run.model, run.variables)
   texts = generate.generate_text(
-    run.model, variables, tokenizer, prompts, sample, values.seed, run.layout
+    run.model, variables, tokenizer, prompts, sample, values.seed
   )
   for prompt, text in zip(prompts, texts, strict=True):
     print(prompt + text)

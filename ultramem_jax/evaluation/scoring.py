@@ -6,6 +6,7 @@ no eos after them. What is longer than the model's `data.seq_len` loses its
 beginning, bos included, as the rest of a long document does in training.
 """
 
+import functools
 import itertools
 import math
 import re
@@ -19,11 +20,10 @@ import tqdm
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.serve.load import TrainedModel
-from ultramem_jax.settings.config import Config, SampleConfig
+from ultramem_jax.settings.config import SampleConfig
 from ultramem_jax.train import sharding, step
 
 # The shortest length that sequences are padded to; the others are its doubles.
@@ -119,20 +119,17 @@ def _doubled(least: float) -> int:
   return 1 << max(0, math.ceil(least) - 1).bit_length()
 
 
-def score_step(variables, tokens_BT, segment_BT, *, config: Config):
+def score_step(model: Transformer, variables, tokens_BT, segment_BT):
   """Losses of next tokens, and whether each is the likeliest.
 
   Args:
-    variables: of the model.
+    model, variables: logits_BTV = model.apply(variables, tokens_BT).
     tokens_BT: [B, T + 1] int32, inputs and targets.
     segment_BT: [B, T] int32, 1 where there is an input, else 0.
-    config: static.
   Returns:
     (loss_BT float32 in nats, greedy_BT bool), [B, T] both.
   """
-  logits_BTV = Transformer(config.model).apply(
-    variables, tokens_BT[:, :-1], segment_BT
-  )
+  logits_BTV = model.apply(variables, tokens_BT[:, :-1], segment_BT)
   targets_BT = tokens_BT[:, 1:]
   loss_BT, _ = step.token_losses(logits_BTV, targets_BT)
   return loss_BT, logits_BTV.argmax(-1) == targets_BT
@@ -155,12 +152,9 @@ class Scorer:
     tokens, or as many tokens in shorter ones, are a batch."""
     self._run = run
     self._tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
-    with layout_lib.using(run.layout):
-      self._variables = prepare_lib.prepare(run.model, run.variables)
-    self._score = step.jitted(
-      score_step,
-      run.config,
-      run.layout,
+    self._variables = prepare_lib.prepare(run.model, run.variables)
+    self._score = jax.jit(
+      functools.partial(score_step, run.model),
       out_shardings=sharding.replicated(run.layout.mesh),
     )
 
@@ -264,7 +258,6 @@ class Scorer:
         top_k=sample.top_k,
         top_p=sample.top_p,
         stop=tokenizer.eos_id,
-        layout=self._run.layout,
         width=width - num_tokens,
         finished=finished,
       )

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from ultramem_jax.ops.cpu.grouped import grouped_dot
 from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.model import ModelConfig
 
 
@@ -88,8 +89,10 @@ def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
   return jnp.einsum("BTYD,BTY->BTD", y_BTYD, weight_BTY.astype(x_BTD.dtype))
 
 
-def apply_split_experts(x_BTD, expert_BTY, weight_BTY, matrices):
-  """`apply_experts` where the layout in force splits experts and tokens.
+def apply_split_experts(
+  x_BTD, expert_BTY, weight_BTY, matrices, layout: Layout | None
+):
+  """`apply_experts` where a layout splits experts and tokens.
 
   Every device applies the experts that it holds to the tokens that it holds;
   the sums are added up over the devices that hold the same tokens.
@@ -97,9 +100,9 @@ def apply_split_experts(x_BTD, expert_BTY, weight_BTY, matrices):
   Args:
     x_BTD, expert_BTY, weight_BTY: as of `apply_experts`.
     matrices: (up_XDF, down_XFD, gate_XDF), the last one may be None.
+    layout: None: one device.
   """
-  layout = layout_lib.current()
-  if layout is None:
+  if not layout_lib.spans_devices(layout):
     return apply_experts(x_BTD, expert_BTY, weight_BTY, *matrices)
   experts, inside = layout.expert_axes, layout.mlp_axes
   into = PartitionSpec(experts, None, inside)
@@ -139,6 +142,7 @@ class Moe(nn.Module):
   """
 
   config: ModelConfig
+  layout: Layout | None = None
 
   @nn.compact
   def __call__(self, x_BTD, segment_BT):
@@ -183,6 +187,7 @@ class Moe(nn.Module):
       expert_BTY,
       weight_BTY,
       (up_XDF.astype(dtype), down_XFD.astype(dtype), gate_XDF),
+      self.layout,
     )
 
   def _sow(self, expert_BTY, weight_BTY, probability_BTX, present_BT):

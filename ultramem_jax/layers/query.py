@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import retrieval
-from ultramem_jax.ops.sharded import layout
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.ops.sharded.layout import Layout
 
 # Random queries of the Monte-Carlo that calibrates the query norm: the mean
 # square of the selected scores is then known to about 1 %.
@@ -68,7 +69,9 @@ def queries_read(config, query_BTPGRK):
 _retrieve = jax.jit(retrieval.retrieve, static_argnums=2)
 
 
-def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
+def calibrated_query_weight(
+  config, key, raw_keys_PARNK, core_CARR, filter_PAR, layout: Layout | None
+):
   """The query-norm weight that gives selected scores a mean square of 1.
 
   Retrieves for random unit-variance queries with weight 1 and solves for the
@@ -81,6 +84,7 @@ def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
     config: MemoryConfig with init = "paper".
     key: PRNG key of the random queries.
     raw_keys_PARNK, core_CARR, filter_PAR: the initial parameters.
+    layout: splits the random queries over devices.
   Returns:
     float32 scalar.
   """
@@ -103,7 +107,7 @@ def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
     def standardize(x, epsilon):
       return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
 
-  found = layout.over_tokens(
+  found = layout_lib.over_tokens(
     lambda query, weights: _retrieve(query, weights[0], c.top_m, *weights[1:]),
     standardize(sample_BTPGRK, epsilon=c.norm_eps),
     (
@@ -111,6 +115,7 @@ def calibrated_query_weight(config, key, raw_keys_PARNK, core_CARR, filter_PAR):
       core_CARR,
       filter_PAR,
     ),
+    layout,
   )
   degree = 2 if c.score == "tucker" else 1
   return jnp.square(found.score_BTAMC).mean() ** (-0.5 / degree)

@@ -102,7 +102,7 @@ def pool_rows(
   score_BTKC,
   num_blocks: int = 1,
 ):
-  """`exchange.pool_rows` of the table `name` of tables, read by module.
+  """`sharded.lookup.pool_rows` of the table `name` of tables, read by module.
 
   index_BTK counts the rows that the config has, row + I * block, however many
   more the table is stored with.
@@ -115,7 +115,7 @@ def pool_rows(
     score_BTKC *= scale_BTK[..., None]
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   pooled_BTEW = sharded_lookup.pool_rows(
-    table_IW, place_BTK, score_BTKC, num_blocks, c.kernel
+    table_IW, place_BTK, score_BTKC, num_blocks, c.kernel, module.layout
   )
   return _tap(
     module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
@@ -123,10 +123,10 @@ def pool_rows(
 
 
 def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
-  """`exchange.dot_rows` of the table `name` of tables, read by module."""
+  """`sharded.lookup.dot_rows` of the table `name` of tables, read by module."""
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   out_BTK = sharded_lookup.dot_rows(
-    table_IW, place_BTK, x_BTW, module.config.kernel
+    table_IW, place_BTK, x_BTW, module.config.kernel, module.layout
   )
   scale_BTK = _scales(tables, name, index_BTK)
   if scale_BTK is not None:

@@ -15,7 +15,8 @@ from ultramem_jax.layers.query import (
   queries_read,
 )
 from ultramem_jax.ops import retrieval, shuffle, tucker
-from ultramem_jax.ops.sharded import layout
+from ultramem_jax.ops.sharded import layout as layout_lib
+from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.memory import MemoryConfig
 
@@ -75,6 +76,7 @@ class UltraMem(nn.Module):
       gives the output the variance 1 / (2 L).
     layer_index: gives each layer of a model its own shuffle.
     dtype: of the matmuls; scores are float32 always.
+    layout: how tokens and tables are split over a mesh; None: one device.
   """
 
   config: MemoryConfig
@@ -82,6 +84,7 @@ class UltraMem(nn.Module):
   num_layers: int = 1
   layer_index: int = 0
   dtype: jnp.dtype = jnp.float32
+  layout: Layout | None = None
 
   KIND = "ultramem"  # of its config
   # The authors initialize the weights of query and key norm with
@@ -131,10 +134,11 @@ class UltraMem(nn.Module):
     core_CARR, filter_PAR = self._core()
     keys, fold = self._prepared_keys(filter_PAR)
     query_BTPGRK = self._query(x_BTD, segment_BT, decode, core_CARR, filter_PAR)
-    found = layout.over_tokens(
+    found = layout_lib.over_tokens(
       self._find,
       fold(query_BTPGRK).astype(self.dtype),
       (keys, core_CARR, filter_PAR),
+      self.layout,
     )
     slot_BTAM = self._shuffle(found.row_BTAM, found.column_BTAM)
     score_BTAMC = found.score_BTAMC
@@ -273,6 +277,7 @@ class UltraMem(nn.Module):
         nn.unbox(self.get_variable("params", "keys")),
         core_CARR,
         filter_PAR,
+        self.layout,
       )
     query_BTPGRK = query_BTPGRK.astype(jnp.float32)
     if c.query_key_norm != "none":

@@ -11,10 +11,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
-from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import SampleConfig
-from ultramem_jax.train import sharding
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 PROMPT_MULTIPLE = 32
@@ -23,14 +21,13 @@ PROMPT_MULTIPLE = 32
 CHECK_EVERY = 32
 
 
-def abstract_cache(
-  model: Transformer, batch: int, length: int, layout: Layout | None = None
-):
+def abstract_cache(model: Transformer, batch: int, length: int):
   """Shapes, dtypes and, on a mesh, shardings of `init_cache`."""
   tokens_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32)
   variables = jax.eval_shape(
     functools.partial(model.init, decode=True), jax.random.key(0), tokens_BT
   )
+  layout = model.layout
   if layout is None:
     return variables["cache"]
   axes = layout.dividing(layout.batch_axes, batch)
@@ -45,13 +42,11 @@ def abstract_cache(
   )
 
 
-def init_cache(
-  model: Transformer, batch: int, length: int, layout: Layout | None = None
-):
+def init_cache(model: Transformer, batch: int, length: int):
   """An empty decoding cache for `batch` sequences of up to `length` tokens."""
   return jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
-    abstract_cache(model, batch, length, layout),
+    abstract_cache(model, batch, length),
   )
 
 
@@ -109,28 +104,15 @@ class _Loop(NamedTuple):
   tokens_BN: jax.Array
 
 
-# The layout is an argument, as jit would not know one trace from another by
-# what is in force.
-@functools.partial(
-  jax.jit, static_argnums=0, static_argnames="layout", donate_argnums=2
-)
-def decode_step(
-  model,
-  variables,
-  cache,
-  tokens_BT,
-  segment_BT,
-  position_BT,
-  layout: Layout | None = None,
-):
-  """`apply_cached`, compiled, the cache updated in place; layout: on a mesh."""
-  with layout_lib.using(layout):
-    return apply_cached(
-      model, variables, cache, tokens_BT, segment_BT, position_BT
-    )
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode_step(model, variables, cache, tokens_BT, segment_BT, position_BT):
+  """`apply_cached`, compiled, the cache updated in place."""
+  return apply_cached(
+    model, variables, cache, tokens_BT, segment_BT, position_BT
+  )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10, 11), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10), donate_argnums=2)
 def _decode(
   model,
   variables,
@@ -143,7 +125,6 @@ def _decode(
   num_tokens,
   sampling,
   stop,
-  layout,
 ):
   """Samples up to num_tokens tokens [B, N] after what the cache holds.
 
@@ -162,15 +143,14 @@ def _decode(
       top_p,
     )
     token_B = jnp.where(loop.done_B, stop, token_B)
-    with layout_lib.using(layout):
-      cache, logits_BV = apply_cached(
-        model,
-        variables,
-        loop.cache,
-        token_B[:, None],
-        jnp.ones((batch, 1), jnp.int32),
-        loop.position_B[:, None],
-      )
+    cache, logits_BV = apply_cached(
+      model,
+      variables,
+      loop.cache,
+      token_B[:, None],
+      jnp.ones((batch, 1), jnp.int32),
+      loop.position_B[:, None],
+    )
     return _Loop(
       loop.step + 1,
       cache,
@@ -191,11 +171,7 @@ def _decode(
   last = jax.lax.while_loop(
     lambda loop: (loop.step < num_tokens) & ~loop.done_B.all(), body, first
   )
-  tokens_BN = last.tokens_BN
-  if layout is not None:
-    tokens_BN = jax.lax.with_sharding_constraint(
-      tokens_BN, sharding.replicated(layout.mesh)
-    )
+  tokens_BN = layout_lib.constrain_whole(last.tokens_BN, model.layout)
   return last.cache, last.logits_BV, tokens_BN
 
 
@@ -224,7 +200,6 @@ def generate(
   top_k: int = 0,
   top_p: float = 1.0,
   stop: int = -1,
-  layout: Layout | None = None,
   width: int = 0,
   finished: Callable[[list[np.ndarray]], Sequence[bool]] | None = None,
 ) -> list[np.ndarray]:
@@ -238,7 +213,6 @@ def generate(
     key: PRNG key.
     temperature, top_k, top_p: see `sample_token`.
     stop: token that ends a sequence; -1: none.
-    layout: of the variables on a mesh; None: one device.
     width: to which prompts are padded; 0: to a multiple of PROMPT_MULTIPLE.
     finished: asked now and then which sequences need no more tokens, given
       the new ones of each so far.
@@ -271,9 +245,9 @@ def generate(
   width = width or -(-lengths.max() // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
   part = min(num_tokens, CHECK_EVERY) if finished else num_tokens
   starts = range(0, num_tokens, part)
-  cache = init_cache(model, len(prompts), width + len(starts) * part, layout)
+  cache = init_cache(model, len(prompts), width + len(starts) * part)
   cache, logits_BV = decode_step(
-    model, variables, cache, *_pad_left(prompts, width), layout=layout
+    model, variables, cache, *_pad_left(prompts, width)
   )
   made_BN = np.zeros((len(prompts), 0), np.int32)
   done_B = np.zeros(len(prompts), bool)
@@ -290,7 +264,6 @@ def generate(
       part,
       (temperature, top_k, top_p),
       stop,
-      layout,
     )
     made_BN = np.concatenate([made_BN, tokens_BN], axis=1)[:, :num_tokens]
     made = [
@@ -311,7 +284,6 @@ def generate_text(
   prompts: Sequence[str],
   sample: SampleConfig,
   seed: int,
-  layout: Layout | None = None,
 ) -> list[str]:
   """Continues texts, each as the beginning of a document.
 
@@ -333,6 +305,5 @@ def generate_text(
     top_k=sample.top_k,
     top_p=sample.top_p,
     stop=tokenizer.eos_id,
-    layout=layout,
   )
   return [tokenizer.decode(tokens_N) for tokens_N in new]

@@ -24,7 +24,7 @@ class TrainedModel(NamedTuple):
     over them.
   step: of the checkpoint.
   model, variables: logits_BTV = model.apply(variables, tokens_BT).
-  layout: of the variables.
+  layout: of the variables; the model's.
   """
 
   config: Config
@@ -68,7 +68,11 @@ def load(
     int(saved) if saved.isdecimal() else saved,
   )
   return TrainedModel(
-    config, restored.step, Transformer(config.model), restored.items, layout
+    config,
+    restored.step,
+    Transformer(config.model, layout),
+    restored.items,
+    layout,
   )
 
 

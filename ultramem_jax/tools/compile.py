@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
@@ -40,21 +39,20 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
     batch,
     f"must be divisible by the {devices} devices along mesh.data and mesh.fsdp",
   )
-  model = Transformer(config.model)
+  model = Transformer(config.model, layout)
   platform = layout.mesh.devices.flat[0].platform
   state = state_lib.abstract_state(config, layout)
-  with layout_lib.using(layout):
-    variables = jax.eval_shape(
-      functools.partial(prepare_lib.prepare, model, platform=platform),
-      {"params": state.params, "buffers": state.buffers},
-    )
+  variables = jax.eval_shape(
+    functools.partial(prepare_lib.prepare, model, platform=platform),
+    {"params": state.params, "buffers": state.buffers},
+  )
   variables = sharding.with_sharding(
     variables, sharding.state_shardings(variables, config, layout)
   )
-  cache = generate.abstract_cache(model, batch, length, layout)
+  cache = generate.abstract_cache(model, batch, length)
   token_B1 = jax.ShapeDtypeStruct((batch, 1), jnp.int32, sharding=split)
   return generate.decode_step.lower(
-    model, variables, cache, token_B1, token_B1, token_B1, layout=layout
+    model, variables, cache, token_B1, token_B1, token_B1
   )
 
 

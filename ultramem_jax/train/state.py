@@ -88,9 +88,9 @@ def values_of(tables: dict[str, Table]) -> dict[str, jax.Array]:
   return {path: table.values_IW for path, table in tables.items()}
 
 
-def init_state(config: Config) -> TrainState:
+def init_state(config: Config, layout: Layout | None = None) -> TrainState:
   """The state before the first step; deterministic in config.seed."""
-  model = Transformer(config.model)
+  model = Transformer(config.model, layout)
   key = jax.random.key(config.seed)
   tokens_BT = jnp.zeros((1, config.data.seq_len), jnp.int32)
   variables = nn.meta.unbox(model.init(jax.random.fold_in(key, 0), tokens_BT))

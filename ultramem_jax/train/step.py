@@ -1,5 +1,7 @@
 """The training step and the evaluation step: pure functions of a state."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -49,6 +51,7 @@ def loss_fn(
   key,
   total_weight,
   config: Config,
+  layout: Layout | None = None,
   taps=None,
   behind=None,
 ):
@@ -61,6 +64,7 @@ def loss_fn(
     total_weight: sum of the weights of the whole batch, so that the losses
       (and gradients) of its parts add up to those of the whole.
     config: the run's.
+    layout: of the arrays on a mesh; None: one device.
     taps: zeros, whose gradients make factors of those of the tables; None
       where the tables' own gradients are asked for.
     behind: of the tables whose rows catch up, a `tables.Behind` each.
@@ -70,7 +74,7 @@ def loss_fn(
     collection "factors" where there are taps.
   """
   collections = ["losses", "stats", "intermediates"]
-  logits_BTV, sown = Transformer(config.model).apply(
+  logits_BTV, sown = Transformer(config.model, layout).apply(
     {
       "params": params,
       "buffers": buffers,
@@ -103,7 +107,7 @@ def loss_fn(
   return sum(parts.values()), (parts, stats, slots, sown.get("factors", {}))
 
 
-def count_usage(usage, slots, segments_BT):
+def count_usage(usage, slots, segments_BT, layout: Layout | None = None):
   """Adds the reads of each memory's slots; padding reads do not count."""
 
   def count(usage_S, slot_BTAM):
@@ -111,16 +115,18 @@ def count_usage(usage, slots, segments_BT):
     # Past the end, where it does not count.
     slot_BTAM = jnp.where(present_BT11, slot_BTAM, usage_S.size)
     return sharded_lookup.count_rows(
-      usage_S, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+      usage_S, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1), layout
     )
 
   return {name: count(usage_S, slots[name]) for name, usage_S in usage.items()}
 
 
-def make_taps(variables, batch: Batch, config: Config):
+def make_taps(
+  variables, batch: Batch, config: Config, layout: Layout | None = None
+):
   """Zeros for the taps of every lookup of a batch."""
   _, collections = jax.eval_shape(
-    lambda variables: Transformer(config.model).apply(
+    lambda variables: Transformer(config.model, layout).apply(
       variables, batch["tokens"], mutable=["taps"]
     ),
     variables,
@@ -130,12 +136,13 @@ def make_taps(variables, batch: Batch, config: Config):
   )
 
 
-def _part_gradients(state, tables, buffers, batch, key, total, config):
+def _part_gradients(state, tables, buffers, batch, key, total, config, layout):
   """Of a part of the batch: (gradients, factors of tables, outputs)."""
   values, taps = values_of(tables), None
   if tables:
     joined = tables_lib.join_tables(state.params, values)
-    taps = make_taps({"params": joined, "buffers": buffers}, batch, config)
+    variables = {"params": joined, "buffers": buffers}
+    taps = make_taps(variables, batch, config, layout)
   past = optim.table_past(config.optim, config.steps)
   behind = tables_lib.join_tables(
     {},
@@ -149,7 +156,9 @@ def _part_gradients(state, tables, buffers, batch, key, total, config):
   def loss(trained):
     params, taps = trained
     params = tables_lib.join_tables(params, values)
-    return loss_fn(params, buffers, batch, key, total, config, taps, behind)
+    return loss_fn(
+      params, buffers, batch, key, total, config, layout, taps, behind
+    )
 
   (gradients, tap_gradients), (*outputs, read) = jax.grad(loss, has_aux=True)(
     (state.params, taps)
@@ -159,7 +168,7 @@ def _part_gradients(state, tables, buffers, batch, key, total, config):
 
 
 def _gradients(
-  state: TrainState, tables, buffers, batch: Batch, config: Config
+  state: TrainState, tables, buffers, batch: Batch, config: Config, layout
 ):
   """Over all parts of the batch: (gradients, factors, losses, stats, slots)."""
   parts = config.accumulation_steps
@@ -175,6 +184,7 @@ def _gradients(
       jax.random.fold_in(key, index),
       total_weight,
       config,
+      layout,
     )
 
   if parts == 1:
@@ -205,7 +215,14 @@ def _gradients(
   return gradients, factors, losses, stats, slots
 
 
-def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
+def gradient_step(
+  state: TrainState,
+  tables,
+  batch: Batch,
+  *,
+  config: Config,
+  layout: Layout | None = None,
+):
   """An optimizer step but for the tables, whose gradients it returns.
 
   Args:
@@ -213,18 +230,19 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
     tables: by path; they are only read.
     batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
     config: static.
+    layout: of the arrays on a mesh; None: one device. Static.
   Returns:
     (state, gradients, metrics): both of these for `table_step`; metrics are
     float32 scalars by name.
   """
   buffers = refresh_buffers(state.params, state.buffers)
   gradients, factors, losses, stats, slots = _gradients(
-    state, tables, buffers, batch, config
+    state, tables, buffers, batch, config, layout
   )
-  factors = layout_lib.constrain_whole(factors)
+  factors = layout_lib.constrain_whole(factors, layout)
   num_rows = {path: len(values) for path, values in values_of(tables).items()}
   reads = {
-    path: sharded_update.sort_reads(f.row_TK, num_rows[path])
+    path: sharded_update.sort_reads(f.row_TK, num_rows[path], layout)
     for path, f in factors.items()
   }
   norm = optax.tree.norm(gradients)
@@ -232,7 +250,7 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
     norm = jnp.sqrt(
       jnp.square(norm)
       + sum(
-        sharded_update.squared_norm(f, reads[path], num_rows[path])
+        sharded_update.squared_norm(f, reads[path], num_rows[path], layout)
         for path, f in factors.items()
       )
     )
@@ -257,20 +275,27 @@ def gradient_step(state: TrainState, tables, batch: Batch, *, config: Config):
     step=step,
     params=optax.apply_updates(state.params, updates),
     buffers=buffers,
-    usage=count_usage(state.usage, slots, batch["segments"]),
+    usage=count_usage(state.usage, slots, batch["segments"], layout),
     opt_state=opt_state,
   )
   scale = optim.clip_factor(config.optim, norm)
   return state, (factors, reads, scale, step), metrics
 
 
-def table_step(tables: dict[str, Table], gradients, metrics, *, config: Config):
+def table_step(
+  tables: dict[str, Table],
+  gradients,
+  metrics,
+  *,
+  config: Config,
+  layout: Layout | None = None,
+):
   """The part of a step that `gradient_step` leaves.
 
   Args:
     tables: by path, before the step.
     gradients, metrics: of `gradient_step`.
-    config: static.
+    config, layout: static.
   Returns:
     (tables, metrics) after the step.
   """
@@ -283,7 +308,7 @@ def table_step(tables: dict[str, Table], gradients, metrics, *, config: Config):
   updated, squares = {}, jnp.square(metrics["gradient_norm"])
   for index, (path, table) in enumerate(sorted(tables.items())):
     updated[path], squares_of_table = sharded_update.update_rows(
-      table, factors[path], reads[path], scale, adamw, keys[index]
+      table, factors[path], reads[path], scale, adamw, keys[index], layout
     )
     squares += squares_of_table
   if not config.optim.clip_norm:
@@ -291,7 +316,13 @@ def table_step(tables: dict[str, Table], gradients, metrics, *, config: Config):
   return updated, metrics
 
 
-def train_step(state: TrainState, batch: Batch, *, config: Config):
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  config: Config,
+  layout: Layout | None = None,
+):
   """One optimizer step.
 
   As a single program, where the tables are read and written, XLA copies them
@@ -300,13 +331,17 @@ def train_step(state: TrainState, batch: Batch, *, config: Config):
   Args:
     state: before the step.
     batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
-    config: static.
+    config, layout: static.
   Returns:
     (state, metrics): float32 scalars by name.
   """
   state, tables = state.split_tables()
-  state, gradients, metrics = gradient_step(state, tables, batch, config=config)
-  tables, metrics = table_step(tables, gradients, metrics, config=config)
+  state, gradients, metrics = gradient_step(
+    state, tables, batch, config=config, layout=layout
+  )
+  tables, metrics = table_step(
+    tables, gradients, metrics, config=config, layout=layout
+  )
   return state.join_tables(tables), metrics
 
 
@@ -326,12 +361,14 @@ def catch_up(state: TrainState, *, config: Config) -> TrainState:
   )
 
 
-def eval_step(params, buffers, batch: Batch, *, config: Config):
+def eval_step(
+  params, buffers, batch: Batch, *, config: Config, layout: Layout | None = None
+):
   """Sums over a batch: of the losses in nats, weights and bytes.
 
   `bytes` counts the bytes of text that the targets stand for.
   """
-  logits_BTV = Transformer(config.model).apply(
+  logits_BTV = Transformer(config.model, layout).apply(
     {"params": params, "buffers": buffers},
     batch["tokens"],
     batch["segments"],
@@ -374,17 +411,13 @@ def report_usage(state: TrainState, *, config: Config):
 
 
 def jitted(function, config: Config, layout: Layout | None = None, **options):
-  """jax.jit of one of this module's functions, config bound.
+  """Returns jax.jit of a function, with config and layout bound.
 
   Args:
-    function: takes arrays, and config by name.
+    function: takes arrays by position, config and layout by name.
     config: the run.
     layout: of the arrays on a mesh; None: one device.
     **options: of jax.jit.
   """
-
-  def traced(*arguments):
-    with layout_lib.using(layout):
-      return function(*arguments, config=config)
-
-  return jax.jit(traced, **options)
+  bound = functools.partial(function, config=config, layout=layout)
+  return jax.jit(bound, **options)

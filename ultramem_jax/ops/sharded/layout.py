@@ -1,13 +1,14 @@
-"""Where the arrays of a program lie on the mesh while it is traced.
+"""How the arrays of a program are split over a mesh of devices.
 
-Layers stay free of mesh axes: they say which of an op's arrays belong to
-tokens, and the layout in force (`using`) splits those. Without one, on a
-single device, every function here leaves things as they are.
+Layers know no mesh axes: they say which arrays of an op belong to tokens, and
+pass on the `Layout` that splits those. Without one, or on a single device, the
+functions here leave arrays as they are.
 """
 
-import contextlib
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Any, TypeGuard
 
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -59,62 +60,46 @@ class Layout:
     return axes if length % self.size(axes) == 0 else ()
 
 
-_current: Layout | None = None  # set while tracing, which is one thread's
+def spans_devices(layout: Layout | None) -> TypeGuard[Layout]:
+  """Whether a layout splits anything: its mesh has more than one device."""
+  return layout is not None and layout.mesh.size > 1
 
 
-@contextlib.contextmanager
-def using(layout: Layout | None):
-  """Puts a layout in force for what is traced within.
-
-  That of a mesh of one device changes nothing: it is none.
-  """
-  global _current
-  if layout is not None and layout.mesh.size == 1:
-    layout = None
-  previous, _current = _current, layout
-  try:
-    yield
-  finally:
-    _current = previous
-
-
-def current() -> Layout | None:
-  """The layout in force; None: all on one device."""
-  return _current
-
-
-def constrain_batch(x):
-  """x [B, ...], split by its batch alone."""
-  layout = current()
-  if layout is None:
+def constrain_batch(x: jax.Array, layout: Layout | None) -> jax.Array:
+  """Returns x [B, ...], split along B and along no other axis."""
+  if not spans_devices(layout):
     return x
   axes = layout.dividing(layout.batch_axes, x.shape[0])
   sharding = NamedSharding(layout.mesh, PartitionSpec(axes or None))
   return jax.lax.with_sharding_constraint(x, sharding)
 
 
-def constrain_whole(tree):
-  """The arrays of a tree, each of them whole on every device."""
-  layout = current()
-  if layout is None:
+def constrain_whole(tree: Any, layout: Layout | None) -> Any:
+  """Returns the arrays of a tree, each of them whole on every device."""
+  if not spans_devices(layout):
     return tree
   sharding = NamedSharding(layout.mesh, PartitionSpec())
   return jax.lax.with_sharding_constraint(tree, sharding)
 
 
-def over_tokens(function, tokens, weights):
-  """function(tokens, weights), run by each device on its own tokens.
+def over_tokens(
+  function: Callable[[Any, Any], Any],
+  tokens: Any,
+  weights: Any,
+  layout: Layout | None,
+) -> Any:
+  """Returns function(tokens, weights), each device working on its own tokens.
 
-  Left to itself, the compiler would gather tokens or sum a gradient of the
-  weights in every turn of a loop; here that is summed once, at the end.
+  Without this the compiler would gather the tokens, or sum the gradient of the
+  weights in every iteration of a loop; here it is summed once, at the end.
 
   Args:
-    function: to a pytree of arrays [B, T, ...].
+    function: (tokens, weights) -> pytree of arrays [B, T, ...].
     tokens: pytree of arrays [B, T, ...].
-    weights: pytree of arrays that all devices need whole.
+    weights: pytree of arrays, whole on every device.
+    layout: splits the tokens.
   """
-  layout = current()
-  if layout is None:
+  if not spans_devices(layout):
     return function(tokens, weights)
   spec = layout.tokens(*jax.tree.leaves(tokens)[0].shape[:2])
   return jax.shard_map(

@@ -21,6 +21,7 @@ from ultramem_jax.ops import lookup
 from ultramem_jax.ops.sharded import fetch
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.collectives import Shard
+from ultramem_jax.ops.sharded.layout import Layout
 
 PARTITIONS = ("columns", "rows_pooled", "rows_unpooled")
 
@@ -100,15 +101,20 @@ def bytes_held(
 
 
 def pool_rows(
-  table_IW, index_BTK, score_BTKC, num_blocks: int = 1, kernel: str = "xla"
+  table_IW,
+  index_BTK,
+  score_BTKC,
+  num_blocks: int = 1,
+  kernel: str = "xla",
+  layout: Layout | None = None,
 ):
   """`lookup.pool_rows` of a table that the devices of a mesh share.
 
-  Arguments and result are those of `lookup.pool_rows`; all are global arrays.
-  The layout in force says how they lie. Scores and pooled vectors travel in
+  Arguments and result are those of `lookup.pool_rows`; all are global arrays,
+  and the layout says how they are split. Scores and pooled vectors travel in
   its dtype and are summed in float32 on each device.
   """
-  if layout_lib.current() is None:
+  if not layout_lib.spans_devices(layout):
     return lookup.pool_rows(table_IW, index_BTK, score_BTKC, num_blocks, kernel)
   num_rows, width = table_IW.shape
 
@@ -145,20 +151,23 @@ def pool_rows(
     ).astype(shard.dtype)
 
   pooled_BTEW = _run(
+    layout,
     (columns, rows_pooled, rows_unpooled),
     table_IW,
     index_BTK,
-    score_BTKC.astype(layout_lib.current().dtype),
+    score_BTKC.astype(layout.dtype),
   )
   return pooled_BTEW.astype(jnp.float32)
 
 
-def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
+def dot_rows(
+  table_IW, index_BTK, x_BTW, kernel: str = "xla", layout: Layout | None = None
+):
   """`lookup.dot_rows` of a table that the devices of a mesh share.
 
   Arguments and result are those of `lookup.dot_rows`, as for `pool_rows`.
   """
-  if layout_lib.current() is None:
+  if not layout_lib.spans_devices(layout):
     return lookup.dot_rows(table_IW, index_BTK, x_BTW, kernel)
   num_rows, _ = table_IW.shape
 
@@ -189,15 +198,16 @@ def dot_rows(table_IW, index_BTK, x_BTW, kernel: str = "xla"):
     ).astype(shard.dtype)
 
   dot_BTK = _run(
+    layout,
     (columns, rows_pooled, rows_unpooled),
     table_IW,
     index_BTK,
-    x_BTW.astype(layout_lib.current().dtype),
+    x_BTW.astype(layout.dtype),
   )
   return dot_BTK.astype(jnp.float32)
 
 
-def count_rows(count_S, slot_BTK):
+def count_rows(count_S, slot_BTK, layout: Layout | None = None):
   """Adds one to count[slot] for every slot in [0, S); the counts are split.
 
   What is fewer travels: slots to the devices that count them, or the counts of
@@ -206,9 +216,9 @@ def count_rows(count_S, slot_BTK):
   Args:
     count_S: [S] int32, split over the table's axes where they divide it.
     slot_BTK: [B, T, K] int32; those past the end do not count.
+    layout: None: one device.
   """
-  layout = layout_lib.current()
-  if layout is None:
+  if not layout_lib.spans_devices(layout):
     return count_S.at[slot_BTK].add(1, mode="drop")
   axes = layout.dividing(layout.table_axes, count_S.size)
   spec = layout.tokens(*slot_BTK.shape[:2])
@@ -262,9 +272,8 @@ def axes_apart(spec: PartitionSpec) -> tuple[str, ...]:
   )
 
 
-def _run(forms, table_IW, index_BTK, x):
+def _run(layout: Layout, forms, table_IW, index_BTK, x):
   """Runs the form of the layout on every device, its tokens as [1, N, ...]."""
-  layout = layout_lib.current()
   spec = layout.tokens(*index_BTK.shape[:2])
   apart = axes_apart(spec)
   shard = Shard(

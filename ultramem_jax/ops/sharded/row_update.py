@@ -2,7 +2,7 @@
 
 Every device gets the factors of all tokens, which are small, and works on the
 part of the table that it holds: no gradient of rows travels. Devices that hold
-the same part do the same work. The layout in force says how tables lie.
+the same part do the same work. The layout says how tables lie.
 """
 
 import jax
@@ -14,17 +14,17 @@ from ultramem_jax.ops.cpu import sort as row_order
 from ultramem_jax.ops.row_update import AdamW, Factors, Table
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.ops.sharded.layout import Layout
 
 
-def sort_reads(row_TK, num_rows: int):
+def sort_reads(row_TK, num_rows: int, layout: Layout | None = None):
   """`row_order.sort_reads`; of a table split by rows, each shard's own.
 
   Returns:
     (row_Z, read_Z); of shards, one after the other, rows counted from the
     shard's first, those of others at the end as one beyond its last.
   """
-  layout = layout_lib.current()
-  if layout is None or not _by_rows(layout):
+  if not layout_lib.spans_devices(layout) or not _by_rows(layout):
     return row_order.sort_reads(row_TK, num_rows + 1)
   held = num_rows // layout.size(layout.table_axes)
 
@@ -36,10 +36,11 @@ def sort_reads(row_TK, num_rows: int):
   return _map(layout, sort, PartitionSpec(), _reads_spec(layout))(row_TK)
 
 
-def squared_norm(factors: Factors, reads, num_rows: int):
+def squared_norm(
+  factors: Factors, reads, num_rows: int, layout: Layout | None = None
+):
   """`row_update.squared_norm`, of the whole table."""
-  layout = layout_lib.current()
-  if layout is None:
+  if not layout_lib.spans_devices(layout):
     return row_update.squared_norm(factors, reads, num_rows)
   shards = layout.size(layout.table_axes)
   held = num_rows // shards if _by_rows(layout) else num_rows
@@ -54,11 +55,16 @@ def squared_norm(factors: Factors, reads, num_rows: int):
 
 
 def update_rows(
-  table: Table, factors: Factors, reads, scale, adamw: AdamW, key
+  table: Table,
+  factors: Factors,
+  reads,
+  scale,
+  adamw: AdamW,
+  key,
+  layout: Layout | None = None,
 ) -> tuple[Table, jax.Array]:
   """`row_update.update_rows`; shards round with noise of their own."""
-  layout = layout_lib.current()
-  if layout is None:
+  if not layout_lib.spans_devices(layout):
     return row_update.update_rows(table, factors, reads, scale, adamw, key)
   spec = layout.table_spec()
   specs = Table(spec, spec, PartitionSpec(*spec[: table.variance.ndim]))
