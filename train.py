@@ -25,7 +25,7 @@ from ultramem_jax.serve import generate
 from ultramem_jax.settings import errors
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.tools import accounting
+from ultramem_jax.tools import accounting, fit
 from ultramem_jax.train import compiler_options, optim, program, sharding, step
 from ultramem_jax.train import state as state_lib
 
@@ -53,15 +53,7 @@ def compile_step(config: Config, layout):
     layout,
     compiler_options.for_device(layout.mesh.devices.flat[0]),
   )
-  need = compiled.bytes_needed
-  have = accounting.available_bytes()
-  require(
-    have is None or need <= have,
-    "batch_size",
-    config.batch_size,
-    f"the compiled step needs {need / 1e9:.1f} GB per device and there are "
-    f"{(have or 0) / 1e9:.1f}: reduce it, or raise accumulation_steps",
-  )
+  fit.check_compiled(config, compiled.bytes_needed)
   return compiled, state
 
 
@@ -187,11 +179,11 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   )
   mesh = sharding.make_mesh(config)
   layout = sharding.make_layout(config, mesh)
-  print(accounting.summary(config, num_devices=mesh.size), flush=True)
-  accounting.check_memory(config, mesh.size)
+  memory = fit.check(config, mesh.size)
+  corpus = sources.describe(config.data)
+  print(f"{accounting.headline(config.model)}\n{memory}")
   if config.model.spans:
     print(optim.describe_table_update(config))
-  corpus = sources.describe(config.data)
   print(
     f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
     flush=True,

@@ -13,7 +13,10 @@ import jax
 import numpy as np
 
 from configs import tiny
+from ultramem_jax.runs import checkpoint
+from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
+from ultramem_jax.train import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -68,6 +71,14 @@ def small_config(**overrides):
     }
   )
   return config_lib.parse(c)
+
+
+def save_run(workdir, config, corpus="some text"):
+  """Makes the workdir of a run whose step 7 has the first parameters."""
+  state = jax.jit(lambda: state_lib.init_state(config))()
+  workdir_lib.claim(workdir, config, corpus)
+  with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
+    checkpointer.save(7, state.to_items(), {}, None)
 
 
 def flags(overrides):

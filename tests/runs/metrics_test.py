@@ -117,7 +117,7 @@ def test_last_line_without_its_end_is_torn(tmp_path):
 def test_records_outlive_a_kill(tmp_path):
   code = """
 import os, signal, sys
-from ultramem_jax import metrics
+from ultramem_jax.runs import metrics
 writer = metrics.Writer(sys.argv[1], None)
 for step in range(1, 6):
   writer.write(step, {"loss": 1.0})

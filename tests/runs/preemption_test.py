@@ -13,7 +13,7 @@ from ultramem_jax.runs import preemption
 
 LOOP = """
 import time
-from ultramem_jax import preemption
+from ultramem_jax.runs import preemption
 with preemption.Preemption() as stop:
   print("ready", flush=True)
   step = 0

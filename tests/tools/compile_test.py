@@ -109,5 +109,5 @@ def test_the_steps_compile_for_a_tpu(tmp_path):
   train, decode = output.split("decode step for v5e:2x2, 4 devices")
   assert train.startswith("train step for v5e:2x2, 4 devices")
   for text in (train, decode):
-    assert "fits in the 15.75 GiB of a device" in text
+    assert "fits 15.75 GiB: yes, needs " in text
   assert "all-reduce of 4" in train

@@ -14,12 +14,10 @@ from ultramem_jax import testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops import precision
-from ultramem_jax.runs import checkpoint, workdir
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import quantize
-from ultramem_jax.train import state as state_lib
 
 
 def test_int8_rows_are_off_by_half_a_step_at_most():
@@ -94,10 +92,7 @@ def run(tmp_path_factory):
     data__path=str(folder / "text.txt"),
     data__valid_path=str(folder / "text.txt"),
   )
-  state = jax.jit(lambda: state_lib.init_state(config))()
-  workdir.claim(folder / "run", config, "some text")
-  with checkpoint.Checkpointer(folder / "run", keep=1) as checkpointer:
-    checkpointer.save(7, state.to_items(), {}, None)
+  testing.save_run(folder / "run", config)
   return folder / "run"
 
 

@@ -1,9 +1,10 @@
-"""Counts what a model costs: parameters, FLOPs, memory access, bytes to train.
+"""Counts what a model costs, and tells whether its training fits in memory.
 
   python -m ultramem_jax accounting --config=configs/151m_x12.py --batch=64
 
-Nothing is allocated. The rules are those of the paper's tables; see
-ultramem_jax/tools/accounting.py.
+Parameters, FLOPs and memory access are counted by the rules of the paper's
+tables (ultramem_jax/tools/accounting.py), bytes of training by
+ultramem_jax/tools/fit.py. Nothing is allocated.
 """
 
 import json
@@ -11,7 +12,7 @@ import json
 from absl import flags
 
 from ultramem_jax import cli
-from ultramem_jax.tools import accounting
+from ultramem_jax.tools import accounting, fit
 
 
 def define_flags() -> None:
@@ -23,13 +24,29 @@ def define_flags() -> None:
     lower_bound=1,
   )
   flags.DEFINE_integer("devices", 1, "Devices that train it.", lower_bound=1)
+  flags.DEFINE_float(
+    "memory",
+    None,
+    "GiB of memory of each device; by default what a device here has.",
+    lower_bound=0,
+  )
   flags.DEFINE_bool("json", False, "Print JSON.")
 
 
 def main() -> None:
   values = flags.FLAGS
-  arguments = (cli.load_config(), values.batch, values.devices)
-  if values.json:
-    print(json.dumps(accounting.report(*arguments)))
+  config = cli.load_config()
+  need = fit.training_bytes(config, values.devices)
+  if values.memory is None:
+    have = fit.available_bytes()
   else:
-    print(accounting.summary(*arguments))
+    have = int(values.memory * fit.GIB)
+  if values.json:
+    report = accounting.report(config.model, values.batch)
+    report["training_bytes"] = need
+    report["available_bytes"] = have
+    report["fits"] = fit.fits(need["total"], have)
+    print(json.dumps(report))
+  else:
+    print(accounting.summary(config.model, values.batch))
+    print(fit.summary(need, have))

@@ -1,9 +1,9 @@
 """Reads saved arrays to the devices that hold them, a block at a time.
 
-Orbax reads all that a device holds of an array before it puts it there, and
-has it twice meanwhile: a state that fills the memory could be saved, but not
-restored. So its arrays are read here, from the format that it documents: an
-OCDBT store for each pytree, in it a Zarr array for each leaf.
+Orbax reads a device's whole part of an array before it puts it there, so the
+part is in memory twice: a state that fills the memory could be saved, but not
+restored. This module reads the arrays itself, from the format that Orbax
+documents: an OCDBT store for each pytree with a Zarr array for each leaf.
 """
 
 import collections
@@ -16,15 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 import tensorstore as ts
 
-BLOCK_BYTES = 2**26  # of an array in one read, unless a chunk is larger
-AHEAD_BYTES = 2**27  # of the blocks that are read before they are asked for
+BLOCK_BYTES = 2**26  # read of an array at once, unless a chunk is larger
+AHEAD_BYTES = 2**27  # of blocks that are read ahead
 
 
 class _Part(NamedTuple):
-  """What some devices of this process hold of an array.
+  """A part of an array, and the devices of this process that hold it.
 
-  devices: each has a copy.
-  blocks: along the first axis; as they are stored, not read yet.
+  devices: each holds a copy.
+  blocks: the part cut along the first axis, as stored; not read yet.
   """
 
   devices: list[jax.Device]
@@ -35,14 +35,14 @@ def read(folder: str | os.PathLike, tree: Any) -> Any:
   """Reads a pytree that Orbax saved.
 
   Args:
-    folder: of the pytree.
-    tree: of `jax.ShapeDtypeStruct` with shardings, of the saved shapes and
-      dtypes.
+    folder: the pytree's directory.
+    tree: pytree of `jax.ShapeDtypeStruct` with the saved shapes and dtypes, and
+      with shardings. The reader validates neither shape nor dtype.
   Returns:
-    The tree of arrays. No more than a few blocks are in memory beside them
-    while they are read.
+    The tree of arrays. While they are read, no more than a few blocks are in
+    memory beside them.
   Raises:
-    ValueError: an array is missing, or its bytes make none.
+    ValueError: an array is missing, or its bytes cannot be decoded.
   """
   paths, treedef = jax.tree.flatten_with_path(tree)
   opening = [
@@ -83,7 +83,7 @@ def read(folder: str | os.PathLike, tree: Any) -> Any:
 
 
 def _parts(store: ts.TensorStore, target: jax.ShapeDtypeStruct) -> list[_Part]:
-  """The different parts of an array on this process's devices."""
+  """Returns the distinct parts of an array on this process's devices."""
   places = target.sharding.addressable_devices_indices_map(target.shape)
   devices = collections.defaultdict(list)
   for device, index in places.items():
@@ -99,9 +99,13 @@ def _parts(store: ts.TensorStore, target: jax.ShapeDtypeStruct) -> list[_Part]:
 
 
 def _blocks(store: ts.TensorStore, bounds: tuple) -> list[ts.TensorStore]:
-  """What lies within bounds, (start, stop) of each axis, cut along the first.
+  """Cuts a part of an array into blocks along the first axis.
 
-  Only whole chunks are read, so blocks end where chunks do.
+  Blocks end where chunks do, because only whole chunks can be read.
+
+  Args:
+    store: the array.
+    bounds: (start, stop) of the part along each axis.
   """
   if not bounds:
     return [store]
@@ -118,7 +122,7 @@ def _blocks(store: ts.TensorStore, bounds: tuple) -> list[ts.TensorStore]:
 
 
 def _read_ahead(blocks: Iterable[ts.TensorStore]) -> Iterator[np.ndarray]:
-  """Yields the contents of blocks in turn; the next are being read by then."""
+  """Yields the contents of each block while the next ones are being read."""
   reading, sizes = collections.deque(), collections.deque()
   for block in blocks:
     size = block.size * block.dtype.numpy_dtype.itemsize
@@ -134,7 +138,13 @@ def _read_ahead(blocks: Iterable[ts.TensorStore]) -> Iterator[np.ndarray]:
 def _put(
   part: _Part, target: jax.ShapeDtypeStruct, contents: Iterator[np.ndarray]
 ) -> list[jax.Array]:
-  """A part on each of its devices; the next contents are of its blocks."""
+  """Puts a part on each of its devices.
+
+  Args:
+    part: the devices and blocks.
+    target: the whole array.
+    contents: yields the contents of the part's blocks next.
+  """
   first, *others = part.devices
   if len(part.blocks) == 1:
     shard = jax.device_put(next(contents), first)
@@ -145,7 +155,7 @@ def _put(
       block = next(contents)
       shard = _write(shard, jax.device_put(block, first), start)
       start += len(block)
-      # Else more blocks are read before this one is gone.
+      # Otherwise more blocks would be read before this one is freed.
       shard.block_until_ready()
   return jax.block_until_ready(
     [shard, *(jax.device_put(shard, device) for device in others)]

@@ -1,20 +1,21 @@
-"""Checkpoints that outlive kills, full disks and flipped bits.
+"""Checkpoints that survive kills, full disks and flipped bits.
 
-A save has three parts, the last two in a thread of their own:
+A save has three parts; a thread of its own does the last two:
 
   commit  Orbax writes a temporary directory and renames it to the step.
-  seal    the sha256 of every file goes to `sha256.json` in that directory.
-  prune   older steps go, except the newest `keep` and the best one.
+  seal    The sha256 of every file is written to the directory's `sha256.json`.
+  prune   Older steps are deleted, except the newest `keep` and the best one.
 
-So a kill at any moment leaves the older checkpoints as they were. Where a run
-goes on, the first that applies:
+So a kill at any moment leaves the older checkpoints as they were. A run starts
+from the first of these that exists:
 
   1. The newest sound checkpoint of its workdir. A damaged one is set aside as
      `corrupt-<step>`, with a warning, and the next older one is tried.
-  2. Fresh, only if the workdir holds no checkpoint, not even a damaged one.
+  2. The initial state, but only if the workdir holds no checkpoint at all, not
+     even a damaged one.
 
-Sound means that every file has its sealed digest. A step that a kill left
-committed but unsealed is sound if it can be read.
+A checkpoint is sound if every file has its sealed digest. A step that a kill
+left committed but unsealed is sound if it can be read.
 """
 
 import concurrent.futures
@@ -38,13 +39,13 @@ from ultramem_jax.runs import array_reader, step_dirs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.errors import CheckpointError, TargetError
 
-# Larger arrays are stored in pieces of rows, so that they need not be read
-# whole. A C library gives memory of this size back as soon as it is free.
+# Larger arrays are stored in chunks of rows, so that they can be read in parts.
+# The C library returns memory of this size to the system as soon as it is free.
 CHUNK_BYTES = 2**26
 
 
 class _Damaged(Exception):
-  """Bytes of a checkpoint were lost or changed."""
+  """A checkpoint whose bytes were lost or changed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Restored:
   """A checkpoint in memory.
 
   Attributes:
-    step: at which it was saved.
-    items: the pytrees asked for, by name.
-    data: the data iterator's state of every lane, of all processes.
-    valid_loss: at that step, None if it was not evaluated there.
+    step: number of optimizer steps done when it was saved.
+    items: the requested pytrees, by name.
+    data: state of the data iterator, {lane: state} for all processes' lanes.
+    valid_loss: validation loss at that step; None: it was not evaluated.
   """
 
   step: int
@@ -65,7 +66,7 @@ class Restored:
 
 
 def _gather_lanes(data: dict[str, Any]) -> dict[str, Any]:
-  """Merges the lanes of all processes, so that each holds them all."""
+  """Returns the lanes of all processes."""
   if jax.process_count() == 1:
     return data
   own = np.frombuffer(json.dumps(data).encode(), np.uint8)
@@ -80,14 +81,14 @@ def _gather_lanes(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _any_process(flag: bool) -> bool:
-  """Whether flag holds on any process; all get the same answer."""
+  """Returns whether flag is true on any process."""
   if jax.process_count() == 1:
     return flag
   return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
 
 
 def _arrays(tree: Any) -> dict[str, str]:
-  """{"params/w": "float32[4, 4]"} of the leaves of tree."""
+  """Describes the leaves of a tree: {"params/w": "float32[4, 4]"}."""
   return {
     jax.tree_util.keystr(
       path, simple=True, separator="/"
@@ -99,7 +100,7 @@ def _arrays(tree: Any) -> dict[str, str]:
 def _require_same_arrays(
   saved: dict[str, str], items: dict[str, Any], path: os.PathLike
 ) -> None:
-  """Raises TargetError unless these items were saved with these arrays."""
+  """Raises TargetError if items have other arrays than were saved."""
   held = {
     name: array
     for name, array in saved.items()
@@ -120,7 +121,7 @@ def _require_same_arrays(
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-  """What shall become of a leaf: without a sharding, on one device."""
+  """Returns what a leaf is restored to: on one device if it has no sharding."""
   sharding = getattr(leaf, "sharding", None)
   return jax.ShapeDtypeStruct(
     leaf.shape,
@@ -130,14 +131,14 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def _storage(path, leaf: jax.Array):
-  """Orbax's options for storing an array."""
+  """Returns Orbax's options for storing an array."""
   del path
   options = ocp.options.ArrayOptions.Saving.StorageOptions()
   part = leaf.sharding.shard_shape(leaf.shape)
   size = math.prod(part) * leaf.dtype.itemsize
   least = -(-size // CHUNK_BYTES)
-  # Not the parts of a table by columns, nor rows whose number has no divisor
-  # near: Orbax would cut them into slivers.
+  # Not for arrays that are split by columns, nor for a number of rows without a
+  # suitable divisor: Orbax would cut them into slivers.
   if least > 1 and part[1:] == leaf.shape[1:] and part[0] == max(part):
     for count in range(least, 16 * least):
       if part[0] % count == 0:
@@ -147,12 +148,12 @@ def _storage(path, leaf: jax.Array):
 
 
 def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
-  """Reads the named items of a step, as they are on the disk."""
+  """Reads the named items of a step from the disk."""
   facts = ocp.checkpointables_metadata(path).custom_metadata
   data, valid_loss = facts["data"], facts["valid_loss"]
-  # Whoever reads them checks neither shapes nor dtypes.
+  # The reader validates neither shape nor dtype.
   _require_same_arrays(facts["arrays"], items, path)
-  # Orbax refuses to save a pytree without leaves; it is its own content.
+  # Orbax cannot save a pytree without leaves; such an item is returned as is.
   loaded = {
     name: array_reader.read(path / name, jax.tree.map(_target, tree))
     for name, tree in items.items()
@@ -180,8 +181,8 @@ def _restore(path: pathlib.Path, items: dict[str, Any]) -> Restored:
   except (TargetError, MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Exception as error:
-    # The bytes of a sealed step are those that were saved, so whatever went
-    # wrong is no reason to give the step up.
+    # A sealed step has the bytes that were saved, so whatever went wrong is not
+    # its fault.
     if sealed:
       raise
     damage = f"{type(error).__name__}: {error}".splitlines()[0][:200]
@@ -191,14 +192,14 @@ def _restore(path: pathlib.Path, items: dict[str, Any]) -> Restored:
 
 
 class Checkpointer(contextlib.AbstractContextManager):
-  """Saves and restores the checkpoints of the run that owns a workdir.
+  """Saves and restores the checkpoints of a run, and locks its workdir.
 
-  Every process of a run makes one and calls each method at the same step; the
+  Every process of a run makes one and calls each method at the same step. The
   workdir is on a file system that all of them see.
 
   Args:
     workdir: the run's directory.
-    keep: how many of the newest steps stay; the best one stays as well.
+    keep: number of newest steps to keep; the best one is kept, too.
   Raises:
     CheckpointError: another process is training in this workdir.
   """
@@ -210,7 +211,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._pending = None
     self._lock = None
     if jax.process_index() == 0:
-      # The kernel drops the lock with the process, however it ends.
+      # The kernel releases the lock when the process ends, however it ends.
       self._lock = os.open(self._root, os.O_RDONLY)
       try:
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -232,24 +233,24 @@ class Checkpointer(contextlib.AbstractContextManager):
     data: dict[str, Any],
     valid_loss: float | None = None,
   ) -> bool:
-    """Starts to save a step; returns as soon as the arrays may be reused.
+    """Starts to save a step and returns when the arrays may be reused.
 
-    On a CPU that is when they are saved: they are written from where they lie,
-    and a step that took them over before would first copy them all. Waits for
-    the previous save. Nothing is done if the step is saved already:
-    a run has one state at a step.
+    Waits for the previous save first. On a CPU it returns when this save is
+    done: the arrays are written from where they are, and a step that took them
+    over earlier would have to copy them. Does nothing if the step is saved
+    already, because a run has one state at a step.
 
     Args:
       step: number of optimizer steps done.
       items: pytrees of arrays by name, each restorable without the others.
-      data: {lane: state} of this process's lanes; survives JSON unchanged.
+      data: {lane: state} of this process's lanes, which JSON can represent.
       valid_loss: the validation loss at this step, if it was evaluated.
     Returns:
       Whether a save was started.
     Raises:
-      TypeError: data would not come back from JSON as it is.
+      TypeError: data would come back from JSON changed.
       CheckpointError: the previous save (on a CPU, this one) could not be
-        written, for want of room on the disk, say.
+        written, for example because the disk is full.
     """
     self.wait()
     path = self._root / str(step)
@@ -259,7 +260,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       raise TypeError(f"data = {data!r}: must come back from JSON unchanged")
     finite = valid_loss is not None and math.isfinite(valid_loss)
     context = ocp.Context()
-    # Compressed, all arrays would be in memory a second time, and parameters
+    # Compression would hold all arrays in memory a second time, and parameters
     # hardly become smaller.
     context.array.saving.use_compression = False
     context.array.saving.scoped_storage_options_creator = _storage
@@ -288,12 +289,12 @@ class Checkpointer(contextlib.AbstractContextManager):
     """Restores the newest sound checkpoint (the list in the module docstring).
 
     Args:
-      items: by name, pytrees of `jax.ShapeDtypeStruct` (or arrays) with the
-        dtypes and shardings to restore to, on whatever mesh.
+      items: pytrees by name of `jax.ShapeDtypeStruct` (or arrays) with the
+        dtypes and shardings to restore to, on any mesh.
     Returns:
       The checkpoint, or None if none was ever committed.
     Raises:
-      CheckpointError: there are checkpoints, but every one is damaged.
+      CheckpointError: every checkpoint is damaged.
       TargetError: the newest sound one holds other arrays.
     """
     for step in reversed(step_dirs.committed(self._root)):
@@ -318,7 +319,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     return None
 
   def wait(self) -> None:
-    """Blocks until the last save is committed and sealed; raises its error."""
+    """Waits until the last save is committed and sealed; raises its error."""
     if self._pending is not None:
       pending, self._pending = self._pending, None
       try:
@@ -326,12 +327,12 @@ class Checkpointer(contextlib.AbstractContextManager):
       except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
         cause = str(error).splitlines()[0]
         raise CheckpointError(
-          f"a checkpoint cannot be written ({cause}); those before it are "
-          "whole, and the same command goes on from the newest"
+          f"a checkpoint cannot be written ({cause}); earlier ones are whole, "
+          "and the same command continues from the newest"
         ) from error
 
   def close(self) -> None:
-    """Waits for the last save and lets others use the workdir."""
+    """Waits for the last save and unlocks the workdir."""
     try:
       self.wait()
     finally:
@@ -347,12 +348,12 @@ class Checkpointer(contextlib.AbstractContextManager):
 def restore(
   workdir: str | os.PathLike, items: dict[str, Any], step: int | str = "newest"
 ) -> Restored:
-  """Restores from any run, running or not, without touching its files.
+  """Restores a checkpoint of a run, running or not, and changes no file.
 
   Args:
     workdir: the run's directory.
-    items: as for `Checkpointer.restore_latest`; a part of what was saved will
-      do, such as the parameters without the optimizer's state.
+    items: as for `Checkpointer.restore_latest`; a part of what was saved is
+      enough, such as the parameters without the optimizer's state.
     step: "newest" (the newest sound one), "best" (least validation loss), or
       the number of a saved step.
   Raises:

@@ -1,8 +1,8 @@
-"""The processes of a run, on one host or on many: how they meet and end.
+"""Starts and ends the processes of a run, on one host or several.
 
-All run the same program with the same arguments but --process_id; each has
-some of the devices of one mesh. Process 0 alone prints and writes logs; all
-read their own rows of a batch and save their own parts of a checkpoint.
+All run the same program with the same arguments except --process_id, and each
+has some of the devices of one mesh. Only process 0 prints and writes logs. Each
+process reads its own rows of a batch and saves its own parts of a checkpoint.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -28,7 +29,9 @@ def initialize(
   index: int | None = None,
   stops_together: bool = False,
 ) -> None:
-  """Joins the other processes, if there are any; before devices are used.
+  """Joins the other processes, if there are any.
+
+  Call it before any device is used.
 
   Args:
     coordinator: "HOST:PORT" of process 0; "auto": JAX asks the cluster for all
@@ -36,15 +39,14 @@ def initialize(
       process works on its own.
     count, index: how many processes there are, and which this one is. Given
       with HOST:PORT, and only then.
-    stops_together: SIGTERM to one of several processes waits until
-      `preemption.Preemption` stops them all at one step; otherwise it ends
-      that process, and so all of them.
+    stops_together: whether SIGTERM to one of several processes waits until
+      `preemption.Preemption` stops them all at one step; otherwise it ends that
+      process, and with it all of them.
   Raises:
     ConfigError: arguments that do not go together, or no cluster that JAX
       knows; the message names the flags of `cli.define_processes`.
   """
-  # Where it is on, and nobody asks it, JAX's preemption service swallows
-  # SIGTERM.
+  # If it is on and nobody asks it, JAX's preemption service swallows SIGTERM.
   jax.config.update("jax_enable_preemption_service", stops_together)
   if coordinator in (None, AUTO):
     require(
@@ -53,7 +55,7 @@ def initialize(
       coordinator,
       "must be HOST:PORT with --num_processes and --process_id",
     )
-    # Alone, a process that asked its cluster would get one GPU of Slurm, or
+    # A single process that asked its cluster would get one of Slurm's GPUs, or
     # wait for others.
     if coordinator is None and not _started_by_cluster():
       return
@@ -83,7 +85,7 @@ def initialize(
       index,
       f"must be less than --num_processes = {count}",
     )
-    # Every process keeps all devices of its host that it sees.
+    # Each process keeps all devices that it sees on its host.
     jax.distributed.initialize(
       coordinator, count, index, cluster_detection_method="deactivate"
     )
@@ -92,10 +94,10 @@ def initialize(
 
 
 def _started_by_cluster() -> bool:
-  """Whether the environment tells JAX of several processes."""
+  """Returns whether the environment tells JAX of several processes."""
   environment = os.environ
   counts = (
-    # Of srun's step: a shell within a job has the job's SLURM_NTASKS.
+    # Not SLURM_NTASKS, which a shell within a job has, too.
     "SLURM_STEP_NUM_TASKS",
     "OMPI_COMM_WORLD_SIZE",
     "MEGASCALE_NUM_SLICES",
@@ -121,16 +123,16 @@ def require_same(name: str, value: str) -> None:
   others = np.flatnonzero((digests != digests[:1]).any(1)).tolist()
   if others:
     raise ConfigError(
-      f"{name}: processes {others} were given another than process 0"
+      f"{name}: processes {others} were given other values than process 0"
     )
 
 
 @contextlib.contextmanager
-def ending_together():
-  """Ends this process at once if it fails within, and so all others.
+def ending_together() -> Iterator[None]:
+  """Ends this process, and with it all others, if the body fails.
 
-  At a normal exit JAX waits for all processes, while they may wait for this
-  one in a step: nobody would end. Without the wait, JAX ends the others.
+  At a normal exit JAX waits for all processes, while they may wait for this one
+  in a step, so that none would end. Without that wait, JAX ends the others.
   """
   try:
     yield

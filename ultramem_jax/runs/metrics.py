@@ -1,12 +1,12 @@
-"""The logs of a run and what it shows on the console.
+"""A run's logs and its progress on the console.
 
-`metrics.jsonl` holds what the run determines (losses, rates, norms, monitors
-of the memory, validation results), `timing.jsonl` what the clock and the
-machine say. Both are lines of JSON, {"step": n, name: value, ...}, and both
-go to TensorBoard too.
+`metrics.jsonl` holds what depends on the run only (losses, rates, norms,
+statistics of the memories, validation results), `timing.jsonl` what depends on
+the clock and the machine. Both hold lines of JSON, {"step": n, name: value,
+...}, and both are copied to TensorBoard.
 
-A run that is killed and goes on writes the very bytes of `metrics.jsonl` that
-an unbroken one writes, if its loop keeps to this order at every step s:
+A run that is killed and continued writes `metrics.jsonl` byte for byte as an
+unbroken run does, if its loop keeps to this order at every step s:
 
   1. write the training record, validate, write the validation's record;
   2. `Writer.sync()`;
@@ -37,10 +37,10 @@ TIMING_NAME = "timing.jsonl"
 
 
 def plain(value: Any) -> Any:
-  """A JSON value that reads back as exactly the same number.
+  """Returns a JSON value that reads back as exactly the same number.
 
-  A float32 becomes the float64 of its value. JSON has no number that is not
-  finite: these become the strings "NaN", "Infinity" and "-Infinity", which
+  A float32 becomes the float64 of the same value. NaN and infinities, which
+  JSON lacks, become the strings "NaN", "Infinity" and "-Infinity", which
   Python's float() understands.
   """
   if isinstance(value, dict):
@@ -60,7 +60,7 @@ def plain(value: Any) -> Any:
 
 
 def _drop_after(path: pathlib.Path, step: int | None) -> None:
-  """Keeps the records up to a step, none if it is None; drops torn lines."""
+  """Drops torn lines and the records after a step (all, if it is None)."""
   if not path.exists():
     return
   kept = []
@@ -83,8 +83,8 @@ class Writer:
 
   Args:
     workdir: the run's directory.
-    step: of the checkpoint the run goes on from, None for a fresh run.
-      Records of later steps are dropped.
+    step: step of the checkpoint that the run continues from; None: a fresh
+      run. Records of later steps are dropped.
   """
 
   def __init__(self, workdir: str | os.PathLike, step: int | None):
@@ -98,11 +98,11 @@ class Writer:
       _drop_after(workdir / name, step)
       file = open(workdir / name, "ab")  # noqa: SIM115 (closed by close)
       self._files[name] = self._stack.enter_context(file)
-    # Here, as it imports torch where that is installed, for seconds.
+    # Imported here because it imports torch, if installed, which takes seconds.
     import tensorboardX
 
     first = 0 if step is None else step + 1
-    # TensorBoard hides what earlier files hold of steps >= purge_step. The
+    # TensorBoard hides records of steps >= purge_step in earlier files. The
     # suffix keeps two starts within a second from writing to one file.
     self._board = self._stack.enter_context(
       tensorboardX.SummaryWriter(
@@ -130,7 +130,7 @@ class Writer:
 
     Args:
       step: number of optimizer steps done; never decreases.
-      values: scalars, strings or arrays by name, determined by the run alone.
+      values: scalars, strings or arrays by name, which depend on the run only.
     """
     self._write(METRICS_NAME, step, values)
 
@@ -139,7 +139,7 @@ class Writer:
     self._write(TIMING_NAME, step, values)
 
   def sync(self) -> None:
-    """Forces all records to the disk; due before a checkpoint is saved."""
+    """Forces all records to the disk; call it before saving a checkpoint."""
     for file in self._files.values():
       os.fsync(file.fileno())
 
@@ -150,7 +150,7 @@ class Writer:
 
 
 class Progress:
-  """Shows how far a run is: a bar on a terminal, else a line per update.
+  """Shows how far a run is: a bar on a terminal, elsewhere a line per update.
 
   Args:
     start: the step the run starts from.
@@ -193,6 +193,6 @@ class Progress:
       print(text, file=sys.stderr, flush=True)
 
   def close(self) -> None:
-    """Leaves the bar as it is."""
+    """Ends the bar."""
     if self._bar is not None:
       self._bar.close()

@@ -1,9 +1,9 @@
-"""Stopping a run on request: the batch system's SIGTERM, the user's Ctrl-C."""
+"""Stops a run on request: the batch system's SIGTERM, the user's Ctrl-C."""
 
 import contextlib
 import os
 import signal
-from typing import Any
+from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
@@ -12,16 +12,16 @@ from jax.experimental import multihost_utils
 class Preemption(contextlib.AbstractContextManager):
   """Turns the first SIGTERM or SIGINT into a request to stop.
 
-  The loop asks `requested` after every step; on True it saves, waits and
-  returns. A second signal kills. With several processes JAX's preemption
-  service catches SIGTERM and lets all of them stop at one step.
+  The loop calls `requested` after every step; on True it saves, waits and
+  returns. A second signal kills the process. With several processes, JAX's
+  preemption service catches SIGTERM and lets all of them stop at one step.
   """
 
   def __init__(self):
     self._requested = False
     self._previous = {}
 
-  def __enter__(self) -> "Preemption":
+  def __enter__(self) -> Self:
     if jax.process_count() == 1:
       for number in (signal.SIGTERM, signal.SIGINT):
         self._previous[number] = signal.signal(number, self._catch)
@@ -36,7 +36,7 @@ class Preemption(contextlib.AbstractContextManager):
     self._requested = True
     for caught in self._previous:
       signal.signal(caught, signal.SIG_DFL)
-    # Not print: the signal may have come in the middle of one.
+    # Not print, which the signal may have interrupted.
     os.write(
       2,
       f"{signal.Signals(number).name}: saving and stopping; "

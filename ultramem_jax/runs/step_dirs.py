@@ -1,8 +1,7 @@
-"""The directories of saved steps: which there are, which are sound, which stay.
+"""The directories of saved steps: which exist, are sound, and are kept.
 
-A disk or a copy can change bytes that Orbax then restores without a word, so
-every committed step is sealed: `sha256.json` in it holds the digests of its
-files.
+Orbax restores bytes that a disk or a copy has changed without noticing, so
+every committed step is sealed: its `sha256.json` holds the files' digests.
 """
 
 import hashlib
@@ -20,7 +19,7 @@ SEAL = "sha256.json"
 
 
 def committed(root: pathlib.Path) -> list[int]:
-  """Committed steps, ascending."""
+  """Returns the committed steps, ascending."""
   if not root.is_dir():
     return []
   return sorted(
@@ -46,7 +45,7 @@ def seal(path: pathlib.Path) -> None:
 
 
 def verify(path: pathlib.Path) -> tuple[bool, str]:
-  """Returns whether the step was sealed, and what is damaged, "" if nothing."""
+  """Returns whether a step is sealed, and its damage ("" if it has none)."""
   manifest = path / SEAL
   if not manifest.exists():
     return False, ""
@@ -72,27 +71,27 @@ def set_aside(path: pathlib.Path) -> pathlib.Path:
 
 
 def _valid_loss(path: pathlib.Path) -> float:
-  """The validation loss of a step; infinite if unknown or not finite."""
+  """Returns the validation loss of a step, infinity if it is unknown."""
   try:
     loss = ocp.checkpointables_metadata(path).custom_metadata["valid_loss"]
-  except Exception:  # a damaged step, of which restoring will tell more
+  except Exception:  # a damaged step; restoring it will report the damage
     return math.inf
   return math.inf if loss is None else loss
 
 
 def best(root: pathlib.Path) -> int | None:
-  """The step with the least validation loss; the later one of equals."""
+  """Returns the step with the least validation loss, the last of equal ones."""
   losses = {step: _valid_loss(root / str(step)) for step in committed(root)}
   known = [step for step, loss in losses.items() if loss < math.inf]
   return min(known, key=lambda step: (losses[step], -step), default=None)
 
 
 def prune(root: pathlib.Path, keep: int) -> None:
-  """Deletes all steps but the newest `keep` and the best."""
+  """Deletes all steps except the newest `keep` and the best."""
   best_step = best(root)
   for step in committed(root)[:-keep]:
     if step != best_step:
-      # Renamed first, so that a kill leaves no half-deleted step behind.
+      # Renamed first, so that a kill leaves no half-deleted step.
       doomed = root / f"{step}.deleting"
       os.rename(root / str(step), doomed)
       shutil.rmtree(doomed)

@@ -2,8 +2,9 @@
 
 A workdir holds `config.json`, `checkpoints/`, `metrics.jsonl`,
 `timing.jsonl`, `tensorboard/` and, after benchmark tasks, `tasks.jsonl`.
-`claim` binds it to one configuration and one corpus when a run starts there;
-whoever comes later, to go on, evaluate or generate, must mean the same run.
+`claim` binds it to one configuration and one corpus when a run starts there.
+Whoever continues the run must give the same; evaluation and generation read
+the configuration from the workdir.
 """
 
 import json
@@ -21,11 +22,11 @@ from ultramem_jax.settings.errors import ConfigError
 CONFIG_NAME = "config.json"
 CHECKPOINTS_NAME = "checkpoints"
 
-# What may change when a run goes on: fields on which neither the parameters
-# nor metrics.jsonl depend. `mesh` is the one exception, allowed so that a run
-# can move to other devices: sums are then taken in another order and results
-# agree to rounding, not bit for bit. log_every, eval_every and eval_batches
-# are not free: they decide what metrics.jsonl holds.
+# Fields that may change when a run continues, because neither the parameters
+# nor metrics.jsonl depend on them. `mesh` is an exception, so that a run can
+# move to other devices: sums are then taken in another order, and results agree
+# to rounding, not bit for bit. log_every, eval_every and eval_batches are not
+# free, because they decide what metrics.jsonl holds.
 FREE_FIELDS = (
   "checkpoint",
   "data.prefetch",
@@ -36,14 +37,14 @@ FREE_FIELDS = (
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file that, whenever the machine stops, is whole: old or new."""
+  """Writes a file so that a crash leaves its old or its new content, whole."""
   partial = path.with_name(path.name + ".tmp")
   with open(partial, "wb") as f:
     f.write(content)
     f.flush()
     os.fsync(f.fileno())
   os.replace(partial, path)
-  # The rename itself must reach the disk too.
+  # The rename must reach the disk, too.
   directory = os.open(path.parent, os.O_RDONLY)
   try:
     os.fsync(directory)
@@ -52,7 +53,7 @@ def write_atomically(path: pathlib.Path, content: bytes) -> None:
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  """{"optim": {"eps": 1}} -> {"optim.eps": 1}."""
+  """Turns {"optim": {"eps": 1}} into {"optim.eps": 1}."""
   flat = {}
   for name, value in tree.items():
     if isinstance(value, dict):
@@ -67,7 +68,7 @@ def _is_free(field: str) -> bool:
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
-  """The content of config.json: {"corpus": str, "config": dict}."""
+  """Returns the content of config.json: {"corpus": str, "config": dict}."""
   path = workdir / CONFIG_NAME
   try:
     held = json.loads(path.read_bytes())
@@ -82,7 +83,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
 
 
 def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
-  """Raises ConfigError where config or corpus is not what workdir holds."""
+  """Raises ConfigError if workdir is bound to another config or corpus."""
   record = _read(workdir)
   given, held = _flatten(config_lib.to_dict(config)), _flatten(record["config"])
   absent = "no such field"
@@ -111,10 +112,10 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
 
   Args:
     workdir: made if absent; a local or mounted directory.
-    config: of the run. `FREE_FIELDS` may differ from the held ones; the file
-      keeps the values the run began with.
-    corpus: one line for what the run depends on and config does not hold,
-      such as the Python version whose standard library is read.
+    config: the run's configuration. `FREE_FIELDS` may differ from the bound
+      ones; the file keeps the values that the run began with.
+    corpus: one line about what the run depends on beside config, such as the
+      Python version whose standard library is read.
   Raises:
     ConfigError: the workdir is bound to another config or corpus (the first
       three fields that differ are named), its config.json is damaged, it
@@ -147,12 +148,12 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
 
 
 def load_corpus(workdir: str | os.PathLike) -> str:
-  """The corpus of the run that a workdir holds, as it was claimed."""
+  """Returns the corpus that a workdir is bound to."""
   return _read(pathlib.Path(workdir))["corpus"]
 
 
 def load_config(workdir: str | os.PathLike) -> Config:
-  """The configuration a workdir is bound to.
+  """Returns the configuration that a workdir is bound to.
 
   Raises:
     ConfigError: no such directory, no config.json in it, a damaged one, or

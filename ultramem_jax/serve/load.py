@@ -1,4 +1,4 @@
-"""A trained model, from the workdir of its run, on the devices there are."""
+"""Loads a trained model from a workdir to the devices of this machine."""
 
 import os
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from ultramem_jax.train import state as state_lib
 class TrainedModel(NamedTuple):
   """A model with the parameters of a checkpoint.
 
-  config: of the run, with the mesh of these devices and a batch that divides
-    over them.
-  step: of the checkpoint.
+  config: the run's config, with a mesh of these devices and a batch_size that
+    they divide.
+  step: number of optimizer steps that the checkpoint had done.
   model, variables: logits_BTV = model.apply(variables, tokens_BT).
-  layout: of the variables; the model's.
+  layout: where the variables are, as the model knows.
   """
 
   config: Config
@@ -39,18 +39,18 @@ def load(
   saved: str = "newest",
   mesh: Mapping[str, Any] | None = None,
 ) -> TrainedModel:
-  """Loads a model without its optimizer; each device gets its part alone.
+  """Loads a model without its optimizer; each device gets its own part.
 
   Args:
     workdir: the run's directory.
     saved: which checkpoint: "newest", "best" (by validation loss), or the
       number of a step.
     mesh: fields of config.mesh that differ from the run's. By default its
-      data axis takes the devices that remain; a single device needs no mesh.
+      data axis takes the remaining devices; a single device needs no mesh.
   Raises:
     ConfigError: no workdir given, no run in it, no such choice, or a mesh that
-      these devices do not make.
-    errors.CheckpointError: no such checkpoint, or a damaged one.
+      does not fit these devices.
+    errors.CheckpointError: the checkpoint does not exist, or is damaged.
   """
   require(bool(workdir), "--workdir", workdir, "must name a run's directory")
   require(
@@ -77,14 +77,14 @@ def load(
 
 
 def _on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
-  """The config of a run whose model is used here, whatever trained it."""
+  """Returns the config to use a run's model here, whatever trained it."""
   devices = jax.device_count()
   fields = config_lib.to_dict(config)
   if devices == 1:
     fields["mesh"] = {}
   fields["mesh"] = {**fields["mesh"], "data": -1, **mesh}
   inside = config_lib.parse(fields).mesh
-  # A batch that divides; no result depends on its size.
+  # A batch that the devices divide; no result depends on its size.
   split = max(1, devices // (inside.tensor * inside.table))
   fields["batch_size"] += -fields["batch_size"] % split
   fields["accumulation_steps"] = 1

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, FLOPs, memory access, bytes of training.
+"""What a model costs: parameters, FLOPs of a token, memory access.
 
 Counted on the model's own parameter tree, of which only shapes are computed:
 nothing is allocated. The rules are the paper's (arXiv 2411.12364, tables 1 to
@@ -6,23 +6,13 @@ nothing is allocated. The rules are the paper's (arXiv 2411.12364, tables 1 to
 twice the dense parameters it uses, plus two for each value it reads.
 """
 
-import functools
 import math
-import os
-import pathlib
 import re
+from collections.abc import Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-from jax.sharding import AbstractMesh, NamedSharding
-
-from ultramem_jax.ops import precision
-from ultramem_jax.ops.sharded import lookup as sharded_lookup
-from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.model import ModelConfig
-from ultramem_jax.train import optim, sharding
+from ultramem_jax.train import sharding
 
 # The kind of a parameter, by its path; the first pattern that matches wins.
 KINDS = {
@@ -35,7 +25,7 @@ BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
 
 
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """The shape of every parameter, by path, such as "block_0/mlp/up/kernel"."""
+  """Returns the shape of each parameter by path: "block_0/mlp/up/kernel"."""
   return {
     "/".join(path): tuple(size for _, size in axes)
     for path, axes in sharding.parameter_axes(model).items()
@@ -43,12 +33,12 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def kind(path: str) -> str:
-  """The kind of the parameter at path: dense, sparse, embedding or norm."""
+  """Returns the kind of a parameter: dense, sparse, embedding or norm."""
   return next(k for k, pattern in KINDS.items() if re.search(pattern, path))
 
 
 def parameters(model: ModelConfig) -> dict[str, int]:
-  """Parameters by kind.
+  """Counts parameters by kind.
 
   Returns:
     "dense": attention, MLPs, routers, and of the memories keys, cores,
@@ -63,7 +53,7 @@ def parameters(model: ModelConfig) -> dict[str, int]:
 
 
 def part(path: str) -> str:
-  """The part of the model at path: "attention", "mlp", "memory.keys" ..."""
+  """Returns the part of the model at path: "attention", "memory.keys" ..."""
   module, *names = path.split("/")
   if module.startswith("memory"):
     return f"memory.{names[0]}"
@@ -73,7 +63,7 @@ def part(path: str) -> str:
 
 
 def matmul_parts(model: ModelConfig) -> dict[str, int]:
-  """Parameters of dense layers and experts, by part; all X experts."""
+  """Counts parameters of dense layers and of all experts, by part."""
   counts = {}
   for path, shape in parameter_shapes(model).items():
     if kind(path) == "dense" or part(path) == "moe.experts":
@@ -82,7 +72,7 @@ def matmul_parts(model: ModelConfig) -> dict[str, int]:
 
 
 def rows_read(model: ModelConfig, batch: int) -> int:
-  """Values of table rows read for batch tokens: layers min(B m A, I) W."""
+  """Counts values of rows read for batch tokens: layers min(B m A, I) W."""
   if not model.spans:
     return 0
   # A table shared by several layers stands once in the tree, and is read by
@@ -99,7 +89,7 @@ def rows_read(model: ModelConfig, batch: int) -> int:
 
 
 def flops_per_token(model: ModelConfig) -> dict[str, int]:
-  """FLOPs of a token's forward pass, by part; the total is their sum.
+  """Counts FLOPs of a token's forward pass, by part; their sum is the total.
 
   2 x active dense parameters (k of X experts) + 2 x layers m A W. As in the
   paper, attention scores, norms, embedding and output head are not counted.
@@ -114,10 +104,10 @@ def flops_per_token(model: ModelConfig) -> dict[str, int]:
 
 
 def memory_access(model: ModelConfig, batch: int) -> int:
-  """Values read by a decoding step of batch tokens, one per sequence.
+  """Counts values read by a decoding step of batch tokens, one per sequence.
 
-  MLP or expert weights and table rows only, as in figure 1: dense L 2 D F;
-  MoE L min(k B, X) 2 D F; UltraMem adds layers min(B m A, I) W.
+  They are MLP or expert weights and table rows only, as in figure 1: dense
+  L 2 D F; MoE L min(k B, X) 2 D F; UltraMem adds layers min(B m A, I) W.
   """
   counts, moe = matmul_parts(model), model.moe
   access = counts.get("mlp", 0) + rows_read(model, batch)
@@ -127,190 +117,24 @@ def memory_access(model: ModelConfig, batch: int) -> int:
   return access
 
 
-def activation_bytes_per_token(config: Config) -> int:
-  """Estimate of what the backward pass keeps, in bytes per token.
-
-  Logits and their gradient; the input of each block; and what blocks and
-  memories hold inside, or one block when they are recomputed. Within 25 % of
-  what XLA compiles for a CPU in float32 without recomputing.
-  """
-  m = config.model
-  size = jnp.dtype(m.dtype).itemsize
-  hidden = m.moe.top_k * m.moe.expert_dim if m.moe.num_experts else m.mlp_dim
-  inside = size * (10 * m.embed_dim + 3 * hidden)
-  if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
-    inside += 3 * 4 * m.num_heads * config.data.seq_len
-  memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
-  if config.optim.table_catch_up and optim.updates_rows(config):
-    # The rows read, brought up to date.
-    memory += 4 * m.memory.num_heads * m.memory.top_m * m.memory.value_dim
-  if m.remat == "none":
-    inside = m.num_layers * inside + len(m.spans) * memory
-  return 2 * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside
-
-
-def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
-  """Bytes that a training step holds on each device.
-
-  Args:
-    config: the run.
-    num_devices: devices of the mesh, which config.mesh must fit.
-  Returns:
-    "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
-    they are accumulated; of tables with a sparse update, the factors);
-    "slots", which all reads of the step leave to be counted at its end;
-    "activations", and "exchange", through which the rows of one split table
-    go: estimates; "total".
-  """
-  sizes = sharding.mesh_shape(config, num_devices)
-  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-  layout = sharding.make_layout(config, mesh)
-  specs = sharding.parameter_specs(config, layout)
-  shapes = {
-    path: NamedSharding(mesh, specs[tuple(path.split("/"))]).shard_shape(shape)
-    for path, shape in parameter_shapes(config.model).items()
-  }
-  split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
-  sums = 1 if config.accumulation_steps == 1 else 2
-  parts = dict.fromkeys(("parameters", "optimizer", "gradients"), 0)
-  if optim.updates_rows(config):
-    for path in list(filter(optim.is_table, shapes)):
-      shape = shapes.pop(path)
-      moments = jax.eval_shape(
-        functools.partial(optim.table_moments, config.optim, shape)
-      )
-      parts["optimizer"] += sum(
-        x.size * x.dtype.itemsize for x in moments.values()
-      )
-      dtype = jnp.dtype(precision.DTYPES[config.model.memory.table_dtype])
-      parts["parameters"] += math.prod(shape) * dtype.itemsize
-    parts["gradients"] += factor_bytes(config) // split
-  dense = sum(map(math.prod, shapes.values()))
-  parts["parameters"] += 4 * dense
-  parts["optimizer"] += 2 * 4 * dense
-  parts["gradients"] += sums * 4 * dense
-  tokens = config.data.seq_len * (config.batch_size // split)
-  parts["slots"] = (
-    4
-    * tokens
-    * len(config.model.spans)
-    * (config.model.memory.num_heads * config.model.memory.top_m)
-  )
-  parts["activations"] = activation_bytes_per_token(config) * (
-    tokens // config.accumulation_steps
-  )
-  parts["exchange"] = exchange_bytes(config, layout)
-  return {**parts, "total": sum(parts.values())}
-
-
-def exchange_bytes(config: Config, layout: Layout) -> int:
-  """Estimate of what a device holds to read a split table, 0 of a whole one."""
-  m, shards = config.model.memory, layout.size(layout.table_axes)
-  if not config.model.spans or shards == 1:
-    return 0
-  batch, length = (
-    config.batch_size // config.accumulation_steps,
-    config.data.seq_len,
-  )
-  axes = sharded_lookup.axes_apart(layout.tokens(batch, length))
-  return sharded_lookup.bytes_held(
-    layout.partition,
-    shards,
-    devices=layout.size([axis for axis in axes if axis in layout.table_axes]),
-    tokens=batch * length // layout.size(axes),
-    num_rows=m.stored_rows,
-    reads=m.num_heads * m.top_m,
-    width=m.value_dim,
-    cores=m.num_cores,
-    blocks=m.projections,
-    itemsize=jnp.dtype(config.model.dtype).itemsize,
-  )
-
-
-def factor_bytes(config: Config) -> int:
-  """Bytes of the gradients of all tables as factors, for a whole batch."""
-  m = config.model.memory
-  reads = m.top_m * m.num_heads * (2 + 2 + m.num_cores)  # sorted, and indices
-  layer = 4 * (reads + m.projections * m.value_dim)
-  tokens = config.batch_size * config.data.seq_len
-  return tokens * len(config.model.spans) * layer
-
-
-def host_bytes(root: str = "/") -> int | None:
-  """Memory that this process may still take on the host, None if unknown.
-
-  The least of what Linux calls available and the limit of the control group;
-  elsewhere (macOS) the physical memory.
-  """
-  limits = []
-  meminfo = pathlib.Path(root, "proc/meminfo")
-  if meminfo.exists():
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-    limits += [1024 * int(found[1])] if found else []
-  elif {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
-    limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-  for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2, 1
-    path = pathlib.Path(root, "sys/fs/cgroup", name)
-    if path.exists() and (text := path.read_text().strip()).isdecimal():
-      limits.append(int(text))
-  return min(limits, default=None)
-
-
-def available_bytes() -> int | None:
-  """Memory of one local device in bytes; None where nothing tells.
-
-  On a CPU, what the machine and its control group still give, shared between
-  the local devices.
-  """
-  device = jax.local_devices()[0]
-  if device.platform == "cpu":
-    available = host_bytes()
-    return available and available // jax.local_device_count()
-  return (device.memory_stats() or {}).get("bytes_limit")
-
-
-def check_memory(config: Config, num_devices: int = 1) -> None:
-  """Refuses a run that cannot fit, before anything is allocated.
-
-  Raises:
-    ConfigError: one line, with the memory needed and the memory there is.
-  """
-  need, have = training_bytes(config, num_devices), available_bytes()
-  if have is None or need["total"] <= have:
-    return
-  passing = need["slots"] + need["activations"] + need["exchange"]
-  state = need["total"] - passing
-  raise ConfigError(
-    f"this run needs {_gigabytes(need['total'])} of memory per device "
-    f"({_gigabytes(state)} for parameters, gradients and Adam's moments, "
-    f"about {_gigabytes(passing)} for activations), and there "
-    f"are {_gigabytes(have)}: use more devices, a smaller model "
-    "(model.memory.num_keys), a smaller batch_size or more "
-    "accumulation_steps"
-  )
-
-
-def _gigabytes(count: int) -> str:
-  return f"{count / 1e9:.1f} GB"
-
-
-def report(config: Config, batches=BATCHES, num_devices: int = 1) -> dict:
-  """Everything above as one dict of plain numbers, ready for JSON."""
-  flops = flops_per_token(config.model)
+def report(
+  model: ModelConfig, batches: Sequence[int] = BATCHES
+) -> dict[str, Any]:
+  """Returns everything above as one dict of plain numbers, ready for JSON."""
+  flops = flops_per_token(model)
   return {
-    "params": parameters(config.model),
+    "params": parameters(model),
     "flops_per_token": sum(flops.values()),
     "flops_by_part": flops,
     "memory_access": {
-      str(batch): memory_access(config.model, batch) for batch in batches
+      str(batch): memory_access(model, batch) for batch in batches
     },
-    "training_bytes": training_bytes(config, num_devices),
   }
 
 
-def summary(config: Config, batches=BATCHES, num_devices: int = 1) -> str:
-  """The report as a table for people."""
-  costs = report(config, batches, num_devices)
+def summary(model: ModelConfig, batches: Sequence[int] = BATCHES) -> str:
+  """Returns the report as a table for people."""
+  costs = report(model, batches)
   sections = {
     "parameters": costs["params"],
     f"FLOPs per token: {costs['flops_per_token']:,}": costs["flops_by_part"],
@@ -318,10 +142,18 @@ def summary(config: Config, batches=BATCHES, num_devices: int = 1) -> str:
       f"batch {batch}": values
       for batch, values in costs["memory_access"].items()
     },
-    f"bytes per device to train on {num_devices}": costs["training_bytes"],
   }
   lines = []
   for title, rows in sections.items():
     lines.append(title)
     lines += [f"  {name:<26}{count:>22,}" for name, count in rows.items()]
   return "\n".join(lines)
+
+
+def headline(model: ModelConfig) -> str:
+  """Returns the main numbers of the report in one line."""
+  counts, flops = parameters(model), sum(flops_per_token(model).values())
+  return (
+    f"parameters: {counts['dense']:,} dense, {counts['sparse']:,} sparse, "
+    f"{counts['embedding']:,} embedding; FLOPs per token: {flops:,}"
+  )

@@ -13,7 +13,7 @@ from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.tools import hlo, topology
+from ultramem_jax.tools import fit, hlo
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -78,7 +78,7 @@ def report(compiled, mesh) -> dict:
     "code": memory.generated_code_size_in_bytes,
   }
   sizes["peak"] = sum(sizes.values())
-  available = topology.memory_bytes(mesh.devices.flat[0])
+  available = fit.available_bytes(mesh.devices.flat[0])
   program = hlo.Program(compiled.as_text())
   collectives = collections.defaultdict(lambda: {"count": 0, "bytes": 0.0})
   for found in program.collectives(mesh.size):
@@ -88,7 +88,7 @@ def report(compiled, mesh) -> dict:
   return {
     "bytes": sizes,
     "available": available,
-    "fits": available is None or sizes["peak"] <= available,
+    "fits": fit.fits(sizes["peak"], available),
     "flops": (compiled.cost_analysis() or {}).get("flops"),
     "collectives": dict(collectives),
     "overlap": [
@@ -108,12 +108,12 @@ def module(op_name: str) -> str:
 
 def summary(costs: dict) -> str:
   """A report as lines for people."""
-  lines = ["bytes per device"]
-  lines += [f"  {name:<26}{size:>22,}" for name, size in costs["bytes"].items()]
-  available = costs["available"]
-  if available is not None:
-    verdict = "fits in" if costs["fits"] else "DOES NOT FIT in"
-    lines.append(f"  {verdict} the {available / 2**30:.2f} GiB of a device")
+  sizes = costs["bytes"]
+  lines = ["GiB per device"]
+  lines += [
+    f"  {name:<26}{size / fit.GIB:>22,.3f}" for name, size in sizes.items()
+  ]
+  lines.append(f"  {fit.verdict(sizes['peak'], costs['available'])}")
   if costs["flops"] is not None:
     lines.append(f"FLOPs per device  {costs['flops']:.4g}")
   lines.append("collectives: count, bytes a device receives")

@@ -6,7 +6,6 @@ cpu:8       8 CPU devices, simulated
 local       the accelerators, or CPU devices, of this machine
 """
 
-import contextlib
 import os
 import re
 
@@ -16,23 +15,6 @@ from jax.experimental import topologies
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-GIB = 2**30
-
-GPU_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
-# Memory of one device that a program can have, by its kind. TPUs: what
-# libtpu names when a program needs more (nominally 8, 16, 32, 16, 95, 32 and
-# 96 GiB). A v2, v3 or tpu7x chip is two devices. GPUs: the part that
-# JAX takes of them.
-MEMORY_BYTES = {
-  "NVIDIA H100 80GB HBM3": 79.1 * GIB * GPU_FRACTION,
-  "TPU v2": 7.48 * GIB,
-  "TPU v3": 15.48 * GIB,
-  "TPU v4": 30.75 * GIB,
-  "TPU v5 lite": 15.75 * GIB,
-  "TPU v5": 95.74 * GIB,
-  "TPU v6 lite": 31.25 * GIB,
-  "TPU7x": 94.75 * GIB,
-}
 # The dimensions that the layout of a generation has.
 TPU_DIMENSIONS = {
   "v2": 2,
@@ -175,13 +157,3 @@ def _tpu_devices(name, kind, layout):
     raise ConfigError(
       f"topology = {name!r}: {str(error).splitlines()[0]}"
     ) from error
-
-
-def memory_bytes(device: jax.Device) -> float | None:
-  """Memory of a device that a program can have; None: not known."""
-  stats = None
-  if device.platform == "gpu":
-    # Of one in this machine.
-    with contextlib.suppress(jax.errors.JaxRuntimeError):
-      stats = device.memory_stats()
-  return (stats or {}).get("bytes_limit", MEMORY_BYTES.get(device.device_kind))

@@ -1,0 +1,30 @@
+"""The command prints what tools/accounting and tools/fit compute."""
+
+import json
+
+from ultramem_jax import testing
+from ultramem_jax.tools import fit
+
+FLAGS = ["--config=tiny", "--config.model.memory.kind=none"]
+
+
+def run(cache, *arguments):
+  command = ["-m", "ultramem_jax", "accounting", *FLAGS, *arguments]
+  status, output, errors = testing.finish(testing.start(command, cache))
+  assert status == 0, errors
+  return output
+
+
+def test_json(tmp_path):
+  costs = json.loads(run(tmp_path, "--json", "--batch=64", "--memory=0.01"))
+  assert costs["params"]["sparse"] == 0
+  assert costs["memory_access"] == {"64": 4 * 2 * 128 * 512}
+  assert costs["available_bytes"] == int(0.01 * fit.GIB)
+  assert costs["training_bytes"]["total"] > costs["available_bytes"]
+  assert costs["fits"] is False
+
+
+def test_tables_end_with_the_verdict(tmp_path):
+  lines = run(tmp_path, "--memory=80").splitlines()
+  assert lines[0] == "parameters"
+  assert lines[-1].startswith("  fits 80 GiB: yes, needs 0.")

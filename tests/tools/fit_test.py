@@ -1,0 +1,170 @@
+"""Estimates of memory against real and compiled bytes, and the verdict."""
+
+import functools
+import importlib
+
+import jax
+import pytest
+
+from configs import tiny_dense
+from ultramem_jax import testing
+from ultramem_jax.settings import config
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.tools import fit
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import step as step_lib
+
+
+def bytes_of(tree):
+  """Of the arrays of numbers in a tree, its counters apart."""
+  return sum(
+    leaf.size * leaf.dtype.itemsize
+    for leaf in jax.tree.leaves(tree)
+    if leaf.dtype != "int32"
+  )
+
+
+def test_state_bytes_equal_those_of_the_real_state():
+  run = testing.small_config()
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
+  counted = fit.training_bytes(run)
+  assert counted["parameters"] == bytes_of(state.params)
+  assert counted["optimizer"] == bytes_of(state.opt_state)
+  assert counted["gradients"] == bytes_of(state.params)
+  assert counted.pop("total") == sum(counted.values())
+
+
+@pytest.mark.parametrize("moment", ["element", "row"])
+def test_state_bytes_of_low_precision_tables(moment):
+  run = testing.small_config(
+    model__memory__table_dtype="bfloat16",
+    optim__table_moments="bfloat16",
+    optim__table_second_moment=moment,
+  )
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
+  counted = fit.training_bytes(run)
+  assert counted["parameters"] == bytes_of(state.params)
+  assert counted["optimizer"] == bytes_of((state.opt_state, state.moments))
+  rest = state.split_tables()[0].params
+  factors = fit.factor_bytes(run)
+  assert counted["gradients"] == bytes_of(rest) + factors
+  assert factors > 0
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_slots_of_all_parts_are_counted(parts):
+  run = testing.small_config(batch_size=8, accumulation_steps=parts)
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
+  batch = step_lib.abstract_batch(run)
+  total = jax.ShapeDtypeStruct((), "float32")
+  _, (_, _, slots, _) = jax.eval_shape(
+    functools.partial(step_lib.loss_fn, config=run),
+    state.params,
+    state.buffers,
+    batch,
+    jax.random.key(0),
+    total,
+  )
+  count = sum(slot_BTAM.size for slot_BTAM in slots.values())
+  assert fit.training_bytes(run)["slots"] == 4 * count > 0
+  four = fit.training_bytes(run, num_devices=4)
+  assert four["slots"] == count
+
+
+def test_activations_shrink_with_devices_and_parts():
+  whole = fit.training_bytes(testing.small_config())
+  split = fit.training_bytes(testing.small_config(), num_devices=4)
+  parts = fit.training_bytes(testing.small_config(accumulation_steps=2))
+  assert whole["activations"] == 4 * split["activations"]
+  assert whole["activations"] == 2 * parts["activations"]
+  assert split["gradients"] == whole["gradients"]
+  assert parts["gradients"] == 2 * whole["gradients"]  # the sum, and a part's
+
+
+def test_estimate_is_near_what_xla_compiles():
+  run = config.parse(tiny_dense.get_config())
+  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
+  step = step_lib.jitted(step_lib.train_step, run, donate_argnums=0)
+  memory = step.lower(state, step_lib.abstract_batch(run)).compile()
+  memory = memory.memory_analysis()
+  estimate = fit.training_bytes(run)
+  assert memory.argument_size_in_bytes == pytest.approx(
+    estimate["parameters"] + estimate["optimizer"], rel=0.02
+  )
+  assert memory.temp_size_in_bytes == pytest.approx(
+    estimate["gradients"] + estimate["activations"], rel=0.25
+  )
+
+
+def test_24_gib_refuse_the_full_model_and_take_a_shrunk_one(monkeypatch):
+  monkeypatch.setattr(fit, "available_bytes", lambda: 24 * fit.GIB)
+  full = importlib.import_module("configs.151m_x12").get_config()
+  full.batch_size = 1
+  full.data.seq_len = 128
+  with pytest.raises(ConfigError) as error:
+    fit.check(config.parse(full))
+  message = str(error.value)
+  assert "\n" not in message
+  # 12 bytes for each of 1.859 G values, 16 for the others; no dense gradient.
+  assert "fits 24 GiB: no, needs 24.96 GiB" in message
+  assert "(24.9 GiB for parameters, gradients" in message
+  full.model.memory.num_keys = 128
+  fit.check(config.parse(full))
+
+
+def test_unknown_memory_refuses_nothing(monkeypatch):
+  monkeypatch.setattr(fit, "available_bytes", lambda: None)
+  run = importlib.import_module("configs.1b6_x12").get_config()
+  assert "a memory of unknown size" in fit.check(config.parse(run))
+
+
+def test_available_bytes_of_this_machine():
+  available = fit.available_bytes()
+  assert available is None or 2**20 < available < 2**50
+
+
+def test_control_group_and_free_memory_limit_the_host(tmp_path):
+  meminfo = tmp_path / "proc/meminfo"
+  version_1 = tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes"
+  version_2 = tmp_path / "sys/fs/cgroup/memory.max"
+  for path in (meminfo, version_1):
+    path.parent.mkdir(parents=True)
+  assert fit.host_bytes(tmp_path) > 2**20  # physical memory
+  meminfo.write_text("MemTotal: 9 kB\nMemAvailable:   4000 kB\n")
+  assert fit.host_bytes(tmp_path) == 4000 * 1024
+  version_2.write_text("max\n")
+  assert fit.host_bytes(tmp_path) == 4000 * 1024
+  version_2.write_text("3000000\n")
+  assert fit.host_bytes(tmp_path) == 3_000_000
+  version_1.write_text("2000000\n")
+  assert fit.host_bytes(tmp_path) == 2_000_000
+
+
+@pytest.mark.parametrize(
+  ("need", "have", "expected"),
+  [
+    (85.312 * 2**30, 80 * 2**30, "fits 80 GiB: no, needs 85.31 GiB"),
+    (8 * 2**20, 15.75 * 2**30, "fits 15.75 GiB: yes, needs 0.007812 GiB"),
+    (2**30, 2**30, "fits 1 GiB: yes, needs 1 GiB"),
+    (2**31, None, "needs 2 GiB, of a memory of unknown size"),
+  ],
+)
+def test_verdict(need, have, expected):
+  assert fit.verdict(need, have) == expected
+
+
+def test_a_compiled_step_that_needs_more_is_refused(monkeypatch):
+  run = testing.small_config()
+  monkeypatch.setattr(fit, "available_bytes", lambda: 2 * fit.GIB)
+  fit.check_compiled(run, 2 * fit.GIB)
+  with pytest.raises(ConfigError, match=r"fits 2 GiB: no, needs 3 GiB: reduce"):
+    fit.check_compiled(run, 3 * fit.GIB)
+
+
+def test_memory_of_devices_that_are_not_here():
+  class Device:
+    platform, device_kind = "tpu", "TPU v5 lite"
+
+  assert fit.available_bytes(Device()) == 15.75 * fit.GIB
+  Device.device_kind = "TPU v99"
+  assert fit.available_bytes(Device()) is None

@@ -1,0 +1,266 @@
+"""Whether a run fits in the memory of its devices.
+
+It is asked twice: `check` estimates what training needs before anything is
+allocated or compiled, and `check_compiled` takes what the compiled step needs.
+"""
+
+import functools
+import math
+import os
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, NamedSharding
+
+from ultramem_jax.ops import precision
+from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.tools import accounting
+from ultramem_jax.train import optim, sharding
+
+GIB = 2**30
+
+GPU_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
+# Memory of one device that a program can have, by its kind. TPUs: what
+# libtpu names when a program needs more (nominally 8, 16, 32, 16, 95, 32 and
+# 96 GiB). A v2, v3 or tpu7x chip is two devices. GPUs: the part that
+# JAX takes of them.
+MEMORY_BYTES = {
+  "NVIDIA H100 80GB HBM3": int(79.1 * GIB * GPU_FRACTION),
+  "TPU v2": int(7.48 * GIB),
+  "TPU v3": int(15.48 * GIB),
+  "TPU v4": int(30.75 * GIB),
+  "TPU v5 lite": int(15.75 * GIB),
+  "TPU v5": int(95.74 * GIB),
+  "TPU v6 lite": int(31.25 * GIB),
+  "TPU7x": int(94.75 * GIB),
+}
+
+
+def gib(count: float) -> str:
+  """Returns a number of bytes as text, such as "85.31 GiB"."""
+  return f"{count / GIB:.4g} GiB"
+
+
+def fits(need: int, have: int | None) -> bool:
+  """Returns whether need bytes fit in have; unknown memory fits anything."""
+  return have is None or need <= have
+
+
+def verdict(need: int, have: int | None) -> str:
+  """Returns the answer, such as "fits 80 GiB: no, needs 85.31 GiB"."""
+  if have is None:
+    return f"needs {gib(need)}, of a memory of unknown size"
+  answer = "yes" if fits(need, have) else "no"
+  return f"fits {gib(have)}: {answer}, needs {gib(need)}"
+
+
+def check(config: Config, num_devices: int = 1) -> str:
+  """Refuses a run that cannot fit, before anything is allocated.
+
+  Returns:
+    One line with the memory needed and the memory there is.
+  Raises:
+    ConfigError: the same line, and what to do.
+  """
+  need, have = training_bytes(config, num_devices), available_bytes()
+  if not fits(need["total"], have):
+    raise ConfigError(
+      f"{describe(need, have)}: use more devices, a smaller model "
+      "(model.memory.num_keys), a smaller batch_size or more "
+      "accumulation_steps"
+    )
+  return describe(need, have)
+
+
+def check_compiled(config: Config, need: int) -> None:
+  """Refuses a run whose compiled step needs more memory than there is.
+
+  Args:
+    config: the run.
+    need: bytes that the step holds on each device.
+  Raises:
+    ConfigError: one line, with the memory needed and the memory there is.
+  """
+  have = available_bytes()
+  require(
+    fits(need, have),
+    "batch_size",
+    config.batch_size,
+    f"memory per device of the compiled step {verdict(need, have)}: reduce "
+    "it, or raise accumulation_steps",
+  )
+
+
+def describe(need: dict[str, int], have: int | None) -> str:
+  """Returns the verdict in one line.
+
+  Args:
+    need: of `training_bytes`.
+    have: memory of a device in bytes; None: unknown.
+  """
+  passing = need["slots"] + need["activations"] + need["exchange"]
+  return (
+    f"memory per device: {verdict(need['total'], have)} "
+    f"({gib(need['total'] - passing)} for parameters, gradients and Adam's "
+    f"moments, about {gib(passing)} for activations)"
+  )
+
+
+def summary(need: dict[str, int], have: int | None) -> str:
+  """Returns a table for people; arguments as for `describe`."""
+  lines = ["training, GiB per device"]
+  lines += [f"  {name:<26}{size / GIB:>22,.3f}" for name, size in need.items()]
+  return "\n".join([*lines, f"  {verdict(need['total'], have)}"])
+
+
+def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
+  """Returns the bytes that a training step holds on each device, by purpose.
+
+  Args:
+    config: the run.
+    num_devices: devices of the mesh, which config.mesh must fit.
+  Returns:
+    "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
+    they are accumulated; of tables with a sparse update, the factors);
+    "slots", which all reads of the step leave to be counted at its end;
+    "activations", and "exchange", through which the rows of one split table
+    go: estimates; "total".
+  """
+  sizes = sharding.mesh_shape(config, num_devices)
+  mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
+  layout = sharding.make_layout(config, mesh)
+  specs = sharding.parameter_specs(config, layout)
+  shapes = {
+    path: NamedSharding(mesh, specs[tuple(path.split("/"))]).shard_shape(shape)
+    for path, shape in accounting.parameter_shapes(config.model).items()
+  }
+  split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+  sums = 1 if config.accumulation_steps == 1 else 2
+  parts = dict.fromkeys(("parameters", "optimizer", "gradients"), 0)
+  if optim.updates_rows(config):
+    for path in list(filter(optim.is_table, shapes)):
+      shape = shapes.pop(path)
+      moments = jax.eval_shape(
+        functools.partial(optim.table_moments, config.optim, shape)
+      )
+      parts["optimizer"] += sum(
+        x.size * x.dtype.itemsize for x in moments.values()
+      )
+      dtype = jnp.dtype(precision.DTYPES[config.model.memory.table_dtype])
+      parts["parameters"] += math.prod(shape) * dtype.itemsize
+    parts["gradients"] += factor_bytes(config) // split
+  dense = sum(map(math.prod, shapes.values()))
+  parts["parameters"] += 4 * dense
+  parts["optimizer"] += 2 * 4 * dense
+  parts["gradients"] += sums * 4 * dense
+  tokens = config.data.seq_len * (config.batch_size // split)
+  parts["slots"] = (
+    4
+    * tokens
+    * len(config.model.spans)
+    * (config.model.memory.num_heads * config.model.memory.top_m)
+  )
+  parts["activations"] = activation_bytes_per_token(config) * (
+    tokens // config.accumulation_steps
+  )
+  parts["exchange"] = exchange_bytes(config, layout)
+  return {**parts, "total": sum(parts.values())}
+
+
+def activation_bytes_per_token(config: Config) -> int:
+  """Estimates what the backward pass keeps, in bytes per token.
+
+  It keeps logits and their gradient; the input of each block; and what blocks
+  and memories hold inside, or one block when they are recomputed. The estimate
+  is within 25 % of what XLA compiles for a CPU in float32 without recomputing.
+  """
+  m = config.model
+  size = jnp.dtype(m.dtype).itemsize
+  hidden = m.moe.top_k * m.moe.expert_dim if m.moe.num_experts else m.mlp_dim
+  inside = size * (10 * m.embed_dim + 3 * hidden)
+  if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
+    inside += 3 * 4 * m.num_heads * config.data.seq_len
+  memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
+  if config.optim.table_catch_up and optim.updates_rows(config):
+    # The rows read, brought up to date.
+    memory += 4 * m.memory.num_heads * m.memory.top_m * m.memory.value_dim
+  if m.remat == "none":
+    inside = m.num_layers * inside + len(m.spans) * memory
+  return 2 * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside
+
+
+def exchange_bytes(config: Config, layout: Layout) -> int:
+  """Estimates the bytes that a device holds to read a split table."""
+  m, shards = config.model.memory, layout.size(layout.table_axes)
+  if not config.model.spans or shards == 1:
+    return 0
+  batch, length = (
+    config.batch_size // config.accumulation_steps,
+    config.data.seq_len,
+  )
+  axes = sharded_lookup.axes_apart(layout.tokens(batch, length))
+  return sharded_lookup.bytes_held(
+    layout.partition,
+    shards,
+    devices=layout.size([axis for axis in axes if axis in layout.table_axes]),
+    tokens=batch * length // layout.size(axes),
+    num_rows=m.stored_rows,
+    reads=m.num_heads * m.top_m,
+    width=m.value_dim,
+    cores=m.num_cores,
+    blocks=m.projections,
+    itemsize=jnp.dtype(config.model.dtype).itemsize,
+  )
+
+
+def factor_bytes(config: Config) -> int:
+  """Returns the bytes of the tables' gradients as factors, for a batch."""
+  m = config.model.memory
+  reads = m.top_m * m.num_heads * (2 + 2 + m.num_cores)  # sorted, and indices
+  layer = 4 * (reads + m.projections * m.value_dim)
+  tokens = config.batch_size * config.data.seq_len
+  return tokens * len(config.model.spans) * layer
+
+
+def host_bytes(root: str = "/") -> int | None:
+  """Returns the bytes that this process may still take; None: unknown.
+
+  They are the least of what Linux calls available and the limit of the control
+  group; elsewhere (macOS) the physical memory.
+  """
+  limits = []
+  meminfo = pathlib.Path(root, "proc/meminfo")
+  if meminfo.exists():
+    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
+    limits += [1024 * int(found[1])] if found else []
+  elif {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
+    limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+  for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2, 1
+    path = pathlib.Path(root, "sys/fs/cgroup", name)
+    if path.exists() and (text := path.read_text().strip()).isdecimal():
+      limits.append(int(text))
+  return min(limits, default=None)
+
+
+def available_bytes(device: jax.Device | None = None) -> int | None:
+  """Returns the bytes that a program can have of a device; None: unknown.
+
+  The devices of a CPU share what the machine and the control group still give.
+
+  Args:
+    device: in this machine or not, such as those of `topology.devices`. By
+      default the first one here.
+  """
+  here = jax.local_devices()
+  device = device or here[0]
+  if device.platform == "cpu":
+    available = host_bytes()
+    return available and available // len(here)
+  stats = device.memory_stats() if device in here else None
+  return (stats or {}).get("bytes_limit", MEMORY_BYTES.get(device.device_kind))
