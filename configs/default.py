@@ -49,6 +49,9 @@ def get_config() -> ConfigDict:
   c.model.num_heads = 4  # Q, attention heads; D / Q must be even
   c.model.mlp_dim = 1024  # F
   c.model.activation = "gelu"  # gelu | swiglu
+  c.model.mlp_conv = 0  # taps of a causal depthwise convolution of what the MLP
+  # (or mixture of experts, or memory) of a block reads; 0 = none
+  c.model.mlp_conv_blocks = "full"  # blocks that have it, from 1: "i/j" | full
   c.model.norm = "layernorm"  # layernorm | rms
   c.model.norm_eps = 1e-5
   c.model.norm_bias = False  # learn a bias in norms

@@ -148,11 +148,20 @@ def test_x10_configs_are_the_ends_of_the_ladder():
   assert load("151m_x10") == load("ablation", "conv")
 
 
-@pytest.mark.parametrize("twin", ["dense", "moe", "pkm", "peer"])
+@pytest.mark.parametrize("twin", ["dense", "dense_conv", "moe", "pkm", "peer"])
 def test_tiny_twins_cost_the_same(twin):
   ours, theirs = load("tiny"), load(f"tiny_{twin}")
   assert costs(theirs.model)[2] == pytest.approx(costs(ours.model)[2], rel=0.01)
   assert dataclasses.replace(theirs, model=ours.model, optim=ours.optim) == ours
+
+
+def test_the_convolved_twin_convolves_where_and_as_the_memories_do():
+  model, dense, ours = (
+    load(name).model for name in ("tiny_dense_conv", "tiny_dense", "tiny")
+  )
+  assert model.mlp_conv == ours.memory.query_conv
+  assert model.mlp_conv_layers == tuple(span.start for span in ours.spans)
+  assert dataclasses.replace(model, mlp_conv=0, mlp_conv_blocks="full") == dense
 
 
 @pytest.mark.parametrize("expansion", EXPANSION_FLOPS)

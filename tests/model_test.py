@@ -30,6 +30,9 @@ def dense_config(**overrides):
   return config("", memory__kind="none", **overrides)
 
 
+MODELS = {"memories": config(), "mlp_conv": dense_config(mlp_conv=3)}
+
+
 @functools.cache
 def initialized(c):
   model = Transformer(c)
@@ -97,6 +100,15 @@ def numpy_mlp(c, params, x_TD):
   return h_TF @ params["down"]["kernel"]
 
 
+def numpy_convolution(params, x_TD):
+  """y[t] = sum_j w[j] * x[t - j]."""
+  y_TD = np.zeros_like(x_TD)
+  for t in range(len(x_TD)):
+    for j, w_D in enumerate(params["kernel"][: t + 1]):
+      y_TD[t] += w_D * x_TD[t - j]
+  return y_TD
+
+
 def numpy_dense(c, params, tokens_T):
   params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
   embedding_VD = params["embed"]["embedding"]
@@ -105,7 +117,10 @@ def numpy_dense(c, params, tokens_T):
     p = params[f"block_{layer}"]
     h_TD = numpy_norm(c, p["attention_norm"], x_TD)
     x_TD = x_TD + numpy_attention(c, p["attention"], h_TD)
-    x_TD = x_TD + numpy_mlp(c, p["mlp"], numpy_norm(c, p["mlp_norm"], x_TD))
+    h_TD = numpy_norm(c, p["mlp_norm"], x_TD)
+    if "mlp_conv" in p:
+      h_TD = numpy_convolution(p["mlp_conv"], h_TD)
+    x_TD = x_TD + numpy_mlp(c, p["mlp"], h_TD)
   x_TD = numpy_norm(c, params["final_norm"], x_TD)
   if c.tie_embeddings:
     return x_TD @ embedding_VD.T
@@ -118,6 +133,8 @@ def numpy_dense(c, params, tokens_T):
     dict(),
     dict(norm_bias=True, rope_theta=100.0),
     dict(norm="rms", activation="swiglu", qk_norm=True, tie_embeddings=True),
+    dict(mlp_conv=3),
+    dict(mlp_conv=2, mlp_conv_blocks="2"),
   ],
   ids=str,
 )
@@ -142,17 +159,29 @@ def test_dense_model_is_the_slow_one(overrides):
     assert_close(logits_TV, numpy_dense(c, params, tokens_T))
 
 
-def test_a_block_returns_what_its_mlp_read():
+@pytest.mark.parametrize("taps", [0, 3])
+def test_a_block_returns_what_its_mlp_read(taps):
   """The normalized residual stream after attention: what a memory reads."""
-  c = dense_config()
+  c = dense_config(mlp_conv=taps)
   params = initialized(c)["params"]["block_0"]
   x_BTD = np.random.default_rng(0).normal(size=(B, T, c.embed_dim))
-  _, h_BTD = apply_block(c, params, x_BTD.astype(np.float32))
+  _, h_BTD = apply_block(c, params, x_BTD.astype(np.float32), taps)
   params = jax.tree.map(np.float64, params)
   for h_TD, x_TD in zip(h_BTD, x_BTD, strict=True):
     read_TD = numpy_norm(c, params["attention_norm"], x_TD)
     x_TD = x_TD + numpy_attention(c, params["attention"], read_TD)
-    assert_close(h_TD, numpy_norm(c, params["mlp_norm"], x_TD))
+    expected_TD = numpy_norm(c, params["mlp_norm"], x_TD)
+    if taps:
+      expected_TD = numpy_convolution(params["mlp_conv"], expected_TD)
+    assert_close(h_TD, expected_TD)
+
+
+def test_only_the_named_blocks_convolve():
+  c = dense_config(num_layers=4, mlp_conv=2, mlp_conv_blocks="3/1")
+  params = initialized(c)["params"]
+  convolved = {name for name in params if "mlp_conv" in params[name]}
+  assert convolved == {"block_0", "block_2"}
+  assert params["block_0"]["mlp_conv"]["kernel"].shape == (2, c.embed_dim)
 
 
 def test_dense_blocks_have_12_d_squared_parameters():
@@ -166,9 +195,11 @@ def test_dense_blocks_have_12_d_squared_parameters():
     assert sum(kernels) == 12 * 32**2
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def apply_block(c, params, x_BTD):
-  return Block(c).apply({"params": params}, x_BTD, ONES, POSITIONS, False, True)
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def apply_block(c, params, x_BTD, mlp_conv=0):
+  return Block(c, mlp_conv=mlp_conv).apply(
+    {"params": params}, x_BTD, ONES, POSITIONS, False, True
+  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -210,9 +241,9 @@ def test_spans_are_a_plain_loop(spans):
   assert_close(actual, expected)
 
 
-def test_causal():
+@pytest.mark.parametrize("c", MODELS.values(), ids=MODELS)
+def test_causal(c):
   """No gradient to the embeddings of later tokens, some to all earlier."""
-  c = config()
   variables = initialized(c)
 
   def at(embedding_VD, position):
@@ -273,8 +304,8 @@ def test_every_parameter_has_a_gradient():
     )
 
 
-def test_packed_documents_are_separate_documents():
-  c = config()
+@pytest.mark.parametrize("c", MODELS.values(), ids=MODELS)
+def test_packed_documents_are_separate_documents(c):
   lengths = (2, 4)
   segment_BT = jnp.array([[1, 1, 2, 2, 2, 2]] * B)
   position_BT = jnp.array([[0, 1, 0, 1, 2, 3]] * B)
@@ -336,9 +367,9 @@ def test_dropout():
   )
 
 
-def test_prefill_and_decoding_are_the_full_forward():
+@pytest.mark.parametrize("c", MODELS.values(), ids=MODELS)
+def test_prefill_and_decoding_are_the_full_forward(c):
   """The second prompt is padded on its left, with segment 0."""
-  c = config()
   variables = initialized(c)
   segment_BT = jnp.array([[1] * T, [0, 0, 1, 1, 1, 1]])
   position_BT = jnp.array([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]])

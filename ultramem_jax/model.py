@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ultramem_jax.layers.attention import Attention
+from ultramem_jax.layers.convolution import CausalConv
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.mlp import Mlp
@@ -39,12 +40,19 @@ class Embed(nn.Embed):
 class Block(nn.Module):
   """A pre-norm transformer block.
 
-  Returns the residual stream and the normalized tensor its MLP (or mixture of
-  experts) read, which is also what a memory placed at this block reads.
+  Returns the residual stream and the tensor its MLP (or mixture of experts)
+  read: normalized, and convolved over positions where `mlp_conv` says so. A
+  memory placed at this block reads the same tensor.
+
+  Attributes:
+    config: the transformer's settings.
+    layout: of the arrays on a mesh; None: one device.
+    mlp_conv: taps of the convolution before the MLP; 0: none.
   """
 
   config: ModelConfig
   layout: Layout | None = None
+  mlp_conv: int = 0
 
   @nn.compact
   def __call__(self, x_BTD, segment_BT, position_BT, decode, deterministic):
@@ -58,6 +66,10 @@ class Block(nn.Module):
     )
     x_BTD += dropout(h_BTD)
     h_BTD = make_norm(*norm, "mlp_norm", "embed", dtype=dtype)(x_BTD)
+    if self.mlp_conv:
+      h_BTD = CausalConv(self.mlp_conv, name="mlp_conv")(
+        h_BTD, segment_BT, decode
+      )
     if c.moe.num_experts:
       y_BTD = Moe(c, self.layout, name="moe")(h_BTD, segment_BT)
     else:
@@ -143,9 +155,10 @@ class Transformer(nn.Module):
       tables = SharedTables(c.memory, c.num_layers, name="memory_tables")()
     outputs = {}  # of memories that were read and are not yet added
     for layer in range(c.num_layers):
-      x_BTD, h_BTD = block_class(c, self.layout, name=f"block_{layer}")(
-        x_BTD, segment_BT, position_BT, decode, deterministic
-      )
+      mlp_conv = c.mlp_conv if layer in c.mlp_conv_layers else 0
+      x_BTD, h_BTD = block_class(
+        c, self.layout, mlp_conv, name=f"block_{layer}"
+      )(x_BTD, segment_BT, position_BT, decode, deterministic)
       for span in c.spans:
         if span.start == layer:
           y_BTD = memory_class(

@@ -79,6 +79,7 @@ BAD = [
     ({name: -1}, name, "at least 0")
     for name in (
       "data.prefetch",
+      "model.mlp_conv",
       "model.memory.query_conv",
       "model.memory.aux_loss_weight",
       "model.memory.aux_loss_margin",
@@ -219,6 +220,15 @@ BAD = [
     {"model.memory.value_projection": False, "model.memory.expansion": 1},
     "model.memory.value_dim",
     "embed_dim = 128",
+  ),
+  *(
+    (
+      {"model.mlp_conv": 5, "model.mlp_conv_blocks": blocks},
+      "model.mlp_conv_blocks",
+      "different blocks joined by '/', such as '1/3', each from 1 to "
+      "num_layers = 4",
+    )
+    for blocks in ("", "1/", "1,3", "a", "0", "5", "2/2")
   ),
   ({"model.memory.spans": ""}, "model.memory.spans", "at least one span"),
   *(

@@ -80,6 +80,16 @@ def test_tied_embeddings_and_gated_mlps():
   assert accounting.flops_per_token(model)["mlp"] == 2 * 4 * 3 * 24 * 40
 
 
+def test_convolutions_before_mlps_are_dense_parameters():
+  c = small()
+  before = accounting.parameters(config.parse(c).model)
+  c.model.update(mlp_conv=3, mlp_conv_blocks="1/4")
+  model = config.parse(c).model
+  after = accounting.parameters(model)
+  assert after == {**before, "dense": before["dense"] + 2 * 3 * 24}
+  assert accounting.flops_per_token(model)["mlp_conv"] == 2 * 2 * 3 * 24
+
+
 @pytest.mark.parametrize("name", ["1b6_dense", "1b6_moe_2in34", "1b6_x12"])
 @pytest.mark.parametrize("batch", [1, 16, 64, 256, 1024, 100_000])
 def test_memory_access_equals_the_closed_forms(name, batch):

@@ -1,6 +1,5 @@
 """Queries of a memory: what they are made from, who reads them, their scale."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -11,46 +10,6 @@ from ultramem_jax.ops.sharded.layout import Layout
 # Random queries of the Monte-Carlo that calibrates the query norm: the mean
 # square of the selected scores is then known to about 1 %.
 CALIBRATION_QUERIES = 256
-
-
-class CausalConv(nn.Module):
-  """Causal depthwise convolution: y[t] = sum_j w[j] * x[t - j], j < taps.
-
-  A tap reaches only positions of its own segment. In decoding, the last
-  taps - 1 inputs are kept in the "cache" collection.
-  """
-
-  taps: int
-
-  @nn.compact
-  def __call__(self, x_BTD, segment_BT, decode: bool):
-    batch, length, width = x_BTD.shape
-    past = self.taps - 1
-    kernel_init = nn.initializers.normal(self.taps**-0.5)
-    kernel_JD = self.param(
-      "kernel",
-      nn.with_logical_partitioning(kernel_init, (None, "embed")),
-      (self.taps, width),
-    )
-    history_BTD = jnp.zeros((batch, past, width), x_BTD.dtype)
-    history_BT = jnp.zeros((batch, past), jnp.int32)
-    if decode:
-      is_initialized = self.has_variable("cache", "input")
-      cached_BTD = self.variable("cache", "input", lambda: history_BTD)
-      cached_BT = self.variable("cache", "segment", lambda: history_BT)
-      history_BTD, history_BT = cached_BTD.value, cached_BT.value
-    x_BTD = jnp.concatenate([history_BTD, x_BTD], axis=1)
-    segment_BT = jnp.concatenate([history_BT, segment_BT], axis=1)
-    if decode and is_initialized:
-      cached_BTD.value = x_BTD[:, length:]
-      cached_BT.value = segment_BT[:, length:]
-    y_BTD = 0
-    for tap in range(self.taps):
-      window = slice(past - tap, past - tap + length)
-      same_BT1 = (segment_BT[:, window] == segment_BT[:, past:])[..., None]
-      tap_11D = kernel_JD[None, None, tap].astype(x_BTD.dtype)
-      y_BTD += jnp.where(same_BT1, x_BTD[:, window], 0) * tap_11D
-    return y_BTD
 
 
 def queries_read(config, query_BTPGRK):

@@ -7,13 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers import tables as tables_lib
+from ultramem_jax.layers.convolution import CausalConv
 from ultramem_jax.layers.linear import contract
 from ultramem_jax.layers.norm import KeyNorm, make_norm
-from ultramem_jax.layers.query import (
-  CausalConv,
-  calibrated_query_weight,
-  queries_read,
-)
+from ultramem_jax.layers.query import calibrated_query_weight, queries_read
 from ultramem_jax.ops import retrieval, shuffle, tucker
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout

@@ -11,7 +11,7 @@ from ultramem_jax.settings.checks import (
   require_types,
 )
 from ultramem_jax.settings.memory import MemoryConfig
-from ultramem_jax.settings.spans import Span, parse_spans
+from ultramem_jax.settings.spans import Span, parse_blocks, parse_spans
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +58,8 @@ class ModelConfig:
   remat: str
   moe: MoeConfig
   memory: MemoryConfig
+  mlp_conv: int = 0
+  mlp_conv_blocks: str = "full"
 
   @property
   def head_dim(self) -> int:
@@ -71,9 +73,19 @@ class ModelConfig:
       return ()
     return parse_spans(self.memory.spans, self.num_layers)
 
+  @property
+  def mlp_conv_layers(self) -> tuple[int, ...]:
+    """The blocks, from 0, whose MLP reads convolved positions."""
+    if self.mlp_conv == 0:
+      return ()
+    return parse_blocks(
+      "model.mlp_conv_blocks", self.mlp_conv_blocks, self.num_layers
+    )
+
   def __post_init__(self):
     path = "model"
     require_types(path, self)
+    require_at_least(path, self, 0, "mlp_conv")
     require_at_least(
       path,
       self,
@@ -113,6 +125,7 @@ class ModelConfig:
       )
       memory.require_width(self.embed_dim)
     spans = self.spans  # raises on a bad span
+    _ = self.mlp_conv_layers  # raises on a bad block
     if memory.kind == "ultramem_v2":
       require(
         memory.ring_layers in (0, len(spans)),

@@ -1,4 +1,4 @@
-"""The spans of memories: where each reads, and where its output is added."""
+"""Places in a transformer: the spans of memories, lists of blocks."""
 
 import dataclasses
 
@@ -54,3 +54,29 @@ def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
     "no two memories may read in the same block",
   )
   return tuple(parsed)
+
+
+def parse_blocks(field: str, blocks: str, num_layers: int) -> tuple[int, ...]:
+  """Reads "i/j/..." (blocks counted from 1).
+
+  Args:
+    field: the setting that errors name.
+    blocks: the numbers of different blocks; "full" is every block.
+    num_layers: L, blocks of the transformer.
+  Returns:
+    The blocks, counted from 0, in the order written.
+  Raises:
+    ConfigError: not of that form, a block out of range, or repeated.
+  """
+  if blocks == "full":
+    return tuple(range(num_layers))
+  parts = blocks.split("/")
+  require(
+    all(part.isdecimal() and 1 <= int(part) <= num_layers for part in parts)
+    and len(set(map(int, parts))) == len(parts),
+    field,
+    blocks,
+    "must be 'full' or different blocks joined by '/', such as '1/3', each "
+    f"from 1 to num_layers = {num_layers}",
+  )
+  return tuple(int(part) - 1 for part in parts)
