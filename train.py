@@ -169,10 +169,10 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     ConfigError: before anything is compiled, if the run cannot work.
     errors.TrainingError: the loss is not a number.
   """
-  table_dtype = config.model.memory.table_dtype
+  table_dtype = config.model.memory.storage.table_dtype
   require(
     table_dtype != "int8",
-    "model.memory.table_dtype",
+    "model.memory.storage.table_dtype",
     table_dtype,
     "cannot be trained; train float32 or bfloat16 and convert the run by "
     "python -m ultramem_jax quantize",

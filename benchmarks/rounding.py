@@ -33,7 +33,7 @@ SMALL = {
   "sample.num_tokens": 0,
 }
 LOW = {
-  "model.memory.table_dtype": "bfloat16",
+  "model.memory.storage.table_dtype": "bfloat16",
   "optim.table_moments": "bfloat16",
 }
 VARIANTS = {

@@ -30,7 +30,7 @@ def get_config():
   c.model.update(
     vocab_size=264, dropout_rate=0.0, dtype="float32", remat="none"
   )
-  c.model.memory.table_dtype = "bfloat16"
+  c.model.memory.storage.table_dtype = "bfloat16"
   c.optim.update(
     table_update="sparse", table_moments="bfloat16", table_second_moment="row"
   )

@@ -19,6 +19,6 @@ def get_config():
     key_dim=400,
     value_dim=1024,
     top_m=42,
-    row_multiple=1024,
   )
+  c.model.memory.storage.row_multiple = 1024
   return c

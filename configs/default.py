@@ -7,6 +7,7 @@ any field can be overridden on the command line too:
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 
 def get_config() -> ConfigDict:
@@ -71,12 +72,13 @@ def get_config() -> ConfigDict:
   c.model.moe.expert_dim = 256  # width of an expert; its activation is above
   c.model.moe.balance_loss_weight = 0.01  # of the load-balance loss, per block
 
-  # Memory layer (UltraMem); the paper's symbol in brackets.
+  # Memory layer (UltraMem); the paper's symbol in brackets. Where the default
+  # is None, each kind has its own (ultramem_jax/settings/kinds.py); the one of
+  # kind "ultramem" stands in parentheses.
   c.model.memory = ConfigDict()
   c.model.memory.kind = "none"  # none (dense model) | ultramem | ultramem_v2
-  # (one table for all memories, a ring) | memory_plus (one table for all) |
-  # peer (rows are neurons). Some kinds demand values of fields below:
-  # KIND_SETTINGS in ultramem_jax/memory_config.py
+  # (the memories share a ring of tables) | memory_plus (product keys and a
+  # gate; the memories share one table) | peer (a row is a neuron)
   c.model.memory.spans = ""  # "i:j/i:j": read in block i, added after block j
   # | full (i:i in every block i)
   c.model.memory.num_keys = 128  # [n] the table has n^2 rows
@@ -84,49 +86,68 @@ def get_config() -> ConfigDict:
   c.model.memory.value_dim = 128  # [D_v] width of a row; divisible by num_cores
   c.model.memory.top_m = 16  # [m] rows read per head; at most sqrt(E) * n
   c.model.memory.num_heads = 2  # [H] independent key sets over one table
-  c.model.memory.heads_per_query = 2  # heads that share one query: 1 to H
+  c.model.memory.heads_per_query = placeholder(int)  # heads that share one
+  # query: 1 to H; None: the kind's own (2)
   c.model.memory.query_per_rank = True  # each Tucker rank has its own query
-  c.model.memory.score = "tucker"  # tucker (TDQKR) | sum (product keys)
-  c.model.memory.tucker_rank = 2  # [r]
-  c.model.memory.num_cores = 2  # [h] multi-core scoring
-  c.model.memory.softmax = False  # normalize each head's m scores, as PKM does
-  c.model.memory.expansion = 4  # [E] implicit value expansion; a square
-  c.model.memory.shuffle = "hash"  # virtual to physical rows: hash (computed)
-  # | permutation (stored buffer) | none (identity)
-  c.model.memory.value_projection = True  # linear D_v to D; needed if E > 1
+  c.model.memory.score = placeholder(str)  # tucker (TDQKR) | sum (product
+  # keys); None: the kind's own (tucker)
+  c.model.memory.tucker_rank = 2  # [r] vectors of a key, with score = tucker
+  c.model.memory.num_cores = placeholder(int)  # [h] cores of multi-core
+  # scoring; None: the kind's own (2)
+  c.model.memory.softmax = placeholder(bool)  # normalize each head's m scores,
+  # as PKM does; None: the kind's own (False)
+  c.model.memory.expansion = placeholder(int)  # [E] implicit value expansion; a
+  # square; None: the kind's own (4)
+  c.model.memory.shuffle = placeholder(str)  # virtual to physical rows: hash
+  # (computed) | permutation (stored buffer) | none (identity); None: the kind's
+  # own (hash)
+  c.model.memory.value_projection = placeholder(bool)  # a linear map from D_v
+  # to D; needed if E > 1; None: the kind's own (True)
+  c.model.memory.shared_projection = placeholder(bool)  # one projection for all
+  # values instead of E of them; None: the kind's own (False)
   c.model.memory.query_key_norm = "layernorm"  # layernorm | rms | none
-  c.model.memory.norm_bias = False  # learn a bias in those norms
-  c.model.memory.norm_eps = 1e-5
-  c.model.memory.query_conv = 5  # taps of the causal convolution; 0 = none
-  c.model.memory.init = "paper"  # paper (calibrated) | official (their code)
+  c.model.memory.norm_eps = 1e-5  # added to the variance in those norms
+  c.model.memory.query_conv = placeholder(int)  # taps of the causal convolution
+  # before the query; 0 = no convolution; None: the kind's own (5)
+  c.model.memory.init = placeholder(str)  # paper (calibrated) | official (as in
+  # the authors' code); None: the kind's own (paper)
   c.model.memory.aux_loss_weight = 0.001  # [alpha] of Tucker's auxiliary loss
   c.model.memory.aux_loss_margin = 0.15  # [tau] singular values up to this
   # cost nothing
-  c.model.memory.num_projections = 0  # of pooled values: 1 | E | 0 (the kind's
-  # own: 1 with ultramem_v2, else E, one for each block of the table)
-  c.model.memory.query_bias = False  # learn a bias in the query projection
-  c.model.memory.projection_bias = False  # in value projection and input gate
-  c.model.memory.partition = "auto"  # of tables over mesh.table_axes: rows
-  # (number-wise) | columns (dimension-wise) | auto (what moves fewer bytes) |
-  # rows_pooled, rows_unpooled (rows, summed before or after they travel)
-  c.model.memory.row_multiple = 1  # rows that a table, and the counters of its
-  # use, are stored with are rounded up to a multiple of this, so that devices
-  # can share them evenly; the rows beyond n^2 are never read
-  c.model.memory.table_dtype = "float32"  # values in storage: float32 |
-  # bfloat16 (rounded at random when updated; sparse updates only) | int8 (not
-  # to be trained: python -m ultramem_jax quantize makes it from a run)
-  c.model.memory.kernel = "xla"  # what reads tables: xla | pallas (reads each
-  # row once; on a GPU not int8, on a TPU float32 alone, and not with partition
-  # = rows_unpooled; whether it is faster has not been measured)
-  # ultramem_v2 only:
+  # Only ultramem_v2 reads these:
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all
-  c.model.memory.pre_value_dim = 0  # width of pre-values; 0 = none
+  c.model.memory.pre_value_dim = 0  # width of pre-values; 0 = no pre-values
   c.model.memory.pre_activation = "none"  # of <pre-value, W_pre x>: none | gelu
-  c.model.memory.spare_queries = 0  # queries no head reads (imported weights)
-  # memory_plus only:
-  c.model.memory.input_gate = True  # pooled values times silu(W_g x)
-  c.model.memory.output_gate = False  # output times sigmoid(<w, x>)
+  # Only memory_plus reads this:
+  c.model.memory.input_gate = placeholder(bool)  # multiply the pooled values by
+  # silu(W_g x); None: the kind's own (False; True with memory_plus)
+
+  # Where the tables of the memories lie, and in which form.
+  c.model.memory.storage = ConfigDict()
+  c.model.memory.storage.partition = "auto"  # of tables over mesh.table_axes:
+  # rows (number-wise) | columns (dimension-wise) | auto (what moves fewer
+  # bytes) | rows_pooled, rows_unpooled (rows, summed before or after they
+  # travel)
+  c.model.memory.storage.row_multiple = 1  # the rows of a table, and the
+  # counters of their use, are stored in multiples of this, so that devices can
+  # share them evenly; the rows beyond n^2 are never read
+  c.model.memory.storage.table_dtype = "float32"  # float32 | bfloat16 (rounded
+  # at random when updated; sparse updates only) | int8 (cannot be trained; the
+  # command `quantize` makes it from a run)
+  c.model.memory.storage.kernel = "xla"  # what reads tables: xla | pallas
+  # (reads each row once; not int8 on a GPU, only float32 on a TPU, and not with
+  # partition = rows_unpooled; its speed has not been measured)
+
+  # What only imported weights have (ultramem_jax/interop sets these).
+  c.model.memory.imported = ConfigDict()
+  c.model.memory.imported.spare_queries = 0  # queries that no head reads
+  c.model.memory.imported.norm_bias = False  # a bias in query and key norm
+  c.model.memory.imported.query_bias = False  # a bias in the query projection
+  c.model.memory.imported.projection_bias = False  # a bias in the value
+  # projection and the input gate
+  c.model.memory.imported.output_gate = False  # multiply the output by
+  # sigmoid(<w, x>); memory_plus only
 
   # AdamW.
   c.optim = ConfigDict()

@@ -1,12 +1,9 @@
 """`tiny.py` with Memory+ (arXiv 2412.09764): two layers share one table."""
 
 from configs import tiny
-from ultramem_jax.settings.memory import KIND_SETTINGS
 
 
 def get_config():
   c = tiny.get_config()
-  c.model.memory.update(
-    kind="memory_plus", key_dim=32, **KIND_SETTINGS["memory_plus"]
-  )
+  c.model.memory.update(kind="memory_plus", key_dim=32)
   return c

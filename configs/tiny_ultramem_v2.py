@@ -4,7 +4,6 @@ The four memories share a ring of tables, a quarter of `tiny.py`'s rows each.
 """
 
 from configs import tiny
-from ultramem_jax.settings.memory import KIND_SETTINGS
 
 
 def get_config():
@@ -15,6 +14,5 @@ def get_config():
     num_keys=64,
     share_ratio=0.5,
     pre_value_dim=16,
-    **KIND_SETTINGS["ultramem_v2"],
   )
   return c

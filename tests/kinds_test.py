@@ -16,7 +16,6 @@ from ultramem_jax.data import pipeline
 from ultramem_jax.model import Transformer
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import generate
-from ultramem_jax.settings.memory import KIND_SETTINGS
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step
@@ -52,13 +51,11 @@ KINDS = {
   "memory_plus": {
     "model__memory__kind": "memory_plus",
     "model__memory__spans": "1:1/2:2",
-    **memory(KIND_SETTINGS["memory_plus"]),
   },
   "ultramem_v2": {
     "model__memory__kind": "ultramem_v2",
     "model__memory__spans": "1:1/2:2",
     "model__memory__pre_value_dim": 4,
-    **memory(KIND_SETTINGS["ultramem_v2"]),
   },
 }
 STEPS, SAVED = 120, 80

@@ -31,7 +31,7 @@ SETTINGS = {
   "mesh.data": 2,
   "mesh.table": 4,
   "mesh.table_axes": "data,table",
-  "model.memory.partition": "rows",
+  "model.memory.storage.partition": "rows",
   "model.dropout_rate": 0.1,
 }
 

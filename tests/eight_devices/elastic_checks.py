@@ -22,9 +22,16 @@ from ultramem_jax.train import sharding
 
 EIGHT_BY_ROWS = (
   8,
-  {"mesh__fsdp": 2, "mesh__table": 4, "model__memory__partition": "rows"},
+  {
+    "mesh__fsdp": 2,
+    "mesh__table": 4,
+    "model__memory__storage__partition": "rows",
+  },
 )
-FOUR_BY_COLUMNS = (4, {"mesh__table": 4, "model__memory__partition": "columns"})
+FOUR_BY_COLUMNS = (
+  4,
+  {"mesh__table": 4, "model__memory__storage__partition": "columns"},
+)
 ONE = (1, {})
 
 

@@ -34,16 +34,16 @@ MODELS = {
 }
 MESHES = {
   "data": {"mesh__data": 8},
-  "fsdp": {"mesh__fsdp": 8, "model__memory__partition": "columns"},
+  "fsdp": {"mesh__fsdp": 8, "model__memory__storage__partition": "columns"},
   "table by rows": {
     "mesh__table": 4,
-    "model__memory__partition": "rows_unpooled",
+    "model__memory__storage__partition": "rows_unpooled",
   },
   "all": {
     "mesh__fsdp": 2,
     "mesh__tensor": 2,
     "mesh__table": 2,
-    "model__memory__partition": "rows",
+    "model__memory__storage__partition": "rows",
   },
 }
 
@@ -146,12 +146,12 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
 @pytest.mark.parametrize(
   "mesh, clip_norm",
   [
-    ({"mesh__table": 4, "model__memory__partition": "rows"}, 1.0),
+    ({"mesh__table": 4, "model__memory__storage__partition": "rows"}, 1.0),
     (
       {
         "mesh__fsdp": 2,
         "mesh__table": 2,
-        "model__memory__partition": "columns",
+        "model__memory__storage__partition": "columns",
       },
       0.0,
     ),
@@ -186,7 +186,7 @@ def test_dense_optimizer_moves_no_tables():
     optim__table_update="dense",
     mesh__fsdp=2,
     mesh__table=4,
-    model__memory__partition="rows",
+    model__memory__storage__partition="rows",
   )
   compile_step(config)
 

@@ -173,7 +173,7 @@ def test_accounting_reads_both_tables():
   [
     (dict(value_projection=True), "value_projection = True: must be False"),
     (dict(num_cores=2, score="tucker"), "num_cores = 2: must be 1"),
-    (dict(expansion=4, num_projections=1), "expansion = 4: must be 1"),
+    (dict(expansion=4, shared_projection=True), "expansion = 4: must be 1"),
   ],
 )
 def test_bad_settings_are_refused(settings, message):

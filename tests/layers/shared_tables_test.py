@@ -1,7 +1,5 @@
 """UltraMemV2 and Memory+ in a model: one table, read by every memory."""
 
-import dataclasses
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,17 +10,11 @@ from ultramem_jax import MemoryConfig, Transformer, testing
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.settings.memory import KIND_SETTINGS
 from ultramem_jax.testing import assert_close
 
 # Short settings of two memories, the second of which the first overlaps.
-FIXED = {
-  kind: {f"model__memory__{name}": value for name, value in fixed.items()}
-  for kind, fixed in KIND_SETTINGS.items()
-}
 MODELS = {
   "ultramem_v2": dict(
-    **FIXED["ultramem_v2"],
     model__memory__kind="ultramem_v2",
     model__memory__spans="full",
     model__memory__pre_value_dim=4,
@@ -30,9 +22,7 @@ MODELS = {
     model__memory__query_conv=3,
   ),
   "memory_plus": dict(
-    **FIXED["memory_plus"],
-    model__memory__kind="memory_plus",
-    model__memory__spans="1:2/2:2",
+    model__memory__kind="memory_plus", model__memory__spans="1:2/2:2"
   ),
 }
 TOKENS = np.random.default_rng(0).integers(0, 250, (2, 7))
@@ -128,14 +118,18 @@ def test_every_parameter_names_its_axes(kind):
   ],
 )
 def test_what_a_kind_fixes_cannot_be_otherwise(field, value):
-  fields = {**KIND_SETTINGS["memory_plus"], field: value}
   with pytest.raises(
     ConfigError,
     match=rf"memory\.{field} = .*: must be .* "
     "with kind = 'memory_plus'",
   ):
     MemoryConfig(
-      num_keys=8, key_dim=4, value_dim=8, top_m=3, kind="memory_plus", **fields
+      kind="memory_plus",
+      num_keys=8,
+      key_dim=4,
+      value_dim=8,
+      top_m=3,
+      **{field: value},
     )
 
 
@@ -155,12 +149,7 @@ def first_params(layer):
 
 def test_official_inits():
   c = MemoryConfig(
-    num_keys=32,
-    key_dim=16,
-    value_dim=48,
-    top_m=8,
-    kind="memory_plus",
-    **KIND_SETTINGS["memory_plus"],
+    num_keys=32, key_dim=16, value_dim=48, top_m=8, kind="memory_plus"
   )
   params = first_params(MemoryPlus(c, 64))
   uniform_std = lambda bound: bound / 3**0.5
@@ -176,14 +165,16 @@ def test_official_inits():
   for name in ("query_norm", "key_norm"):
     assert (params[name]["scale"] == 1).all()
 
-  c = dataclasses.replace(
-    c,
+  c = MemoryConfig(
+    num_keys=32,
+    key_dim=16,
+    value_dim=48,
+    top_m=8,
     kind="ultramem_v2",
     pre_value_dim=24,
-    score="tucker",
-    softmax=False,
-    num_cores=2,
-    expansion=4,
+    heads_per_query=1,
+    shuffle="none",
+    query_conv=0,
   )
   params = first_params(UltraMemV2(c, 64))
   stds = {
@@ -200,11 +191,7 @@ def test_official_inits():
     assert_close(params[name]["scale"], np.full(16, 16**-0.4))
 
 
-V2 = dict(
-  model__memory__kind="ultramem_v2",
-  model__memory__spans="full",
-  **FIXED["ultramem_v2"],
-)
+V2 = dict(model__memory__kind="ultramem_v2", model__memory__spans="full")
 
 
 @pytest.mark.parametrize(
@@ -215,7 +202,7 @@ V2 = dict(
     ({"ring_layers": 3}, "ring_layers = 3: must be 0 or the number of spans"),
     ({"pre_value_dim": -1}, "pre_value_dim = -1: must be at least 0"),
     ({"pre_activation": "relu"}, "pre_activation = 'relu': must be one of"),
-    ({"num_projections": 2}, r"num_projections = 2: must be 0 .*, 1 or exp"),
+    ({"value_projection": False}, "value_projection = False: must be True"),
     ({"share_ratio": 0.02, "expansion": 1}, "top_m = 3: must be at most"),
     ({"heads_per_query": 0}, "heads_per_query = 0: must be at least 1"),
   ],
@@ -230,7 +217,10 @@ def test_bad_settings_are_named(overrides, message):
 
 @pytest.mark.parametrize(
   "field,value,kind",
-  [("pre_value_dim", 4, "ultramem_v2"), ("output_gate", True, "memory_plus")],
+  [
+    ("pre_value_dim", 4, "ultramem_v2"),
+    ("imported.output_gate", True, "memory_plus"),
+  ],
 )
 def test_settings_of_another_kind_are_named(field, value, kind):
   with pytest.raises(

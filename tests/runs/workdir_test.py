@@ -72,7 +72,7 @@ def test_free_fields_exist():
     "mesh.tensor",
     "mesh.table",
     "mesh.table_axes",
-    "model.memory.partition",
+    "model.memory.storage.partition",
     "sample.prompt",
     "sample.num_tokens",
     "sample.temperature",
@@ -118,14 +118,33 @@ def test_config_of_another_version_is_refused(tmp_path):
   held["config"]["optim"]["momentum"] = 0.5
   del held["config"]["seed"]
   (tmp_path / "config.json").write_text(json.dumps(held))
+  for read in (
+    lambda: workdir_lib.load_config(tmp_path),
+    lambda: workdir_lib.claim(tmp_path, make_config(), CORPUS),
+  ):
+    with pytest.raises(ConfigError) as error:
+      read()
+    assert re.search(
+      r"config.json is not a config of this version "
+      r"\((seed|optim.momentum) = .*\): use the version that wrote it, or "
+      "start a new run in another --workdir$",
+      str(error.value),
+    )
+    assert "\n" not in str(error.value)
+
+
+def test_a_memory_with_flat_fields_is_of_another_version(tmp_path):
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  held = json.loads((tmp_path / "config.json").read_text())
+  memory = held["config"]["model"]["memory"]
+  memory.update(memory.pop("storage"), **memory.pop("imported"))
+  (tmp_path / "config.json").write_text(json.dumps(held))
   with pytest.raises(
-    ConfigError, match=r"config.json: (seed|optim.momentum) = "
+    ConfigError,
+    match=r"this version \(model.memory.partition = 'auto': no such field.*"
+    "use the version that wrote it",
   ):
     workdir_lib.load_config(tmp_path)
-  with pytest.raises(ConfigError) as error:
-    workdir_lib.claim(tmp_path, make_config(), CORPUS)
-  assert "seed = 0, held: 'no such field'" in str(error.value)
-  assert "momentum = 'no such field', held: 0.5" in str(error.value)
 
 
 def test_missing_workdirs_are_named(tmp_path):

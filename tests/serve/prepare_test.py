@@ -17,7 +17,6 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.cpu import matmul as few_rows
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
-from ultramem_jax.settings.memory import KIND_SETTINGS
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import state as state_lib
 
@@ -39,10 +38,7 @@ LAYERS = {
     {"query_per_rank": False, "tucker_rank": 3, "num_heads": 4},
   ),
   "sum": (UltraMem, {"score": "sum", "num_cores": 1}),
-  "memory_plus": (
-    MemoryPlus,
-    {"kind": "memory_plus", **KIND_SETTINGS["memory_plus"]},
-  ),
+  "memory_plus": (MemoryPlus, {"kind": "memory_plus"}),
 }
 # Tokens of two rows, with merged keys and without.
 LENGTHS = ultramem.MERGED_TOKENS // 2, ultramem.MERGED_TOKENS

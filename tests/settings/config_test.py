@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from configs import default, tiny
-from ultramem_jax.settings import config
+from ultramem_jax.settings import config, kinds
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.memory import MAX_GRID_SIDE, MemoryConfig
+from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.settings.spans import Span, parse_spans
 
 NAN, INF = float("nan"), float("inf")
@@ -171,7 +172,7 @@ BAD = [
       "float32 tables",
     )
     for field, value in (
-      ("model.memory.table_dtype", "bfloat16"),
+      ("model.memory.storage.table_dtype", "bfloat16"),
       ("optim.table_moments", "bfloat16"),
       ("optim.table_second_moment", "row"),
     )
@@ -187,7 +188,10 @@ BAD = [
     "= 46342 must be at most 46340",
   ),
   (
-    {"model.memory.num_keys": 23170, "model.memory.row_multiple": 100_000},
+    {
+      "model.memory.num_keys": 23170,
+      "model.memory.storage.row_multiple": 100_000,
+    },
     "model.memory.num_keys",
     "makes 2147600000 places",
   ),
@@ -273,6 +277,9 @@ def test_bad_value_names_field_value_and_what_is_allowed(
   value = c
   for part in field.split("."):
     value = value[part]
+  if value is None:
+    memory = c.model.memory
+    value = kinds.DEFAULTS[memory.kind][field.removeprefix("model.memory.")]
   with pytest.raises(ConfigError) as error:
     config.parse(c)
   message = str(error.value)
@@ -338,7 +345,10 @@ def test_round_trip():
   """ConfigDict -> Config -> dict -> JSON -> dict -> Config."""
   c = config.parse(tiny.get_config())
   as_dict = config.to_dict(c)
-  assert as_dict == tiny.get_config().to_dict()
+  given = tiny.get_config().to_dict()
+  own = kinds.DEFAULTS["ultramem"]
+  given["model"]["memory"].update(own)
+  assert as_dict == given
   again = config.parse(json.loads(json.dumps(as_dict)))
   assert again == c
   assert hash(again) == hash(c)
@@ -393,5 +403,97 @@ def test_default_config_states_the_defaults_of_a_memory():
   fields = {f.name: f for f in dataclasses.fields(MemoryConfig)}
   assert set(stated) == set(fields)
   for name, field in fields.items():
-    if field.default is not dataclasses.MISSING and name != "kind":
+    if dataclasses.is_dataclass(field.type):
+      assert stated[name].to_dict() == dataclasses.asdict(field.type())
+    elif field.default is not dataclasses.MISSING and name != "kind":
       assert stated[name] == field.default, name
+
+
+MEMORY = dict(num_keys=64, key_dim=16, value_dim=32, top_m=8)
+
+
+@pytest.mark.parametrize("kind", kinds.DEFAULTS)
+def test_every_kind_has_complete_defaults(kind):
+  """Four sizes make a memory, whose own values hold when it is replaced."""
+  memory = MemoryConfig(kind=kind, **MEMORY)
+  for field, value in kinds.DEFAULTS[kind].items():
+    assert getattr(memory, field) == value, field
+  assert None not in dataclasses.astuple(memory)
+  # None for the kind's own value, and the value itself, are one config.
+  stated = MemoryConfig(kind=kind, **MEMORY, **kinds.DEFAULTS[kind])
+  assert stated == memory and hash(stated) == hash(memory)
+  assert dataclasses.replace(memory, num_heads=4).num_heads == 4
+
+
+def test_kinds_differ_only_in_fields_of_their_own():
+  own = {f.name for f in dataclasses.fields(MemoryConfig) if f.default is None}
+  for kind, values in kinds.DEFAULTS.items():
+    assert set(values) == own, kind
+    assert set(kinds.FIXED[kind]) <= own
+  fields = {f.name for f in dataclasses.fields(MemoryConfig)}
+  assert set(kinds.READ_BY) <= fields
+
+
+@pytest.mark.parametrize(
+  ("kind", "field"),
+  [(kind, field) for kind in kinds.FIXED for field in kinds.FIXED[kind]],
+)
+def test_what_a_kind_fixes_is_named(kind, field):
+  fixed = kinds.DEFAULTS[kind][field]
+  other = {bool: lambda: not fixed, int: lambda: fixed + 1, str: lambda: "x"}[
+    type(fixed)
+  ]()
+  with pytest.raises(ConfigError) as error:
+    MemoryConfig(kind=kind, **MEMORY, **{field: other})
+  assert str(error.value) == (
+    f"model.memory.{field} = {other!r}: must be {fixed!r} with kind = {kind!r}"
+  )
+
+
+@pytest.mark.parametrize(
+  ("name", "value", "allowed"),
+  [
+    ("storage.partition", "x", "one of auto"),
+    ("storage.table_dtype", "float16", "one of float32"),
+    ("storage.kernel", "x", "one of xla"),
+    ("storage.row_multiple", 0, "at least 1"),
+    ("storage.row_multiple", "2", "of type int"),
+    ("storage.typo", 1, "no such field; known: partition, "),
+    ("storage", 1, "must hold the fields partition, "),
+    ("imported.spare_queries", -1, "at least 0"),
+    ("imported.norm_bias", 1, "of type bool"),
+    ("imported.output_gate", True, "is for kind = 'memory_plus'"),
+    ("score", 3, "of type str"),
+    ("expansion", 4.0, "of type int"),
+  ],
+)
+def test_bad_values_of_sections_and_of_kinds_own_fields(name, value, allowed):
+  with pytest.raises(ConfigError) as error:
+    config.parse(tiny_with(f"model.memory.{name}", value))
+  message = str(error.value)
+  assert message.startswith(f"model.memory.{name} = {value!r}: ")
+  assert allowed in message
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    (dict(num_tokens=-1), "num_tokens = -1: must be at least 0"),
+    (dict(temperature=-1.0), "temperature = -1.0: must be at least 0"),
+    (dict(temperature=NAN), "temperature = nan: must be finite"),
+    (dict(top_k=-1), "top_k = -1: must be at least 0"),
+    (dict(top_k=1.5), "top_k = 1.5: must be of type int"),
+    (dict(top_p=2.0), "top_p = 2.0: must lie in (0, 1]; 1 keeps every token"),
+  ],
+)
+def test_sampling_names_its_field(values, message):
+  with pytest.raises(ConfigError) as error:
+    Sampling(**{"num_tokens": 3, **values})
+  assert str(error.value) == message
+
+
+def test_a_sample_is_a_prompt_and_a_sampling():
+  sample = config.parse(tiny.get_config()).sample
+  assert sample.sampling == Sampling(
+    sample.num_tokens, sample.temperature, sample.top_k, sample.top_p
+  )

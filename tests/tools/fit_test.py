@@ -37,7 +37,7 @@ def test_state_bytes_equal_those_of_the_real_state():
 @pytest.mark.parametrize("moment", ["element", "row"])
 def test_state_bytes_of_low_precision_tables(moment):
   run = testing.small_config(
-    model__memory__table_dtype="bfloat16",
+    model__memory__storage__table_dtype="bfloat16",
     optim__table_moments="bfloat16",
     optim__table_second_moment=moment,
   )

@@ -41,7 +41,7 @@ MEMORIES = {
     "spans": "1:1/2:2",
     "init": "official",
     "pre_value_dim": 4,
-    "num_projections": 4,
+    "shared_projection": False,
   },
   "peer": {
     "kind": "peer",
@@ -117,7 +117,7 @@ def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
   assert report["step"] == 7
   assert 0 < abs(report["change"]) < 0.01 * report["loss_before"]
   loaded = load_lib.load(output)
-  assert loaded.config.model.memory.table_dtype == dtype
+  assert loaded.config.model.memory.storage.table_dtype == dtype
   values_IW = loaded.variables["params"]["memory_0"]["values"]
   assert values_IW.dtype == precision.DTYPES[dtype]
   validate = loss_lib.on_validation_split(loaded.config, loaded.layout)
@@ -138,11 +138,11 @@ def test_what_needs_float32_tables_is_left_behind():
   config = testing.small_config(
     optim__table_update="sparse",
     optim__table_catch_up=True,
-    model__memory__kernel="pallas",
+    model__memory__storage__kernel="pallas",
   )
   quantized = quantize.quantized_config(config, "int8")
   assert not quantized.optim.table_catch_up
-  assert quantized.model.memory.kernel == "xla"
+  assert quantized.model.memory.storage.kernel == "xla"
 
 
 def test_int8_is_not_trained():

@@ -23,7 +23,7 @@ def span_overlap(devices) -> list[str]:
       "model.embed_dim": 512,
       "model.mlp_dim": 2048,
       "model.memory.value_dim": 512,
-      "model.memory.partition": "columns",
+      "model.memory.storage.partition": "columns",
       "mesh.fsdp": len(devices),
     }
   )

@@ -98,7 +98,7 @@ def test_the_steps_compile_for_a_gpu(attention, dtype):
     {
       "model.num_layers": 2,
       "model.memory.spans": "1:2",
-      "model.memory.kernel": "pallas",
+      "model.memory.storage.kernel": "pallas",
       "model.attention": attention,
       "model.dtype": dtype,
     }

@@ -36,7 +36,7 @@ def test_where_every_parameter_lies():
     mesh__fsdp=2,
     mesh__tensor=2,
     mesh__table=2,
-    model__memory__partition="rows",
+    model__memory__storage__partition="rows",
   )
   expected = {
     "embed/embedding": (TENSOR, FSDP),
@@ -62,7 +62,7 @@ def test_where_every_parameter_lies():
     mesh__fsdp=2,
     mesh__tensor=2,
     mesh__table_axes="tensor,data",
-    model__memory__partition="columns",
+    model__memory__storage__partition="columns",
   )
   # In the order of the mesh, in whatever order they are named.
   assert specs(columns) == expected | {
@@ -96,9 +96,9 @@ def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
     batch_size=8,
     mesh__fsdp=2,
     mesh__table=4,
-    model__memory__partition="rows",
+    model__memory__storage__partition="rows",
     model__memory__num_keys=9,
-    model__memory__row_multiple=8,
+    model__memory__storage__row_multiple=8,
   )
   state = state_lib.abstract_state(config, layout(config))
   # params, mu and nu.
@@ -130,10 +130,10 @@ BAD = {
     "mesh__table_axes": "data",
   },
   # Tables: 8^2 rows of width 8, then 9^2 rows of width 6.
-  "model.memory.partition = 'rows': 8 devices share the tables": {
+  "model.memory.storage.partition = 'rows': 8 devices share the tables": {
     "mesh__table": 8,
     "model__memory__num_keys": 9,
-    "model__memory__partition": "rows",
+    "model__memory__storage__partition": "rows",
   },
   "they must divide the 81 rows for rows, as they do with row_multiple = 8; "
   "value_dim = 6 and": {
@@ -141,10 +141,10 @@ BAD = {
     "model__memory__num_keys": 9,
     "model__memory__value_dim": 6,
   },
-  "model.memory.partition = 'columns': 8 devices share": {
+  "model.memory.storage.partition = 'columns': 8 devices share": {
     "mesh__table": 8,
     "model__memory__value_dim": 12,
-    "model__memory__partition": "columns",
+    "model__memory__storage__partition": "columns",
   },
 }
 

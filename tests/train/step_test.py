@@ -321,7 +321,7 @@ def test_usage_report_by_hand(row_multiple, counters):
     model__memory__num_keys=2,
     model__memory__expansion=4,
     model__memory__top_m=2,
-    model__memory__row_multiple=row_multiple,
+    model__memory__storage__row_multiple=row_multiple,
   )
   usage_S = np.zeros(counters, np.int32)
   usage_S[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2

@@ -39,7 +39,7 @@ KINDS = {
     "model__memory__kind": "ultramem_v2",
     "model__memory__init": "official",
     "model__memory__pre_value_dim": 4,
-    "model__memory__num_projections": 4,
+    "model__memory__shared_projection": False,
   },
   "peer": {
     **SUM,
@@ -49,7 +49,7 @@ KINDS = {
   },
 }
 LOW = {
-  "model__memory__table_dtype": "bfloat16",
+  "model__memory__storage__table_dtype": "bfloat16",
   "optim__table_moments": "bfloat16",
   "optim__table_second_moment": "row",
 }
@@ -256,7 +256,9 @@ def test_low_precision_needs_the_sparse_update(field):
 def test_rows_that_only_storage_has_are_neither_read_nor_updated():
   """With four blocks apart by I; on a ring of two memories, around its end."""
   config = make_config(**KINDS["ultramem_v2"])
-  padded = make_config(**KINDS["ultramem_v2"], model__memory__row_multiple=100)
+  padded = make_config(
+    **KINDS["ultramem_v2"], model__memory__storage__row_multiple=100
+  )
   rows = config.model.memory.num_rows
   assert (rows, padded.model.memory.stored_rows) == (512, 600)
 

@@ -184,7 +184,7 @@ def test_a_sparse_training_step_writes_rows_alone(low_precision):
   }
   if low_precision:
     overrides |= {
-      "model__memory__table_dtype": "bfloat16",
+      "model__memory__storage__table_dtype": "bfloat16",
       "optim__table_moments": "bfloat16",
       "optim__table_second_moment": "row",
     }

@@ -61,7 +61,10 @@ def _advice(path: Path, held: tuple[int, ...], wanted: tuple[int, ...]) -> str:
   """What to do about a table that is stored with rows that nothing reads."""
   is_table = path[-1] in ("values", "pre_values")
   if is_table and held[1:] == wanted[1:] and held[0] > wanted[0]:
-    return f" (of a table with row_multiple, give the first {wanted[0]} rows)"
+    return (
+      " (of a table with storage.row_multiple, give the first "
+      f"{wanted[0]} rows)"
+    )
   return ""
 
 

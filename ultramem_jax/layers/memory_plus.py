@@ -16,9 +16,9 @@ class MemoryPlus(UltraMem):
   UltraMem authors' implementation of Memory+, and is not used. Each head has
   a query of its own; all layers of a model share the table.
 
-  Variables and sown values are those of `UltraMem`; also `gate` (with
-  `input_gate`) and `output_gate`, linear maps. `values` is a parameter of the
-  layer only where no `tables` are passed.
+  Variables and sown values are those of `UltraMem`; also the linear maps
+  `gate` (with `input_gate`) and `output_gate` (with `imported.output_gate`).
+  `values` is a parameter of the layer only where no `tables` are passed.
   """
 
   KIND = "memory_plus"
@@ -52,10 +52,12 @@ class MemoryPlus(UltraMem):
       score_BTAMC.reshape(*index_BTK.shape, 1),
     ).astype(self.dtype)
     if c.input_gate:
-      gate_BTW = self._linear("gate", c.value_dim, c.projection_bias)(x_BTD)
+      gate_BTW = self._linear("gate", c.value_dim, c.imported.projection_bias)(
+        x_BTD
+      )
       pooled_BTEW *= nn.silu(gate_BTW)[:, :, None]
     y_BTD = self._project(pooled_BTEW)
-    if c.output_gate:
+    if c.imported.output_gate:
       y_BTD *= nn.sigmoid(self._linear("output_gate", 1, True)(x_BTD))
     return y_BTD
 

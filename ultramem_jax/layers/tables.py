@@ -42,10 +42,11 @@ def value_table(
 ):
   """A table of module by its name: a parameter [I, width], default [I, W].
 
-  I counts the rows it is stored with (`row_multiple`).
+  I counts the rows it is stored with (`storage.row_multiple`).
 
-  float32, or the bits of `table_dtype`; with int8 also NAME_scale [I], of each
-  row. An int8 table has no initialization of use: it comes from a trained run.
+  float32, or the bits of `storage.table_dtype`; with int8 also NAME_scale [I],
+  of each row. An int8 table has no initialization of use: it comes from a
+  trained run.
   Where the collection "behind" names it, NAME_behind is its `Behind`.
 
   Paper init gives the output of a layer that reads it, scores of mean square
@@ -57,7 +58,7 @@ def value_table(
     std = (c.expansion / (2 * c.top_m * c.num_heads * num_layers)) ** 0.5
   elif c.kind == "memory_plus":
     std = c.value_dim**-0.5
-  dtype = precision.DTYPES[c.table_dtype]
+  dtype = precision.DTYPES[c.storage.table_dtype]
   initializer = nn.with_logical_partitioning(
     lambda key, shape: precision.encode(std * random.normal(key, shape), dtype),
     ("rows", "columns"),
@@ -66,7 +67,7 @@ def value_table(
   tables = {name: module.param(name, initializer, shape)}
   if module.has_variable("behind", name):
     tables[f"{name}_behind"] = module.get_variable("behind", name)
-  if c.table_dtype == "int8":
+  if c.storage.table_dtype == "int8":
     scale = f"{name}_scale"
     ones = nn.with_logical_partitioning(nn.initializers.ones, ("rows",))
     tables[scale] = module.param(scale, ones, shape[:1])
@@ -115,7 +116,7 @@ def pool_rows(
     score_BTKC *= scale_BTK[..., None]
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   pooled_BTEW = sharded_lookup.pool_rows(
-    table_IW, place_BTK, score_BTKC, num_blocks, c.kernel, module.layout
+    table_IW, place_BTK, score_BTKC, num_blocks, c.storage.kernel, module.layout
   )
   return _tap(
     module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
@@ -126,7 +127,7 @@ def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
   """`sharded.lookup.dot_rows` of the table `name` of tables, read by module."""
   table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   out_BTK = sharded_lookup.dot_rows(
-    table_IW, place_BTK, x_BTW, module.config.kernel, module.layout
+    table_IW, place_BTK, x_BTW, module.config.storage.kernel, module.layout
   )
   scale_BTK = _scales(tables, name, index_BTK)
   if scale_BTK is not None:

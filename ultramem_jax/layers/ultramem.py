@@ -216,7 +216,7 @@ class UltraMem(nn.Module):
     return keys_PARNK, KeyNorm(
       c.query_key_norm,
       c.norm_eps,
-      c.norm_bias,
+      c.imported.norm_bias,
       c.key_dim,
       nn.initializers.constant(c.key_dim**-exponent),
       name="key_norm",
@@ -262,7 +262,7 @@ class UltraMem(nn.Module):
         (self.embed_dim, *outputs),
       ),
     )
-    if c.query_bias:
+    if c.imported.query_bias:
       query_BTPGRK += self._param(
         "query_bias", nn.initializers.zeros, axes, outputs
       ).astype(self.dtype)[None, None]
@@ -281,7 +281,7 @@ class UltraMem(nn.Module):
       query_BTPGRK = make_norm(
         c.query_key_norm,
         c.norm_eps,
-        c.norm_bias,
+        c.imported.norm_bias,
         "query_norm",
         "key",
         nn.initializers.constant(weight),
@@ -360,7 +360,7 @@ class UltraMem(nn.Module):
       ),
       num_axes=2,
     )
-    if c.projection_bias:
+    if c.imported.projection_bias:
       y_BTD += self._param(
         "value_projection_bias",
         nn.initializers.zeros,

@@ -14,7 +14,7 @@ class UltraMemV2(UltraMem):
   `table_side`^2 of them, a share `share_ratio` of the ring, from row l n^2 on
   and around its end. With pre-values, a second table of the same rows, the
   scores of a row are multiplied by <pre_values[row], W_pre x> (or gelu of it).
-  Pooled values of all blocks go through one projection (`num_projections`).
+  Pooled values of all blocks go through one projection (`shared_projection`).
 
   Variables and sown values are those of `UltraMem`; also `pre_projection`
   [D, U], U the width of pre-values. `values` and `pre_values` are parameters

@@ -145,7 +145,7 @@ def _kernel_branches(kernel, op, count, table_IW, num_cores):
   here = {"gpu": "cuda", "tpu": "tpu"}.get(jax.default_backend())
   require(
     here in branches if here else branches,
-    "model.memory.kernel",
+    "model.memory.storage.kernel",
     kernel,
     f"takes tables, {gpu.TABLES}, {tpu.TABLES}; not one of "
     f"{table_IW.dtype} and {table_IW.shape[1]} columns for {num_cores} cores",

@@ -31,7 +31,7 @@ FREE_FIELDS = (
   "checkpoint",
   "data.prefetch",
   "mesh",
-  "model.memory.partition",
+  "model.memory.storage.partition",
   "sample",
 )
 
@@ -85,13 +85,13 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
 def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
   """Raises ConfigError if workdir is bound to another config or corpus."""
   record = _read(workdir)
-  given, held = _flatten(config_lib.to_dict(config)), _flatten(record["config"])
-  absent = "no such field"
+  given, held = (
+    _flatten(config_lib.to_dict(c)) for c in (config, load_config(workdir))
+  )
   differences = [
-    f"{field} = {given.get(field, absent)!r}, held: {held.get(field, absent)!r}"
-    for field in dict.fromkeys([*given, *held])
-    if not _is_free(field)
-    and given.get(field, absent) != held.get(field, absent)
+    f"{field} = {value!r}, held: {held[field]!r}"
+    for field, value in given.items()
+    if not _is_free(field) and value != held[field]
   ]
   more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
   if differences:
@@ -118,8 +118,9 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
       Python version whose standard library is read.
   Raises:
     ConfigError: the workdir is bound to another config or corpus (the first
-      three fields that differ are named), its config.json is damaged, it
-      holds checkpoints without a config.json, or it cannot be a directory.
+      three fields that differ are named), its config.json is damaged or of
+      another version, it holds checkpoints without a config.json, or it
+      cannot be a directory.
   """
   require(
     "://" not in os.fspath(workdir),
@@ -170,4 +171,7 @@ def load_config(workdir: str | os.PathLike) -> Config:
   try:
     return config_lib.parse(_read(workdir)["config"])
   except ConfigError as error:
-    raise ConfigError(f"{workdir / CONFIG_NAME}: {error}") from error
+    raise ConfigError(
+      f"{workdir / CONFIG_NAME} is not a config of this version ({error}): "
+      "use the version that wrote it, or start a new run in another --workdir"
+    ) from error

@@ -18,6 +18,7 @@ from ultramem_jax.settings.checks import (
   require_types,
 )
 from ultramem_jax.settings.model import ModelConfig
+from ultramem_jax.settings.sampling import Sampling, require_sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +141,7 @@ class CheckpointConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-  """The text generated when training ends."""
+  """The text that is generated when training ends: a prompt and `Sampling`."""
 
   prompt: str
   num_tokens: int
@@ -150,13 +151,12 @@ class SampleConfig:
 
   def __post_init__(self):
     require_types("sample", self)
-    require_at_least("sample", self, 0, "num_tokens", "temperature", "top_k")
-    require(
-      0 < self.top_p <= 1,
-      "sample.top_p",
-      self.top_p,
-      "must lie in (0, 1]; 1 keeps every token",
-    )
+    require_sampling("sample", self)
+
+  @property
+  def sampling(self) -> Sampling:
+    """How the text after the prompt is drawn."""
+    return Sampling(self.num_tokens, self.temperature, self.top_k, self.top_p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,23 +247,24 @@ class Config:
       self.optim.table_update != "dense" or not self.has_low_precision_tables,
       "optim.table_update",
       self.optim.table_update,
-      "must be sparse or auto with bfloat16 tables (model.memory.table_dtype)"
-      " or moments (optim.table_moments), or optim.table_second_moment = row",
+      "must be sparse or auto with bfloat16 tables "
+      "(model.memory.storage.table_dtype) or moments (optim.table_moments), or "
+      "optim.table_second_moment = row",
     )
     require(
       not (self.optim.table_catch_up and self.has_low_precision_tables),
       "optim.table_catch_up",
       self.optim.table_catch_up,
       "does what a dense update does, which needs float32 tables "
-      "(model.memory.table_dtype) and moments (optim.table_moments), and "
-      "optim.table_second_moment = element",
+      "(model.memory.storage.table_dtype) and moments (optim.table_moments), "
+      "and optim.table_second_moment = element",
     )
 
   @property
   def has_low_precision_tables(self) -> bool:
     """Whether tables or their moments are such as only rows can be updated."""
     return (
-      self.model.memory.table_dtype != "float32"
+      self.model.memory.storage.table_dtype != "float32"
       or self.optim.table_moments != "float32"
       or self.optim.table_second_moment != "element"
     )
@@ -289,8 +290,9 @@ def _build(cls: type, values: Any, path: str) -> Any:
   built = {}
   for name, field in fields.items():
     if name not in values:
+      defaults = (field.default, field.default_factory)
       require(
-        field.default is not dataclasses.MISSING,
+        defaults != (dataclasses.MISSING, dataclasses.MISSING),
         prefix + name,
         None,
         "is missing",

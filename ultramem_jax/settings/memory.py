@@ -1,96 +1,70 @@
-"""The settings of a memory layer, for models of one's own as for a run."""
+"""The settings of a memory layer, for your own model as for a run."""
 
 import dataclasses
 import math
 
+from ultramem_jax.settings import kinds
 from ultramem_jax.settings.checks import (
+  named,
   require,
   require_at_least,
   require_choice,
   require_positive,
   require_types,
 )
+from ultramem_jax.settings.imported import ImportedWeights
+from ultramem_jax.settings.kinds import OWN
+from ultramem_jax.settings.storage import TableStorage
 
 MAX_GRID_SIDE = 46340  # the largest s with s * s - 1 representable in int32
 
-# Fields of MemoryConfig that a kind of memory fixes: a config of that kind
-# sets them so.
-KIND_SETTINGS = {
-  "memory_plus": {
-    "score": "sum",
-    "softmax": True,
-    "num_cores": 1,
-    "heads_per_query": 1,
-    "expansion": 1,
-    "shuffle": "none",
-    "query_conv": 0,
-    "init": "official",
-  },
-  "ultramem_v2": {"value_projection": True, "init": "official"},
-  # A row is a neuron of the model's own width.
-  "peer": {"value_projection": False, "num_cores": 1, "expansion": 1},
-}
-
-# Fields that one kind alone reads: with another they keep their defaults.
-KIND_FIELDS = {
-  "ultramem_v2": (
-    "share_ratio",
-    "ring_layers",
-    "pre_value_dim",
-    "pre_activation",
-  ),
-  "memory_plus": ("input_gate", "output_gate"),
-}
+_PATH = "model.memory"
 
 
 @dataclasses.dataclass(frozen=True)
 class MemoryConfig:
-  """One memory layer (UltraMem, arXiv 2411.12364); defaults are the paper's.
+  """One memory layer (UltraMem, arXiv 2411.12364).
 
-  The switches of the paper's ablation ladder are all here, so that plain
-  product-key memory is a setting: `score="sum"`, `softmax=True`,
-  `expansion=1`, `num_cores=1`, `heads_per_query=1`, `query_key_norm="none"`,
-  `query_conv=0`, `shuffle="none"`, `init="official"`. Some kinds fix some of
-  them (`KIND_SETTINGS`). Every field is explained in `configs/default.py`.
+  A field that is left at None (`OWN`) takes the value that its kind has for it
+  (`kinds.DEFAULTS`); once built, a config holds that value. Plain product-key
+  memory is kind "ultramem" with every step of the paper's ablation undone:
+  `configs/ablation.py`, row "pkm". Every field is explained in
+  `configs/default.py`.
+
+  Raises:
+    ConfigError: a value is out of range, or contradicts the kind.
   """
 
   num_keys: int
   key_dim: int
   value_dim: int
   top_m: int
+  kind: str = "ultramem"
+  spans: str = ""
   num_heads: int = 2
-  heads_per_query: int = 2
+  heads_per_query: int = OWN
   query_per_rank: bool = True
-  score: str = "tucker"
+  score: str = OWN
   tucker_rank: int = 2
-  num_cores: int = 2
-  softmax: bool = False
-  expansion: int = 4
-  shuffle: str = "hash"
-  value_projection: bool = True
+  num_cores: int = OWN
+  softmax: bool = OWN
+  expansion: int = OWN
+  shuffle: str = OWN
+  value_projection: bool = OWN
+  shared_projection: bool = OWN
   query_key_norm: str = "layernorm"
-  norm_bias: bool = False
   norm_eps: float = 1e-5
-  query_conv: int = 5
-  init: str = "paper"
+  query_conv: int = OWN
+  init: str = OWN
   aux_loss_weight: float = 0.001
   aux_loss_margin: float = 0.15
-  num_projections: int = 0
-  query_bias: bool = False
-  projection_bias: bool = False
   share_ratio: float = 1.0
   ring_layers: int = 0
   pre_value_dim: int = 0
   pre_activation: str = "none"
-  spare_queries: int = 0
-  input_gate: bool = True
-  output_gate: bool = False
-  partition: str = "auto"
-  row_multiple: int = 1
-  table_dtype: str = "float32"
-  kernel: str = "xla"
-  kind: str = "ultramem"
-  spans: str = ""
+  input_gate: bool = OWN
+  storage: TableStorage = dataclasses.field(default_factory=TableStorage)
+  imported: ImportedWeights = dataclasses.field(default_factory=ImportedWeights)
 
   @property
   def shares_table(self) -> bool:
@@ -106,15 +80,12 @@ class MemoryConfig:
   @property
   def stored_rows(self) -> int:
     """Rows that a table is stored with; those beyond I are never read."""
-    return self._stored(self.num_rows)
+    return self.storage.stored(self.num_rows)
 
   @property
   def stored_slots(self) -> int:
     """Counters of a memory's slots; those beyond N^2 stay zero."""
-    return self._stored(self.grid_side**2)
-
-  def _stored(self, count: int) -> int:
-    return self.row_multiple * -(-count // self.row_multiple)
+    return self.storage.stored(self.grid_side**2)
 
   @property
   def table_side(self) -> int:
@@ -133,10 +104,8 @@ class MemoryConfig:
 
   @property
   def projections(self) -> int:
-    """Projections of the pooled values: E, one per block, or one for all."""
-    if self.kind == "ultramem_v2":
-      return self.num_projections or 1
-    return self.num_projections or self.expansion
+    """Projections of the pooled values: E, or 1 that all values share."""
+    return 1 if self.shared_projection else self.expansion
 
   @property
   def rank(self) -> int:
@@ -145,42 +114,66 @@ class MemoryConfig:
 
   @property
   def num_queries(self) -> int:
-    """G: distinct queries; head a reads query a // heads_per_query."""
-    return -(-self.num_heads // self.heads_per_query) + self.spare_queries
+    """Distinct queries; head a reads query a // heads_per_query."""
+    read = -(-self.num_heads // self.heads_per_query)
+    return read + self.imported.spare_queries
 
   def require_width(self, embed_dim: int) -> None:
     """Raises ConfigError if the output cannot have the width embed_dim."""
     require(
       self.value_projection or self.value_dim == embed_dim,
-      "model.memory.value_dim",
+      named(_PATH, "value_dim"),
       self.value_dim,
       f"must equal embed_dim = {embed_dim} without value_projection",
     )
 
   def __post_init__(self):
-    path = "model.memory"
-    require_types(path, self)
-    require_choice(
-      path,
-      self,
-      "kind",
-      "none",
-      "ultramem",
-      "ultramem_v2",
-      "memory_plus",
-      "peer",
-    )
-    for field, fixed in KIND_SETTINGS.get(self.kind, {}).items():
+    require_choice(_PATH, self, "kind", *kinds.DEFAULTS)
+    for field, value in kinds.DEFAULTS[self.kind].items():
+      if getattr(self, field) is OWN:
+        object.__setattr__(self, field, value)
+    require_types(_PATH, self)
+    self._require_what_the_kind_fixes()
+    self._require_ranges()
+    self._require_choices()
+    self._require_structure()
+    # A model fills in ring_layers = 0, and then checks the grid.
+    if self.kind != "ultramem_v2" or self.ring_layers:
+      self._require_grid()
+
+  def _require_what_the_kind_fixes(self):
+    defaults = kinds.DEFAULTS[self.kind]
+    for field in kinds.FIXED[self.kind]:
       value = getattr(self, field)
       require(
-        value == fixed,
-        f"{path}.{field}",
+        value == defaults[field],
+        named(_PATH, field),
         value,
-        f"must be {fixed!r} with kind = {self.kind!r}",
+        f"must be {defaults[field]!r} with kind = {self.kind!r}",
       )
-    self._require_fields_of_this_kind(path)
+    if self.kind == "none":
+      return
+    for field, kind in kinds.READ_BY.items():
+      # A class holds the default of a field as its attribute.
+      default = defaults.get(field, getattr(MemoryConfig, field))
+      value = getattr(self, field)
+      require(
+        self.kind == kind or value == default,
+        named(_PATH, field),
+        value,
+        f"is for kind = {kind!r}; must be {default!r} with "
+        f"kind = {self.kind!r}",
+      )
+    require(
+      self.kind == "memory_plus" or not self.imported.output_gate,
+      named(_PATH, "imported.output_gate"),
+      self.imported.output_gate,
+      f"is for kind = 'memory_plus'; must be False with kind = {self.kind!r}",
+    )
+
+  def _require_ranges(self):
     require_at_least(
-      path,
+      _PATH,
       self,
       1,
       "num_keys",
@@ -192,10 +185,9 @@ class MemoryConfig:
       "tucker_rank",
       "num_cores",
       "expansion",
-      "row_multiple",
     )
     require_at_least(
-      path,
+      _PATH,
       self,
       0,
       "query_conv",
@@ -203,102 +195,70 @@ class MemoryConfig:
       "aux_loss_margin",
       "ring_layers",
       "pre_value_dim",
-      "spare_queries",
     )
-    require_positive(path, self, "norm_eps")
-    self._require_choices(path)
+    require_positive(_PATH, self, "norm_eps")
+    require(
+      0 < self.share_ratio <= 1,
+      named(_PATH, "share_ratio"),
+      self.share_ratio,
+      "must lie in (0, 1]: the share of the ring that a memory reaches",
+    )
+
+  def _require_choices(self):
+    require_choice(_PATH, self, "score", "tucker", "sum")
+    require_choice(_PATH, self, "shuffle", "hash", "permutation", "none")
+    require_choice(_PATH, self, "query_key_norm", "layernorm", "rms", "none")
+    require_choice(_PATH, self, "init", "paper", "official")
+    require_choice(_PATH, self, "pre_activation", "none", "gelu")
+
+  def _require_structure(self):
+    """Requires fields to fit together."""
     require(
       math.isqrt(self.expansion) ** 2 == self.expansion,
-      f"{path}.expansion",
+      named(_PATH, "expansion"),
       self.expansion,
       "must be a perfect square",
     )
     require(
-      self.num_projections in (0, 1, self.expansion),
-      f"{path}.num_projections",
-      self.num_projections,
-      f"must be 0 (the kind's own), 1 or expansion = {self.expansion}",
-    )
-    require(
-      0 < self.share_ratio <= 1,
-      f"{path}.share_ratio",
-      self.share_ratio,
-      "must lie in (0, 1]: the share of the ring that a memory reaches",
-    )
-    if self.kind != "ultramem_v2" or self.ring_layers:
-      self._require_grid(path)
-    require(
       self.value_dim % self.num_cores == 0,
-      f"{path}.value_dim",
+      named(_PATH, "value_dim"),
       self.value_dim,
       f"must be divisible by num_cores = {self.num_cores}",
     )
     require(
       self.num_heads % self.heads_per_query == 0
-      or self.spare_queries > 0
+      or self.imported.spare_queries > 0
       or self.kind == "ultramem_v2",
-      f"{path}.heads_per_query",
+      named(_PATH, "heads_per_query"),
       self.heads_per_query,
       f"must divide num_heads = {self.num_heads}",
     )
     require(
       self.score == "tucker" or self.num_cores == 1,
-      f"{path}.num_cores",
+      named(_PATH, "num_cores"),
       self.num_cores,
       "must be 1 with score = 'sum', which has no core",
     )
     require(
       self.projections == 1 or self.value_projection,
-      f"{path}.value_projection",
+      named(_PATH, "value_projection"),
       self.value_projection,
-      f"must be True with {self.projections} projections: each block of the "
-      "table has its own",
+      f"must be True with expansion = {self.expansion}, unless "
+      "shared_projection: each part of the expansion has its own projection",
     )
     require(
       self.init == "official"
       or (self.query_key_norm != "none" and not self.softmax),
-      f"{path}.init",
+      named(_PATH, "init"),
       self.init,
-      "'paper' calibrates the query norm for scores used as they are: "
-      "needs query_key_norm and no softmax, or choose 'official'",
+      "'paper' calibrates the query norm for scores without softmax: set "
+      "query_key_norm and no softmax, or choose 'official'",
     )
 
-  def _require_fields_of_this_kind(self, path):
-    for kind, fields in KIND_FIELDS.items():
-      for field in fields if self.kind not in (kind, "none") else ():
-        # As a class attribute stands a field's default.
-        value, default = getattr(self, field), getattr(MemoryConfig, field)
-        require(
-          value == default,
-          f"{path}.{field}",
-          value,
-          f"is for kind = {kind!r}; must be {default!r} with "
-          f"kind = {self.kind!r}",
-        )
-
-  def _require_choices(self, path):
-    require_choice(path, self, "score", "tucker", "sum")
-    require_choice(path, self, "shuffle", "hash", "permutation", "none")
-    require_choice(path, self, "query_key_norm", "layernorm", "rms", "none")
-    require_choice(path, self, "init", "paper", "official")
-    require_choice(path, self, "pre_activation", "none", "gelu")
-    require_choice(
-      path,
-      self,
-      "partition",
-      "auto",
-      "columns",
-      "rows",
-      "rows_pooled",
-      "rows_unpooled",
-    )
-    require_choice(path, self, "table_dtype", "float32", "bfloat16", "int8")
-    require_choice(path, self, "kernel", "xla", "pallas")
-
-  def _require_grid(self, path):
+  def _require_grid(self):
     require(
       1 <= self.grid_side <= MAX_GRID_SIDE,
-      f"{path}.num_keys",
+      named(_PATH, "num_keys"),
       self.num_keys,
       f"sqrt(expansion) * num_keys = {self.grid_side} must be "
       f"at most {MAX_GRID_SIDE}, so that a cell fits in int32",
@@ -308,14 +268,14 @@ class MemoryConfig:
     count = max(self.projections, ring) * self.stored_rows
     require(
       count <= 2**31,
-      f"{path}.num_keys",
+      named(_PATH, "num_keys"),
       self.num_keys,
       f"makes {count} places of rows, which must be at most 2^31, so that "
       "one fits in int32",
     )
     require(
       self.top_m <= self.grid_side,
-      f"{path}.top_m",
+      named(_PATH, "top_m"),
       self.top_m,
       f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
       f"{self.grid_side}",

@@ -152,7 +152,9 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
       parts["optimizer"] += sum(
         x.size * x.dtype.itemsize for x in moments.values()
       )
-      dtype = jnp.dtype(precision.DTYPES[config.model.memory.table_dtype])
+      dtype = jnp.dtype(
+        precision.DTYPES[config.model.memory.storage.table_dtype]
+      )
       parts["parameters"] += math.prod(shape) * dtype.itemsize
     parts["gradients"] += factor_bytes(config) // split
   dense = sum(map(math.prod, shapes.values()))

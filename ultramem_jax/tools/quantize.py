@@ -34,16 +34,16 @@ def quantized_config(config: Config, dtype: str) -> Config:
     "has no table to quantize",
   )
   require(
-    memory.table_dtype == "float32",
-    "model.memory.table_dtype",
-    memory.table_dtype,
+    memory.storage.table_dtype == "float32",
+    "model.memory.storage.table_dtype",
+    memory.storage.table_dtype,
     "must be float32 to be quantized",
   )
   fields = config_lib.to_dict(config)
-  fields["model"]["memory"]["table_dtype"] = dtype
+  fields["model"]["memory"]["storage"]["table_dtype"] = dtype
   # These are for float32 tables only.
   fields["optim"].update(table_update="auto", table_catch_up=False)
-  fields["model"]["memory"]["kernel"] = "xla"
+  fields["model"]["memory"]["storage"]["kernel"] = "xla"
   return config_lib.parse(fields)
 
 

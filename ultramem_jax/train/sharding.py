@@ -153,12 +153,13 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
   possible = [
     name
     for name in sorted(volumes, key=volumes.get)
-    if memory.partition == "auto" or name.startswith(memory.partition)
+    if memory.storage.partition == "auto"
+    or name.startswith(memory.storage.partition)
   ]
   require(
     bool(possible) or not config.model.spans,
-    "model.memory.partition",
-    memory.partition,
+    "model.memory.storage.partition",
+    memory.storage.partition,
     f"{shards} devices share the tables (mesh.table_axes): they must divide "
     f"the {memory.stored_rows} rows for rows, as they do with row_multiple = "
     f"{shards}; value_dim = {memory.value_dim} and pre_value_dim = "

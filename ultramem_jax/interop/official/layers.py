@@ -1,5 +1,6 @@
 """The authors' layers: their settings, their tensors, in and out."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -16,7 +17,8 @@ from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.memory import KIND_SETTINGS, MemoryConfig
+from ultramem_jax.settings.imported import ImportedWeights
+from ultramem_jax.settings.memory import MemoryConfig
 
 # Heads that read one query pair, a constant of the authors' code.
 HEADS_PER_QUERY = 2
@@ -28,7 +30,11 @@ def _query_key_norm(settings: Settings) -> dict[str, Any]:
     name = "layer_norm_with_affine"
   only(settings, name, (True,), "must be true: norms have a weight")
   kind, eps, bias = norm_settings(settings)
-  return {"query_key_norm": kind, "norm_eps": eps, "norm_bias": bias}
+  return {
+    "query_key_norm": kind,
+    "norm_eps": eps,
+    "imported": ImportedWeights(norm_bias=bias),
+  }
 
 
 # The three kinds of layer: their settings as ours, and their tensors.
@@ -60,7 +66,9 @@ def _ultramem_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
     ),
   }
   for ours, theirs in (("query_norm", "query_norm"), ("key_norm", "keys_norm")):
-    entries |= norm_entries(theirs, ("params", ours), c.key_dim, c.norm_bias)
+    entries |= norm_entries(
+      theirs, ("params", ours), c.key_dim, c.imported.norm_bias
+    )
   return entries
 
 
@@ -121,6 +129,7 @@ def _tucker_config(settings: Settings, pairs: int, **fields) -> MemoryConfig:
   """Of V1 or V2, with so many query pairs, each read by two heads."""
   sizes = _sizes(settings)
   heads = sizes["num_heads"]
+  spare = pairs - math.ceil(heads / HEADS_PER_QUERY)
   require(
     1 <= heads <= HEADS_PER_QUERY * pairs,
     "head",
@@ -128,11 +137,13 @@ def _tucker_config(settings: Settings, pairs: int, **fields) -> MemoryConfig:
     f"must be at most {HEADS_PER_QUERY * pairs}: two heads read a pair "
     f"of queries, of which there are {pairs}",
   )
+  sizes["imported"] = dataclasses.replace(
+    sizes["imported"], spare_queries=spare
+  )
   return MemoryConfig(
     **sizes,
     **fields,
     heads_per_query=min(HEADS_PER_QUERY, heads),
-    spare_queries=pairs - math.ceil(heads / HEADS_PER_QUERY),
     query_per_rank=False,
     tucker_rank=settings.get("tucker_rank", 2),
     num_cores=settings.get("tucker_multihead", 2),
@@ -180,7 +191,7 @@ def _v2_config(settings: Settings) -> MemoryConfig:
     settings,
     kind="ultramem_v2",
     expansion=expansion,
-    num_projections=projections,
+    shared_projection=projections == 1,
     pairs=rank if settings.get("mem_q_for_each_tucker_rank") else 1,
     ring_layers=settings.get("mem_layer_num", 1),
     share_ratio=float(settings.get("share_ratio", 1)),
@@ -190,9 +201,7 @@ def _v2_config(settings: Settings) -> MemoryConfig:
 
 
 def _memory_plus_config(settings: Settings) -> MemoryConfig:
-  return MemoryConfig(
-    kind="memory_plus", **KIND_SETTINGS["memory_plus"], **_sizes(settings)
-  )
+  return MemoryConfig(kind="memory_plus", **_sizes(settings))
 
 
 def _v1_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
@@ -245,18 +254,19 @@ def _meta_config(settings: Settings) -> MemoryConfig:
   gated = settings.get("swilu_projection", True)
   return MemoryConfig(
     kind="memory_plus",
-    **KIND_SETTINGS["memory_plus"],
     num_keys=settings.get("mem_n_keys", 1024),
     key_dim=sides // 2,
     value_dim=width,
     top_m=settings.get("mem_knn", 32),
     num_heads=settings.get("mem_heads", 4),
     query_key_norm="none",
-    query_bias=settings.get("mem_query_bias", True),
     input_gate=gated,
     value_projection=gated or settings.get("mem_v_dim", -1) > 0,
-    projection_bias=True,
-    output_gate=settings.get("mem_gated", False),
+    imported=ImportedWeights(
+      query_bias=settings.get("mem_query_bias", True),
+      projection_bias=True,
+      output_gate=settings.get("mem_gated", False),
+    ),
   )
 
 
@@ -289,7 +299,7 @@ def _meta_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
       shape=(outputs, embed_dim),
     ),
   }
-  if c.query_bias:
+  if c.imported.query_bias:
     entries["query_proj.query_mlps.0.bias"] = entry(
       ("params", "query_bias"), split=query, axes=(1, 0, 2, 3), shape=(outputs,)
     )
@@ -305,7 +315,7 @@ def _meta_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
     )
   if c.input_gate:
     entries |= biased("swilu_projection", "gate", width, embed_dim)
-  if c.output_gate:
+  if c.imported.output_gate:
     entries |= biased("gating", "output_gate", 1, embed_dim)
   return entries
 

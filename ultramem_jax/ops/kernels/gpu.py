@@ -3,7 +3,8 @@
 XLA's gather writes the rows of a block of tokens to the GPU's memory and reads
 them again to multiply them. Here they are read once, into registers, tile by
 tile: some of a token's rows, of each as many columns as a warp loads at once.
-An option (`model.memory.kernel`): whether it is faster has not been measured.
+An option (`model.memory.storage.kernel`): whether it is faster has not been
+measured.
 
 In the Triton form of Pallas, whose loads take a list of rows. The other one for
 GPUs, Mosaic, copies boxes, and lists of rows only from Blackwell on; and jax

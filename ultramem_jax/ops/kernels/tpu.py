@@ -3,7 +3,8 @@
 XLA's gather writes the rows of a block of tokens to the chip's memory and
 reads them again to multiply them. Here a token's rows are copied one by one
 into fast memory (VMEM), and summed there while those of the next token come.
-An option (`model.memory.kernel`): whether it is faster has not been measured.
+An option (`model.memory.storage.kernel`): whether it is faster has not been
+measured.
 
 Letters as in `lookup`; N counts tokens, Y those of a step of the grid, J the
 pairs of block and core, E * C.
