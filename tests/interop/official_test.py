@@ -17,7 +17,7 @@ from ultramem_jax import interop
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 
-GOLDENS = pathlib.Path(__file__).parents[2] / "goldens"
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 CLASSES = {
   "UltraMemLayerV1": "ultramem_v1",
   "UltraMemLayerV2": "ultramem_v2",

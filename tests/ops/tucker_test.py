@@ -11,7 +11,7 @@ from ultramem_jax.ops import tucker
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import hlo
 
-GOLDENS = pathlib.Path(__file__).parents[2] / "goldens"
+GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 
 def random_cores(rank, cores=2, heads=3, seed=0):

@@ -17,7 +17,7 @@ from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim
 from ultramem_jax.train import state as state_lib
 
-GOLDEN = pathlib.Path(__file__).parents[2] / "goldens" / "value_lr_schedule"
+GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "value_lr_schedule"
 CONFIG = testing.small_config().optim
 
 
