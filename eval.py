@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import default
-from ultramem_jax import cli
+from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.settings import config as config_lib
@@ -85,7 +85,8 @@ def main() -> None:
     print(table)
     harness.append(flags.FLAGS.workdir, record)
   else:
-    validate = loss_lib.on_validation_split(config, run.layout)
+    corpus = data.open(config)
+    validate = loss_lib.on_validation_split(config, corpus, run.layout)
     result = validate(run.variables["params"], run.variables["buffers"])
     print(json.dumps({"step": run.step, **result}))
 

@@ -13,9 +13,7 @@ import time
 import jax
 from absl import flags
 
-from ultramem_jax import cli
-from ultramem_jax.data import pipeline, sources
-from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax import cli, data
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.runs import checkpoint, distributed, preemption
@@ -180,23 +178,22 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   mesh = sharding.make_mesh(config)
   layout = sharding.make_layout(config, mesh)
   memory = fit.check(config, mesh.size)
-  corpus = sources.describe(config.data)
+  corpus = data.open(config)
+  described = corpus.describe()
   print(f"{accounting.headline(config.model)}\n{memory}")
   if config.model.spans:
     print(optim.describe_table_update(config))
   print(
-    f"{sharding.describe(config, layout)}\n{corpus}\nworkdir: {workdir}",
+    f"{sharding.describe(config, layout)}\n{described}\nworkdir: {workdir}",
     flush=True,
   )
-  distributed.require_same("config or corpus", f"{config} {corpus}")
-  evaluate_params = loss_lib.on_validation_split(config, layout)
+  distributed.require_same("config or corpus", f"{config} {described}")
+  evaluate_params = loss_lib.on_validation_split(config, corpus, layout)
   validate = lambda state: evaluate_params(state.params, state.buffers)
   rows = sharding.process_rows(config, mesh)
   with contextlib.ExitStack() as stack:
-    batches = stack.enter_context(
-      contextlib.closing(pipeline.train_batches(config, rows))
-    )
-    workdir_lib.claim(workdir, config, corpus)
+    batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
+    workdir_lib.claim(workdir, config, described)
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
@@ -234,21 +231,20 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   if evaluation is None:
     print(f"stopped at step {int(state.step)}; the same command goes on")
   else:
-    print_sample(config, state, layout)
+    print_sample(config, state, corpus, layout)
   return evaluation
 
 
-def print_sample(config: Config, state, layout) -> None:
+def print_sample(config: Config, state, corpus, layout) -> None:
   """Prints what the model makes of config.sample.prompt."""
   if not config.sample.num_tokens:
     return
-  tokenizer = tokenizer_lib.load(config.data.tokenizer)
   variables = {"params": state.params, "buffers": state.buffers}
   prompt = config.sample.prompt
   (text,) = generate.generate_text(
     Transformer(config.model, layout),
     variables,
-    tokenizer,
+    corpus.tokenizer,
     [prompt],
     config.sample,
     config.seed,

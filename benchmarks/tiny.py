@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 from absl import app, flags
 
 from benchmarks import report
-from ultramem_jax.data import pipeline
+from ultramem_jax import data
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step
@@ -78,7 +78,7 @@ def step_seconds(rounds: int = 20) -> dict[str, float]:
   def stepper(name):
     module = importlib.import_module(f"configs.{name}")
     config = config_lib.parse(module.get_config())
-    batches = pipeline.train_batches(config, range(config.batch_size))
+    batches = data.open(config).train(range(config.batch_size))
     batch = next(batches)
     batches.close()
     train_step = step.jitted(step.train_step, config, donate_argnums=0)

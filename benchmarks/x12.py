@@ -30,7 +30,7 @@ import matplotlib.pyplot as plt
 from absl import app, flags
 
 from benchmarks import report
-from ultramem_jax.data import pipeline
+from ultramem_jax import data
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.train import program, sharding, step
 from ultramem_jax.train import state as state_lib
@@ -124,7 +124,7 @@ def stepper(overrides):
   c.update_from_flattened_dict(overrides)
   config = config_lib.parse(c)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
-  batches = pipeline.train_batches(config, range(config.batch_size))
+  batches = data.open(config).train(range(config.batch_size))
   batch = sharding.to_devices(next(batches), layout.mesh)
   batches.close()
   abstract = state_lib.abstract_state(config, layout)

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from configs import ablation
-from ultramem_jax import testing
-from ultramem_jax.data import pipeline
+from ultramem_jax import data, testing
 from ultramem_jax.model import Transformer
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import generate
@@ -83,7 +82,8 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   lanes = range(config.batch_size)
   train_step = step.jitted(step.train_step, config)
   init = jax.jit(functools.partial(state_lib.init_state, config))
-  batches = pipeline.train_batches(config, lanes)
+  corpus = data.open(config)
+  batches = corpus.train(lanes)
   state, before = run(config, train_step, init(), batches, SAVED)
   with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
     checkpointer.save(SAVED, state.to_items(), batches.get_state())
@@ -94,7 +94,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   abstract = jax.eval_shape(init)
   with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
     restored = checkpointer.restore_latest(abstract.to_items())
-  batches = pipeline.train_batches(config, lanes)
+  batches = corpus.train(lanes)
   batches.set_state(restored.data)
   resumed, losses = run(
     config,

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import train
-from ultramem_jax import testing
-from ultramem_jax.data import pipeline
+from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.evaluation import scoring
 from ultramem_jax.model import Transformer
@@ -81,7 +80,7 @@ def run(folder, corpus, place, until):
   run_step, abstract = train.compile_step(config, layout)
   losses = []
   with (
-    contextlib.closing(pipeline.train_batches(config, range(8))) as batches,
+    contextlib.closing(data.open(config).train(range(8))) as batches,
     checkpoint.Checkpointer(folder, 2) as saver,
   ):
     state, restored = train.restore_or_init(
@@ -129,7 +128,7 @@ def use(config, layout, variables):
   scores = scoring.Scorer(
     load_lib.TrainedModel(config, 0, model, variables, layout)
   ).log_likelihoods([("a", "bc"), ("", "longer than a window")])
-  result = loss_lib.on_validation_split(config, layout)(
+  result = loss_lib.on_validation_split(config, data.open(config), layout)(
     variables["params"], variables["buffers"]
   )
   variables = prepare_lib.prepare(model, variables)

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ultramem_jax import testing
-from ultramem_jax.data import pipeline
+from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.train import sharding, step
 from ultramem_jax.train import state as state_lib
@@ -79,9 +78,7 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
   mesh = sharding.make_mesh(config)
   batches = [
     sharding.to_devices(batch, mesh)
-    for batch in pipeline.valid_batches(
-      config, sharding.process_rows(config, mesh)
-    )
+    for batch in data.open(config).valid(sharding.process_rows(config, mesh))
   ]
   assert len(batches) > 1
   result = loss_lib.run(

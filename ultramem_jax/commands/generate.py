@@ -10,9 +10,8 @@ import sys
 
 from absl import flags
 
-from ultramem_jax import cli
+from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
-from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.config import SampleConfig
@@ -41,7 +40,7 @@ def main() -> None:
   if prompts == ["-"]:
     prompts = [sys.stdin.read()]
   run = model_flags.load()
-  tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
+  tokenizer = data.open(run.config).tokenizer
   variables = prepare_lib.prepare(run.model, run.variables)
   texts = generate.generate_text(
     run.model, variables, tokenizer, prompts, sample, values.seed

@@ -37,7 +37,7 @@ def main() -> None:
     "must be a file of an existing directory",
   )
   data = cli.load_config().data
-  source = sources.load(data, "train")
+  source = sources.Splits(data).train
   print(f"{source.num_documents} documents of {data.source}", flush=True)
   tokenizer = train_bpe.train(source.documents(), values.vocab_size)
   workdir_lib.write_atomically(output, tokenizer.to_str(pretty=True).encode())

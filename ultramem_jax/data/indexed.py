@@ -6,10 +6,10 @@ from typing import Any
 import grain
 
 
-class IndexedLane:
-  """The documents lane, lane + num_lanes, ... of an endless order."""
+class IndexedLane(Iterator[str]):
+  """Yields the documents lane, lane + num_lanes, ... of an endless order."""
 
-  def __init__(self, order: grain.MapDataset, lane: int, num_lanes: int):
+  def __init__(self, order: Sequence[str], lane: int, num_lanes: int):
     self._order, self._next, self._num_lanes = order, lane, num_lanes
 
   def __next__(self) -> str:
@@ -18,31 +18,44 @@ class IndexedLane:
     return text
 
   def get_state(self) -> int:
+    """Returns the place of the next document in the order."""
     return self._next
 
   def set_state(self, state: int) -> None:
+    """Goes to where a state was taken."""
     self._next = state
 
 
 class IndexedSource:
-  """Documents with random access, shuffled over the whole corpus."""
+  """A `documents.Source` with random access, shuffled over the whole corpus.
 
-  def __init__(self, sequence: Sequence[str], num_bytes: int):
+  Args:
+    sequence: the documents, by `len` and `[]`.
+    num_documents, num_bytes: as in `documents.Source`.
+  """
+
+  def __init__(
+    self,
+    sequence: grain.sources.RandomAccessDataSource[str],
+    num_documents: int,
+    num_bytes: int,
+  ):
     self._sequence = sequence
-    self.num_documents = len(sequence)
-    self.num_bytes = num_bytes
+    self.num_documents, self.num_bytes = num_documents, num_bytes
 
   def documents(self) -> Iterator[str]:
-    """Every document once, in order."""
-    return (self._sequence[i] for i in range(self.num_documents))
+    """Yields every document once, in order."""
+    return (self._sequence[i] for i in range(len(self._sequence)))
 
-  def lanes(self, lanes: Sequence[int], num_lanes: int, seed: int) -> list[Any]:
-    """Endless document iterators, one for each of lanes.
+  def lanes(
+    self, lanes: Sequence[int], num_lanes: int, seed: int
+  ) -> list[IndexedLane]:
+    """Returns an endless iterator of documents for each of lanes.
 
     Lane i of n yields the documents i, i + n, ... of an order that is
     shuffled anew every epoch, so that together the n lanes read each
     document once an epoch.
     """
-    order = grain.MapDataset.source(self._sequence).seed(seed).shuffle()
+    order: Any = grain.MapDataset.source(self._sequence).seed(seed).shuffle()
     order = order.repeat()
     return [IndexedLane(order, lane, num_lanes) for lane in lanes]

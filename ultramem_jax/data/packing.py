@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ultramem_jax.data.documents import DocumentLane
 from ultramem_jax.data.tokenizer import Tokenizer
 
 Batch = dict[str, np.ndarray]
@@ -22,7 +23,17 @@ Batch = dict[str, np.ndarray]
 def empty_stream(
   rows: int, seq_len: int, pad_id: int, with_bytes: bool
 ) -> Batch:
-  """Rows of seq_len + 1 tokens, all padding, for `Packer.fill`."""
+  """Returns rows of seq_len + 1 tokens, all padding, for `Packer.fill`.
+
+  Args:
+    rows: how many.
+    seq_len: T; the first T tokens of a row are inputs, the last T targets.
+    pad_id: the token that pads.
+    with_bytes: adds the array `bytes`; see `byte_counts`.
+  Returns:
+    Arrays [rows, T + 1] by name: int32 tokens, segments, positions (and
+    bytes), float32 weights.
+  """
   shape = (rows, seq_len + 1)
   stream = {
     "tokens": np.full(shape, pad_id, np.int32),
@@ -41,8 +52,9 @@ def to_batch(stream: Batch) -> Batch:
   Args:
     stream: what `empty_stream` made and `Packer.fill` filled.
   Returns:
-    tokens, segments, positions (of inputs), targets, weights, bytes if there
-    (of targets): [B, T] int32, weights float32.
+    Arrays [rows, T] by name: tokens, segments and positions of the inputs;
+    targets, and the targets' weights, and bytes if the stream has them. The
+    weights are float32, the others int32.
   """
   batch = {"targets": np.ascontiguousarray(stream["tokens"][:, 1:])}
   for name, values in stream.items():
@@ -53,14 +65,14 @@ def to_batch(stream: Batch) -> Batch:
 
 
 class Document(NamedTuple):
-  """bos, text, eos; and the UTF-8 bytes of the text."""
+  """The tokens of bos, a text and eos, and the text's size in UTF-8 bytes."""
 
-  tokens_N: np.ndarray
+  tokens_T: np.ndarray
   num_bytes: int
 
 
 class Piece(NamedTuple):
-  """Tokens start to stop (exclusive) of a document."""
+  """The tokens of a document from start up to, but without, stop."""
 
   document: Document
   start: int
@@ -68,23 +80,26 @@ class Piece(NamedTuple):
 
 
 def encode(text: str, tokenizer: Tokenizer) -> Document:
-  """Makes a document of a text."""
+  """Encodes a text as a document."""
   ids = tokenizer.encode(text)
-  tokens_N = np.empty(len(ids) + 2, np.int32)
-  tokens_N[0], tokens_N[-1] = tokenizer.bos_id, tokenizer.eos_id
-  tokens_N[1:-1] = ids
-  return Document(tokens_N, len(text.encode()))
+  tokens_T = np.empty(len(ids) + 2, np.int32)
+  tokens_T[0], tokens_T[-1] = tokenizer.bos_id, tokenizer.eos_id
+  tokens_T[1:-1] = ids
+  return Document(tokens_T, len(text.encode()))
 
 
 def byte_counts(piece: Piece) -> np.ndarray:
-  """The bytes of text that each token of a piece stands for as a target.
+  """Returns how many bytes of text each token of a piece stands for.
 
-  A document's b bytes are shared evenly by its n targets, all tokens but
-  bos: target i takes floor((i + 1) b / n) - floor(i b / n), so that their
-  sum is exact and no tokenizer has to tell which bytes a token covers.
+  A document's b bytes are shared evenly by its n targets, which are all its
+  tokens except bos: target i takes floor((i + 1) b / n) - floor(i b / n). So
+  their sum is exact, and no tokenizer has to say which bytes a token covers.
+
+  Returns:
+    [stop - start] int64; 0 for bos.
   """
   document, start, stop = piece
-  targets = len(document.tokens_N) - 1
+  targets = len(document.tokens_T) - 1
   edges = np.arange(start - 1, stop, dtype=np.int64).clip(0)
   return np.diff(edges * document.num_bytes // targets)
 
@@ -95,7 +110,7 @@ class Packer:
   def __init__(
     self, documents: Iterator[str], tokenizer: Tokenizer, packing: str
   ):
-    """Args: documents, may be endless; tokenizer; `data.packing`."""
+    """Packs documents, which may be endless, in the mode `data.packing`."""
     self._documents, self._tokenizer = documents, tokenizer
     self._concat = packing == "concat"
     self._document: Document | None = None
@@ -108,7 +123,7 @@ class Packer:
       stream: the arrays to write to, all padding at row.
       row: which row.
     Returns:
-      Whether a target was left; if not, the row stays as it is.
+      Whether there was a target left to write; if not, the row is unchanged.
     """
     length = stream["tokens"].shape[1]
     pieces = self._take(length)
@@ -118,13 +133,13 @@ class Packer:
     for segment, piece in enumerate(pieces, 1):
       end = begin + piece.stop - piece.start
       place = row, slice(begin, end)
-      tokens_N = piece.document.tokens_N
-      stream["tokens"][place] = tokens_N[piece.start : piece.stop]
+      tokens_T = piece.document.tokens_T
+      stream["tokens"][place] = tokens_T[piece.start : piece.stop]
       stream["segments"][place] = 1 if self._concat else segment
       stream["positions"][place] = np.arange(end - begin)
       stream["weights"][place] = 1
       if piece.start == 0:
-        # Nothing in a document tells that another one follows it.
+        # Nothing in a document says that another one follows it.
         stream["weights"][row, begin] = 0
       if "bytes" in stream:
         stream["bytes"][place] = byte_counts(piece)
@@ -134,11 +149,14 @@ class Packer:
     return True
 
   def _take(self, length: int) -> list[Piece]:
-    """The next length tokens as pieces of documents; fewer at the end."""
+    """Takes the next length tokens, in pieces; fewer at the end."""
     pieces = []
-    while length and (self._document is not None or self._load()):
-      size = len(self._document.tokens_N)
-      stop = min(self._offset + length, size)
+    while length:
+      if self._document is None:
+        self._document = self._next_document()
+      if self._document is None:
+        break
+      stop = min(self._offset + length, len(self._document.tokens_T))
       pieces.append(Piece(self._document, self._offset, stop))
       length -= stop - self._offset
       if length:
@@ -147,32 +165,36 @@ class Packer:
         self._offset = stop - 1  # the last token is the next row's first
     return pieces
 
-  def _load(self) -> bool:
-    """Reads the next document with text; False if there is none."""
-    text = ""
+  def _next_document(self) -> Document | None:
+    """Reads the next document with text; None if there is none."""
+    text = next(self._documents, None)
     while text == "":
       text = next(self._documents, None)
-    if text is None:
-      return False
-    self._document = encode(text, self._tokenizer)
-    return True
+    return None if text is None else encode(text, self._tokenizer)
 
 
 class Lane(Packer):
-  """A Packer of an endless iterator that can be resumed, as it then can be.
+  """A Packer of an endless lane of documents, resumable as the lane is.
 
-  Its state is the iterator's before the current document, and the offset.
+  The state is that of the lane before the current document, and the offset in
+  that document.
   """
 
+  def __init__(self, lane: DocumentLane, tokenizer: Tokenizer, packing: str):
+    super().__init__(lane, tokenizer, packing)
+    self._lane, self._before = lane, lane.get_state()
+
   def get_state(self) -> dict[str, Any]:
+    """Returns where the next row begins, fit for JSON."""
     if self._document is None:
-      return {"documents": self._documents.get_state(), "offset": self._offset}
+      self._before = self._lane.get_state()
     return {"documents": self._before, "offset": self._offset}
 
   def set_state(self, state: dict[str, Any]) -> None:
-    self._documents.set_state(state["documents"])
+    """Goes to where a state was taken."""
+    self._lane.set_state(state["documents"])
     self._document, self._offset = None, state["offset"]
 
-  def _load(self) -> bool:
-    self._before = self._documents.get_state()
-    return super()._load()
+  def _next_document(self) -> Document | None:
+    self._before = self._lane.get_state()
+    return super()._next_document()

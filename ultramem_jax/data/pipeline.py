@@ -1,9 +1,9 @@
-"""Batches for training and validation.
+"""Batches for training and validation; `corpus` makes them.
 
-Training: row i of every batch is lane i, which packs the documents that its
-lane of the source yields. A process makes the rows of its own devices, so
-the global batch does not depend on the number of processes, and the state,
-kept per lane, resumes under another number.
+Training: row i of every batch is lane i, which packs the documents that lane i
+of the source yields. A process makes the rows of its own devices, so the
+global batch does not depend on the number of processes. The state is kept per
+lane, so another number of processes can resume from it.
 
 Validation: the split once, in order, packed as one stream of rows.
 """
@@ -14,22 +14,26 @@ from collections.abc import Iterator, Sequence
 from concurrent import futures
 from typing import Any
 
-from ultramem_jax.data import packing, sources
-from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.data import packing
+from ultramem_jax.data.documents import Source
 from ultramem_jax.data.packing import Batch
+from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.settings.config import Config
 
 State = dict[str, Any]
 
 
-class TrainBatches:
-  """Endless training batches, resumable; made by `train_batches`."""
+class TrainBatches(Iterator[Batch]):
+  """Endless training batches that can be resumed.
+
+  Args:
+    lanes: the lane of each row of this process, by the number of the row.
+    seq_len: T.
+    pad_id: the token that pads.
+  """
 
   def __init__(self, lanes: dict[str, packing.Lane], seq_len: int, pad_id: int):
     self._lanes, self._seq_len, self._pad_id = lanes, seq_len, pad_id
-
-  def __iter__(self) -> "TrainBatches":
-    return self
 
   def __next__(self) -> Batch:
     stream = packing.empty_stream(
@@ -40,11 +44,11 @@ class TrainBatches:
     return packing.to_batch(stream)
 
   def get_state(self) -> State:
-    """Where the next batch begins: {lane: state}, fit for JSON."""
+    """Returns where the next batch begins: {lane: state}, fit for JSON."""
     return {name: lane.get_state() for name, lane in self._lanes.items()}
 
   def set_state(self, state: State) -> None:
-    """Goes to where a state was taken; it may hold further lanes.
+    """Goes to where a state was taken, which may hold further lanes.
 
     Raises:
       ValueError: the state lacks one of these lanes.
@@ -59,26 +63,26 @@ class TrainBatches:
       lane.set_state(state[name])
 
   def close(self) -> None:
-    """Does nothing; `Prefetch` has something to release."""
+    """Does nothing: only `Prefetch` has something to release."""
 
 
-class Prefetch:
-  """Makes batches ahead in a thread; otherwise as the TrainBatches it wraps.
+class Prefetch(Iterator[Batch]):
+  """Makes the batches of a TrainBatches ahead of time, in a thread.
 
-  The state is that of the batch handed out last, whatever is made already.
+  The state is that of the last batch handed out, whatever has been made since.
+
+  Args:
+    batches: from now on only the thread may use it.
+    size: how many batches are made ahead, at least 1.
   """
 
   def __init__(self, batches: TrainBatches, size: int):
-    """Args: batches, from now on used by the thread alone; size, at least 1."""
     self._batches, self._size = batches, size
     self._state = batches.get_state()
     self._ahead = collections.deque()
     # At exit Python waits for what a pool has begun: no thread is killed in
-    # the middle of a read, and an iterator left open does no harm.
+    # the middle of a read, and an iterator that nobody closed does no harm.
     self._pool = futures.ThreadPoolExecutor(1, "batches")
-
-  def __iter__(self) -> "Prefetch":
-    return self
 
   def __next__(self) -> Batch:
     while len(self._ahead) < self._size:
@@ -86,7 +90,7 @@ class Prefetch:
     try:
       batch, self._state = self._ahead[0].result()
     except Exception:
-      # Later batches were made from lanes that the error left half-way.
+      # The error left the lanes half-way, and later batches were made of them.
       self.set_state(self._state)
       raise
     self._ahead.popleft()
@@ -97,11 +101,11 @@ class Prefetch:
     return next(self._batches), self._batches.get_state()
 
   def get_state(self) -> State:
-    """As of `TrainBatches`."""
+    """Returns where the next batch begins, as `TrainBatches` does."""
     return self._state
 
   def set_state(self, state: State) -> None:
-    """As of `TrainBatches`; what was made ahead is dropped."""
+    """Goes to where a state was taken; drops what was made ahead."""
     self._drop()
     self._batches.set_state(state)
     self._state = self._batches.get_state()
@@ -119,12 +123,24 @@ class Prefetch:
 
 
 class ValidBatches:
-  """The validation split, once per iteration; made by `valid_batches`."""
+  """The validation split, once per iteration.
 
-  def __init__(self, config: Config, lanes: Sequence[int], source: Any):
-    """Args: config; the rows of this process; the split to read."""
-    self._config, self._lanes, self._source = config, list(lanes), source
-    self._tokenizer = _tokenizer(config)
+  Args:
+    config: the run; uses data, batch_size and eval_batches.
+    rows: the rows of the global batch that this process holds.
+    source: the split.
+    tokenizer: encodes its documents.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    rows: Sequence[int],
+    source: Source,
+    tokenizer: Tokenizer,
+  ):
+    self._config, self._rows = config, list(rows)
+    self._source, self._tokenizer = source, tokenizer
 
   def __iter__(self) -> Iterator[Batch]:
     c = self._config
@@ -135,69 +151,10 @@ class ValidBatches:
       stream = packing.empty_stream(
         c.batch_size, c.data.seq_len, self._tokenizer.pad_id, with_bytes=True
       )
-      # Every process packs every row, and so ends at the same batch.
+      # Every process packs every row, so that all end at the same batch.
       filled = [packer.fill(stream, row) for row in range(c.batch_size)]
       if not any(filled):
         return
-      yield packing.to_batch({k: v[self._lanes] for k, v in stream.items()})
+      yield packing.to_batch({k: v[self._rows] for k, v in stream.items()})
       if count == c.eval_batches or not all(filled):
         return
-
-
-def train_batches(
-  config: Config, lanes: Sequence[int]
-) -> TrainBatches | Prefetch:
-  """Endless training batches of the rows in lanes.
-
-  Args:
-    config: the run; uses data, batch_size, seed, model.vocab_size.
-    lanes: rows of the global batch that this process holds, ascending, within
-      range(batch_size).
-  Returns:
-    An iterator of dicts, each array [len(lanes), seq_len], int32 but for
-    weights, float32:
-      tokens: inputs.
-      targets: the token after each input.
-      weights: 1 where the target counts; 0 on padding and on a target that
-        begins a document.
-      segments: the document within the row, from 1; 0 = padding; all 1 with
-        packing = "concat".
-      positions: within the segment, from 0; within the row with "concat".
-    It has `get_state()`, fit for JSON, `set_state(state)` and `close()`.
-  Raises:
-    ConfigError: of the source, the tokenizer or model.vocab_size.
-  """
-  tokenizer = _tokenizer(config)
-  source = sources.load(config.data, "train")
-  documents = source.lanes(lanes, config.batch_size, config.seed)
-  packers = {
-    str(lane): packing.Lane(texts, tokenizer, config.data.packing)
-    for lane, texts in zip(lanes, documents, strict=True)
-  }
-  batches = TrainBatches(packers, config.data.seq_len, tokenizer.pad_id)
-  prefetch = config.data.prefetch
-  return Prefetch(batches, prefetch) if prefetch else batches
-
-
-def valid_batches(config: Config, lanes: Sequence[int]) -> ValidBatches:
-  """Batches that hold the validation split once, in order.
-
-  Args:
-    config: the run; uses data, batch_size, eval_batches, model.vocab_size.
-    lanes: as of `train_batches`.
-  Returns:
-    An iterable, the same at every iteration, of dicts as of `train_batches`
-    and bytes: [len(lanes), seq_len] int32, the UTF-8 bytes of text that a
-    target stands for; their sum over a document is its size. The last batch
-    is filled up with padding. All processes see the same number of batches.
-  Raises:
-    ConfigError: as of `train_batches`.
-  """
-  return ValidBatches(config, lanes, sources.load(config.data, "valid"))
-
-
-def _tokenizer(config: Config) -> tokenizer_lib.Tokenizer:
-  """The tokenizer, checked against the model."""
-  tokenizer = tokenizer_lib.load(config.data.tokenizer)
-  tokenizer_lib.check_vocab(config.model.vocab_size, tokenizer)
-  return tokenizer

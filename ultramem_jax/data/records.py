@@ -24,7 +24,7 @@ _READ_AHEAD = 256  # records held at once when a file is read in order
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """Records first, first + stride, ... below stop of one file, from 0."""
+  """The records first, first + stride, ... below stop of a file, from 0."""
 
   path: str
   first: int
@@ -32,6 +32,7 @@ class Part:
   stride: int = 1
 
   def holds(self, record: int) -> bool:
+    """Returns whether a record of the file, counted from 0, is in the part."""
     return record >= self.first and (record - self.first) % self.stride == 0
 
 
@@ -83,35 +84,37 @@ def read_block(part: Part, record: int, byte: int, limit: int) -> Block:
 
 
 def blocks(file: Part) -> Iterator[Block]:
-  """All records of a file, in order, a few at a time."""
+  """Yields all records of a file, in order, a few at a time."""
   block = Block([], 0, 0)
   while block.next_record < file.stop:
     block = read_block(file, block.next_record, block.next_byte, _READ_AHEAD)
     yield block
 
 
-class RecordLane:
-  """Endless shuffled records of the parts lane, lane + num_lanes, ...
+class RecordLane(Iterator[str]):
+  """Yields the texts of the parts lane, lane + num_lanes, ..., shuffled.
 
-  Parts come from an endless order that reshuffles them every epoch. Within a
-  part, each block of `window` records is shuffled.
+  The parts come from an endless order that reshuffles them every epoch. Within
+  a part, each block of `window` records is shuffled.
   """
 
   def __init__(
     self,
-    parts: grain.MapDataset,
+    parts: Sequence[Part],
     lane: int,
     num_lanes: int,
     seed: int,
     window: int,
     parse: Callable[[bytes], str],
   ):
-    self._parts, self._lane, self._num_lanes = parts, lane, num_lanes
+    self._parts, self._num_lanes = parts, num_lanes
     self._seed, self._window, self._parse = seed, window, parse
-    self._opened: tuple[int, Part | None] = (-1, None)
+    self._opened: tuple[int, Part] | None = None
+    self._block: Block | None = None
     self.set_state({"part": lane, "record": 0, "byte": 0, "taken": 0})
 
   def get_state(self) -> dict[str, int]:
+    """Returns the part, the block within it, and the records taken of it."""
     return {
       "part": self._part,
       "record": self._record,
@@ -120,6 +123,7 @@ class RecordLane:
     }
 
   def set_state(self, state: dict[str, int]) -> None:
+    """Goes to where a state was taken."""
     self._part, self._taken = state["part"], state["taken"]
     self._record, self._byte = state["record"], state["byte"]
     self._block = None
@@ -127,37 +131,42 @@ class RecordLane:
   def __next__(self) -> str:
     while True:
       if self._block is None:
-        self._read()
+        self._block = self._read()
       if self._taken < len(self._block.records):
-        data = self._block.records[self._order[self._taken]]
         self._taken += 1
-        return self._parse(data)
-      self._advance()
+        return self._parse(self._block.records[self._taken - 1])
+      self._advance(self._block)
 
-  def _read(self) -> None:
-    if self._opened[0] != self._part:
-      # Kept, as looking up a place in a short shuffled order takes long.
+  def _current_part(self) -> Part:
+    # Kept, as looking up a place in a short shuffled order takes long.
+    if self._opened is None or self._opened[0] != self._part:
       self._opened = self._part, self._parts[self._part]
-    part = self._opened[1]
-    self._block = read_block(part, self._record, self._byte, self._window)
-    rng = np.random.default_rng([self._seed, self._part, self._record])
-    self._order = rng.permutation(len(self._block.records))
+    return self._opened[1]
 
-  def _advance(self) -> None:
-    """Goes to the next block, in this part or the lane's next one."""
-    record, byte = self._block.next_record, self._block.next_byte
-    if record >= self._opened[1].stop:
+  def _read(self) -> Block:
+    """Reads the current block and shuffles its records."""
+    block = read_block(
+      self._current_part(), self._record, self._byte, self._window
+    )
+    rng = np.random.default_rng([self._seed, self._part, self._record])
+    order = rng.permutation(len(block.records))
+    return dataclasses.replace(block, records=[block.records[i] for i in order])
+
+  def _advance(self, block: Block) -> None:
+    """Goes from a block to the next one, in this part or the lane's next."""
+    record, byte = block.next_record, block.next_byte
+    if record >= self._current_part().stop:
       self._part, record, byte = self._part + self._num_lanes, 0, 0
     self._record, self._byte, self._taken, self._block = record, byte, 0, None
 
 
 class RecordSource:
-  """Documents in TFRecord files, which can only be read front to back.
+  """A `documents.Source` of TFRecord files, which are read front to back.
 
   Lane i of n reads the parts i, i + n, ... of an endless order. A part is a
-  file; with fewer files than lanes each file is cut into ceil(n / files)
-  parts, of every so many-th record, whose lanes skip what is not theirs. The
-  lanes together shuffle `window` documents at a time.
+  file. If there are fewer files than lanes, each file is cut into c = ceil(n /
+  files) parts; a part has every c-th record, and its lane skips the others.
+  The lanes together shuffle `window` documents at a time.
   """
 
   def __init__(
@@ -172,20 +181,23 @@ class RecordSource:
     self.num_bytes = num_bytes
 
   def documents(self) -> Iterator[str]:
-    """Every document once, in order."""
+    """Yields every document once, in order."""
     for file in self._files:
       for block in blocks(file):
         yield from map(self._parse, block.records)
 
-  def lanes(self, lanes: Sequence[int], num_lanes: int, seed: int) -> list[Any]:
-    """Endless document iterators, one for each of lanes."""
+  def lanes(
+    self, lanes: Sequence[int], num_lanes: int, seed: int
+  ) -> list[RecordLane]:
+    """Returns an endless iterator of documents for each of lanes."""
     cuts = math.ceil(num_lanes / len(self._files))
     parts = [
       dataclasses.replace(file, first=file.first + cut, stride=cuts)
       for cut in range(cuts)
       for file in self._files
     ]
-    order = grain.MapDataset.source(parts).seed(seed).shuffle().repeat()
+    order: Any = grain.MapDataset.source(parts).seed(seed).shuffle()
+    order = order.repeat()
     window = math.ceil(self._window / num_lanes)
     return [
       RecordLane(order, lane, num_lanes, seed, window, self._parse)

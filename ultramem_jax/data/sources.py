@@ -1,17 +1,16 @@
 """Where documents come from: one interface over three kinds of source.
 
-A source has `documents()`, every document once, in order; `lanes(...)`,
-endless shuffled iterators with a state; `num_documents` and `num_bytes`
-(as stored; 0 = unknown). Documents are str.
+stdlib  the Python files of the running interpreter's standard library
+text    local files that a glob names
+tfds    a dataset that TensorFlow Datasets prepared
 """
 
-import dataclasses
+import functools
 import os
-import platform
 import sysconfig
-from typing import Any
 
 from ultramem_jax.data import indexed, text_files
+from ultramem_jax.data.documents import Source
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
 from ultramem_jax.settings.errors import ConfigError
@@ -28,67 +27,89 @@ _LEFT_OUT = {
 }
 
 
-def load(data: DataConfig, split: str) -> Any:
-  """Opens one split of the configured source.
+class Splits:
+  """Both splits of the configured source; each is opened when first read.
 
-  Args:
-    data: the data section of the configuration.
-    split: "train" or "valid".
-  Returns:
-    An IndexedSource, or a RecordSource for TFRecord files.
-  Raises:
-    ConfigError: nothing there, nothing readable, nothing but empty text.
+  Reading `train` or `valid` raises ConfigError if nothing is there, or nothing
+  that can be read, or no document with text.
   """
-  if data.source == "tfds":
-    # Imported here, as TensorFlow Datasets takes a second to import.
-    from ultramem_jax.data import tfds_files
 
-    source = tfds_files.load(data, split)
-    field = f"data.{split}_split"
-    value = getattr(data, f"{split}_split")
-    require(
-      any(source.documents()), field, value, "holds no document with text"
+  def __init__(self, data: DataConfig):
+    self._data = data
+
+  @functools.cached_property
+  def train(self) -> Source:
+    """The documents to train on; text files longer than cut_bytes are cut."""
+    if self._data.source == "tfds":
+      return _open_tfds(self._data, "train")
+    documents = self._text_documents("train")
+    limit = self._data.cut_bytes
+    return indexed.IndexedSource(
+      documents.cut(limit) if limit else documents,
+      len(documents),
+      documents.num_bytes,
     )
-    return source
-  documents = _text_documents(data, split)
-  if split == "train" and data.cut_bytes:
-    documents = documents.cut(data.cut_bytes)
-  return indexed.IndexedSource(documents, documents.num_bytes)
+
+  @functools.cached_property
+  def valid(self) -> Source:
+    """The documents to evaluate on, whole."""
+    if self._data.source == "tfds":
+      return _open_tfds(self._data, "valid")
+    documents = self._text_documents("valid")
+    return indexed.IndexedSource(documents, len(documents), documents.num_bytes)
+
+  def _text_documents(self, split: str) -> text_files.TextDocuments:
+    """Returns the documents of a split of the standard library or of files."""
+    data = self._data
+    if split == "valid" and data.source == "text" and data.valid_path:
+      return _index_path(data, "valid_path")
+    if data.source == "text" and data.valid_path:
+      return self._indexed
+    held_out = self._indexed.held_out(data.valid_fraction)
+    part = self._indexed.subset(held_out if split == "valid" else ~held_out)
+    require(
+      len(part) > 0,
+      "data.valid_fraction",
+      data.valid_fraction,
+      f"leaves no document for {split}, of {len(self._indexed)} in all; "
+      "change it, or set data.valid_path to files of their own",
+    )
+    return part
+
+  @functools.cached_property
+  def _indexed(self) -> text_files.TextDocuments:
+    """The documents of the standard library or of `data.path`."""
+    if self._data.source == "stdlib":
+      files = _stdlib_files()
+      return _index(files, self._data, "data.source", self._data.source)
+    return _index_path(self._data, "path")
 
 
-def describe(data: DataConfig) -> str:
-  """One line about the corpus, to be recorded with a run."""
-  if data.source == "stdlib":
-    implementation = platform.python_implementation()
-    label, unit = f"{implementation} {platform.python_version()}", "files"
-    label = f"stdlib of {label}"
-  else:
-    name = data.path if data.source == "text" else data.tfds_name
-    label, unit = f"{data.source} {name}", "documents"
-  # As they lie there, not cut.
-  data = dataclasses.replace(data, cut_bytes=0)
-  train, valid = load(data, "train"), load(data, "valid")
-  return (
-    f"{label}: {_size(train, 'train', unit)}; "
-    f"{_size(valid, 'validation', unit)}"
+def _open_tfds(data: DataConfig, split: str) -> Source:
+  # Imported here, as TensorFlow Datasets takes a second to import.
+  from ultramem_jax.data import tfds_files
+
+  source = tfds_files.load(data, split)
+  field = f"{split}_split"
+  require(
+    any(source.documents()),
+    f"data.{field}",
+    getattr(data, field),
+    "holds no document with text",
   )
+  return source
 
 
-def _size(source: Any, split: str, unit: str) -> str:
-  megabytes = f", {source.num_bytes / 1e6:.1f} MB" if source.num_bytes else ""
-  return f"{source.num_documents} {split} {unit}{megabytes}"
+def _index_path(data: DataConfig, field: str) -> text_files.TextDocuments:
+  """Indexes the files that a field of the data section names."""
+  pattern = getattr(data, field)
+  files = text_files.find(pattern, f"data.{field}")
+  return _index(files, data, f"data.{field}", pattern)
 
 
-def _text_documents(data: DataConfig, split: str) -> text_files.TextDocuments:
-  """The documents of a split of the standard library or of text files."""
-  if data.source == "stdlib":
-    field, value = "data.source", data.source
-    files = _stdlib_files()
-  else:
-    own_files = split == "valid" and data.valid_path
-    field = "data.valid_path" if own_files else "data.path"
-    value = data.valid_path if own_files else data.path
-    files = text_files.find(value, field)
+def _index(
+  files: list[text_files.TextFile], data: DataConfig, field: str, value: str
+) -> text_files.TextDocuments:
   documents = text_files.index(files, data.text_field, field, value)
   require(
     len(documents) > 0,
@@ -96,22 +117,11 @@ def _text_documents(data: DataConfig, split: str) -> text_files.TextDocuments:
     value,
     f"holds no text: the {len(files)} files there are empty",
   )
-  if data.source == "text" and data.valid_path:
-    return documents
-  mask_D = documents.held_out(data.valid_fraction)
-  part = documents.subset(mask_D if split == "valid" else ~mask_D)
-  require(
-    len(part) > 0,
-    "data.valid_fraction",
-    data.valid_fraction,
-    f"leaves no document for {split}, of {len(documents)} in all; "
-    "change it, or set data.valid_path to files of their own",
-  )
-  return part
+  return documents
 
 
 def _stdlib_files() -> list[text_files.TextFile]:
-  """The .py files of the running interpreter's library, but not its tests."""
+  """Lists the .py files of the interpreter's library without its tests."""
   root = sysconfig.get_paths()["stdlib"]
   paths = []
   for directory, subdirectories, names in os.walk(root):

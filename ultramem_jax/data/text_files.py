@@ -3,17 +3,17 @@
 A file is one document; a `.jsonl` file holds one per line. Either may be
 compressed (`.gz`, `.zst`). Nothing is kept in memory: a document is a place
 (file, offset, length), read when asked for. Compressed files are unpacked
-once, while indexing, into one unnamed temporary file of the process, in
-`TMPDIR`, which needs room for the unpacked text.
+once, while indexing, into an unnamed temporary file in `TMPDIR`, which needs
+room for the unpacked text.
 
 Every line of JSON is parsed while indexing, so that a damaged line stops a
 run before it trains; that costs about three seconds per gigabyte.
 """
 
-import functools
 import glob
 import gzip
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -34,25 +34,28 @@ _MAX_DOCUMENT_BYTES = 64 << 20
 
 
 class TextFile(NamedTuple):
-  """A file, and its name below the corpus, which decides its split."""
+  """A file: its path, and its name within the corpus.
+
+  The name decides into which split the file falls.
+  """
 
   path: str
   name: str
 
   @property
-  def packing(self) -> str:
-    """The suffix of its compression, or ""."""
+  def compression(self) -> str:
+    """The suffix of the compression, or ""."""
     suffix = os.path.splitext(self.path)[1]
     return suffix if suffix in (".gz", ".zst") else ""
 
   @property
   def has_lines(self) -> bool:
     """Whether each line is a document of its own."""
-    return self.path.removesuffix(self.packing).endswith(".jsonl")
+    return self.path.removesuffix(self.compression).endswith(".jsonl")
 
 
 def find(pattern: str, field: str) -> list[TextFile]:
-  """The files that a glob matches, ordered by name.
+  """Finds the files that a glob matches, ordered by name.
 
   Args:
     pattern: a path, `~` and the wildcards `* ? [] **` allowed.
@@ -72,43 +75,52 @@ def find(pattern: str, field: str) -> list[TextFile]:
 
 
 def listed(paths: Iterable[str], root: str) -> list[TextFile]:
-  """TextFiles of paths, named relative to root and ordered by name."""
+  """Returns paths as TextFiles, named relative to root and ordered by name."""
   names = ((p, os.path.relpath(p, root).replace(os.sep, "/")) for p in paths)
   return sorted((TextFile(*n) for n in names), key=lambda file: file.name)
 
 
 class TextDocuments:
-  """The non-empty documents of files, a sequence of str.
+  """The non-empty documents of files, a sequence of str; made by `index`.
 
-  `place_D4` holds for each document: file, line (from 1; 0 = whole file),
-  offset and length in bytes, of the unpacked text.
+  Args:
+    files: where the documents lie.
+    unpacked: the contents of the compressed files among them.
+    places: [D, 4] int64, for each document: the number of the file, the line
+      (from 1; 0 = the whole file), and offset and length in bytes, in the file
+      or in unpacked.
+    text_field: the field of a JSON line that holds the text.
   """
 
   def __init__(
-    self, files: list[TextFile], place_D4: np.ndarray, text_field: str
+    self,
+    files: list[TextFile],
+    unpacked: BinaryIO,
+    places: np.ndarray,
+    text_field: str,
   ):
-    self._files, self._text_field = files, text_field
-    self._place_D4 = place_D4
+    self._files, self._unpacked = files, unpacked
+    self._places, self._text_field = places, text_field
 
   def __len__(self) -> int:
-    return len(self._place_D4)
+    return len(self._places)
 
   def __repr__(self) -> str:
     return f"TextDocuments({len(self)} in {len(self._files)} files)"
 
   def __getitem__(self, index: int) -> str:
-    number, line, _, _ = map(int, self._place_D4[index])
+    number, line, _, _ = map(int, self._places[index])
     data = self._bytes(index)
     if line:
       return _parse(data, self._files[number], line, self._text_field)
     return data.decode(errors="replace")
 
   def _bytes(self, index: int) -> bytes:
-    """A document as it is stored, unpacked."""
-    number, _, offset, length = map(int, self._place_D4[index])
+    """Returns a document as it is stored, unpacked."""
+    number, _, offset, length = map(int, self._places[index])
     file = self._files[number]
-    if file.packing:
-      data = os.pread(_unpacked().fileno(), length, offset)
+    if file.compression:
+      data = os.pread(self._unpacked.fileno(), length, offset)
     else:
       # Opened anew each time: a corpus may have more files than a process
       # may hold open.
@@ -120,29 +132,34 @@ class TextDocuments:
 
   @property
   def num_bytes(self) -> int:
-    return int(self._place_D4[:, 3].sum())
+    """The size of all documents, unpacked."""
+    return int(self._places[:, 3].sum())
 
   def held_out(self, fraction: float) -> np.ndarray:
-    """Whether each document falls into validation: a hash of its name."""
+    """Returns [D] bool: which documents a hash of their names holds out.
+
+    Args:
+      fraction: about this share of the documents is held out.
+    """
     limit = fraction * 2**64
     names = (
       f"{self._files[number].name}:{line}" if line else self._files[number].name
-      for number, line in self._place_D4[:, :2]
+      for number, line in self._places[:, :2]
     )
     return np.array([_hash(name) < limit for name in names], bool)
 
-  def subset(self, mask_D: np.ndarray) -> "TextDocuments":
-    """The documents where mask is True."""
-    return TextDocuments(self._files, self._place_D4[mask_D], self._text_field)
+  def subset(self, mask: np.ndarray) -> "TextDocuments":
+    """Returns the documents where the mask is True."""
+    return self._at(self._places[mask])
 
   def cut(self, limit: int) -> "TextDocuments":
-    """Whole files of more than limit bytes cut into documents of their own.
+    """Cuts files of more than limit bytes into several documents each.
 
-    At the last end of a line that fits, or, where a line is longer than
-    limit, between two characters. Lines of .jsonl are left whole.
+    A file is cut at the last end of a line that fits, or, where a line is
+    longer than limit, between two characters. Lines of .jsonl stay whole.
     """
     places = []
-    for index, place in enumerate(self._place_D4.tolist()):
+    for index, place in enumerate(self._places.tolist()):
       number, line, offset, length = place
       if line or length <= limit:
         places.append(place)
@@ -150,13 +167,18 @@ class TextDocuments:
       ends = [*_piece_ends(self._bytes(index), limit), length]
       for start, end in itertools.pairwise([0, *ends]):
         places.append([number, line, offset + start, end - start])
-    return TextDocuments(
-      self._files, np.array(places, np.int64), self._text_field
-    )
+    return self._at(np.array(places, np.int64))
+
+  def _at(self, places: np.ndarray) -> "TextDocuments":
+    """Returns the documents at other places in the same files."""
+    return TextDocuments(self._files, self._unpacked, places, self._text_field)
 
 
 def _piece_ends(data: bytes, limit: int) -> Iterator[int]:
-  """Where to cut data into pieces of 1 to limit bytes; not its own end."""
+  """Yields where data is cut into pieces of 1 to limit bytes.
+
+  The end of data is not among the places.
+  """
   start = 0
   while len(data) - start > limit:
     end = data.rfind(b"\n", start, start + limit) + 1
@@ -177,42 +199,40 @@ def index(
   Args:
     files: what to index.
     text_field: the field of a JSON line that holds the text.
-    field: the setting to name in errors.
-    value: its value.
+    field, value: the setting that names the files, and its value, for errors.
   Returns:
     The documents, in order of files, then of lines.
   Raises:
     ConfigError: a file that cannot be read or unpacked, a damaged line, a
       line without text_field.
   """
+  unpacked = io.BytesIO()
+  if any(file.compression for file in files):
+    # It is closed with the last TextDocuments that reads it.
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115
   places = [np.zeros((0, 4), np.int64)]
   for number, file in enumerate(files):
     try:
-      stat = os.stat(file.path)
-      place_D3 = _scan(file, text_field, stat.st_size, stat.st_mtime_ns)
+      scanned = _scan(file, unpacked, text_field)
     except ConfigError:
       raise
     except (OSError, ValueError) as error:
       raise ConfigError(f"{field} = {value!r}: {error}") from error
-    places.append(np.insert(place_D3, 0, number, axis=1))
-  return TextDocuments(files, np.concatenate(places), text_field)
+    places.append(np.insert(scanned, 0, number, axis=1))
+  return TextDocuments(files, unpacked, np.concatenate(places), text_field)
 
 
-@functools.cache  # both splits of a run, and its description, need the same
-def _scan(
-  file: TextFile, text_field: str, size: int, mtime_ns: int
-) -> np.ndarray:
-  """The (line, offset, length) of each document of one file."""
-  del mtime_ns  # part of the key: a file that changes is scanned again
+def _scan(file: TextFile, unpacked: BinaryIO, text_field: str) -> np.ndarray:
+  """Returns [D, 3]: line, offset and length of each document of one file."""
+  offset, size = 0, os.path.getsize(file.path)
   if not os.access(file.path, os.R_OK):
     raise ValueError(f"{file.path}: may not be read")
-  offset = 0
-  if file.packing:
-    offset, size = _unpack(file)
+  if file.compression:
+    offset, size = _unpack(file, unpacked)
   if not file.has_lines:
     places = [(0, offset, size)] if size else []
-  elif file.packing:
-    places = _scan_lines(_unpacked(), offset, file, text_field)
+  elif file.compression:
+    places = _scan_lines(unpacked, offset, file, text_field)
   else:
     with open(file.path, "rb") as stream:
       places = _scan_lines(stream, offset, file, text_field)
@@ -228,7 +248,7 @@ def _scan(
 def _scan_lines(
   stream: BinaryIO, offset: int, file: TextFile, text_field: str
 ) -> list[tuple[int, int, int]]:
-  """The (line, offset, length) of the lines from offset that hold text."""
+  """Returns line, offset and length of the lines from offset with text."""
   places = []
   stream.seek(offset)
   for line, data in enumerate(stream, 1):
@@ -239,7 +259,7 @@ def _scan_lines(
 
 
 def _parse(data: bytes, file: TextFile, line: int, text_field: str) -> str:
-  """The text of one line of JSON."""
+  """Returns the text of one line of JSON."""
   where = f"{file.path}, line {line}"
   try:
     fields = json.loads(data)
@@ -264,17 +284,10 @@ def _parse(data: bytes, file: TextFile, line: int, text_field: str) -> str:
   return text.encode(errors="replace").decode()
 
 
-@functools.cache
-def _unpacked() -> BinaryIO:
-  """The temporary file that holds what compressed files unpack to."""
-  return tempfile.TemporaryFile()
-
-
-def _unpack(file: TextFile) -> tuple[int, int]:
-  """Appends a file's contents to the temporary file; (offset, length)."""
-  target = _unpacked()
+def _unpack(file: TextFile, target: BinaryIO) -> tuple[int, int]:
+  """Appends a file's contents to target; returns their offset and length."""
   start = target.seek(0, os.SEEK_END)
-  chunks = _gzip_chunks if file.packing == ".gz" else _zstd_chunks
+  chunks = _gzip_chunks if file.compression == ".gz" else _zstd_chunks
   with open(file.path, "rb") as packed:
     for chunk in chunks(packed, file.path):
       target.write(chunk)
@@ -310,7 +323,7 @@ def _zstd_chunks(packed: BinaryIO, path: str) -> Iterator[bytes]:
 
 
 def _hash(name: str) -> int:
-  """A 64-bit number that depends on name alone, on every machine."""
+  """Returns the 64-bit hash of a name, the same on every machine."""
   data = name.encode(errors="surrogateescape")
   digest = hashlib.blake2b(data, digest_size=8).digest()
   return int.from_bytes(digest, "big")

@@ -13,6 +13,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 
 from ultramem_jax.data import indexed, records
+from ultramem_jax.data.documents import Source
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
 from ultramem_jax.settings.errors import ConfigError
@@ -21,7 +22,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Examples:
-  """The texts of ArrayRecord examples, a sequence of str."""
+  """The texts of ArrayRecord examples, as a sequence of str."""
 
   def __init__(self, data_source: Any, parse: Callable[[bytes], str]):
     self._data_source, self._parse = data_source, parse
@@ -36,17 +37,17 @@ class Examples:
     return self._parse(self._data_source[index])
 
 
-def load(data: DataConfig, split: str) -> Any:
+def load(data: DataConfig, split: str) -> Source:
   """Opens a split of the dataset `data.tfds_name`.
 
   Args:
     data: the data section of the configuration.
     split: "train" or "valid": which of `train_split`, `valid_split`.
   Returns:
-    An IndexedSource of ArrayRecord files, a RecordSource of TFRecord files.
+    An IndexedSource for ArrayRecord files, a RecordSource for TFRecord files.
   Raises:
-    ConfigError: no such dataset on disk, split or text field; files missing
-      or in another format.
+    ConfigError: there is no such dataset on disk, split or text field, or files
+      are missing or have another format.
   """
   directory = find(data.tfds_name, data.tfds_dir)
   builder = open_builder(directory, "data.tfds_name", data.tfds_name)
@@ -71,18 +72,18 @@ def load(data: DataConfig, split: str) -> Any:
       f"is not whole: {file.filename} is missing",
     )
 
-  formats = tfds.core.file_adapters.FileFormat
+  file_format = builder.info.file_format.value
   num_bytes = getattr(split_info, "num_bytes", 0)
-  if builder.info.file_format == formats.ARRAY_RECORD:
+  if file_format == "array_record":
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     examples = builder.as_data_source(name, deserialize_method=raw)
-    return indexed.IndexedSource(Examples(examples, parse), num_bytes)
+    texts = Examples(examples, parse)
+    return indexed.IndexedSource(texts, len(texts), num_bytes)
   require(
-    builder.info.file_format == formats.TFRECORD,
+    file_format == "tfrecord",
     "data.tfds_name",
     data.tfds_name,
-    f"is in {builder.info.file_format.value} files; "
-    "array_record and tfrecord can be read",
+    f"is in {file_format} files; array_record and tfrecord can be read",
   )
   parts = [
     records.Part(str(file.filename), file.skip, file.skip + file.take)
@@ -92,15 +93,15 @@ def load(data: DataConfig, split: str) -> Any:
 
 
 def find(name: str, data_dir: str) -> str:
-  """The directory of a dataset.
+  """Finds the directory of a dataset.
 
   Args:
-    name: `name[/config][:version]`; without version, the newest on disk.
+    name: `name[/config][:version]`; without a version, the newest on disk.
     data_dir: where datasets lie; "" = ~/tensorflow_datasets.
   Returns:
     The directory that holds `dataset_info.json`.
   Raises:
-    ConfigError: no such dataset there.
+    ConfigError: no such dataset is there.
   """
   root = os.path.expanduser(data_dir or "~/tensorflow_datasets")
   base, _, version = name.partition(":")
@@ -121,17 +122,20 @@ def find(name: str, data_dir: str) -> str:
   return directory
 
 
-def open_builder(
-  directory: str, field: str, value: str
-) -> tfds.core.DatasetBuilder:
-  """What TFDS knows of a directory.
+def open_builder(directory: str, field: str, value: str) -> Any:
+  """Opens the metadata of a dataset.
 
+  Args:
+    directory: what `find` returned.
+    field, value: the setting that names the dataset, for the error.
+  Returns:
+    TFDS's builder of the directory.
   Raises:
-    ConfigError: naming field and value, if its metadata cannot be read.
+    ConfigError: the metadata cannot be read.
   """
   try:
     return tfds.builder_from_directory(directory)
-  except Exception as error:  # of many kinds: JSON, protobuf, TFDS
+  except Exception as error:  # from JSON, protobuf or TFDS
     cause = str(error).splitlines()[0]
     raise ConfigError(
       f"{field} = {value!r}: the metadata in {directory} cannot be read "
@@ -140,7 +144,7 @@ def open_builder(
 
 
 def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
-  """The function from a serialized example to its text."""
+  """Returns the function from a serialized example to its text."""
   known = features if isinstance(features, tfds.features.FeaturesDict) else {}
   text_features = [
     key for key in known if isinstance(features[key], tfds.features.Text)
@@ -155,7 +159,7 @@ def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
   wanted = tfds.features.FeaturesDict({text_field: features[text_field]})
 
   def parse(example: bytes) -> str:
-    text = wanted.deserialize_example_np(example)[text_field]
-    return text.decode(errors="replace")
+    fields: Any = wanted.deserialize_example_np(example)
+    return fields[text_field].decode(errors="replace")
 
   return parse

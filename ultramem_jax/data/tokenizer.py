@@ -1,8 +1,7 @@
 """Tokenizers: bytes, or any Hugging Face tokenizer.json.
 
 Both kinds are immutable, have the same six members and never produce a
-special token from text: `encode` gives the ids of the text alone, `decode`
-leaves specials out.
+special token from text: `encode` adds none, and `decode` leaves them out.
 """
 
 import os
@@ -14,14 +13,14 @@ import numpy as np
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-# Names under which published tokenizers hold their specials, best first.
+# How published tokenizers name their special tokens; the first found is taken.
 EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]")
 BOS_NAMES = ("<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
 PAD_NAMES = ("<pad>", "<|padding|>", "<|pad|>", "[PAD]")
 
 
 class Tokenizer(Protocol):
-  """What the data pipeline and the sampler need of a tokenizer."""
+  """What the data pipeline and generation need of a tokenizer."""
 
   vocab_size: int
   bos_id: int
@@ -29,10 +28,12 @@ class Tokenizer(Protocol):
   pad_id: int
 
   def encode(self, text: str) -> np.ndarray:
-    """The [N] int32 ids of text, without bos and eos."""
+    """Returns the [T] int32 ids of a text, without bos and eos."""
+    ...
 
   def decode(self, ids: Sequence[int]) -> str:
-    """The text of ids; specials and ids beyond the vocabulary are skipped."""
+    """Returns the text of ids; skips specials and ids beyond the vocabulary."""
+    ...
 
 
 class ByteTokenizer:
@@ -51,7 +52,7 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-  """A tokenizer.json, made to treat text as text and never to cut it."""
+  """A tokenizer.json, set to find no specials in a text and to cut none."""
 
   def __init__(self, tokenizer: Any, bos_id: int, eos_id: int, pad_id: int):
     # A file may ask for truncation or padding, meant for other uses.
@@ -65,7 +66,7 @@ class FileTokenizer:
     self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
 
   def encode(self, text: str) -> np.ndarray:
-    # The batch form is half again as fast: it leaves out where tokens lie.
+    # The batch form is half again as fast: it does not record where tokens lie.
     encodings = self._tokenizer.encode_batch_fast(
       [text], add_special_tokens=False
     )
@@ -81,12 +82,13 @@ def load(name: str) -> Tokenizer:
 
   Args:
     name: "bytes", or the path of a Hugging Face tokenizer.json. Its specials
-      are found by their usual names; without bos, documents begin with eos,
-      as GPT-NeoX does; without pad, padding is eos (its weight is 0).
+      are found by their usual names. If it has no bos, documents begin with
+      eos, as with GPT-NeoX; if it has no pad, eos pads (its weight is 0).
   Returns:
     The tokenizer.
   Raises:
-    ConfigError: no such file, not a tokenizer file, or no eos in it.
+    ConfigError: there is no such file, it is not a tokenizer file, or it has
+      no eos.
   """
   if name == "bytes":
     return ByteTokenizer()
@@ -107,21 +109,25 @@ def load(name: str) -> Tokenizer:
       f"{field} = {name!r}: is not a tokenizer.json ({error})"
     ) from error
   eos_id = _first_id(tokenizer, EOS_NAMES)
-  require(
-    eos_id is not None,
-    field,
-    name,
-    f"has no end-of-text token; known names: {', '.join(EOS_NAMES)}",
+  if eos_id is None:
+    raise ConfigError(
+      f"{field} = {name!r}: has no end-of-text token; known names: "
+      f"{', '.join(EOS_NAMES)}"
+    )
+  bos_id = _first_id(tokenizer, BOS_NAMES)
+  pad_id = _first_id(tokenizer, PAD_NAMES)
+  return FileTokenizer(
+    tokenizer,
+    bos_id=eos_id if bos_id is None else bos_id,
+    eos_id=eos_id,
+    pad_id=eos_id if pad_id is None else pad_id,
   )
-  bos_id = _first_id(tokenizer, BOS_NAMES, eos_id)
-  pad_id = _first_id(tokenizer, PAD_NAMES, eos_id)
-  return FileTokenizer(tokenizer, bos_id, eos_id, pad_id)
 
 
-def _first_id(tokenizer, names, default=None):
-  """The id of the first of names that the tokenizer knows."""
+def _first_id(tokenizer: Any, names: Sequence[str]) -> int | None:
+  """Returns the id of the first of names that the tokenizer knows."""
   ids = map(tokenizer.token_to_id, names)
-  return next((i for i in ids if i is not None), default)
+  return next((i for i in ids if i is not None), None)
 
 
 def check_vocab(vocab_size: int, tokenizer: Tokenizer) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from ultramem_jax.data import pipeline
+from ultramem_jax.data import Corpus
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
 from ultramem_jax.train import sharding, step
@@ -42,18 +42,19 @@ def run(
 
 
 def on_validation_split(
-  config: Config, layout: Layout
+  config: Config, corpus: Corpus, layout: Layout
 ) -> Callable[[Any, Any], dict[str, float]]:
-  """(params, buffers) -> the result of `run` on the validation split.
+  """Returns the function (params, buffers) -> `run` on the validation split.
 
   Args:
-    config: names the split, the batch and the model.
-    layout: of params and buffers.
+    config: the run's; describes the batch and the model.
+    corpus: opened with config.
+    layout: how params and buffers lie on a mesh.
   Raises:
-    ConfigError: of `pipeline.valid_batches`.
+    ConfigError: the validation split cannot be opened.
   """
   mesh = layout.mesh
-  batches = pipeline.valid_batches(config, sharding.process_rows(config, mesh))
+  batches = corpus.valid(sharding.process_rows(config, mesh))
   eval_step = step.jitted(
     step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
   )

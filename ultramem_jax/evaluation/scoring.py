@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import tqdm
 
-from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax import data
 from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
@@ -151,7 +151,7 @@ class Scorer:
     """Args: run, of `trained.load`; config.batch_size sequences of seq_len
     tokens, or as many tokens in shorter ones, are a batch."""
     self._run = run
-    self._tokenizer = tokenizer_lib.load(run.config.data.tokenizer)
+    self._tokenizer = data.open(run.config).tokenizer
     self._variables = prepare_lib.prepare(run.model, run.variables)
     self._score = jax.jit(
       functools.partial(score_step, run.model),

@@ -1,0 +1,124 @@
+"""The corpus of a run: two splits of documents, and batches of their tokens.
+
+  corpus = data.open(config)
+  for batch in corpus.valid(rows): ...
+
+Each split is indexed when it is first used, and once: a program that only
+evaluates needs no text to train on.
+"""
+
+import platform
+from collections.abc import Sequence
+
+from ultramem_jax.data import packing, pipeline, sources
+from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.data.documents import Source
+from ultramem_jax.data.tokenizer import Tokenizer
+from ultramem_jax.settings.config import Config
+
+
+class Corpus:
+  """The documents that a configuration names, and their tokenizer."""
+
+  def __init__(
+    self, config: Config, splits: sources.Splits, tokenizer: Tokenizer
+  ):
+    self._config, self._splits = config, splits
+    self.tokenizer = tokenizer
+
+  def describe(self) -> str:
+    """Returns a line about both splits, to be recorded with a run.
+
+    Raises:
+      ConfigError: a split cannot be opened.
+    """
+    data, unit = self._config.data, "documents"
+    if data.source == "stdlib":
+      python = platform.python_implementation()
+      label = f"stdlib of {python} {platform.python_version()}"
+      unit = "files"
+    elif data.source == "text":
+      label = f"text {data.path}"
+    else:
+      label = f"tfds {data.tfds_name}"
+    train, valid = self._splits.train, self._splits.valid
+    return (
+      f"{label}: {_size(train, 'train', unit)}; "
+      f"{_size(valid, 'validation', unit)}"
+    )
+
+  def train(
+    self, rows: Sequence[int]
+  ) -> pipeline.TrainBatches | pipeline.Prefetch:
+    """Returns endless batches of the shuffled train split.
+
+    Args:
+      rows: the rows of the global batch that this process holds, ascending,
+        within range(batch_size).
+    Returns:
+      An iterator of dicts. Each array is [len(rows), seq_len] and int32, but
+      the weights are float32:
+        tokens: the inputs.
+        targets: the token after each input.
+        weights: 1 where the target counts; 0 on padding and on a target that
+          begins a document.
+        segments: the number of the document within the row, from 1; 0 on
+          padding; 1 everywhere with packing = "concat".
+        positions: within the segment, from 0; within the row with "concat".
+      The iterator has `get_state()`, which fits into JSON, `set_state(state)`
+      and `close()`.
+    Raises:
+      ConfigError: the split cannot be opened.
+    """
+    config = self._config
+    documents = self._splits.train.lanes(rows, config.batch_size, config.seed)
+    lanes = {
+      str(row): packing.Lane(texts, self.tokenizer, config.data.packing)
+      for row, texts in zip(rows, documents, strict=True)
+    }
+    batches = pipeline.TrainBatches(
+      lanes, config.data.seq_len, self.tokenizer.pad_id
+    )
+    prefetch = config.data.prefetch
+    return pipeline.Prefetch(batches, prefetch) if prefetch else batches
+
+  def valid(self, rows: Sequence[int]) -> pipeline.ValidBatches:
+    """Returns batches that hold the validation split once, in order.
+
+    Args:
+      rows: as for `train`.
+    Returns:
+      An iterable, the same at every iteration, of dicts as `train` yields
+      them, with one more entry:
+        bytes: the number of UTF-8 bytes of text that a target stands for; the
+          sum over a document is its size.
+      The last batch is filled up with padding; `eval_batches` may end the
+      iteration before. All processes see the same number of batches.
+    Raises:
+      ConfigError: the split cannot be opened.
+    """
+    return pipeline.ValidBatches(
+      self._config, rows, self._splits.valid, self.tokenizer
+    )
+
+
+def open(config: Config) -> Corpus:
+  """Opens the corpus of a run.
+
+  Args:
+    config: the run; the corpus uses data, batch_size, eval_batches, seed and
+      model.vocab_size.
+  Returns:
+    The corpus, whose tokenizer is loaded; the splits are opened on first use.
+  Raises:
+    ConfigError: the tokenizer cannot be loaded, or model.vocab_size is smaller
+      than its vocabulary.
+  """
+  tokenizer = tokenizer_lib.load(config.data.tokenizer)
+  tokenizer_lib.check_vocab(config.model.vocab_size, tokenizer)
+  return Corpus(config, sources.Splits(config.data), tokenizer)
+
+
+def _size(source: Source, split: str, unit: str) -> str:
+  megabytes = f", {source.num_bytes / 1e6:.1f} MB" if source.num_bytes else ""
+  return f"{source.num_documents} {split} {unit}{megabytes}"
