@@ -6,7 +6,6 @@ import sys
 
 import numpy as np
 import pytest
-import slow_scoring
 
 from ultramem_jax import testing
 from ultramem_jax.runs import checkpoint, workdir
@@ -70,16 +69,16 @@ metric_list: [{{metric: exact_match}}]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(slow, tmp_path_factory):
   """A workdir, run/, and the YAML files of TASKS, tasks/."""
   folder = tmp_path_factory.mktemp("harness")
-  run = slow_scoring.run()
+  run = slow.run
   workdir.claim(folder / "run", run.config, "nothing")
   with checkpoint.Checkpointer(folder / "run", keep=1) as checkpointer:
     checkpointer.save(run.step, run.variables, {}, None)
   # Every other answer is right.
   for number, prompt in enumerate(PROMPTS):
-    text = slow_scoring.continue_text(prompt["prompt"], NUM_TOKENS, STOP)
+    text = slow.continue_text(prompt["prompt"], NUM_TOKENS, STOP)
     prompt["answer"] = text + "!" * (number % 2)
   (folder / "tasks").mkdir()
   for name, (documents, task) in TASKS.items():
@@ -108,12 +107,12 @@ def evaluate(folder, tmp_path, *flags):
   )
 
 
-def accuracy():
+def accuracy(slow):
   def likeliest(question):
     context = f"Question: {question['question']}\nAnswer:"
     return np.argmax(
       [
-        slow_scoring.score_pair(context, f" {choice}")[0]
+        slow.score_pair(context, f" {choice}")[0]
         for choice in question["choices"]
       ]
     )
@@ -121,21 +120,21 @@ def accuracy():
   return np.mean([likeliest(q) == q["label"] for q in QUESTIONS])
 
 
-def bits_per_byte():
-  """Of documents in windows of LENGTH inputs, the last full where it can be."""
+def bits_per_byte(slow):
+  """Scores documents in windows, of which the last is full if it can be."""
   nats, size = 0.0, 0
   for text in (document["text"] for document in TEXTS):
-    tokens = [slow_scoring.BOS, *text.encode()]
-    for start in range(1, len(tokens), slow_scoring.LENGTH):
-      end = min(start + slow_scoring.LENGTH, len(tokens))
-      first = max(0, end - slow_scoring.LENGTH - 1)
-      nats -= slow_scoring.score(tokens[first:end], end - start)[0]
+    tokens = [slow.bos, *text.encode()]
+    for start in range(1, len(tokens), slow.length):
+      end = min(start + slow.length, len(tokens))
+      first = max(0, end - slow.length - 1)
+      nats -= slow.score(tokens[first:end], end - start)[0]
     size += len(text.encode())
   return nats / np.log(2) / size
 
 
 @needs_harness
-def test_tasks_score_what_slow_computations_do(folder, tmp_path):
+def test_tasks_score_what_slow_computations_do(folder, slow, tmp_path):
   status, output, errors = evaluate(
     folder, tmp_path, "--tasks=my_*", "--batch_size=3"
   )
@@ -145,9 +144,9 @@ def test_tasks_score_what_slow_computations_do(folder, tmp_path):
   assert record["step"] == 7 and record["limit"] is None
   assert record["n-shot"] == {name: 0 for name in TASKS}
   results = record["results"]
-  assert results["my_choice"]["acc,none"] == pytest.approx(accuracy())
+  assert results["my_choice"]["acc,none"] == pytest.approx(accuracy(slow))
   assert results["my_text"]["bits_per_byte,none"] == pytest.approx(
-    bits_per_byte(), rel=1e-5
+    bits_per_byte(slow), rel=1e-5
   )
   assert results["my_writing"]["exact_match,none"] == 0.5
   for name in TASKS:
@@ -186,9 +185,11 @@ def test_what_is_not_there_is_told_in_a_line(folder, flags, expected, tmp_path):
 
 def test_without_the_harness_a_line_says_how_to_get_it(monkeypatch):
   monkeypatch.setitem(sys.modules, "lm_eval", None)
-  monkeypatch.delitem(sys.modules, "ultramem_jax.harness", raising=False)
+  monkeypatch.delitem(
+    sys.modules, "ultramem_jax.evaluation.harness", raising=False
+  )
   with pytest.raises(ConfigError, match=r"pip install -e '\.\[tasks\]'"):
-    importlib.import_module("ultramem_jax.harness")
+    importlib.import_module("ultramem_jax.evaluation.harness")
 
 
 @needs_harness

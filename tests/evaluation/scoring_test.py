@@ -5,7 +5,6 @@ import re
 import jax
 import numpy as np
 import pytest
-import slow_scoring
 
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.evaluation import scoring
@@ -16,8 +15,8 @@ GREEDY = SampleConfig("", 20, 0.0, 0, 1.0)
 
 
 @pytest.fixture(scope="module")
-def scorer():
-  return scoring.Scorer(slow_scoring.run())
+def scorer(slow):
+  return scoring.Scorer(slow.run)
 
 
 class Merging:
@@ -47,7 +46,7 @@ class Merging:
 def test_pairs_are_encoded_whole(context, continuation, expected):
   pair = scoring.encode_pair(Merging(), context, continuation)
   assert tuple(map(list, pair)) == expected
-  assert all(part_N.dtype == np.int32 for part_N in pair)
+  assert all(part_T.dtype == np.int32 for part_T in pair)
 
 
 def test_a_pair_is_cut_where_the_context_ends_by_itself():
@@ -61,7 +60,7 @@ def test_a_pair_is_cut_where_the_context_ends_by_itself():
 def test_windows_by_hand():
   def windows(context, continuation, length):
     return [
-      (list(window.tokens_N), window.scored)
+      (list(window.tokens_T), window.scored)
       for window in scoring.windows(context, continuation, length)
     ]
 
@@ -98,7 +97,7 @@ def test_batches_hold_every_sequence_once_in_few_shapes():
   assert list(scoring.batches([], 8, 2)) == []
 
 
-def test_likelihoods_equal_slow_ones(scorer):
+def test_likelihoods_equal_slow_ones(scorer, slow):
   rng = np.random.default_rng(1)
   texts = ["".join(map(chr, rng.integers(97, 123, n))) for n in range(60)]
   pairs = [
@@ -113,17 +112,17 @@ def test_likelihoods_equal_slow_ones(scorer):
     ("", texts[40]),
   ]
   actual = scorer.log_likelihoods(pairs)
-  expected = [slow_scoring.score_pair(*pair) for pair in pairs]
+  expected = [slow.score_pair(*pair) for pair in pairs]
   np.testing.assert_allclose(*np.array([actual, expected])[..., 0], rtol=1e-5)
   assert [greedy for _, greedy in actual] == [g for _, g in expected]
   assert scorer.log_likelihoods([(texts[5], "")]) == [(0.0, True)]
 
 
-def test_a_long_document_is_scored_in_windows(scorer):
+def test_a_long_document_is_scored_in_windows(scorer, slow):
   text = "".join(map(chr, np.random.default_rng(2).integers(32, 127, 100)))
-  tokens = [slow_scoring.BOS, *text.encode()]
+  tokens = [slow.bos, *text.encode()]
   expected = sum(
-    slow_scoring.score(tokens[begin:end], scored)[0]
+    slow.score(tokens[begin:end], scored)[0]
     for begin, end, scored in ((0, 41, 40), (40, 81, 40), (60, 101, 20))
   )
   ((actual, greedy),) = scorer.log_likelihoods([("", text)])
@@ -131,18 +130,18 @@ def test_a_long_document_is_scored_in_windows(scorer):
   assert not greedy
 
 
-def test_greedy_is_what_generation_writes(scorer):
-  run = slow_scoring.run()
+def test_greedy_is_what_generation_writes(scorer, slow):
+  run = slow.run
   prompt = np.array([257, 98, 97], np.int32)
-  (new_N,) = generate.generate(
+  (new_T,) = generate.generate(
     run.model, run.variables, [prompt], 6, jax.random.key(0), temperature=0.0
   )
-  tokens_N = np.append(prompt, new_N)
-  cases = [scoring.Window(tokens_N, 6), scoring.Window(tokens_N, 7)]
+  tokens_T = np.append(prompt, new_T)
+  cases = [scoring.Window(tokens_T, 6), scoring.Window(tokens_T, 7)]
   for place in (-1, -3, -6):  # a token that another would have been
-    other_N = tokens_N.copy()
-    other_N[place] = (other_N[place] + 1) % 256
-    cases.append(scoring.Window(other_N, 6))
+    other_T = tokens_T.copy()
+    other_T[place] = (other_T[place] + 1) % 256
+    cases.append(scoring.Window(other_T, 6))
   assert [greedy for _, greedy in scorer.score_windows(cases)] == [
     True,
     False,
@@ -167,26 +166,26 @@ def test_text_before_a_stop(text, stops, expected):
   assert scoring.before_stop(text, stops) == expected
 
 
-def test_continuations_equal_slow_ones(scorer, monkeypatch):
+def test_continuations_equal_slow_ones(scorer, slow, monkeypatch):
   # Asked after each of several parts.
   monkeypatch.setattr(generate, "CHECK_EVERY", 6)
   contexts = ["ab c ", "", "x" * 19, "y" * 50]
-  whole = [slow_scoring.continue_text(text, 20, None) for text in contexts]
+  whole = [slow.continue_text(text, 20, None) for text in contexts]
   assert scorer.continuations(contexts, [], GREEDY) == whole
   stop = next(c for c in whole[0][4:] if " " < c < "\x7f")
-  stopped = [slow_scoring.continue_text(text, 20, stop) for text in contexts]
+  stopped = [slow.continue_text(text, 20, stop) for text in contexts]
   assert stopped != whole
   assert scorer.continuations(contexts, ["never", stop], GREEDY) == stopped
 
 
-def test_continuations_end_with_the_document(scorer, monkeypatch):
+def test_continuations_end_with_the_document(scorer, slow, monkeypatch):
   """eos is where it ends; half of the model's length is left to the text."""
   given = []
 
   def fake(model, variables, prompts, num_tokens, key, *, stop, **options):
     given.extend(map(len, prompts))
     assert stop == tokenizer_lib.ByteTokenizer.eos_id
-    assert num_tokens == slow_scoring.LENGTH // 2
+    assert num_tokens == slow.length // 2
     return [np.array([104, 105], np.int32) for _ in prompts]
 
   monkeypatch.setattr(generate, "generate", fake)

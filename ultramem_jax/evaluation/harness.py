@@ -2,9 +2,10 @@
 
   python eval.py --workdir=runs/a --tasks=hellaswag,arc_challenge
 
-The tasks' data come from the network, those of your own tasks (--tasks_dir)
-from where their YAML says. `scoring` says how texts become tokens. The harness
-is an optional dependency: without it this module cannot be imported.
+The data of the tasks come from the network; the data of your own tasks
+(--tasks_dir) come from where their YAML says. `scoring` describes how texts
+become tokens. The harness is an optional dependency: without it, importing this
+module raises ConfigError.
 """
 
 import difflib
@@ -35,27 +36,33 @@ except ImportError as error:
 
 RESULTS_NAME = "tasks.jsonl"
 
-# For standard errors that have no formula. The harness's own number is for many
-# processes, see `evaluate`.
+# For standard errors that have no formula. The harness's default number is for
+# many processes; `evaluate` uses one.
 BOOTSTRAP_SAMPLES = 1000
 
 
 class Model(LM):
-  """A Scorer, as the harness asks it. Every process answers all requests."""
+  """A Scorer with the interface of the harness.
+
+  Every process answers all requests.
+  """
 
   def __init__(self, scorer: Scorer):
     super().__init__()
     self._scorer = scorer
 
-  def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+  def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
+    """Scores continuations of contexts."""
     return self._scorer.log_likelihoods(_arguments(requests))
 
-  def loglikelihood_rolling(self, requests) -> list[float]:
+  def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
+    """Scores whole documents."""
     texts = [("", text) for (text,) in _arguments(requests)]
     return [score for score, _ in self._scorer.log_likelihoods(texts)]
 
-  def generate_until(self, requests) -> list[str]:
-    alike = {}  # requests, by how they are to be answered
+  def generate_until(self, requests: Sequence[Any]) -> list[str]:
+    """Continues contexts up to a stop string."""
+    alike = {}  # contexts of the requests that ask for the same sampling
     for index, (context, settings) in enumerate(_arguments(requests)):
       alike.setdefault(sampling(settings), {})[index] = context
     texts = {}
@@ -65,18 +72,18 @@ class Model(LM):
     return [texts[index] for index in range(len(requests))]
 
 
-def _arguments(requests) -> list[tuple]:
-  """What requests ask, which must be the same on every process."""
+def _arguments(requests: Sequence[Any]) -> list[tuple]:
+  """Returns the arguments of requests; they must agree on every process."""
   arguments = [request.args for request in requests]
   distributed.require_same("requests of the tasks", repr(arguments))
   return arguments
 
 
 def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], SampleConfig]:
-  """(stop strings, how to draw) of a task's generation_kwargs.
+  """Translates a task's generation_kwargs into stop strings and sampling.
 
   Raises:
-    ConfigError: a setting that is out of range, or that we do not have.
+    ConfigError: a setting is out of range, or not supported.
   """
   left = {"num_beams": 1, **settings}
   until = left.pop("until", None) or []
@@ -85,7 +92,7 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], SampleConfig]:
   sample = SampleConfig(
     "",
     left.pop("max_gen_toks", num_tokens),
-    # Where it is not said, the temperature decides.
+    # Without do_sample the temperature decides.
     temperature if left.pop("do_sample", True) else 0.0,
     left.pop("top_k", 0),
     left.pop("top_p", 1.0),
@@ -102,13 +109,15 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], SampleConfig]:
 def find(
   names: Sequence[str], folder: str | None
 ) -> tuple[TaskManager, list[str]]:
-  """The tasks, groups and tags that names and patterns (mmlu_*) mean.
+  """Finds the tasks, groups and tags that names and patterns (mmlu_*) match.
 
   Args:
-    names: as the harness has them.
-    folder: of YAML files of further tasks.
+    names: the harness's names or patterns.
+    folder: holds YAML files of further tasks; None: there are none.
+  Returns:
+    (manager, the names that matched, each once).
   Raises:
-    ConfigError: no such task, or folder.
+    ConfigError: there is no such task, or no such folder.
   """
   require(
     folder is None or os.path.isdir(folder),
@@ -141,15 +150,15 @@ def evaluate(
   """Runs tasks on a trained model.
 
   Args:
-    run: of `trained.load`.
-    manager, names: of `find`.
-    num_fewshot: examples in the context; None: as each task has it.
-    limit: documents of each task; None: all.
+    run: from `load.load`.
+    manager, names: from `find`.
+    num_fewshot: examples in the context; None: the number that a task sets.
+    limit: at most this many documents of each task; None: all.
   Returns:
-    (record, table): results and what they depend on, for JSON; the harness's
-    own table of them.
+    (record, table): the results and what they depend on, fit for JSON, and the
+    harness's table of the results.
   """
-  # It would fork processes, which beside JAX's threads may wait forever.
+  # The harness would fork processes, which can wait forever on JAX's threads.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
   results = lm_eval.simple_evaluate(
     model=Model(Scorer(run)),
@@ -176,7 +185,7 @@ def evaluate(
 
 
 def append(workdir: str | os.PathLike, record: dict[str, Any]) -> None:
-  """Adds a line to the workdir's tasks.jsonl; process 0 alone does."""
+  """Adds a line to the workdir's tasks.jsonl, on process 0."""
   if jax.process_index() == 0:
     with open(pathlib.Path(workdir) / RESULTS_NAME, "a") as f:
       f.write(json.dumps(record, allow_nan=False) + "\n")

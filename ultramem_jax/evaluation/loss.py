@@ -21,12 +21,12 @@ def run(
   """Evaluates a model.
 
   Args:
-    eval_step: (params, buffers, batch) -> sums of "loss" (nats), "tokens"
-      and "bytes".
+    eval_step: (params, buffers, batch) -> {"loss": in nats, "tokens", "bytes"},
+      each summed over the batch.
     params, buffers: the model's collections.
-    batches: on device, at least one with a token that counts.
+    batches: batches on the device; one has a target with a weight.
   Returns:
-    loss (nats per token), perplexity, bits_per_byte, tokens.
+    {"loss": nats per token, "perplexity", "bits_per_byte", "tokens": how many}.
   """
   sums = {"loss": 0.0, "tokens": 0.0, "bytes": 0.0}
   for batch in batches:

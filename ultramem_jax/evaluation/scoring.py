@@ -1,9 +1,9 @@
 """Log-likelihoods of texts, and continuations that stop at a string, batched.
 
-Texts are taken as the beginning of a document: bos stands before them, as it
-does in training (with GPT-NeoX's tokenizer that is its end of document), and
-no eos after them. What is longer than the model's `data.seq_len` loses its
-beginning, bos included, as the rest of a long document does in training.
+A text is scored as the beginning of a document: bos comes before it, as in
+training (GPT-NeoX's tokenizer uses its end of document for that), and no eos
+after it. A text longer than the model's `data.seq_len` loses its beginning, and
+bos with it, like the rest of a long document in training.
 """
 
 import functools
@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -26,117 +26,126 @@ from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.config import SampleConfig
 from ultramem_jax.train import sharding, step
 
-# The shortest length that sequences are padded to; the others are its doubles.
+# Sequences are padded to SHORTEST times a power of 2, so that few lengths are
+# compiled.
 SHORTEST = 32
 
 
 class Window(NamedTuple):
-  """Tokens, of which the last `scored` are predicted from those before."""
+  """Tokens, the last `scored` of which are predicted from those before."""
 
-  tokens_N: np.ndarray
+  tokens_T: np.ndarray
   scored: int
 
 
 def encode_pair(
   tokenizer: Tokenizer, context: str, continuation: str
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Tokens of a context, bos first, and of the text that continues it.
+  """Encodes a context and the text that continues it.
 
-  As lm-evaluation-harness does for causal models: white space at the end of the
-  context is moved to the continuation, both are encoded as one text, and the
-  continuation is what exceeds the length of the context encoded alone. Where
-  nothing does, as a token reaches across, the continuation is encoded alone.
+  The rules are those of lm-evaluation-harness for causal models. White space at
+  the end of the context moves to the continuation. The two are encoded as one
+  text, and its tokens beyond the number that the context has by itself are the
+  continuation. If a token reaches across the border, so that there are none,
+  the continuation is encoded by itself.
 
   Returns:
-    (context_N, continuation_N), int32.
+    (context_T, continuation_T), int32; the context begins with bos.
   """
   stripped = context.rstrip()
   continuation = context[len(stripped) :] + continuation
-  context_N = tokenizer.encode(stripped)
-  continuation_N = tokenizer.encode(stripped + continuation)[len(context_N) :]
-  if not len(continuation_N):
-    continuation_N = tokenizer.encode(continuation)
-  return _with_bos(tokenizer, stripped), continuation_N
+  context_T = tokenizer.encode(stripped)
+  continuation_T = tokenizer.encode(stripped + continuation)[len(context_T) :]
+  if not len(continuation_T):
+    continuation_T = tokenizer.encode(continuation)
+  return _with_bos(tokenizer, stripped), continuation_T
 
 
-def _with_bos(tokenizer, text):
+def _with_bos(tokenizer: Tokenizer, text: str) -> np.ndarray:
   return np.append(np.int32(tokenizer.bos_id), tokenizer.encode(text))
 
 
 def windows(
-  context_N: np.ndarray, continuation_N: np.ndarray, length: int
+  context_T: np.ndarray, continuation_T: np.ndarray, length: int
 ) -> list[Window]:
-  """Windows that together score each token of a continuation once.
+  """Makes windows that together score each token of a continuation once.
 
-  A window has `length` inputs at most, and as many as there are: a long context
-  is cut from the left, and a continuation longer than a window is scored in
-  several, the last of which is full too.
+  A window has up to `length` inputs: a long context is cut from the left. A
+  continuation longer than a window is scored in several windows, and the last
+  of them is full, too.
 
   Args:
-    context_N: at least one token.
-    continuation_N: the tokens to be scored, any number.
-    length: inputs of the model.
+    context_T: [T] int32, at least one token.
+    continuation_T: [T] int32, the tokens to score, any number.
+    length: the largest number of inputs of the model.
   """
-  tokens_N = np.append(context_N, continuation_N)
+  tokens_T = np.append(context_T, continuation_T)
   found = []
-  for start in range(len(context_N), len(tokens_N), length):
-    end = min(start + length, len(tokens_N))
+  for start in range(len(context_T), len(tokens_T), length):
+    end = min(start + length, len(tokens_T))
     begin = max(0, end - 1 - length)
-    found.append(Window(tokens_N[begin:end], end - start))
+    found.append(Window(tokens_T[begin:end], end - start))
   return found
 
 
 def batches(
   lengths: Sequence[int], longest: int, batch_size: int
 ) -> Iterator[tuple[list[int], int, int]]:
-  """Groups sequences of like length, the longest first, in few shapes.
+  """Groups sequences of similar length, the longest first, in few shapes.
 
-  Widths are doubles of SHORTEST up to longest. The rows of a width are a double
-  of batch_size, as many as its sequences need, but no more than make
-  batch_size * longest positions.
+  A width is SHORTEST times a power of 2, or longest. The number of rows is
+  batch_size times a power of 2, as many as the sequences of a width need, but a
+  batch has at most batch_size * longest positions.
 
   Args:
-    lengths: of the sequences, longest at most.
+    lengths: the length of each sequence, at most longest.
     longest: the largest width.
-    batch_size: rows of that width.
+    batch_size: the number of rows of that width.
   Yields:
-    (indices, width, rows): of the sequences, no more than rows of them.
+    (indices, width, rows): the indices of up to rows sequences, and the shape
+    of their batch.
   """
 
   def width_of(index):
-    return min(longest, SHORTEST * _doubled(lengths[index] / SHORTEST))
+    return min(longest, SHORTEST * _power_of_2(lengths[index] / SHORTEST))
 
   order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
   for width, group in itertools.groupby(order, key=width_of):
     group = list(group)
-    rows = batch_size * min(longest // width, _doubled(len(group) / batch_size))
+    needed = _power_of_2(len(group) / batch_size)
+    rows = batch_size * min(longest // width, needed)
     for start in range(0, len(group), rows):
       yield group[start : start + rows], width, rows
 
 
-def _doubled(least: float) -> int:
-  """The smallest power of 2 that is at least least, and 1."""
+def _power_of_2(least: float) -> int:
+  """Returns the smallest power of 2 that is at least 1 and at least `least`."""
   return 1 << max(0, math.ceil(least) - 1).bit_length()
 
 
-def score_step(model: Transformer, variables, tokens_BT, segment_BT):
-  """Losses of next tokens, and whether each is the likeliest.
+def score_step(
+  model: Transformer,
+  variables: Any,
+  tokens_BT: jax.Array,
+  segment_BT: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Computes the losses of next tokens, and whether each is the likeliest.
 
   Args:
     model, variables: logits_BTV = model.apply(variables, tokens_BT).
     tokens_BT: [B, T + 1] int32, inputs and targets.
-    segment_BT: [B, T] int32, 1 where there is an input, else 0.
+    segment_BT: [B, T] int32, 1 where there is an input, 0 on padding.
   Returns:
-    (loss_BT float32 in nats, greedy_BT bool), [B, T] both.
+    (loss_BT float32 in nats, greedy_BT bool), both [B, T].
   """
-  logits_BTV = model.apply(variables, tokens_BT[:, :-1], segment_BT)
+  logits_BTV: Any = model.apply(variables, tokens_BT[:, :-1], segment_BT)
   targets_BT = tokens_BT[:, 1:]
   loss_BT, _ = step.token_losses(logits_BTV, targets_BT)
   return loss_BT, logits_BTV.argmax(-1) == targets_BT
 
 
 def before_stop(text: str, stops: Sequence[str]) -> str:
-  """The part of a text before the first of the stops in it."""
+  """Returns the part of a text before the first stop string in it."""
   pattern = "|".join(re.escape(stop) for stop in stops if stop)
   return re.split(pattern, text, maxsplit=1)[0] if pattern else text
 
@@ -144,12 +153,14 @@ def before_stop(text: str, stops: Sequence[str]) -> str:
 class Scorer:
   """Scores and continues texts with a trained model, on its mesh.
 
-  Of several processes all must be given the same texts.
+  Every process must be given the same texts.
+
+  Args:
+    run: from `load.load`. A batch holds batch_size sequences of data.seq_len
+      tokens, or as many tokens in shorter sequences.
   """
 
   def __init__(self, run: TrainedModel):
-    """Args: run, of `trained.load`; config.batch_size sequences of seq_len
-    tokens, or as many tokens in shorter ones, are a batch."""
     self._run = run
     self._tokenizer = data.open(run.config).tokenizer
     self._variables = prepare_lib.prepare(run.model, run.variables)
@@ -158,8 +169,10 @@ class Scorer:
       out_shardings=sharding.replicated(run.layout.mesh),
     )
 
-  def _batches(self, lengths, unit):
-    """`batches`, with a bar of the sequences done."""
+  def _batches(
+    self, lengths: Sequence[int], unit: str
+  ) -> Iterator[tuple[list[int], int, int]]:
+    """Yields `batches`, with a progress bar of the sequences done."""
     config = self._run.config
     with tqdm.tqdm(
       total=len(lengths), unit=unit, disable=jax.process_index() > 0
@@ -175,10 +188,10 @@ class Scorer:
 
     Args:
       pairs: (context, continuation); see `encode_pair` and `windows`. With an
-        empty context this is the likelihood of a whole document but its eos.
+        empty context the score is that of a whole document without its eos.
     Returns:
-      For each (log-likelihood of the continuation in nats, whether every token
-      of it is the likeliest); (0, True) for an empty one.
+      For each pair the log-likelihood of the continuation in nats, and whether
+      each of its tokens is the likeliest; (0, True) if it is empty.
     """
     length = self._run.config.data.seq_len
     of_pairs = [
@@ -197,14 +210,14 @@ class Scorer:
     return totals
 
   def score_windows(self, given: Sequence[Window]) -> list[tuple[float, bool]]:
-    """`log_likelihoods` of the scored tokens of windows, in their order."""
-    scores = [None] * len(given)
-    lengths = [len(window.tokens_N) - 1 for window in given]
+    """Returns `log_likelihoods` of the scored tokens of each window."""
+    scores = [(0.0, True)] * len(given)
+    lengths = [len(window.tokens_T) - 1 for window in given]
     for indices, width, rows in self._batches(lengths, "window"):
       tokens_BT = np.zeros((rows, width + 1), np.int32)
       segment_BT = np.zeros((rows, width), np.int32)
       for row, index in enumerate(indices):
-        tokens_BT[row, : lengths[index] + 1] = given[index].tokens_N
+        tokens_BT[row, : lengths[index] + 1] = given[index].tokens_T
         segment_BT[row, : lengths[index]] = 1
       loss_BT, greedy_BT = jax.device_get(
         self._score(self._variables, tokens_BT, segment_BT)
@@ -218,20 +231,21 @@ class Scorer:
     return scores
 
   def continuations(
-    self, contexts: Sequence[str], stops: Sequence[str], sample: SampleConfig
+    self, contexts: Sequence[str], stops: Sequence[str], sampling: SampleConfig
   ) -> list[str]:
     """Continues texts up to a stop string, eos, or a number of tokens.
 
     Args:
-      contexts: texts; cut from the left so that the new tokens have room.
-      stops: strings, of which the first that appears ends a text, without it.
-      sample: num_tokens, of which half of data.seq_len is the most, and how
-        they are drawn; its prompt is not used.
+      contexts: texts; they are cut from the left, so that the new tokens fit
+        into data.seq_len.
+      stops: a text ends before the first of these strings that appears.
+      sampling: how tokens are drawn; generation is limited to data.seq_len / 2
+        tokens.
     Returns:
       The new texts.
     """
     tokenizer, length = self._tokenizer, self._run.config.data.seq_len
-    num_tokens = min(sample.num_tokens, length // 2)
+    num_tokens = min(sampling.num_tokens, length // 2)
     prompts = [
       _with_bos(tokenizer, context)[num_tokens - length :]
       for context in contexts
@@ -246,21 +260,21 @@ class Scorer:
     for number, (indices, width, rows) in enumerate(
       self._batches(lengths, "text")
     ):
-      # Filled up with the last: a number of rows is a program.
-      filled = indices + indices[-1:] * (rows - len(indices))
+      # Pads with the last prompt, because each batch size compiles separately.
+      padded = indices + indices[-1:] * (rows - len(indices))
       made = generate.generate(
         self._run.model,
         self._variables,
-        [prompts[i] for i in filled],
+        [prompts[i] for i in padded],
         num_tokens,
         jax.random.fold_in(jax.random.key(0), number),
-        temperature=sample.temperature,
-        top_k=sample.top_k,
-        top_p=sample.top_p,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
         stop=tokenizer.eos_id,
         width=width - num_tokens,
         finished=finished,
       )
-      for index, tokens_N in zip(indices, made, strict=False):
-        texts[index] = before_stop(tokenizer.decode(tokens_N), stops)
+      for index, tokens_T in zip(indices, made, strict=False):
+        texts[index] = before_stop(tokenizer.decode(tokens_T), stops)
     return texts
