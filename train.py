@@ -246,7 +246,7 @@ def print_sample(config: Config, state, corpus, layout) -> None:
     variables,
     corpus.tokenizer,
     [prompt],
-    config.sample,
+    config.sample.sampling,
     config.seed,
   )
   print(f"sample:\n{prompt}{text}", flush=True)

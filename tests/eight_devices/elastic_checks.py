@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from ultramem_jax.settings.sampling import Sampling
 
 import train
 from ultramem_jax import data, testing
@@ -136,9 +137,8 @@ def use(config, layout, variables):
     model,
     variables,
     [np.array([5, 6, 7]), np.array([8])],
-    6,
+    Sampling(6),
     jax.random.key(0),
-    temperature=1.0,
   )
   return (result, scores), [row_N.tolist() for row_N in tokens]
 

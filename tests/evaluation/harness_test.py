@@ -6,10 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from ultramem_jax.settings.sampling import Sampling
 
 from ultramem_jax import testing
 from ultramem_jax.runs import checkpoint, workdir
-from ultramem_jax.settings.config import SampleConfig
 from ultramem_jax.settings.errors import ConfigError
 
 needs_harness = pytest.mark.skipif(
@@ -196,7 +196,7 @@ def test_without_the_harness_a_line_says_how_to_get_it(monkeypatch):
 def test_generation_settings():
   from ultramem_jax.evaluation import harness
 
-  assert harness.sampling({}) == ((), SampleConfig("", 256, 0.0, 0, 1.0))
+  assert harness.sampling({}) == ((), Sampling(256, 0.0, 0, 1.0))
   assert harness.sampling(
     {
       "until": "\n",
@@ -205,7 +205,7 @@ def test_generation_settings():
       "max_gen_toks": 9,
       "num_beams": 1,
     }
-  ) == (("\n",), SampleConfig("", 9, 0.0, 0, 1.0))
+  ) == (("\n",), Sampling(9, 0.0, 0, 1.0))
   assert harness.sampling(
     {
       "until": [".", "\n"],
@@ -215,7 +215,7 @@ def test_generation_settings():
       "top_k": 5,
       "max_new_tokens": 3,
     }
-  ) == ((".", "\n"), SampleConfig("", 3, 0.7, 5, 0.9))
+  ) == ((".", "\n"), Sampling(3, 0.7, 5, 0.9))
   for settings, expected in [
     ({"num_beams": 4}, "not supported: num_beams"),
     ({"typical_p": 0.5}, "not supported: .*typical_p"),

@@ -5,13 +5,13 @@ import re
 import jax
 import numpy as np
 import pytest
+from ultramem_jax.settings.sampling import Sampling
 
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.evaluation import scoring
 from ultramem_jax.serve import generate
-from ultramem_jax.settings.config import SampleConfig
 
-GREEDY = SampleConfig("", 20, 0.0, 0, 1.0)
+GREEDY = Sampling(20, temperature=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,11 @@ def test_greedy_is_what_generation_writes(scorer, slow):
   run = slow.run
   prompt = np.array([257, 98, 97], np.int32)
   (new_T,) = generate.generate(
-    run.model, run.variables, [prompt], 6, jax.random.key(0), temperature=0.0
+    run.model,
+    run.variables,
+    [prompt],
+    Sampling(6, temperature=0.0),
+    jax.random.key(0),
   )
   tokens_T = np.append(prompt, new_T)
   cases = [scoring.Window(tokens_T, 6), scoring.Window(tokens_T, 7)]
@@ -182,13 +186,13 @@ def test_continuations_end_with_the_document(scorer, slow, monkeypatch):
   """eos is where it ends; half of the model's length is left to the text."""
   given = []
 
-  def fake(model, variables, prompts, num_tokens, key, *, stop, **options):
+  def fake(model, variables, prompts, sampling, key, *, eos_id, **options):
     given.extend(map(len, prompts))
-    assert stop == tokenizer_lib.ByteTokenizer.eos_id
-    assert num_tokens == slow.length // 2
+    assert eos_id == tokenizer_lib.ByteTokenizer.eos_id
+    assert sampling == Sampling(slow.length // 2, temperature=0.0)
     return [np.array([104, 105], np.int32) for _ in prompts]
 
   monkeypatch.setattr(generate, "generate", fake)
-  sample = SampleConfig("", 1000, 0.0, 0, 1.0)
-  assert scorer.continuations(["a" * 90, "b"], ["."], sample) == ["hi", "hi"]
+  sampling = Sampling(1000, temperature=0.0)
+  assert scorer.continuations(["a" * 90, "b"], ["."], sampling) == ["hi", "hi"]
   assert set(given) == {20, 2}

@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ultramem_jax.settings.sampling import Sampling
 
 from ultramem_jax import testing
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
-from ultramem_jax.settings.config import SampleConfig
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.train import state as state_lib
 
@@ -47,17 +47,17 @@ class Successor(nn.Module):
     return 50.0 * jax.nn.one_hot((tokens_BT + 1) % self.vocab, self.vocab)
 
 
-def successors(prompts, num_tokens, **options):
+def successors(prompts, num_tokens, temperature=1.0, **options):
   tokens = generate.generate(
     Successor(),
     {},
     [np.array(p, np.int32) for p in prompts],
-    num_tokens,
+    Sampling(num_tokens, temperature),
     KEY,
     **options,
   )
-  assert all(row_N.dtype == np.int32 for row_N in tokens)
-  return [row_N.tolist() for row_N in tokens]
+  assert all(row_T.dtype == np.int32 for row_T in tokens)
+  return [row_T.tolist() for row_T in tokens]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -67,17 +67,17 @@ def test_known_next_tokens(temperature):
   ) == [[4, 5, 6, 7], [2, 3, 4, 5], [9, 0, 1, 2]]
 
 
-def test_stop_token_ends_its_sequence_alone():
+def test_eos_ends_only_its_own_sequence():
   prompts = [[2], [5], [4], [6]]
-  assert successors(prompts, 5, stop=5) == [
+  assert successors(prompts, 5, eos_id=5) == [
     [3, 4],
     [6, 7, 8, 9, 0],
     [],
     [7, 8, 9, 0, 1],
   ]
-  assert successors([[4], [4]], 5, stop=5) == [[], []]
+  assert successors([[4], [4]], 5, eos_id=5) == [[], []]
   # As the very last token it counts as well.
-  assert successors([[0]], 5, stop=5) == [[1, 2, 3, 4]]
+  assert successors([[0]], 5, eos_id=5) == [[1, 2, 3, 4]]
 
 
 def test_finished_sequences_end_early(monkeypatch):
@@ -86,11 +86,11 @@ def test_finished_sequences_end_early(monkeypatch):
   asked = []
 
   def finished(made):
-    asked.append([row_N.tolist() for row_N in made])
-    return [5 in row_N for row_N in made]
+    asked.append([row_T.tolist() for row_T in made])
+    return [5 in row_T for row_T in made]
 
   prompts = [[3], [9], [0], [7]]
-  assert successors(prompts, 8, finished=finished, stop=8) == [
+  assert successors(prompts, 8, finished=finished, eos_id=8) == [
     [4, 5, 6],
     [0, 1, 2, 3, 4, 5],
     [1, 2, 3, 4, 5, 6],
@@ -109,7 +109,7 @@ def test_parts_and_padding_do_not_change_draws(monkeypatch):
     successors(prompts, 12, temperature=50.0, **options)
     for options in (
       {},
-      {"finished": lambda made: [False] * len(made), "width": 70},
+      {"finished": lambda made: [False] * len(made), "padded_length": 70},
     )
   )
   assert whole == parts and len(whole[0]) == 12
@@ -174,10 +174,10 @@ def prompts():
 def test_cached_generation_equals_full_forwards():
   model, variables = make_model()
   tokens = generate.generate(
-    model, variables, prompts(), 12, KEY, temperature=0.0
+    model, variables, prompts(), Sampling(12, temperature=0.0), KEY
   )
   expected = [greedy(prompt, 12) for prompt in prompts()]
-  assert [row_N.tolist() for row_N in tokens] == expected
+  assert [row_T.tolist() for row_T in tokens] == expected
   # The model is no trivial one.
   assert len({token for row in expected for token in row}) > 20
 
@@ -199,12 +199,12 @@ DRAWS = 40_000
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
 
 
-def frequencies(logits_V=LOGITS, temperature=1.0, top_k=0, top_p=1.0):
+def frequencies(logits_V=LOGITS, **options):
   """Shares of the tokens in many draws."""
   logits_BV = jnp.broadcast_to(
     jnp.asarray(logits_V, jnp.float32), (DRAWS, len(logits_V))
   )
-  token_B = generate.sample_token(logits_BV, KEY, temperature, top_k, top_p)
+  token_B = generate.sample_token(logits_BV, KEY, Sampling(1, **options))
   assert token_B.dtype == jnp.int32
   return np.bincount(token_B, minlength=len(logits_V)) / DRAWS
 
@@ -249,23 +249,22 @@ def test_distribution_of_draws(options, expected):
 
 def test_rows_are_filtered_and_drawn_independently():
   logits_BV = jnp.log(jnp.array([[0.9, 0.05, 0.05], [0.05, 0.05, 0.9]] * 500))
-  token_B = generate.sample_token(logits_BV, KEY, 1.0, 0, 0.5)
+  token_B = generate.sample_token(logits_BV, KEY, Sampling(1, top_p=0.5))
   np.testing.assert_array_equal(token_B, [0, 2] * 500)
-  token_B = generate.sample_token(jnp.zeros((1000, 3)), KEY, 1.0, 0, 1.0)
+  token_B = generate.sample_token(jnp.zeros((1000, 3)), KEY, Sampling(1))
   assert set(np.unique(token_B)) == {0, 1, 2}
 
 
 def test_keys_decide_the_draws():
   def draw(seed):
     return [
-      row_N.tolist()
-      for row_N in generate.generate(
+      row_T.tolist()
+      for row_T in generate.generate(
         Successor(),
         {},
         [np.array([1], np.int32)] * 3,
-        12,
+        Sampling(12, temperature=50.0),
         jax.random.key(seed),
-        temperature=50.0,
       )
     ]
 
@@ -276,24 +275,18 @@ def test_texts_begin_documents_and_end_with_them(monkeypatch):
   """generate_text: bos and the bytes go in, the text up to eos comes out."""
   given = {}
 
-  def fake(model, variables, prompts, num_tokens, key, **options):
-    given.update(options, prompts=prompts, num_tokens=num_tokens)
+  def fake(model, variables, prompts, sampling, key, **options):
+    given.update(options, prompts=prompts, sampling=sampling)
     return [np.array([104, 105], np.int32) for _ in prompts]
 
   monkeypatch.setattr(generate, "generate", fake)
   tokenizer = tokenizer_lib.load("bytes")
-  sample = SampleConfig("", 7, 0.5, 3, 0.9)
+  sampling = Sampling(7, temperature=0.5, top_k=3, top_p=0.9)
   assert generate.generate_text(
-    None, None, tokenizer, ["é", ""], sample, seed=1
+    None, None, tokenizer, ["é", ""], sampling, seed=1
   ) == ["hi", "hi"]
   assert [p.tolist() for p in given.pop("prompts")] == [
     [257, 0xC3, 0xA9],
     [257],
   ]
-  assert given == {
-    "num_tokens": 7,
-    "temperature": 0.5,
-    "top_k": 3,
-    "top_p": 0.9,
-    "stop": 258,
-  }
+  assert given == {"sampling": sampling, "eos_id": 258}

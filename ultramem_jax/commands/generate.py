@@ -14,7 +14,7 @@ from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
-from ultramem_jax.settings.config import SampleConfig
+from ultramem_jax.settings.sampling import Sampling
 
 
 def define_flags() -> None:
@@ -33,8 +33,8 @@ def define_flags() -> None:
 def main() -> None:
   cli.join_processes()
   values = flags.FLAGS
-  sample = SampleConfig(
-    "", values.num_tokens, values.temperature, values.top_k, values.top_p
+  sampling = Sampling(
+    values.num_tokens, values.temperature, values.top_k, values.top_p
   )
   prompts = values.prompt
   if prompts == ["-"]:
@@ -43,7 +43,7 @@ def main() -> None:
   tokenizer = data.open(run.config).tokenizer
   variables = prepare_lib.prepare(run.model, run.variables)
   texts = generate.generate_text(
-    run.model, variables, tokenizer, prompts, sample, values.seed
+    run.model, variables, tokenizer, prompts, sampling, values.seed
   )
   for prompt, text in zip(prompts, texts, strict=True):
     print(prompt + text)

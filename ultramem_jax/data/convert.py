@@ -9,7 +9,9 @@ import os
 import shutil
 from pathlib import Path
 
-from array_record.python import array_record_module
+from array_record.python import (
+  array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 from ultramem_jax.data import records
 from ultramem_jax.settings.checks import require

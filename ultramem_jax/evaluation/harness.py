@@ -21,8 +21,8 @@ from ultramem_jax.evaluation.scoring import Scorer
 from ultramem_jax.runs import distributed, metrics
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import SampleConfig
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.sampling import Sampling
 
 try:
   import lm_eval
@@ -79,7 +79,7 @@ def _arguments(requests: Sequence[Any]) -> list[tuple]:
   return arguments
 
 
-def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], SampleConfig]:
+def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
   """Translates a task's generation_kwargs into stop strings and sampling.
 
   Raises:
@@ -89,13 +89,12 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], SampleConfig]:
   until = left.pop("until", None) or []
   num_tokens = left.pop("max_new_tokens", 256)
   temperature = left.pop("temperature", 0.0)
-  sample = SampleConfig(
-    "",
-    left.pop("max_gen_toks", num_tokens),
+  found = Sampling(
+    num_tokens=left.pop("max_gen_toks", num_tokens),
     # Without do_sample the temperature decides.
-    temperature if left.pop("do_sample", True) else 0.0,
-    left.pop("top_k", 0),
-    left.pop("top_p", 1.0),
+    temperature=temperature if left.pop("do_sample", True) else 0.0,
+    top_k=left.pop("top_k", 0),
+    top_p=left.pop("top_p", 1.0),
   )
   require(
     left == {"num_beams": 1},
@@ -103,7 +102,7 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], SampleConfig]:
     settings,
     f"not supported: {', '.join(left)}",
   )
-  return ((until,) if isinstance(until, str) else tuple(until)), sample
+  return ((until,) if isinstance(until, str) else tuple(until)), found
 
 
 def find(

@@ -6,6 +6,7 @@ after it. A text longer than the model's `data.seq_len` loses its beginning, and
 bos with it, like the rest of a long document in training.
 """
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -23,7 +24,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.serve.load import TrainedModel
-from ultramem_jax.settings.config import SampleConfig
+from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.train import sharding, step
 
 # Sequences are padded to SHORTEST times a power of 2, so that few lengths are
@@ -231,7 +232,7 @@ class Scorer:
     return scores
 
   def continuations(
-    self, contexts: Sequence[str], stops: Sequence[str], sampling: SampleConfig
+    self, contexts: Sequence[str], stops: Sequence[str], sampling: Sampling
   ) -> list[str]:
     """Continues texts up to a stop string, eos, or a number of tokens.
 
@@ -246,6 +247,7 @@ class Scorer:
     """
     tokenizer, length = self._tokenizer, self._run.config.data.seq_len
     num_tokens = min(sampling.num_tokens, length // 2)
+    sampling = dataclasses.replace(sampling, num_tokens=num_tokens)
     prompts = [
       _with_bos(tokenizer, context)[num_tokens - length :]
       for context in contexts
@@ -253,7 +255,7 @@ class Scorer:
     texts = [""] * len(prompts)
 
     def finished(made):
-      written = map(tokenizer.decode, made)
+      written = [tokenizer.decode(tokens_T.tolist()) for tokens_T in made]
       return [before_stop(text, stops) != text for text in written]
 
     lengths = [len(prompt) + num_tokens for prompt in prompts]
@@ -266,15 +268,12 @@ class Scorer:
         self._run.model,
         self._variables,
         [prompts[i] for i in padded],
-        num_tokens,
+        sampling,
         jax.random.fold_in(jax.random.key(0), number),
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        stop=tokenizer.eos_id,
-        width=width - num_tokens,
+        eos_id=tokenizer.eos_id,
+        padded_length=width - num_tokens,
         finished=finished,
       )
       for index, tokens_T in zip(indices, made, strict=False):
-        texts[index] = before_stop(tokenizer.decode(tokens_T), stops)
+        texts[index] = before_stop(tokenizer.decode(tokens_T.tolist()), stops)
     return texts

@@ -1,18 +1,20 @@
 """Generation: prefill, then a compiled loop of single-token steps."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import SampleConfig
+from ultramem_jax.settings.sampling import Sampling
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
 PROMPT_MULTIPLE = 32
@@ -21,8 +23,8 @@ PROMPT_MULTIPLE = 32
 CHECK_EVERY = 32
 
 
-def abstract_cache(model: Transformer, batch: int, length: int):
-  """Shapes, dtypes and, on a mesh, shardings of `init_cache`."""
+def abstract_cache(model: Transformer, batch: int, length: int) -> Any:
+  """Returns shapes, dtypes and, on a mesh, shardings of `init_cache`."""
   tokens_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32)
   variables = jax.eval_shape(
     functools.partial(model.init, decode=True), jax.random.key(0), tokens_BT
@@ -42,16 +44,32 @@ def abstract_cache(model: Transformer, batch: int, length: int):
   )
 
 
-def init_cache(model: Transformer, batch: int, length: int):
-  """An empty decoding cache for `batch` sequences of up to `length` tokens."""
+def init_cache(model: Transformer, batch: int, length: int) -> Any:
+  """Makes an empty cache for `batch` sequences of up to `length` tokens."""
   return jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype, device=x.sharding),
     abstract_cache(model, batch, length),
   )
 
 
-def apply_cached(model, variables, cache, tokens_BT, segment_BT, position_BT):
-  """One forward over new tokens: (cache, logits of the last one [B, V])."""
+def apply_cached(
+  model: Transformer,
+  variables: Any,
+  cache: Any,
+  tokens_BT: jax.Array,
+  segment_BT: jax.Array,
+  position_BT: jax.Array,
+) -> tuple[Any, jax.Array]:
+  """Runs the model on new tokens, after those that the cache holds.
+
+  Args:
+    model, variables: logits_BTV = model.apply(variables, tokens_BT).
+    cache: from `init_cache`, or of the tokens before.
+    tokens_BT, segment_BT, position_BT: [B, T] int32; segment 0 is padding.
+  Returns:
+    (cache, logits_BV): the cache with the new tokens, and the logits of what
+    follows the last one, [B, V] float32.
+  """
   logits_BTV, updated = model.apply(
     {**variables, "cache": cache},
     tokens_BT,
@@ -63,215 +81,209 @@ def apply_cached(model, variables, cache, tokens_BT, segment_BT, position_BT):
   return updated["cache"], logits_BTV[:, -1]
 
 
-def sample_token(logits_BV, key, temperature: float, top_k: int, top_p: float):
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def decode_step(model, variables, cache, tokens_BT, segment_BT, position_BT):
+  """`apply_cached`, compiled; updates the cache in place."""
+  return apply_cached(
+    model, variables, cache, tokens_BT, segment_BT, position_BT
+  )
+
+
+def sample_token(
+  logits_BV: jax.Array, key: jax.Array, sampling: Sampling
+) -> jax.Array:
   """Draws a token from each row of logits.
 
   Args:
     logits_BV: [B, V] float32.
     key: PRNG key.
-    temperature: divides the logits; 0 takes the likeliest token.
-    top_k: keep the k likeliest tokens; 0 keeps all.
-    top_p: of these keep the likeliest whose probabilities first reach p; the
-      likeliest always stays.
+    sampling: temperature, top_k and top_p.
   Returns:
     [B] int32.
   """
-  if temperature == 0:
+  if sampling.temperature == 0:
     return logits_BV.argmax(-1).astype(jnp.int32)
-  logits_BV = logits_BV / temperature
-  if 0 < top_k < logits_BV.shape[-1]:
-    least_B1 = jax.lax.top_k(logits_BV, top_k)[0][:, -1:]
+  logits_BV = logits_BV / sampling.temperature
+  if 0 < sampling.top_k < logits_BV.shape[-1]:
+    least_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
-  if top_p < 1:
+  if sampling.top_p < 1:
     sorted_BV = -jnp.sort(-logits_BV, axis=-1)
     share_BV = jax.nn.softmax(sorted_BV, axis=-1)
     before_BV = jnp.cumsum(share_BV, axis=-1) - share_BV
-    least_B1 = jnp.where(before_BV < top_p, sorted_BV, jnp.inf).min(
+    least_B1 = jnp.where(before_BV < sampling.top_p, sorted_BV, jnp.inf).min(
       -1, keepdims=True
     )
     logits_BV = jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
   return jax.random.categorical(key, logits_BV).astype(jnp.int32)
 
 
-class _Loop(NamedTuple):
-  """What the decoding loop carries; tokens_BN are the new ones."""
+class _Next(NamedTuple):
+  """What decides the next token of each sequence.
 
-  step: jax.Array
-  cache: dict
+  step: number of new tokens so far; with the key, it decides the draw.
+  logits_BV, position_B: of the next token.
+  done_B: whether the sequence needs no more tokens.
+  """
+
+  step: jax.Array | np.int32
   logits_BV: jax.Array
-  position_B: jax.Array
-  done_B: jax.Array
-  tokens_BN: jax.Array
+  position_B: jax.Array | np.ndarray
+  done_B: jax.Array | np.ndarray
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def decode_step(model, variables, cache, tokens_BT, segment_BT, position_BT):
-  """`apply_cached`, compiled, the cache updated in place."""
-  return apply_cached(
-    model, variables, cache, tokens_BT, segment_BT, position_BT
-  )
-
-
-@functools.partial(jax.jit, static_argnums=(0, 8, 9, 10), donate_argnums=2)
+@functools.partial(jax.jit, static_argnums=(0, 5, 6), donate_argnums=2)
 def _decode(
-  model,
-  variables,
-  cache,
-  logits_BV,
-  position_B,
-  done_B,
-  key,
-  start,
-  num_tokens,
-  sampling,
-  stop,
+  model: Transformer,
+  variables: Any,
+  cache: Any,
+  following: _Next,
+  key: jax.Array,
+  sampling: Sampling,
+  eos_id: int,
 ):
-  """Samples up to num_tokens tokens [B, N] after what the cache holds.
+  """Samples up to sampling.num_tokens tokens after those in the cache.
 
   Returns:
-    (cache, logits of what comes next [B, V], tokens).
+    (cache, logits_BV of the token after them, tokens_BT); a sequence that is
+    done has eos_id for the rest of its row.
   """
-  batch = position_B.shape[0]
-  temperature, top_k, top_p = sampling
+  batch, start = following.position_B.shape[0], following.step
 
-  def body(loop: _Loop) -> _Loop:
-    token_B = sample_token(
-      loop.logits_BV,
-      jax.random.fold_in(key, start + loop.step),
-      temperature,
-      top_k,
-      top_p,
-    )
-    token_B = jnp.where(loop.done_B, stop, token_B)
+  def unfinished(carry):
+    _, following, _ = carry
+    made = following.step - start
+    return (made < sampling.num_tokens) & ~following.done_B.all()
+
+  def body(carry):
+    cache, (step, logits_BV, position_B, done_B), tokens_BT = carry
+    token_B = sample_token(logits_BV, jax.random.fold_in(key, step), sampling)
+    token_B = jnp.where(done_B, eos_id, token_B)
     cache, logits_BV = apply_cached(
       model,
       variables,
-      loop.cache,
+      cache,
       token_B[:, None],
       jnp.ones((batch, 1), jnp.int32),
-      loop.position_B[:, None],
+      position_B[:, None],
     )
-    return _Loop(
-      loop.step + 1,
-      cache,
-      logits_BV,
-      loop.position_B + 1,
-      loop.done_B | (token_B == stop),
-      loop.tokens_BN.at[:, loop.step].set(token_B),
-    )
+    tokens_BT = tokens_BT.at[:, step - start].set(token_B)
+    done_B = done_B | (token_B == eos_id)
+    return cache, _Next(step + 1, logits_BV, position_B + 1, done_B), tokens_BT
 
-  first = _Loop(
-    jnp.int32(0),
-    cache,
-    logits_BV,
-    position_B,
-    done_B,
-    jnp.full((batch, num_tokens), stop, jnp.int32),
+  tokens_BT = jnp.full((batch, sampling.num_tokens), eos_id, jnp.int32)
+  cache, following, tokens_BT = jax.lax.while_loop(
+    unfinished, body, (cache, following, tokens_BT)
   )
-  last = jax.lax.while_loop(
-    lambda loop: (loop.step < num_tokens) & ~loop.done_B.all(), body, first
-  )
-  tokens_BN = layout_lib.constrain_whole(last.tokens_BN, model.layout)
-  return last.cache, last.logits_BV, tokens_BN
+  tokens_BT = layout_lib.constrain_whole(tokens_BT, model.layout)
+  return cache, following.logits_BV, tokens_BT
 
 
-def _pad_left(prompts, width):
-  """Tokens, segments and positions [B, T] of prompts; T = width.
+def _pad_left(
+  prompts: Sequence[np.ndarray], length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns tokens, segments and positions [B, T] of prompts; T = length.
 
-  Padded on the left: the newest token of every row has the same cache slot.
+  Padding on the left gives the newest token of every row the same cache slot.
   """
-  tokens_BT = np.zeros((len(prompts), width), np.int32)
+  tokens_BT = np.zeros((len(prompts), length), np.int32)
   for row, prompt in enumerate(prompts):
-    tokens_BT[row, width - len(prompt) :] = prompt
-  lengths = np.array([len(prompt) for prompt in prompts])
-  position_BT = np.arange(width) - (width - lengths)[:, None]
+    tokens_BT[row, length - len(prompt) :] = prompt
+  lengths_B = np.array([len(prompt) for prompt in prompts])
+  position_BT = np.arange(length) - (length - lengths_B)[:, None]
   segment_BT = (position_BT >= 0).astype(np.int32)
   return tokens_BT, segment_BT, np.maximum(position_BT, 0)
 
 
+def _require_prompts(prompts: Sequence[np.ndarray], vocab_size: int) -> None:
+  """Raises ConfigError unless every prompt holds tokens of the vocabulary."""
+  require(len(prompts) > 0, "prompts", list(prompts), "must not be empty")
+  lengths = [len(prompt) for prompt in prompts]
+  require(
+    min(lengths) > 0, "prompts", lengths, "every prompt must hold a token"
+  )
+  tokens_T = np.concatenate(prompts)
+  # The embedding would take the nearest id that it has.
+  unknown_T = tokens_T[(tokens_T < 0) | (tokens_T >= vocab_size)]
+  require(
+    unknown_T.size == 0,
+    "prompts",
+    unknown_T[:3].tolist(),
+    f"token ids must be at least 0 and less than vocab_size = {vocab_size}",
+  )
+
+
+def _before(tokens_T: np.ndarray, eos_id: int) -> np.ndarray:
+  """Returns the tokens before the first eos."""
+  (places,) = np.nonzero(tokens_T == eos_id)
+  return tokens_T[: places[0]] if places.size else tokens_T
+
+
 def generate(
   model: Transformer,
-  variables,
+  variables: Any,
   prompts: Sequence[np.ndarray],
-  num_tokens: int,
-  key,
+  sampling: Sampling,
+  key: jax.Array,
   *,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  stop: int = -1,
-  width: int = 0,
+  eos_id: int = -1,
+  padded_length: int = 0,
   finished: Callable[[list[np.ndarray]], Sequence[bool]] | None = None,
 ) -> list[np.ndarray]:
   """Continues prompts, all in one batch.
 
   Args:
-    model: whose cache is used; results equal those of full forwards.
-    variables: its params and buffers.
-    prompts: int32 token ids of each sequence, none empty.
-    num_tokens: new tokens at most.
-    key: PRNG key.
-    temperature, top_k, top_p: see `sample_token`.
-    stop: token that ends a sequence; -1: none.
-    width: to which prompts are padded; 0: to a multiple of PROMPT_MULTIPLE.
-    finished: asked now and then which sequences need no more tokens, given
-      the new ones of each so far.
+    model, variables: logits_BTV = model.apply(variables, tokens_BT); the
+      results equal those of such forwards over whole sequences.
+    prompts: the int32 token ids of each sequence, none empty.
+    sampling: how many tokens are drawn, and how.
+    key: PRNG key; with the number of a new token, it decides the draw.
+    eos_id: the token that ends a sequence; -1: no token does.
+    padded_length: prompts are padded to this length; 0: to the next multiple
+      of PROMPT_MULTIPLE.
+    finished: called with the new tokens of each sequence every CHECK_EVERY
+      tokens; returns which sequences need no more.
   Returns:
-    The new tokens of each sequence, int32, without the stop token; of one that
-    is finished, some more than it needs.
+    The new tokens of each sequence, int32, without eos. A sequence that is
+    finished may have more tokens than it needs.
   Raises:
     ConfigError: no prompt, an empty one, or an id beyond the vocabulary.
   """
-  require(len(prompts) > 0, "prompts", list(prompts), "must not be empty")
-  lengths = np.array([len(prompt) for prompt in prompts])
-  require(
-    lengths.min() > 0,
-    "prompts",
-    lengths.tolist(),
-    "every prompt must hold a token",
-  )
-  vocab_size = model.config.vocab_size
-  tokens_N = np.concatenate(prompts)
-  # The embedding would take the nearest id that it has.
-  strange_N = tokens_N[(tokens_N < 0) | (tokens_N >= vocab_size)]
-  require(
-    strange_N.size == 0,
-    "prompts",
-    strange_N[:3].tolist(),
-    f"token ids must be at least 0 and less than vocab_size = {vocab_size}",
-  )
-  if num_tokens == 0:
-    return [np.zeros(0, np.int32) for _ in prompts]
-  width = width or -(-lengths.max() // PROMPT_MULTIPLE) * PROMPT_MULTIPLE
-  part = min(num_tokens, CHECK_EVERY) if finished else num_tokens
-  starts = range(0, num_tokens, part)
-  cache = init_cache(model, len(prompts), width + len(starts) * part)
+  _require_prompts(prompts, model.config.vocab_size)
+  lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
+  multiples = -(-int(lengths_B.max()) // PROMPT_MULTIPLE)
+  padded_length = padded_length or multiples * PROMPT_MULTIPLE
+  made_BT = np.zeros((len(prompts), 0), np.int32)
+  made = list(made_BT)
+  if sampling.num_tokens == 0:
+    return made
+  part = sampling.num_tokens
+  if finished:
+    part = min(part, CHECK_EVERY)
+  starts = range(0, sampling.num_tokens, part)
+  capacity = padded_length + len(starts) * part
   cache, logits_BV = decode_step(
-    model, variables, cache, *_pad_left(prompts, width)
+    model,
+    variables,
+    init_cache(model, len(prompts), capacity),
+    *_pad_left(prompts, padded_length),
   )
-  made_BN = np.zeros((len(prompts), 0), np.int32)
   done_B = np.zeros(len(prompts), bool)
   for start in starts:
-    cache, logits_BV, tokens_BN = _decode(
+    cache, logits_BV, tokens_BT = _decode(
       model,
       variables,
       cache,
-      logits_BV,
-      (lengths + start).astype(np.int32),
-      done_B,
+      _Next(np.int32(start), logits_BV, lengths_B + np.int32(start), done_B),
       key,
-      np.int32(start),
-      part,
-      (temperature, top_k, top_p),
-      stop,
+      dataclasses.replace(sampling, num_tokens=part),
+      eos_id,
     )
-    made_BN = np.concatenate([made_BN, tokens_BN], axis=1)[:, :num_tokens]
-    made = [
-      row_N[: np.argmax(row_N == stop)] if stop in row_N else row_N
-      for row_N in made_BN
-    ]
+    made_BT = np.concatenate([made_BT, tokens_BT], axis=1)
+    made_BT = made_BT[:, : sampling.num_tokens]
+    made = [_before(row_T, eos_id) for row_T in made_BT]
     if finished:
-      done_B = np.array(finished(made)) | (made_BN == stop).any(1)
+      done_B = np.array(finished(made)) | (made_BT == eos_id).any(1)
       if done_B.all():
         break
   return made
@@ -279,17 +291,23 @@ def generate(
 
 def generate_text(
   model: Transformer,
-  variables,
-  tokenizer,
+  variables: Any,
+  tokenizer: Tokenizer,
   prompts: Sequence[str],
-  sample: SampleConfig,
+  sampling: Sampling,
   seed: int,
 ) -> list[str]:
   """Continues texts, each as the beginning of a document.
 
+  Args:
+    model, variables: as for `generate`.
+    tokenizer: the one that the model was trained with.
+    prompts: the beginnings; "" begins a new document.
+    sampling: how many tokens are drawn, and how.
+    seed: decides the draws.
   Returns:
-    The new text of each prompt, ended by the tokenizer's end of document or
-    after sample.num_tokens tokens.
+    The new text of each prompt, up to the end of the document or of
+    sampling.num_tokens tokens.
   """
   encoded = [
     np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)])
@@ -299,11 +317,8 @@ def generate_text(
     model,
     variables,
     encoded,
-    sample.num_tokens,
+    sampling,
     jax.random.key(seed),
-    temperature=sample.temperature,
-    top_k=sample.top_k,
-    top_p=sample.top_p,
-    stop=tokenizer.eos_id,
+    eos_id=tokenizer.eos_id,
   )
-  return [tokenizer.decode(tokens_N) for tokens_N in new]
+  return [tokenizer.decode(tokens_T.tolist()) for tokens_T in new]
