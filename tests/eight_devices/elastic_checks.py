@@ -6,7 +6,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from ultramem_jax.settings.sampling import Sampling
 
 import train
 from ultramem_jax import data, testing
@@ -17,6 +16,7 @@ from ultramem_jax.runs import array_reader, checkpoint, workdir
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import sharding
 

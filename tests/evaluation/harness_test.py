@@ -6,11 +6,11 @@ import sys
 
 import numpy as np
 import pytest
-from ultramem_jax.settings.sampling import Sampling
 
 from ultramem_jax import testing
 from ultramem_jax.runs import checkpoint, workdir
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.sampling import Sampling
 
 needs_harness = pytest.mark.skipif(
   importlib.util.find_spec("lm_eval") is None,

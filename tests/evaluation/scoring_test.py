@@ -5,11 +5,11 @@ import re
 import jax
 import numpy as np
 import pytest
-from ultramem_jax.settings.sampling import Sampling
 
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.evaluation import scoring
 from ultramem_jax.serve import generate
+from ultramem_jax.settings.sampling import Sampling
 
 GREEDY = Sampling(20, temperature=0.0)
 

@@ -8,13 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ultramem_jax.settings.sampling import Sampling
 
 from ultramem_jax import testing
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.train import state as state_lib
 
 KEY = jax.random.key(0)
