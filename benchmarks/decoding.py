@@ -69,8 +69,8 @@ def _seed(name: str):
   return jnp.uint32(zlib.crc32(name.encode()))
 
 
-def random_variables(config: ModelConfig):
-  """Params and buffers of a model, prepared for serving.
+def random_model(config: ModelConfig):
+  """Returns (model, variables), the variables random; see `prepared_model`.
 
   On a CPU all memories share one table, and every fourth mixture its experts,
   so that several models fit in memory; none of them stays in a cache from one
@@ -98,8 +98,12 @@ def random_variables(config: ModelConfig):
       made[name] = _filled(x.shape, dtype, WEIGHT_STD, _seed(name))
     return made[name]
 
-  variables = jax.tree_util.tree_map_with_path(leaf, shapes)
-  return prepare_lib.prepare(model, variables)
+  return model, jax.tree_util.tree_map_with_path(leaf, shapes)
+
+
+def prepared_model(config: ModelConfig):
+  """Returns (model, variables) of random weights, prepared for serving."""
+  return prepare_lib.prepare(*random_model(config))
 
 
 def cache_length(config: ModelConfig, batch: int, longest: int, budget: int):
@@ -142,10 +146,10 @@ class Step:
 
 
 def make_step(
-  config: ModelConfig, variables, batch: int, length: int, steps: int
+  model: Transformer, variables, batch: int, length: int, steps: int
 ) -> Step:
   """A step over a cache that is full after `steps` of them."""
-  model = Transformer(config)
+  config = model.config
   used = max(0, length - steps)
   cache = filled_cache(model, batch, length, used)
   tokens = _tokens(config, batch)

@@ -27,6 +27,7 @@ import math
 import time
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +36,11 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import decoding, report
+from ultramem_jax.layers import ultramem
 from ultramem_jax.layers.ultramem import UltraMem
+from ultramem_jax.model import Transformer
 from ultramem_jax.ops import lookup
+from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.model import ModelConfig
 
 GROWTH = (250, 500, 1000, 2000)  # n, keys of a side; the table has n^2 rows
@@ -100,8 +104,8 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
   for done, group in enumerate(groups, 1):
     end = began + (setting.seconds or math.inf) * done / len(groups)
     configs = {model: setting.config(model) for model in group}
-    variables = {
-      model: decoding.random_variables(config)
+    models = {
+      model: decoding.prepared_model(config)
       for model, config in configs.items()
     }
     for batch in setting.batches:
@@ -115,9 +119,7 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
         for config in configs.values()
       )
       made = {
-        model: decoding.make_step(
-          configs[model], variables[model], batch, length, steps
-        )
+        model: decoding.make_step(*models[model], batch, length, steps)
         for model in group
       }
       seconds = report.interleaved_seconds(
@@ -135,7 +137,7 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
         print(_line(record), flush=True)
         yield record
       del made, step
-    del variables
+    del models
     gc.collect()
 
 
@@ -180,13 +182,15 @@ def _varied(function, *inputs):
   return call
 
 
-def layer_call(config: ModelConfig, variables, batch: int = 1):
+def layer_call(model: Transformer, variables, batch: int = 1):
   """A call of the first memory layer of a model on one token a row."""
+  config = model.config
   layer = UltraMem(
     config.memory,
     config.embed_dim,
     config.num_layers,
     dtype=jnp.dtype(config.dtype),
+    prepared_for=model.prepared_for,
   )
   own = {
     name: tree["memory_0"]
@@ -253,7 +257,7 @@ def _growth_calls(setting: Setting, sides, batch: int):
   dense, functions = None, {}
   for side in sides:
     config = setting.config("UltraMem", num_keys=side)
-    variables = decoding.random_variables(config)
+    model, variables = decoding.prepared_model(config)
     # The dense part is the same array in all models.
     dense = dense or variables["params"]
     params = {
@@ -265,11 +269,11 @@ def _growth_calls(setting: Setting, sides, batch: int):
       config, batch, setting.cache, setting.cache_bytes // len(setting.sides)
     )
     step = decoding.make_step(
-      config, variables, batch, length, setting.rounds + 2
+      model, variables, batch, length, setting.rounds + 2
     )
     functions |= {
       ("model", side): step.call,
-      ("layer", side): layer_call(config, variables, batch),
+      ("layer", side): layer_call(model, variables, batch),
       ("rows", side): rows_call(config, params["memory_0"]["values"], batch),
     }
   return functions
@@ -284,23 +288,18 @@ def compare_keys(setting: Setting) -> Iterator[dict[str, Any]]:
 
 def _compare_keys(setting, query_per_rank):
   config = setting.config("UltraMem", query_per_rank=query_per_rank)
-  prepared = decoding.random_variables(config)
-  plain = {k: v for k, v in prepared.items() if k != "serving"}
-  keys = {"keys": prepared["serving"]["memory_0"]["keys"]}
-  forms = {
-    "plain": plain,
-    "normalized": {**plain, "serving": {"memory_0": keys}},
-  }
+  plain = decoding.random_model(config)
+  prepared = prepare_lib.prepare(*plain)
+  # Each form, and up to how many tokens it reads merged keys.
+  forms = {"plain": (plain, 0), "normalized": (prepared, 0)}
   if not query_per_rank:
-    forms["merged"] = prepared
+    forms["merged"] = prepared, ultramem.MERGED_TOKENS
   for batch in (1, 8, 64):
-    seconds = report.interleaved_seconds(
-      {
-        name: layer_call(config, variables, batch)
-        for name, variables in forms.items()
-      },
-      setting.rounds,
-    )
+    calls = {}
+    for name, (model, merged_tokens) in forms.items():
+      with mock.patch.object(ultramem, "MERGED_TOKENS", merged_tokens):
+        calls[name] = layer_call(*model, batch)
+    seconds = report.interleaved_seconds(calls, setting.rounds)
     print(
       f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "
       + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),

@@ -102,11 +102,11 @@ def inputs(tokens):
 
 
 def forward(tokens):
-  prepared = variables()
+  model = LAYER, variables()
   x_BTD = inputs(tokens)
   if tokens == 1:  # decoding
-    prepared = prepare_lib.prepare(LAYER, prepared, x_BTD)
-  return compiled(LAYER.apply, prepared, x_BTD)
+    model = prepare_lib.prepare(*model, x_BTD)
+  return compiled(model[0].apply, model[1], x_BTD)
 
 
 def backward(tokens, dense):

@@ -46,12 +46,13 @@ class Block(nn.Module):
 
   Attributes:
     config: the transformer's settings.
-    layout: of the arrays on a mesh; None: one device.
+    layout, prepared_for: see `Transformer`.
     mlp_conv: taps of the convolution before the MLP; 0: none.
   """
 
   config: ModelConfig
   layout: Layout | None = None
+  prepared_for: str | None = None
   mlp_conv: int = 0
 
   @nn.compact
@@ -61,7 +62,7 @@ class Block(nn.Module):
     dtype = jnp.dtype(c.dtype)
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
     h_BTD = make_norm(*norm, "attention_norm", "embed", dtype=dtype)(x_BTD)
-    h_BTD = Attention(c, name="attention")(
+    h_BTD = Attention(c, self.prepared_for, name="attention")(
       h_BTD, segment_BT, position_BT, decode
     )
     x_BTD += dropout(h_BTD)
@@ -73,7 +74,7 @@ class Block(nn.Module):
     if c.moe.num_experts:
       y_BTD = Moe(c, self.layout, name="moe")(h_BTD, segment_BT)
     else:
-      y_BTD = Mlp(c, name="mlp")(h_BTD)
+      y_BTD = Mlp(c, self.prepared_for, name="mlp")(h_BTD)
     x_BTD = layout_lib.constrain_batch(x_BTD + dropout(y_BTD), self.layout)
     return x_BTD, h_BTD
 
@@ -88,10 +89,14 @@ class Transformer(nn.Module):
   Attributes:
     config: the model's settings.
     layout: how arrays are split over a mesh; None: one device.
+    prepared_for: the platform for which `serve.prepare` made the collection
+      "prepared", which layers then read in place of some parameters: "cpu",
+      "gpu", "tpu". None: all layers read parameters.
   """
 
   config: ModelConfig
   layout: Layout | None = None
+  prepared_for: str | None = None
 
   @nn.compact
   def __call__(
@@ -157,7 +162,7 @@ class Transformer(nn.Module):
     for layer in range(c.num_layers):
       mlp_conv = c.mlp_conv if layer in c.mlp_conv_layers else 0
       x_BTD, h_BTD = block_class(
-        c, self.layout, mlp_conv, name=f"block_{layer}"
+        c, self.layout, self.prepared_for, mlp_conv, name=f"block_{layer}"
       )(x_BTD, segment_BT, position_BT, decode, deterministic)
       for span in c.spans:
         if span.start == layer:
@@ -168,6 +173,7 @@ class Transformer(nn.Module):
             span.index,
             dtype,
             self.layout,
+            self.prepared_for,
             name=f"memory_{span.index}",
           )(h_BTD, segment_BT, decode, tables)
           outputs[span.index] = dropout(y_BTD)
@@ -183,5 +189,6 @@ class Transformer(nn.Module):
       c.embed_dim**-0.5,
       ("embed", "vocab"),
       dtype=dtype,
+      prepared_for=self.prepared_for,
       name="head",
     )(x_BTD).astype(jnp.float32)

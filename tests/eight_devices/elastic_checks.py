@@ -132,7 +132,7 @@ def use(config, layout, variables):
   result = loss_lib.on_validation_split(config, data.open(config), layout)(
     variables["params"], variables["buffers"]
   )
-  variables = prepare_lib.prepare(model, variables)
+  model, variables = prepare_lib.prepare(model, variables)
   tokens = generate.generate(
     model,
     variables,

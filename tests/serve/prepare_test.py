@@ -57,15 +57,15 @@ def test_prepared_equals_unprepared(case):
   layer = layer_class(config, embed_dim=12)
   x_BTD = jax.random.normal(jax.random.key(0), (2, max(LENGTHS), 12))
   variables = nn.meta.unbox(jax.jit(layer.init)(jax.random.key(1), x_BTD))
-  prepared = prepare_lib.prepare(layer, variables, x_BTD)
-  assert ("merged_keys" in prepared["serving"]) == (case == "shared_query")
-  # The parameters are not looked at again.
-  params = {**prepared["params"]}
-  params["keys"] *= jnp.nan
-  prepared["params"] = params
-  forward = jax.jit(functools.partial(layer.apply, mutable=["intermediates"]))
+  served, prepared = prepare_lib.prepare(layer, variables, x_BTD)
+  assert ("merged_keys" in prepared["prepared"]) == (case == "shared_query")
+  assert "keys" not in prepared["params"]
+  forward, forward_served = (
+    jax.jit(functools.partial(layer.apply, mutable=["intermediates"]))
+    for layer in (layer, served)
+  )
   for length in LENGTHS:
-    y_BTD, sown = forward(prepared, x_BTD[:, :length])
+    y_BTD, sown = forward_served(prepared, x_BTD[:, :length])
     expected_BTD, expected = forward(variables, x_BTD[:, :length])
     assert_close(y_BTD, expected_BTD)
     for name in ("index_BTAM", "slot_BTAM"):
@@ -74,20 +74,35 @@ def test_prepared_equals_unprepared(case):
       )
 
 
+def test_models_read_what_they_are_prepared_for_and_nothing_else():
+  """What a model computes depends on its attribute, not on a collection."""
+  model, variables = make_model(model__num_layers=1, model__memory__spans="1:1")
+  served, prepared = prepare_lib.prepare(model, variables, platform="gpu")
+  tokens_BT = jnp.arange(8).reshape(2, -1)
+  with pytest.raises(ValueError, match="the variables lack prepared/memory_0"):
+    served.apply(variables, tokens_BT)
+  wrong = jax.tree.map(lambda x: x * jnp.nan, prepared["prepared"])
+  forward = jax.jit(model.apply)
+  np.testing.assert_array_equal(
+    forward({**variables, "prepared": wrong}, tokens_BT),
+    forward(variables, tokens_BT),
+  )
+
+
 def test_bfloat16_weights_are_cast_once_and_change_nothing():
   model, variables = make_model(model__dtype="bfloat16")
-  prepared = prepare_lib.prepare(model, variables)
+  served, prepared = prepare_lib.prepare(model, variables)
   params, cast = variables["params"], prepared["params"]
   assert cast["embed"]["embedding"].dtype == jnp.bfloat16
-  transposed = prepared["transposed"]
+  transposed = prepared["prepared"]
   assert transposed["block_0"]["mlp"]["up"]["kernel"].dtype == jnp.bfloat16
   assert transposed["memory_0"]["value_projection"].dtype == jnp.bfloat16
   for name in ("values", "core"):
     assert cast["memory_0"][name] is params["memory_0"][name]
   tokens_BT = jnp.arange(2 * ultramem.MERGED_TOKENS).reshape(2, -1)
-  forward = jax.jit(model.apply)
   np.testing.assert_array_equal(
-    forward(prepared, tokens_BT), forward(variables, tokens_BT)
+    jax.jit(served.apply)(prepared, tokens_BT),
+    jax.jit(model.apply)(variables, tokens_BT),
   )
 
 
@@ -104,25 +119,26 @@ def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
     model__memory__spans="1:1",
     **overrides,
   )
-  for_cpu = prepare_lib.prepare(model, variables)
-  for_gpu = prepare_lib.prepare(model, variables, platform="gpu")
-  assert "transposed" not in for_gpu
-  assert for_gpu["params"] == variables["params"]
-  flat = {
-    name: traverse_util.flatten_dict(tree, sep="/")
-    for name, tree in {**variables, "transposed": for_cpu["transposed"]}.items()
-  }
-  transposed = set(flat["transposed"])
-  kept = set(traverse_util.flatten_dict(for_cpu["params"], sep="/"))
-  assert kept == set(flat["params"]) - transposed
-  assert "block_0/attention/out/kernel" in transposed
-  for path in transposed:
-    assert flat["transposed"][path].size == flat["params"][path].size
+  flatten = functools.partial(traverse_util.flatten_dict, sep="/")
+  params = flatten(variables["params"])
+  on_cpu, for_cpu = prepare_lib.prepare(model, variables)
+  _, for_gpu = prepare_lib.prepare(model, variables, platform="gpu")
+  keys = set() if kind == "dense" else {"memory_0/keys"}
+  assert set(flatten(for_gpu["prepared"])) == keys
+  assert flatten(for_gpu["params"]).keys() == params.keys() - keys
+  moved = flatten(for_cpu["prepared"])
+  assert flatten(for_cpu["params"]).keys() == params.keys() - moved.keys()
+  assert "block_0/attention/out/kernel" in moved
+  for path in moved.keys() - keys:
+    assert moved[path].size == params[path].size
+    assert moved[path].shape != params[path].shape
   # Few rows, and more than a CPU multiplies the other way round.
-  forward = jax.jit(model.apply)
+  forward, forward_served = jax.jit(model.apply), jax.jit(on_cpu.apply)
   for shape in ((2, 5), (few_rows.FEW_ROWS, 2)):
     tokens_BT = np.arange(math.prod(shape), dtype=np.int32).reshape(shape) % 100
-    assert_close(forward(for_cpu, tokens_BT), forward(variables, tokens_BT))
+    assert_close(
+      forward_served(for_cpu, tokens_BT), forward(variables, tokens_BT)
+    )
 
 
 def decode_step_text(num_keys, **overrides):
@@ -132,7 +148,7 @@ def decode_step_text(num_keys, **overrides):
     model__memory__spans="1:2/2:2",
     **overrides,
   )
-  variables = prepare_lib.prepare(model, variables)
+  model, variables = prepare_lib.prepare(model, variables)
   cache = generate.init_cache(model, 3, 300)
   token_B1 = jnp.ones((3, 1), jnp.int32)
   return (

@@ -41,9 +41,9 @@ def main() -> None:
     prompts = [sys.stdin.read()]
   run = model_flags.load()
   tokenizer = data.open(run.config).tokenizer
-  variables = prepare_lib.prepare(run.model, run.variables)
+  model, variables = prepare_lib.prepare(run.model, run.variables)
   texts = generate.generate_text(
-    run.model, variables, tokenizer, prompts, sampling, values.seed
+    model, variables, tokenizer, prompts, sampling, values.seed
   )
   for prompt, text in zip(prompts, texts, strict=True):
     print(prompt + text)

@@ -164,9 +164,9 @@ class Scorer:
   def __init__(self, run: TrainedModel):
     self._run = run
     self._tokenizer = data.open(run.config).tokenizer
-    self._variables = prepare_lib.prepare(run.model, run.variables)
+    self._model, self._variables = prepare_lib.prepare(run.model, run.variables)
     self._score = jax.jit(
-      functools.partial(score_step, run.model),
+      functools.partial(score_step, self._model),
       out_shardings=sharding.replicated(run.layout.mesh),
     )
 
@@ -265,7 +265,7 @@ class Scorer:
       # Pads with the last prompt, because each batch size compiles separately.
       padded = indices + indices[-1:] * (rows - len(indices))
       made = generate.generate(
-        self._run.model,
+        self._model,
         self._variables,
         [prompts[i] for i in padded],
         sampling,

@@ -39,6 +39,7 @@ class Attention(nn.Module):
   """
 
   config: ModelConfig
+  prepared_for: str | None = None
 
   @nn.compact
   def __call__(self, x_BTD, segment_BT, position_BT, decode: bool):
@@ -51,6 +52,7 @@ class Attention(nn.Module):
         c.embed_dim**-0.5,
         ("embed", "heads", "head"),
         dtype=dtype,
+        prepared_for=self.prepared_for,
         name=name,
       )(x_BTD)
 
@@ -83,6 +85,7 @@ class Attention(nn.Module):
       ("heads", "head", "embed"),
       num_axes=2,
       dtype=dtype,
+      prepared_for=self.prepared_for,
       name="out",
     )(y_BTQH)
 

@@ -1,46 +1,48 @@
-"""Linear maps, whose matrices a CPU serves transposed."""
+"""Linear maps, whose matrices a CPU reads transposed when serving."""
 
 import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from ultramem_jax.layers import prepared
 from ultramem_jax.ops.cpu import matmul as few_rows
 
 
 def contract(
-  module: nn.Module, name: str, x, make: Callable, num_axes: int = 1
-):
-  """x, its last axes contracted with the first of a module's parameter.
+  module: nn.Module,
+  name: str,
+  x: jax.Array,
+  make: Callable[[], jax.Array],
+  num_axes: int = 1,
+) -> jax.Array:
+  """Contracts the last axes of x with the first axes of a parameter.
 
-  Where the collection "transposed" holds the parameter, with these axes last,
-  it is read from there and need not be among "params"; where that collection is
-  mutable, it is put there (`serving.prepare`).
+  A module that is prepared for a CPU reads the parameter from the collection
+  "prepared", with these axes last; it then need not be among "params".
 
   Args:
-    module: that the parameter belongs to.
+    module: owns the parameter, and has an attribute `prepared_for`.
     name: of the parameter.
     x: [..., *inputs] float.
     make: () -> parameter [*inputs, *outputs].
-    num_axes: of the inputs.
+    num_axes: number of input axes.
   Returns:
     [..., *outputs] in x's dtype.
   """
-  if module.has_variable("transposed", name):
-    kernel = module.get_variable("transposed", name)
-    width = math.prod(x.shape[-num_axes:])
-    y_1ZF = few_rows.dot_transposed(
-      x.reshape(1, -1, width), kernel.reshape(1, -1, width)
-    )
-    return y_1ZF.reshape(*x.shape[:-num_axes], *kernel.shape[:-num_axes])
-  kernel = make().astype(x.dtype)
-  if (
-    module.is_mutable_collection("transposed") and not module.is_initializing()
-  ):
-    first, last = range(num_axes), range(-num_axes, 0)
-    module.put_variable("transposed", name, jnp.moveaxis(kernel, first, last))
-  return jnp.tensordot(x, kernel, num_axes)
+  if module.prepared_for != "cpu":
+    return jnp.tensordot(x, make().astype(x.dtype), num_axes)
+  first, last = range(num_axes), range(-num_axes, 0)
+  kernel = prepared.read(
+    module, name, lambda: jnp.moveaxis(make().astype(x.dtype), first, last)
+  )
+  width = math.prod(x.shape[-num_axes:])
+  y_1ZF = few_rows.dot_transposed(
+    x.reshape(1, -1, width), kernel.reshape(1, -1, width)
+  )
+  return y_1ZF.reshape(*x.shape[:-num_axes], *kernel.shape[:-num_axes])
 
 
 class Linear(nn.Module):
@@ -52,6 +54,7 @@ class Linear(nn.Module):
     axes: names of the kernel's axes, for sharding.
     num_axes: how many of x's last axes are the inputs.
     dtype: of the product.
+    prepared_for: see `model.Transformer`.
   """
 
   outputs: tuple[int, ...]
@@ -59,6 +62,7 @@ class Linear(nn.Module):
   axes: tuple[str, ...]
   num_axes: int = 1
   dtype: jnp.dtype = jnp.float32
+  prepared_for: str | None = None
 
   @nn.compact
   def __call__(self, x):

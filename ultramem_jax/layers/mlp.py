@@ -1,5 +1,7 @@
 """The feed-forward layer."""
 
+import functools
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -11,19 +13,19 @@ class Mlp(nn.Module):
   """gelu(x W_up) W_down, or (silu(x W_gate) * x W_up) W_down with swiglu."""
 
   config: ModelConfig
+  prepared_for: str | None = None
 
   @nn.compact
   def __call__(self, x_BTD):
     c = self.config
-
-    dtype = jnp.dtype(c.dtype)
+    linear = functools.partial(
+      Linear, dtype=jnp.dtype(c.dtype), prepared_for=self.prepared_for
+    )
     into = (c.mlp_dim,), c.embed_dim**-0.5, ("embed", "mlp")
-    h_BTF = Linear(*into, dtype=dtype, name="up")(x_BTD)
+    h_BTF = linear(*into, name="up")(x_BTD)
     if c.activation == "swiglu":
-      h_BTF *= nn.silu(Linear(*into, dtype=dtype, name="gate")(x_BTD))
+      h_BTF *= nn.silu(linear(*into, name="gate")(x_BTD))
     else:
       h_BTF = nn.gelu(h_BTF)
     out_std = (2 * c.num_layers * c.mlp_dim) ** -0.5
-    return Linear(
-      (c.embed_dim,), out_std, ("mlp", "embed"), dtype=dtype, name="down"
-    )(h_BTF)
+    return linear((c.embed_dim,), out_std, ("mlp", "embed"), name="down")(h_BTF)

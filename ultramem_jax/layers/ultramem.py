@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.layers import prepared
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.convolution import CausalConv
 from ultramem_jax.layers.linear import contract
@@ -51,10 +52,10 @@ class UltraMem(nn.Module):
       training step by `refresh_buffers`; `permutation` [E * I] with the
       stored shuffle.
     cache: the convolution's last inputs, when decoding.
-    serving: what depends on parameters alone, and is read in place of them
-      where it is present; `serving.prepare` makes it. `keys`, normalized;
-      `merged_keys`, folded with u and t, where ranks share a query.
-    transposed: `query` and `value_projection`, likewise, on a CPU.
+    prepared: arrays computed from parameters by `serve.prepare`, for a layer
+      with `prepared_for`: `keys`, normalized; `merged_keys`, folded with u and
+      t, where ranks share a query; for a CPU also `query` and
+      `value_projection`, transposed.
   Sown when the collection is mutable:
     intermediates: `index_BTAM` (virtual, before the shuffle, best first),
       `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC` (after
@@ -74,6 +75,7 @@ class UltraMem(nn.Module):
     layer_index: gives each layer of a model its own shuffle.
     dtype: of the matmuls; scores are float32 always.
     layout: how tokens and tables are split over a mesh; None: one device.
+    prepared_for: see `model.Transformer`.
   """
 
   config: MemoryConfig
@@ -82,6 +84,7 @@ class UltraMem(nn.Module):
   layer_index: int = 0
   dtype: jnp.dtype = jnp.float32
   layout: Layout | None = None
+  prepared_for: str | None = None
 
   KIND = "ultramem"  # of its config
   # The authors initialize the weights of query and key norm with
@@ -129,7 +132,7 @@ class UltraMem(nn.Module):
       )
     x_BTD = x_BTD.astype(self.dtype)
     core_CARR, filter_PAR = self._core()
-    keys, fold = self._prepared_keys(filter_PAR)
+    keys, fold = self._readable_keys(filter_PAR)
     query_BTPGRK = self._query(x_BTD, segment_BT, decode, core_CARR, filter_PAR)
     found = layout_lib.over_tokens(
       self._find,
@@ -164,42 +167,37 @@ class UltraMem(nn.Module):
       ),
     }
 
-  def _prepared_keys(self, filter_PAR):
-    """`Keys`, and the function that queries need in order to score them."""
+  def _readable_keys(self, filter_PAR):
+    """Returns `Keys`, and what to apply to queries before they score them."""
     as_is = lambda query_BTPGRK: query_BTPGRK
-    if self.has_variable("serving", "keys"):
-      keys_PARNK, merged_PANK = self.get_variable("serving", "keys"), None
-      if self.has_variable("serving", "merged_keys"):
-        merged_PANK = self.get_variable("serving", "merged_keys")
-      return Keys(keys_PARNK, None, merged_PANK), as_is
+    if self.prepared_for is not None:
+      return self._prepared_keys(filter_PAR), as_is
     raw_PARNK, norm = self._keys()
-    prepares = (
-      self.is_mutable_collection("serving") and not self.is_initializing()
-    )
-    if (
-      norm is not None
-      and not norm.bias
-      and not prepares
-      and self.dtype == jnp.float32
-    ):
-      # Normalized keys would be as large an array once more, and in the
-      # backward several. In bfloat16 both forms are rounded, and a trained
-      # model would choose other rows when served.
+    if norm is not None and not norm.bias and self.dtype == jnp.float32:
+      # Normalized keys would be another array of that size, and several in the
+      # backward. In bfloat16 each form rounds differently, and a trained model
+      # would choose other rows when served.
       scale_PARN = norm.inverse_std(raw_PARNK)
       return Keys(raw_PARNK.astype(self.dtype), scale_PARN, None), norm.fold
+    return Keys(self._normalized_keys(raw_PARNK, norm), None, None), as_is
+
+  def _normalized_keys(self, raw_PARNK, norm):
     keys_PARNK = raw_PARNK if norm is None else norm(raw_PARNK)
-    keys_PARNK = keys_PARNK.astype(self.dtype)
-    if prepares:
-      self.put_variable("serving", "keys", keys_PARNK)
-      # In bfloat16 a merged key would be rounded, and choose other rows.
-      if (
-        self.config.rank > 1
-        and not self.config.query_per_rank
-        and keys_PARNK.dtype == jnp.float32
-      ):
-        merged_PANK = retrieval.merge_keys(keys_PARNK, filter_PAR)
-        self.put_variable("serving", "merged_keys", merged_PANK)
-    return Keys(keys_PARNK, None, None), as_is
+    return keys_PARNK.astype(self.dtype)
+
+  def _prepared_keys(self, filter_PAR) -> Keys:
+    """Returns the keys that `serve.prepare` normalized and merged."""
+    keys_PARNK = prepared.read(
+      self, "keys", lambda: self._normalized_keys(*self._keys())
+    )
+    c = self.config
+    # A merged key in bfloat16 would be rounded, and choose other rows.
+    if c.rank == 1 or c.query_per_rank or self.dtype != jnp.float32:
+      return Keys(keys_PARNK, None, None)
+    merged_PANK = prepared.read(
+      self, "merged_keys", lambda: retrieval.merge_keys(keys_PARNK, filter_PAR)
+    )
+    return Keys(keys_PARNK, None, merged_PANK)
 
   def _keys(self):
     """Keys [P, A, R, N, K] in float32, and their `KeyNorm` or None."""

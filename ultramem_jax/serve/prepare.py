@@ -1,58 +1,66 @@
-"""Variables for serving: what parameters alone decide, computed once."""
+"""Prepares a model for serving: what parameters alone decide, computed once."""
 
 import re
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
+
+from ultramem_jax.layers import prepared
 
 # Parameters that a model in bfloat16 reads in float32, or as they are stored.
 UNCAST = r"norm/|(^|/)(router|core|keys|\w*values\w*)$"
 
 
-def prepare(model, variables, *inputs, platform: str | None = None):
-  """The variables with which a model serves: the same results, read faster.
+def prepare(
+  model: nn.Module, variables: Any, *inputs: Any, platform: str | None = None
+) -> tuple[nn.Module, dict[str, Any]]:
+  """Returns a model and variables that compute the same faster.
 
-  Adds the collection "serving", in which memory layers find their normalized
-  keys and the keys that are folded with the filter vectors; for a CPU moves
-  matrices to the collection "transposed", for `ops.few_rows`; casts weights to
-  the type they are multiplied in. To be called once per weights.
+  The model reads the collection "prepared", which is added: the normalized
+  keys of memory layers, those keys folded with the filter vectors and, for a
+  CPU, transposed matrices. Parameters that are read from there are left out;
+  others are cast to the type they are multiplied in. Call it once per weights.
 
   Args:
-    model: a Transformer, or any Flax model that holds memory layers.
+    model: a Transformer or a memory layer; or any Flax model that has an
+      attribute `prepared_for` and passes it to its memory layers.
     variables: its params and buffers.
-    inputs: of a forward, of any size; nothing else than these collections is
-      computed from them. By default one token, as a Transformer takes it.
-    platform: that is to serve; None: JAX's default.
+    inputs: of a forward, of any size; only their shapes matter. Default: one
+      token, as a Transformer takes it.
+    platform: that is to serve, "cpu", "gpu" or "tpu"; None: JAX's default.
   Returns:
-    Variables for `model.apply`, decoding or not.
+    (model, variables) for `model.apply`, decoding or not.
+  Raises:
+    TypeError: the model has no attribute `prepared_for`.
   """
   inputs = inputs or (jnp.zeros((1, 1), jnp.int32),)
-  made = ["serving"]
-  if (platform or jax.default_backend()) == "cpu":
-    made.append("transposed")
+  model = model.clone(prepared_for=platform or jax.default_backend())
 
   @jax.jit
-  def prepared(variables):
-    return model.apply(variables, *inputs, mutable=made)[1]
+  def computed(variables):
+    return model.apply(variables, *inputs, mutable=[prepared.COLLECTION])[1]
 
-  added = prepared(variables)
-  params = traverse_util.flatten_dict(variables["params"])
-  for path in traverse_util.flatten_dict(added.get("transposed", {})):
-    del params[path]
-  params = traverse_util.unflatten_dict(params)
-  return {**_cast(model, {**variables, "params": params}), **added}
+  added = computed(variables).get(prepared.COLLECTION, {})
+  params = traverse_util.flatten_dict(variables["params"], sep="/")
+  for path in traverse_util.flatten_dict(added, sep="/"):
+    params.pop(path, None)
+  return model, {
+    **variables,
+    "params": traverse_util.unflatten_dict(_cast(model, params), sep="/"),
+    prepared.COLLECTION: added,
+  }
 
 
-def _cast(model, variables):
-  """Weights in the model's dtype, where it has one."""
+def _cast(model, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  """Parameters by path in the model's dtype, if it has one."""
   config = getattr(model, "config", None)
   dtype = jnp.dtype(getattr(config, "dtype", jnp.float32))
   if dtype == jnp.float32:
-    return variables
-  flat = traverse_util.flatten_dict(variables["params"], sep="/")
-  cast = {
+    return params
+  return {
     path: x if re.search(UNCAST, path) else x.astype(dtype)
-    for path, x in flat.items()
+    for path, x in params.items()
   }
-  return {**variables, "params": traverse_util.unflatten_dict(cast, sep="/")}

@@ -1,7 +1,6 @@
 """What a run's compiled steps cost, found without running them."""
 
 import collections
-import functools
 import re
 
 import jax
@@ -21,7 +20,7 @@ from ultramem_jax.train import state as state_lib
 def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
   """A step of generation: one token for each sequence, the cache donated.
 
-  With the variables that `serving.prepare` makes.
+  With the variables that `serve.prepare` makes.
 
   Args:
     config: the run whose model decodes.
@@ -43,9 +42,12 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
   platform = layout.mesh.devices.flat[0].platform
   state = state_lib.abstract_state(config, layout)
   variables = jax.eval_shape(
-    functools.partial(prepare_lib.prepare, model, platform=platform),
+    lambda variables: prepare_lib.prepare(model, variables, platform=platform)[
+      1
+    ],
     {"params": state.params, "buffers": state.buffers},
   )
+  model = model.clone(prepared_for=platform)
   variables = sharding.with_sharding(
     variables, sharding.state_shardings(variables, config, layout)
   )
