@@ -10,7 +10,7 @@ import pytest
 from flax import traverse_util
 
 import train
-from ultramem_jax import testing
+from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops import precision
@@ -120,7 +120,9 @@ def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
   assert loaded.config.model.memory.storage.table_dtype == dtype
   values_IW = loaded.variables["params"]["memory_0"]["values"]
   assert values_IW.dtype == precision.DTYPES[dtype]
-  validate = loss_lib.on_validation_split(loaded.config, loaded.layout)
+  validate = loss_lib.on_validation_split(
+    loaded.config, data.open(loaded.config), loaded.layout
+  )
   result = validate(loaded.variables["params"], loaded.variables["buffers"])
   assert result["loss"] == pytest.approx(report["loss"], rel=1e-6)
 

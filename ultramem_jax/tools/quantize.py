@@ -7,6 +7,7 @@ from typing import Any
 import jax
 from flax import traverse_util
 
+from ultramem_jax import data
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.ops import precision
 from ultramem_jax.runs import checkpoint
@@ -87,8 +88,9 @@ def quantize_run(
     **loaded.variables,
     "params": quantize(loaded.variables["params"], dtype),
   }
+  corpus = data.open(loaded.config)
   before, after = (
-    loss_lib.on_validation_split(here, loaded.layout)(
+    loss_lib.on_validation_split(here, corpus, loaded.layout)(
       held["params"], held["buffers"]
     )["loss"]
     for here, held in (
