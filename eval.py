@@ -5,11 +5,11 @@
       --data.source=text --data.valid_path='books/*.txt'
   python eval.py --workdir=runs/tiny --tasks=hellaswag,arc_challenge
 
-Loss, perplexity and bits per byte are printed as one line of JSON; of tasks
-a table, and a line of JSON is added to the workdir's tasks.jsonl
-(ultramem_jax/harness.py). The run's mesh is used as far as these devices make
-it; --mesh.table=8 and the like name another, --coordinator other hosts
-(docs/sharding.md).
+Prints loss, perplexity and bits per byte as one line of JSON. For tasks it
+prints a table and adds a line of JSON to the workdir's tasks.jsonl
+(ultramem_jax/evaluation/harness.py). The run's mesh is used as far as these
+devices allow; --mesh.table=8 and the like name another, --coordinator other
+hosts (docs/sharding.md).
 """
 
 import json
@@ -21,6 +21,7 @@ from configs import default
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.train import sharding
@@ -58,6 +59,40 @@ model_flags.define()
 cli.define_processes()
 
 
+def load_run() -> TrainedModel:
+  """Loads the model, with the text and batches that the flags name."""
+  run = model_flags.load()
+  fields = config_lib.to_dict(run.config)
+  fields["eval_batches"] = BATCHES.value
+  fields["batch_size"] = BATCH_SIZE.value or run.config.batch_size
+  fields["data"] |= config_flags.get_override_values(flags.FLAGS["data"])
+  config = config_lib.parse(fields)
+  sharding.mesh_shape(config, run.layout.mesh.size)
+  return run._replace(config=config)
+
+
+def evaluate_loss() -> None:
+  """Prints the loss on the validation split."""
+  run = load_run()
+  corpus = data.open(run.config)
+  validate = loss_lib.on_validation_split(run.config, corpus, run.layout)
+  result = validate(run.variables["params"], run.variables["buffers"])
+  print(json.dumps({"step": run.step, **result}))
+
+
+def evaluate_tasks() -> None:
+  """Prints the results of benchmark tasks and adds them to the workdir."""
+  # lm_eval is optional, and slow to import.
+  from ultramem_jax.evaluation import harness
+
+  manager, tasks = harness.find(TASKS.value, TASKS_DIR.value)
+  record, table = harness.evaluate(
+    load_run(), manager, tasks, NUM_FEWSHOT.value, LIMIT.value
+  )
+  print(table)
+  harness.append(flags.FLAGS.workdir, record)
+
+
 def main() -> None:
   cli.join_processes()
   for flag in (TASKS_DIR, NUM_FEWSHOT, LIMIT):
@@ -68,27 +103,9 @@ def main() -> None:
       "is for --tasks",
     )
   if TASKS.value:
-    from ultramem_jax.evaluation import harness
-
-    tasks = harness.find(TASKS.value, TASKS_DIR.value)
-  run = model_flags.load()
-  fields = config_lib.to_dict(run.config)
-  fields["eval_batches"] = BATCHES.value
-  fields["batch_size"] = BATCH_SIZE.value or run.config.batch_size
-  fields["data"] |= config_flags.get_override_values(flags.FLAGS["data"])
-  config = config_lib.parse(fields)
-  sharding.mesh_shape(config, run.layout.mesh.size)
-  if TASKS.value:
-    record, table = harness.evaluate(
-      run._replace(config=config), *tasks, NUM_FEWSHOT.value, LIMIT.value
-    )
-    print(table)
-    harness.append(flags.FLAGS.workdir, record)
+    evaluate_tasks()
   else:
-    corpus = data.open(config)
-    validate = loss_lib.on_validation_split(config, corpus, run.layout)
-    result = validate(run.variables["params"], run.variables["buffers"])
-    print(json.dumps({"step": run.step, **result}))
+    evaluate_loss()
 
 
 if __name__ == "__main__":

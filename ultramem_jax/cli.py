@@ -58,11 +58,12 @@ def load_config() -> Config:
 
 def config_name() -> str:
   """Returns the name of the config file, such as "tiny"."""
-  return pathlib.Path(flags.FLAGS["config"].config_filename).stem
+  flag: Any = flags.FLAGS["config"]
+  return pathlib.Path(flag.config_filename).stem
 
 
-def define_section(name: str, values: ConfigDict, text: str) -> None:
-  """Defines --NAME.FIELD=VALUE for the fields of a section of the config.
+def define_section(name: str, values: Any, text: str) -> None:
+  """Defines --NAME.FIELD=VALUE for each field of a mapping of defaults.
 
   Reads the command line already, and ends the program with one line if it
   sets a field that the section does not have.
@@ -70,7 +71,7 @@ def define_section(name: str, values: ConfigDict, text: str) -> None:
   with _reporting():
     _check_overrides(sys.argv, rf"({name}\.")
     try:
-      config_flags.DEFINE_config_dict(name, values, text)
+      config_flags.DEFINE_config_dict(name, ConfigDict(values), text)
     except AttributeError as error:
       raise ConfigError(_cause(error)) from error
 

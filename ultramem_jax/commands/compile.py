@@ -75,7 +75,8 @@ def main() -> None:
       compiled = lowered.compile(options)
       seconds = time.monotonic() - began
       if values.text:
-        pathlib.Path(values.text, f"{name}.txt").write_text(compiled.as_text())
+        path = pathlib.Path(values.text, f"{name}.txt")
+        path.write_text(compiled.as_text() or "")
       costs = compile_lib.report(compiled, mesh)
       if values.json:
         print(json.dumps({"step": name, "topology": values.topology, **costs}))

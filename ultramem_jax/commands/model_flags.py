@@ -3,10 +3,11 @@
 import dataclasses
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from ultramem_jax import cli
 from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import MeshConfig
 
 
@@ -18,7 +19,7 @@ def define() -> None:
   )
   cli.define_section(
     "mesh",
-    ConfigDict(dataclasses.asdict(MeshConfig(data=-1))),
+    dataclasses.asdict(MeshConfig(data=-1)),
     "Another mesh than the run's: --mesh.FIELD=VALUE.",
   )
 
@@ -26,6 +27,12 @@ def define() -> None:
 def load() -> load_lib.TrainedModel:
   """Loads the model that the flags name; raises as `serve.load.load` does."""
   values = flags.FLAGS
+  require(
+    bool(values.workdir),
+    "--workdir",
+    values.workdir,
+    "must name a run's directory",
+  )
   return load_lib.load(
     values.workdir,
     values.step,

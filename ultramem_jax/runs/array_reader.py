@@ -27,7 +27,7 @@ class _Part(NamedTuple):
   blocks: the part cut along the first axis, as stored; not read yet.
   """
 
-  devices: list[jax.Device]
+  devices: list[jax.Device]  # pyright: ignore[reportInvalidTypeForm]
   blocks: list[ts.TensorStore]
 
 
@@ -82,8 +82,13 @@ def read(folder: str | os.PathLike, tree: Any) -> Any:
   )
 
 
-def _parts(store: ts.TensorStore, target: jax.ShapeDtypeStruct) -> list[_Part]:
-  """Returns the distinct parts of an array on this process's devices."""
+def _parts(store: ts.TensorStore, target: Any) -> list[_Part]:
+  """Returns the distinct parts of an array on this process's devices.
+
+  Args:
+    store: the array.
+    target: `jax.ShapeDtypeStruct` with a sharding.
+  """
   places = target.sharding.addressable_devices_indices_map(target.shape)
   devices = collections.defaultdict(list)
   for device, index in places.items():

@@ -130,16 +130,18 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
   )
 
 
-def _storage(path, leaf: jax.Array):
+def _storage(
+  key: Any, value: jax.Array
+) -> ocp.options.ArrayOptions.Saving.StorageOptions:
   """Returns Orbax's options for storing an array."""
-  del path
+  del key
   options = ocp.options.ArrayOptions.Saving.StorageOptions()
-  part = leaf.sharding.shard_shape(leaf.shape)
-  size = math.prod(part) * leaf.dtype.itemsize
+  part = value.sharding.shard_shape(value.shape)
+  size = math.prod(part) * value.dtype.itemsize
   least = -(-size // CHUNK_BYTES)
   # Not for arrays that are split by columns, nor for a number of rows without a
   # suitable divisor: Orbax would cut them into slivers.
-  if least > 1 and part[1:] == leaf.shape[1:] and part[0] == max(part):
+  if least > 1 and part[1:] == value.shape[1:] and part[0] == max(part):
     for count in range(least, 16 * least):
       if part[0] % count == 0:
         options.chunk_byte_size = size // count
@@ -149,8 +151,7 @@ def _storage(path, leaf: jax.Array):
 
 def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
   """Reads the named items of a step from the disk."""
-  facts = ocp.checkpointables_metadata(path).custom_metadata
-  data, valid_loss = facts["data"], facts["valid_loss"]
+  facts: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
   # The reader validates neither shape nor dtype.
   _require_same_arrays(facts["arrays"], items, path)
   # Orbax cannot save a pytree without leaves; such an item is returned as is.
@@ -159,7 +160,9 @@ def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
     for name, tree in items.items()
     if jax.tree.leaves(tree)
   }
-  return Restored(int(path.name), {**items, **loaded}, data, valid_loss)
+  return Restored(
+    int(path.name), {**items, **loaded}, facts["data"], facts["valid_loss"]
+  )
 
 
 def _restore(path: pathlib.Path, items: dict[str, Any]) -> Restored:
@@ -186,7 +189,8 @@ def _restore(path: pathlib.Path, items: dict[str, Any]) -> Restored:
     if sealed:
       raise
     damage = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-  if _any_process(bool(damage)):
+  damaged = _any_process(bool(damage))
+  if restored is None or damaged:
     raise _Damaged(damage or "see another process")
   return restored
 
@@ -258,21 +262,23 @@ class Checkpointer(contextlib.AbstractContextManager):
       return False
     if json.loads(json.dumps(data)) != data:
       raise TypeError(f"data = {data!r}: must come back from JSON unchanged")
-    finite = valid_loss is not None and math.isfinite(valid_loss)
+    if valid_loss is not None:
+      valid_loss = float(valid_loss) if math.isfinite(valid_loss) else None
     context = ocp.Context()
     # Compression would hold all arrays in memory a second time, and parameters
     # hardly become smaller.
     context.array.saving.use_compression = False
     context.array.saving.scoped_storage_options_creator = _storage
+    facts: Any = {
+      "arrays": _arrays(items),
+      "data": _gather_lanes(data),
+      "valid_loss": valid_loss,
+    }
     with context:
       response = ocp.save_checkpointables_async(
-        path,
+        str(path),
         {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
-        custom_metadata={
-          "arrays": _arrays(items),
-          "data": _gather_lanes(data),
-          "valid_loss": float(valid_loss) if finite else None,
-        },
+        custom_metadata=facts,
       )
     self._pending = self._thread.submit(self._finish, response, path)
     if jax.default_backend() == "cpu":
@@ -364,8 +370,11 @@ def restore(
   saved = step_dirs.committed(root)
   if not saved:
     raise CheckpointError(f"{workdir} holds no checkpoint")
-  choices = {"newest": saved[::-1], "best": [step_dirs.best(root)]}
-  for choice in choices.get(step, [step]):
+  if step == "newest":
+    choices = saved[::-1]
+  else:
+    choices = [step_dirs.best(root) if step == "best" else step]
+  for choice in choices:
     if choice not in saved:
       raise CheckpointError(
         f"{workdir} has no checkpoint {step!r}; saved: "

@@ -59,38 +59,46 @@ def initialize(
     # wait for others.
     if coordinator is None and not _started_by_cluster():
       return
-    try:
-      jax.distributed.initialize()
-    except ValueError as error:
-      raise ConfigError(
-        f"--coordinator = {coordinator!r}: JAX finds no cluster here "
-        f"({error}); give HOST:PORT, --num_processes and --process_id"
-      ) from error
+    _join_cluster(coordinator)
   else:
-    require(
-      re.fullmatch(r"\S+:\d+", coordinator),
-      "--coordinator",
-      coordinator,
-      "must be HOST:PORT or auto",
-    )
-    require(
-      count is not None and index is not None,
-      "--coordinator",
-      coordinator,
-      "needs --num_processes and --process_id",
-    )
-    require(
-      index < count,
-      "--process_id",
-      index,
-      f"must be less than --num_processes = {count}",
-    )
-    # Each process keeps all devices that it sees on its host.
-    jax.distributed.initialize(
-      coordinator, count, index, cluster_detection_method="deactivate"
-    )
+    _join_coordinator(coordinator, count, index)
   if jax.process_index() > 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _join_cluster(coordinator: str | None) -> None:
+  try:
+    jax.distributed.initialize()
+  except ValueError as error:
+    raise ConfigError(
+      f"--coordinator = {coordinator!r}: JAX finds no cluster here "
+      f"({error}); give HOST:PORT, --num_processes and --process_id"
+    ) from error
+
+
+def _join_coordinator(
+  coordinator: str, count: int | None, index: int | None
+) -> None:
+  require(
+    re.fullmatch(r"\S+:\d+", coordinator) is not None,
+    "--coordinator",
+    coordinator,
+    "must be HOST:PORT or auto",
+  )
+  if count is None or index is None:
+    raise ConfigError(
+      f"--coordinator = {coordinator!r}: needs --num_processes and --process_id"
+    )
+  require(
+    index < count,
+    "--process_id",
+    index,
+    f"must be less than --num_processes = {count}",
+  )
+  # Each process keeps all devices that it sees on its host.
+  jax.distributed.initialize(
+    coordinator, count, index, cluster_detection_method="deactivate"
+  )
 
 
 def _started_by_cluster() -> bool:
@@ -144,4 +152,4 @@ def ending_together() -> Iterator[None]:
       traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(error.code if asked else 1)
+    os._exit(error.code if asked and isinstance(error.code, int) else 1)

@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import shutil
+from typing import Any
 
 from orbax.checkpoint import v1 as ocp
 
@@ -73,7 +74,8 @@ def set_aside(path: pathlib.Path) -> pathlib.Path:
 def _valid_loss(path: pathlib.Path) -> float:
   """Returns the validation loss of a step, infinity if it is unknown."""
   try:
-    loss = ocp.checkpointables_metadata(path).custom_metadata["valid_loss"]
+    facts: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
+    loss = facts["valid_loss"]
   except Exception:  # a damaged step; restoring it will report the damage
     return math.inf
   return math.inf if loss is None else loss

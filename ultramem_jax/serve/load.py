@@ -35,7 +35,7 @@ class TrainedModel(NamedTuple):
 
 
 def load(
-  workdir: str | os.PathLike | None,
+  workdir: str | os.PathLike,
   saved: str = "newest",
   mesh: Mapping[str, Any] | None = None,
 ) -> TrainedModel:
@@ -48,11 +48,10 @@ def load(
     mesh: fields of config.mesh that differ from the run's. By default its
       data axis takes the remaining devices; a single device needs no mesh.
   Raises:
-    ConfigError: no workdir given, no run in it, no such choice, or a mesh that
-      does not fit these devices.
+    ConfigError: no run in the workdir, no such choice, or a mesh that does not
+      fit these devices.
     errors.CheckpointError: the checkpoint does not exist, or is damaged.
   """
-  require(bool(workdir), "--workdir", workdir, "must name a run's directory")
   require(
     saved in ("newest", "best") or saved.isdecimal(),
     "--step",

@@ -46,7 +46,7 @@ def parameters(model: ModelConfig) -> dict[str, int]:
     a token uses a small part; "embedding": embedding and output head; "norm".
     The tables of the literature print dense + sparse.
   """
-  counts = dict.fromkeys(("dense", "sparse", "embedding", "norm"), 0)
+  counts = {"dense": 0, "sparse": 0, "embedding": 0, "norm": 0}
   for path, shape in parameter_shapes(model).items():
     counts[kind(path)] += math.prod(shape)
   return counts

@@ -17,18 +17,20 @@ from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
 
-def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
-  """A step of generation: one token for each sequence, the cache donated.
+def lower_decode_step(
+  config: Config, layout: Layout, batch: int, length: int
+) -> jax.stages.Lowered:
+  """Lowers a step of generation: a token for each sequence; donates the cache.
 
-  With the variables that `serve.prepare` makes.
+  Its variables are those of `serve.prepare.prepare`.
 
   Args:
     config: the run whose model decodes.
-    layout: on a mesh; the sequences are split over it as a batch is.
-    batch: sequences.
+    layout: on a mesh, which splits the sequences as it splits a batch.
+    batch: number of sequences.
     length: positions that the cache holds.
   Raises:
-    ConfigError: sequences that do not divide over the devices.
+    ConfigError: the devices do not divide the sequences.
   """
   split = sharding.batch_sharding(layout.mesh)
   devices = layout.size(layout.batch_axes)
@@ -58,30 +60,22 @@ def lower_decode_step(config: Config, layout: Layout, batch: int, length: int):
   )
 
 
-def report(compiled, mesh) -> dict:
-  """What a compiled program costs, in plain numbers.
+def report(compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> dict:
+  """Returns what a compiled program costs, in plain numbers.
 
   Args:
-    compiled: of `jax.stages.Lowered.compile`.
+    compiled: the program.
     mesh: its devices.
   Returns:
-    "bytes" on each device: arguments, outputs beside the donated arguments,
-    temporaries, code, and peak, all of them; "available", what a device has,
-    None if unknown; "fits"; "flops" of each device, as XLA counts them, None
-    if it does not; "collectives", their count and the bytes a device receives,
-    by operation and group size; "overlap", a line for each collective that
-    matmuls run beside, in the order of the schedule.
+    "bytes", those of `fit.compiled_bytes`; "available", bytes of a device, None
+    if unknown; "fits"; "flops" of each device, as XLA counts them, None if it
+    does not; "collectives", their count and the bytes a device receives, by
+    operation and group size; "overlap", a line for each collective that matmuls
+    run beside, in the order of the schedule.
   """
-  memory = compiled.memory_analysis()
-  sizes = {
-    "arguments": memory.argument_size_in_bytes,
-    "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    "temporaries": memory.temp_size_in_bytes,
-    "code": memory.generated_code_size_in_bytes,
-  }
-  sizes["peak"] = sum(sizes.values())
+  sizes = fit.compiled_bytes(compiled)
   available = fit.available_bytes(mesh.devices.flat[0])
-  program = hlo.Program(compiled.as_text())
+  program = hlo.Program(compiled.as_text() or "")
   collectives = collections.defaultdict(lambda: {"count": 0, "bytes": 0.0})
   for found in program.collectives(mesh.size):
     total = collectives[f"{found.opcode} of {found.group}"]
@@ -102,14 +96,14 @@ def report(compiled, mesh) -> dict:
 
 
 def module(op_name: str) -> str:
-  """The block or memory that an operation belongs to, and its pass."""
+  """Returns the block or memory that an operation is in, and its pass."""
   found = re.search(r"\b((?:block|memory)_\d+)(?:/(\w+))?", op_name)
   name = "/".join(filter(None, found.groups())) if found else "model"
   return f"{name} backward" if "transpose(" in op_name else name
 
 
 def summary(costs: dict) -> str:
-  """A report as lines for people."""
+  """Returns a report as lines for people."""
   sizes = costs["bytes"]
   lines = ["GiB per device"]
   lines += [

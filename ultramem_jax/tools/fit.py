@@ -9,6 +9,7 @@ import math
 import os
 import pathlib
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,6 +120,23 @@ def summary(need: dict[str, int], have: int | None) -> str:
   return "\n".join([*lines, f"  {verdict(need['total'], have)}"])
 
 
+def compiled_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
+  """Returns the bytes that a compiled program holds on each device.
+
+  Returns:
+    "arguments", "outputs" beside the donated arguments, "temporaries", "code",
+    and "peak", their sum.
+  """
+  memory: Any = compiled.memory_analysis()
+  sizes = {
+    "arguments": memory.argument_size_in_bytes,
+    "outputs": memory.output_size_in_bytes - memory.alias_size_in_bytes,
+    "temporaries": memory.temp_size_in_bytes,
+    "code": memory.generated_code_size_in_bytes,
+  }
+  return {**sizes, "peak": sum(sizes.values())}
+
+
 def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   """Returns the bytes that a training step holds on each device, by purpose.
 
@@ -142,7 +160,7 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   }
   split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
   sums = 1 if config.accumulation_steps == 1 else 2
-  parts = dict.fromkeys(("parameters", "optimizer", "gradients"), 0)
+  parts = {"parameters": 0, "optimizer": 0, "gradients": 0}
   if optim.updates_rows(config):
     for path in list(filter(optim.is_table, shapes)):
       shape = shapes.pop(path)
@@ -210,7 +228,9 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
   return sharded_lookup.bytes_held(
     layout.partition,
     shards,
-    devices=layout.size([axis for axis in axes if axis in layout.table_axes]),
+    devices=layout.size(
+      tuple(axis for axis in axes if axis in layout.table_axes)
+    ),
     tokens=batch * length // layout.size(axes),
     num_rows=m.stored_rows,
     reads=m.num_heads * m.top_m,
@@ -250,7 +270,9 @@ def host_bytes(root: str = "/") -> int | None:
   return min(limits, default=None)
 
 
-def available_bytes(device: jax.Device | None = None) -> int | None:
+def available_bytes(
+  device: jax.Device | None = None,  # pyright: ignore[reportInvalidTypeForm]
+) -> int | None:
   """Returns the bytes that a program can have of a device; None: unknown.
 
   The devices of a CPU share what the machine and the control group still give.
@@ -260,9 +282,9 @@ def available_bytes(device: jax.Device | None = None) -> int | None:
       default the first one here.
   """
   here = jax.local_devices()
-  device = device or here[0]
-  if device.platform == "cpu":
+  asked: Any = here[0] if device is None else device
+  if asked.platform == "cpu":
     available = host_bytes()
     return available and available // len(here)
-  stats = device.memory_stats() if device in here else None
-  return (stats or {}).get("bytes_limit", MEMORY_BYTES.get(device.device_kind))
+  stats = asked.memory_stats() if asked in here else None
+  return (stats or {}).get("bytes_limit", MEMORY_BYTES.get(asked.device_kind))

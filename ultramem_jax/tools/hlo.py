@@ -1,7 +1,7 @@
-"""What a compiled program holds, read from its text.
+"""Reads collectives and what runs beside them from a compiled program's text.
 
-XLA prints a program as computations of one instruction a line; in a compiled
-one they stand in the order in which they run.
+XLA prints a program as computations of one instruction a line. In a compiled
+program the instructions are in the order in which they run.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ _CALLED = re.compile(
 class Instruction:
   """One line of a computation.
 
-  shape: text of its result, a tuple of arrays in round brackets.
+  shape: the result's shape as text; a tuple of arrays is in round brackets.
   rest: operands and attributes, as printed.
   """
 
@@ -47,13 +47,13 @@ class Instruction:
 
   @property
   def op_name(self) -> str:
-    """Path of the operation in the traced function, "" if XLA made it."""
+    """The operation's path in the traced function, "" if XLA made it."""
     found = re.search(r'op_name="([^"]*)"', self.rest)
     return found[1] if found else ""
 
   @property
   def called(self) -> list[str]:
-    """Names of the computations it runs."""
+    """Names of the computations that it runs."""
     return re.findall(r"[\w.\-]+", " ".join(_CALLED.findall(self.rest)))
 
 
@@ -61,9 +61,9 @@ class Instruction:
 class Collective:
   """An operation between devices.
 
-  group: devices that take part together.
-  count: runs, by the loops around it.
-  received: bytes that a device receives in all of them.
+  group: number of devices that take part together.
+  count: how often it runs, given the loops around it.
+  received: bytes that a device receives in all runs.
   """
 
   opcode: str
@@ -77,7 +77,7 @@ class Collective:
 class Overlap:
   """A collective that runs beside matmuls.
 
-  opcode, op_name: of what was started.
+  opcode, op_name: the collective's.
   meanwhile: op_names of the matmuls between its start and its end.
   """
 
@@ -87,7 +87,7 @@ class Overlap:
 
 
 def array_bytes(shape: str) -> list[int]:
-  """Bytes of each array in the text of a shape, without its padding."""
+  """Returns the bytes of each array in a shape's text, without padding."""
   sizes = []
   for dtype, dims in _ARRAY.findall(shape):
     digits = re.search(r"\d+", dtype)
@@ -97,9 +97,10 @@ def array_bytes(shape: str) -> list[int]:
 
 
 class Program:
-  """The text of a compiled program, taken apart.
+  """A compiled program, parsed from its text.
 
-  computations: the instructions of each, by name; entry: the first's name.
+  computations: the instructions of each computation, by name.
+  entry: name of the computation that runs first.
   """
 
   def __init__(self, text: str):
@@ -115,7 +116,7 @@ class Program:
         lines.append(Instruction(*found.groups()))
 
   def run_counts(self) -> dict[str, int]:
-    """How often each computation runs; all branches count as taken."""
+    """Returns how often each computation runs, if all branches are taken."""
     counts = dict.fromkeys(self.computations, 0)
 
     def visit(name, times):
@@ -130,14 +131,15 @@ class Program:
     return counts
 
   def _trip_count(self, loop: Instruction) -> int:
-    """Runs of a loop's body: as annotated, or the bound its condition tests.
+    """Returns how often a loop's body runs.
 
-    1 where the program itself decides.
+    It is annotated, or the bound that the loop's condition tests; 1 if the
+    program decides.
     """
     annotated = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest)
     if annotated:
       return int(annotated[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.rest)[1]
+    (condition,) = re.findall(r"condition=%?([\w.\-]+)", loop.rest)
     bounds = [
       int(found[1])
       for line in self.computations[condition]
@@ -148,14 +150,15 @@ class Program:
     return max(bounds, default=1)
 
   def collectives(self, num_devices: int) -> list[Collective]:
-    """Every operation that moves data between devices.
+    """Returns every operation that moves data between devices.
 
-    An all-reduce of which each device keeps its part, as the TPU's compiler
-    writes a reduce-scatter, counts as a reduce-scatter. One that the TPU's
-    compiler spreads over several fusions counts once.
+    The TPU's compiler writes a reduce-scatter as an all-reduce of which each
+    device keeps its part; that counts as a reduce-scatter. A collective that it
+    spreads over several fusions counts once.
 
     Args:
-      num_devices: of the program, the group of an operation that names none.
+      num_devices: the program's devices: the group of an operation that names
+        none.
     """
     counts, found = self.run_counts(), []
     for name, lines in self.computations.items():
@@ -182,10 +185,10 @@ class Program:
     return found
 
   def overlaps(self) -> list[Overlap]:
-    """Collectives with matmuls between their start and their end.
+    """Returns the collectives with matmuls between their start and their end.
 
-    In the order of the schedule; those that the program waits for at once
-    are left out.
+    They are in the order of the schedule. Collectives that the program waits
+    for at once are left out.
     """
     found = []
     for lines in self.computations.values():
@@ -209,7 +212,7 @@ class Program:
           matmuls.append(line.op_name)
         ended = _chain(inner) if _does(inner, "AsyncCollectiveDone") else ""
         if line.opcode.endswith("-done"):
-          ended = re.match(r"%?([\w.\-]+)", line.rest)[1]
+          ended = re.findall(r"^%?([\w.\-]+)", line.rest)[0]
         if ended in started:
           start, before = started.pop(ended)
           if matmuls[before:]:
@@ -224,7 +227,7 @@ class Program:
 
   @functools.cached_property
   def _multiply(self) -> set[str]:
-    """Names of the computations that hold a matmul."""
+    """Names of the computations with a matmul."""
     names = set()
     for name, lines in self.computations.items():  # the called ones first
       if any(
@@ -237,25 +240,26 @@ class Program:
 
 
 def _chain(lines: list[Instruction]) -> str:
-  """The collective that a TPU fusion carries a step of, "" if it does not."""
+  """Returns the collective that a TPU fusion does a step of, "" if none."""
   found = re.findall(r'chain_id="(\d+)"', " ".join(x.rest for x in lines))
   return found[0] if found else ""
 
 
 def _does(lines: list[Instruction], target: str) -> bool:
-  """Whether a computation holds the custom call of that name."""
+  """Returns whether a computation has the custom call of that name."""
   return any(f'custom_call_target="{target}"' in x.rest for x in lines)
 
 
 def _result_bytes(line: Instruction) -> int:
-  """Bytes of a collective's result; most starts give their operand as well."""
+  """Returns the bytes of a collective's result."""
   sizes = array_bytes(line.shape)
-  alone = line.opcode in COLLECTIVES or line.opcode == "all-reduce-start"
-  return sum(sizes) if alone else max(sizes)
+  # Most starts return their operand beside the result.
+  result_only = line.opcode in COLLECTIVES or line.opcode == "all-reduce-start"
+  return sum(sizes) if result_only else max(sizes)
 
 
 def _group_size(rest: str, num_devices: int) -> int:
-  """Devices that take part in one collective together."""
+  """Returns how many devices take part in a collective together."""
   mesh = re.search(
     r"replica_groups=mesh\[(.*?)\](?:, device_ids=\(.*?\))? ?\{(.*?)\}", rest
   )

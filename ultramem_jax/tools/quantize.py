@@ -1,4 +1,4 @@
-"""Tables of a trained run in fewer bits, for serving."""
+"""Writes a trained run again with tables in fewer bits, for serving."""
 
 import functools
 import os
@@ -22,10 +22,10 @@ DTYPES = ("int8", "bfloat16")
 
 
 def quantized_config(config: Config, dtype: str) -> Config:
-  """The config of a run whose tables become dtype.
+  """Returns a run's config with tables of dtype.
 
   Raises:
-    ConfigError: the run has no tables, or not in float32.
+    ConfigError: the run has no tables, or they are not float32.
   """
   memory = config.model.memory
   require(
@@ -48,8 +48,8 @@ def quantized_config(config: Config, dtype: str) -> Config:
   return config_lib.parse(fields)
 
 
-def quantize(params, dtype: str):
-  """Params whose float32 tables are dtype; with int8 also their scales."""
+def quantize(params: Any, dtype: str) -> Any:
+  """Returns params with tables of dtype, and their scales if it is int8."""
   rows = jax.jit(precision.quantize_rows)
   encode = jax.jit(
     functools.partial(precision.encode, dtype=precision.DTYPES[dtype])
@@ -81,7 +81,7 @@ def quantize_run(
     "step", "dtype", and the validation losses "loss_before", "loss" and
     "change", their difference.
   Raises:
-    ConfigError: the run has no tables, or not in float32.
+    ConfigError: the run has no tables, or they are not float32.
   """
   config = quantized_config(workdir_lib.load_config(workdir), dtype)
   variables = {

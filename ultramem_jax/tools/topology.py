@@ -15,7 +15,7 @@ from jax.experimental import topologies
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-# The dimensions that the layout of a generation has.
+# The number of sides that a generation's layout has.
 TPU_DIMENSIONS = {
   "v2": 2,
   "v3": 2,
@@ -25,8 +25,7 @@ TPU_DIMENSIONS = {
   "v6e": 2,
   "tpu7x": 3,
 }
-# What libtpu would ask its surroundings for on a TPU host, and wait or
-# complain without an answer.
+# libtpu asks the TPU host for these, and waits or complains without an answer.
 LIBTPU_ENVIRONMENT = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_WORKER_HOSTNAMES": "localhost",
@@ -35,7 +34,7 @@ LIBTPU_ENVIRONMENT = {
   "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
 }
 # What XLA's compiler for GPUs would ask the GPU: an H100 SXM's data sheet, and
-# the versions that it may count on.
+# the versions of the libraries.
 H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -66,8 +65,8 @@ GPU_TARGETS = {"h100": H100}
 FORM = "must be like v5e:16x16, h100:8, cpu:8 or local"
 
 
-def devices(name: str) -> list[jax.Device]:
-  """The devices that a topology's name stands for.
+def devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportInvalidTypeForm]
+  """Returns the devices that a topology's name stands for.
 
   cpu:N counts only before JAX has been used.
 
@@ -90,9 +89,14 @@ def devices(name: str) -> list[jax.Device]:
   return _tpu_devices(name, kind, layout)
 
 
+def _require_form(name: str, layout: str, pattern: str, allowed=FORM) -> None:
+  require(re.fullmatch(pattern, layout) is not None, "topology", name, allowed)
+
+
 def _cpu_devices(name, layout):
-  require(re.fullmatch("[1-9][0-9]*", layout), "topology", name, FORM)
-  if jax.config.jax_num_cpu_devices != int(layout):
+  _require_form(name, layout, "[1-9][0-9]*")
+  # Setting it to the same number again would fail once JAX is in use.
+  if jax.config.values["jax_num_cpu_devices"] != int(layout):
     jax.config.update("jax_num_cpu_devices", int(layout))
   found = jax.devices("cpu")
   require(
@@ -105,12 +109,8 @@ def _cpu_devices(name, layout):
 
 
 def _gpu_devices(name, kind, layout):
-  require(
-    re.fullmatch("([1-9][0-9]*x)?[1-9][0-9]*", layout),
-    "topology",
-    name,
-    f"{FORM}; hosts x GPUs of each, or GPUs of one",
-  )
+  allowed = f"{FORM}; hosts x GPUs of each, or GPUs of one"
+  _require_form(name, layout, "([1-9][0-9]*x)?[1-9][0-9]*", allowed)
   hosts, _, gpus = layout.rpartition("x")
   try:
     return topologies.get_topology_desc(
@@ -126,9 +126,7 @@ def _gpu_devices(name, kind, layout):
 
 
 def _tpu_devices(name, kind, layout):
-  require(
-    re.fullmatch(r"[1-9][0-9]*(x[1-9][0-9]*)+", layout), "topology", name, FORM
-  )
+  _require_form(name, layout, "[1-9][0-9]*(x[1-9][0-9]*)+")
   sides = [int(side) for side in layout.split("x")]
   require(
     len(sides) == TPU_DIMENSIONS[kind],
