@@ -382,7 +382,7 @@ def test_leftovers_are_removed(workdir):
 
 def start(code, *args):
   """Runs code after this file's definitions, in a process of its own."""
-  program = "from tests.checkpoint_test import *\n" + textwrap.dedent(code)
+  program = "from tests.runs.checkpoint_test import *\n" + textwrap.dedent(code)
   return subprocess.Popen(
     [sys.executable, "-c", program, *map(str, args)],
     text=True,
