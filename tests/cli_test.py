@@ -1,5 +1,6 @@
 """Command lines that cannot work: one line each, before anything compiles."""
 
+import functools
 import json
 import os
 import pathlib
@@ -9,31 +10,41 @@ import sys
 
 import pytest
 
-from ultramem_jax import testing
+from ultramem_jax import commands, testing
+from ultramem_jax.runs import workdir
 
 # Runs each command line in a process of its own, forked from one that has
 # imported everything and counted the parameters, which touches no device.
 # Answers with a line of JSON for each.
 DRIVER = """
-import json, os, signal, sys, time, traceback
-import train
+import importlib, json, os, pkgutil, runpy, signal, sys, time, traceback
 from configs import tiny
-from ultramem_jax import cli
+from ultramem_jax import __main__, cli, commands
 from ultramem_jax.settings import config
 from ultramem_jax.tools import accounting
 
+for module in pkgutil.iter_modules(commands.__path__):
+  importlib.import_module(f"ultramem_jax.commands.{module.name}")
 accounting.parameters(config.parse(tiny.get_config()).model)
 
 def no_step(*arguments):
   if "INTERRUPT" in os.environ:
-    # Of a program that was started in the background, the shell may have
-    # turned Ctrl-C off.
+    # The shell may have turned Ctrl-C off for a background program.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(300)
   raise AssertionError("the training step was to be compiled")
 
-train.compile_step = no_step
+def run(program):
+  if program == "ultramem":
+    __main__.main()
+  elif program == "train.py":
+    import train
+    train.compile_step = no_step
+    cli.run(train.main)
+  else:
+    runpy.run_path(program, run_name="__main__")
+
 for line in sys.stdin:
   case = json.loads(line)
   began = time.monotonic()
@@ -42,14 +53,15 @@ for line in sys.stdin:
     os.dup2(os.open(case["stdout"], os.O_WRONLY | os.O_CREAT), 1)
     os.dup2(os.open(case["stderr"], os.O_WRONLY | os.O_CREAT), 2)
     os.environ.update(case["environment"])
-    sys.argv = ["train.py", *case["arguments"]]
-    status = 1
+    sys.argv = case["command"]
+    status = 0
     try:
-      cli.run(train.main)
+      run(sys.argv[0])
     except SystemExit as end:
       status = end.code
     except BaseException:
       traceback.print_exc()
+      status = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # At a normal exit Python takes apart all that was imported, for a second.
@@ -61,8 +73,11 @@ for line in sys.stdin:
 
 
 @pytest.fixture(scope="module")
-def train(tmp_path_factory):
-  """Runs a command line of train.py: (status, stdout, stderr, seconds)."""
+def run(tmp_path_factory):
+  """Runs a command line: (status, stdout, stderr, seconds).
+
+  It begins with train.py, whose step is not compiled, eval.py or ultramem.
+  """
   folder = tmp_path_factory.mktemp("cli")
   driver = subprocess.Popen(
     [sys.executable, "-c", DRIVER],
@@ -73,10 +88,10 @@ def train(tmp_path_factory):
     env={**os.environ, "JAX_PLATFORMS": "cpu"},
   )
 
-  def train(*arguments, **environment):
+  def run(*command, **environment):
     count = len(list(folder.glob("*.out")))
     case = {
-      "arguments": [str(a) for a in arguments],
+      "command": [str(part) for part in command],
       "environment": environment,
       "stdout": str(folder / f"{count}.out"),
       "stderr": str(folder / f"{count}.err"),
@@ -89,24 +104,19 @@ def train(tmp_path_factory):
     )
     return status, output, errors, seconds
 
-  yield train
+  yield run
   driver.stdin.close()
   assert driver.wait(300) == 0
 
 
+@pytest.fixture
+def train(run):
+  """Runs train.py with arguments."""
+  return functools.partial(run, "train.py")
+
+
 TINY = "--config=configs/tiny.py"
 MEMORY = "model.memory"
-
-
-def run(*arguments):
-  """Runs a command of Python in a process of its own."""
-  return subprocess.run(
-    [sys.executable, *arguments],
-    cwd=testing.ROOT,
-    text=True,
-    capture_output=True,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-  )
 
 
 def assert_one_line(result, *parts):
@@ -234,22 +244,56 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
       "data.sorce = 'text': no such field; known: source, path,",
     ),
     ("eval.py --limit=3", "--limit = 3: is for --tasks"),
-    ("-m ultramem_jax generate --mesh.tabel 2", "tabel"),
+    ("eval.py", "--workdir = None: must name a run's directory"),
+    ("ultramem generate --mesh.tabel 2", "tabel"),
+    ("ultramem generate more", "unexpected arguments: more"),
+    ("ultramem convert here", "missing arguments: SOURCE TARGET"),
     (
-      "-m ultramem_jax quantize --workdir=absent --output=README.md",
+      "ultramem quantize --workdir=absent --output=README.md",
       "--output = 'README.md': must be an empty directory, or absent",
     ),
   ],
 )
-def test_bad_flags_of_other_commands_are_told_in_one_line(command, expected):
-  done = run(*command.split())
-  assert_one_line((done.returncode, done.stdout, done.stderr), expected)
+def test_bad_flags_of_other_commands_are_told_in_one_line(
+  run, command, expected
+):
+  assert_one_line(run(*command.split()), expected)
 
 
-def test_help_shows_the_flags_that_other_modules_define():
-  text = run("eval.py", "--help").stdout
+def test_help_shows_the_flags_that_other_modules_define(run):
+  status, text, errors, _ = run("eval.py", "--help")
+  assert status == 0 and not errors
   for flag in ("workdir", "step", "mesh", "data", "batches", "coordinator"):
     assert f"\n  --{flag}: " in text, text
+
+
+@pytest.mark.parametrize("name", commands.SUMMARIES)
+def test_each_command_explains_itself(run, name):
+  status, text, errors, _ = run("ultramem", name, "--help")
+  assert status == 0 and not errors
+  assert f"\n  python -m ultramem_jax {name} " in text
+  assert f"\nultramem {name}:\n  --" in text or name == "convert"
+
+
+@pytest.mark.parametrize("program", ["train.py", "eval.py", "generate"])
+def test_a_config_of_another_version_is_refused(run, tmp_path, program):
+  """A field is where an earlier version had it."""
+  workdir.claim(tmp_path, testing.small_config(), "some text")
+  path = tmp_path / "config.json"
+  record = json.loads(path.read_text())
+  memory = record["config"]["model"]["memory"]
+  memory["table_dtype"] = memory["storage"].pop("table_dtype")
+  path.write_text(json.dumps(record))
+  command = {
+    "train.py": ["train.py", TINY, "--config.data.valid_fraction=0.01"],
+    "eval.py": ["eval.py"],
+    "generate": ["ultramem", "generate"],
+  }
+  assert_one_line(
+    run(*command[program], f"--workdir={tmp_path}"),
+    f"error: {path} is not a config of this version (model.memory.table_dtype",
+    "use the version that wrote it, or start a new run in another --workdir",
+  )
 
 
 def test_a_workdir_that_cannot_be_written_is_told_in_one_line(train):

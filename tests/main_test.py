@@ -60,14 +60,6 @@ def test_an_unknown_command_is_told_in_one_line(name, hint):
   assert errors == f"error: {name!r} is not a command; {hint}\n"
 
 
-@pytest.mark.parametrize("name", commands.SUMMARIES)
-def test_each_command_explains_itself(name):
-  status, text, errors = run("-m", "ultramem_jax", name, "--help")
-  assert status == 0, errors
-  assert f"\n  python -m ultramem_jax {name} " in text
-  assert f"\nultramem {name}:\n  --" in text or name == "convert"
-
-
 def test_the_package_exports_its_names():
   for name in ultramem_jax.__all__:
     value = getattr(ultramem_jax, name)
