@@ -36,15 +36,15 @@ class TrainedModel(NamedTuple):
 
 def load(
   workdir: str | os.PathLike,
-  saved: str = "newest",
+  step: int | str = "newest",
   mesh: Mapping[str, Any] | None = None,
 ) -> TrainedModel:
   """Loads a model without its optimizer; each device gets its own part.
 
   Args:
     workdir: the run's directory.
-    saved: which checkpoint: "newest", "best" (by validation loss), or the
-      number of a step.
+    step: which checkpoint: "newest", "best" (by validation loss), or the
+      number of a saved step.
     mesh: fields of config.mesh that differ from the run's. By default its
       data axis takes the remaining devices; a single device needs no mesh.
   Raises:
@@ -53,9 +53,9 @@ def load(
     errors.CheckpointError: the checkpoint does not exist, or is damaged.
   """
   require(
-    saved in ("newest", "best") or saved.isdecimal(),
+    step in ("newest", "best") or str(step).isdecimal(),
     "--step",
-    saved,
+    step,
     "must be newest, best, or the number of a step",
   )
   config = _on_these_devices(workdir_lib.load_config(workdir), mesh or {})
@@ -64,7 +64,7 @@ def load(
   restored = checkpoint.restore(
     workdir,
     {"params": state.params, "buffers": state.buffers},
-    int(saved) if saved.isdecimal() else saved,
+    step if step in ("newest", "best") else int(step),
   )
   return TrainedModel(
     config,
