@@ -16,6 +16,7 @@ from absl import flags
 from ultramem_jax import cli, data
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
+from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.runs import checkpoint, distributed, preemption
 from ultramem_jax.runs import metrics as metrics_lib
 from ultramem_jax.runs import workdir as workdir_lib
@@ -24,8 +25,9 @@ from ultramem_jax.settings import errors
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import accounting, fit
-from ultramem_jax.train import compiler_options, optim, program, sharding, step
-from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import compiler_options, optim, sharding, usage
+from ultramem_jax.train.program import TrainProgram
+from ultramem_jax.train.state import TrainState
 
 cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -37,42 +39,32 @@ WORKDIR = flags.DEFINE_string(
 cli.define_processes()
 
 
-def compile_step(config: Config, layout):
-  """Compiles the training step: (compiled, abstract state), nothing allocated.
+def compile_step(config: Config, layout: Layout) -> TrainProgram:
+  """Compiles the training step; nothing is allocated.
 
   Raises:
     ConfigError: the step needs more memory than there is.
   """
-  state, batch = program.abstract_inputs(config, layout)
-  compiled = program.TrainProgram(
-    config,
-    state,
-    batch,
-    layout,
-    compiler_options.for_device(layout.mesh.devices.flat[0]),
+  compiled = TrainProgram(
+    config, layout, compiler_options.for_device(layout.mesh.devices.flat[0])
   )
   fit.check_compiled(config, compiled.bytes_needed)
-  return compiled, state
+  return compiled
 
 
 def restore_or_init(
-  checkpointer, abstract_state, batches, config: Config, layout
-):
-  """The state to start from, and the step of its checkpoint (None: fresh).
+  checkpointer, run_step: TrainProgram, batches
+) -> tuple[TrainState, int | None]:
+  """Returns the state to start from, and the step of its checkpoint.
 
-  Of a checkpoint, `batches` is set to where it stood.
+  On restore, also rewinds `batches` to the saved position. Without a
+  checkpoint the state is that before the first step, and the step None.
   """
-  restored = checkpointer.restore_latest(abstract_state.to_items())
+  restored = checkpointer.restore_latest(run_step.state.to_items())
   if restored is None:
-    init = step.jitted(
-      state_lib.init_state,
-      config,
-      layout,
-      out_shardings=sharding.of(abstract_state),
-    )
-    return init(), None
+    return run_step.init_state(), None
   batches.set_state(restored.data)
-  return state_lib.TrainState.from_items(restored.items), restored.step
+  return TrainState.from_items(restored.items), restored.step
 
 
 def run_steps(state, batches, layout, config, run_step, validate, save, logs):
@@ -84,14 +76,9 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
   """
   writer, progress = logs
   report_usage = jax.jit(
-    functools.partial(step.report_usage, config=config),
+    functools.partial(usage.report, config=config),
     donate_argnums=0,
     out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
-  )
-  catch_up = jax.jit(
-    functools.partial(step.catch_up, config=config),
-    donate_argnums=0,
-    out_shardings=sharding.of(state),
   )
   tokens = config.batch_size * config.data.seq_len
   start, began = int(state.step), time.monotonic()
@@ -101,8 +88,8 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
       state, values = run_step(state, batch)
       stopping = stop.requested(n)
       if n % config.log_every == 0:
-        state, usage = report_usage(state)
-        values = jax.device_get({**values, **usage})
+        state, used = report_usage(state)
+        values = jax.device_get({**values, **used})
         require_finite(values, n)
         seconds = time.monotonic() - began
         speed = (n - start) * tokens / seconds
@@ -115,8 +102,6 @@ def run_steps(state, batches, layout, config, run_step, validate, save, logs):
       evaluation = None
       validating = n % config.eval_every == 0 or n == config.steps
       saving = n % config.checkpoint.every == 0 or n == config.steps or stopping
-      if config.optim.table_catch_up and (validating or saving):
-        state = catch_up(state)
       if validating:
         evaluation = validate(state)
         writer.write(n, {f"valid/{k}": v for k, v in evaluation.items()})
@@ -189,7 +174,11 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
   )
   distributed.require_same("config or corpus", f"{config} {described}")
   evaluate_params = loss_lib.on_validation_split(config, corpus, layout)
-  validate = lambda state: evaluate_params(state.params, state.buffers)
+
+  def validate(state):
+    variables = state.variables()
+    return evaluate_params(variables["params"], variables["buffers"])
+
   rows = sharding.process_rows(config, mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
@@ -197,10 +186,8 @@ def train(config: Config, workdir: str) -> dict[str, float] | None:
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
-    run_step, abstract_state = compile_step(config, layout)
-    state, restored = restore_or_init(
-      checkpointer, abstract_state, batches, config, layout
-    )
+    run_step = compile_step(config, layout)
+    state, restored = restore_or_init(checkpointer, run_step, batches)
     writer = stack.enter_context(
       contextlib.closing(metrics_lib.Writer(workdir, restored))
     )
@@ -239,11 +226,10 @@ def print_sample(config: Config, state, corpus, layout) -> None:
   """Prints what the model makes of config.sample.prompt."""
   if not config.sample.num_tokens:
     return
-  variables = {"params": state.params, "buffers": state.buffers}
   prompt = config.sample.prompt
   (text,) = generate.generate_text(
     Transformer(config.model, layout),
-    variables,
+    state.variables(),
     corpus.tokenizer,
     [prompt],
     config.sample.sampling,

@@ -73,8 +73,7 @@ def run_phase(phase: str, folder: str, config: config_lib.Config) -> None:
   else:
 
     def init():
-      state = state_lib.init_state(config, layout)
-      return {"params": state.params, "buffers": state.buffers}
+      return state_lib.init_state(config, layout).variables()
 
     shardings = sharding.state_shardings(jax.eval_shape(init), config, layout)
     variables = jax.block_until_ready(jax.jit(init, out_shardings=shardings)())

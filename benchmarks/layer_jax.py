@@ -151,8 +151,7 @@ def own_table():
 @functools.partial(jax.jit, donate_argnums=0)
 def update(table, gradient, count):
   adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
-  table, _ = row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
-  return table
+  return row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
 
 
 def repeated(gradient_step, state, *inputs):
@@ -165,7 +164,7 @@ def repeated(gradient_step, state, *inputs):
   @functools.partial(jax.jit, donate_argnums=0)
   def compute(state, *inputs):
     state, of_table, others = gradient_step(state, *inputs)
-    reads = row_order.sort_reads(of_table.row_TK, NUM_ROWS)
+    reads = row_order.sort_by_row(of_table.row_TK, NUM_ROWS)
     return state, (of_table, reads), others
 
   table, count = own_table(), jnp.float32(0)
@@ -187,41 +186,33 @@ def step(tokens):
   optimizer = optax.adamw(RATE, BETA1, BETA2, EPS, weight_decay=WEIGHT_DECAY)
   x_BTD = inputs(tokens)
   cotangent_BTD = jax.random.normal(jax.random.key(1), x_BTD.shape)
-  taps = {"values": jnp.zeros((1, tokens, EXPANSION, VALUE_DIM))}
 
-  def gradient_step(state, values_IW, x_BTD, taps):
+  def loss_fn(variables):
+    params = dict(variables["params"])
+    x_BTD = params.pop("x")
+    y_BTD, sown = LAYER.apply(
+      {**variables, "params": params},
+      x_BTD,
+      mutable=["losses", *tables_lib.TABLE_COLLECTIONS],
+    )
+    auxiliary = sown["losses"]["auxiliary"][0]
+    return (y_BTD * cotangent_BTD).sum() + auxiliary, sown
+
+  def gradient_step(state, values_IW, x_BTD):
     trained, buffers, moments = state
     buffers = refresh_buffers(trained, buffers)
-
-    def loss(trained, x_BTD, taps):
-      y_BTD, sown = LAYER.apply(
-        {
-          "params": {**trained, "values": values_IW},
-          "buffers": buffers,
-          "taps": taps,
-        },
-        x_BTD,
-        mutable=["losses", "factors"],
-      )
-      auxiliary = sown["losses"]["auxiliary"][0]
-      return (y_BTD * cotangent_BTD).sum() + auxiliary, sown["factors"]
-
-    (gradient, x_gradient, tap_gradient), read = jax.grad(
-      loss, (0, 1, 2), has_aux=True
-    )(trained, x_BTD, taps)
-    (of_table,) = tables_lib.of_tables(
-      {"layer/values": values_IW},
-      {"layer": read},
-      {"layer": tap_gradient},
-      jnp.ones(x_BTD.shape[:2], jnp.int32),
-    ).values()
+    _, gradient, factors = tables_lib.sparse_value_and_grad(loss_fn)(
+      {"params": {**trained, "x": x_BTD}, "buffers": buffers},
+      {"values": row_update.Table(values_IW, None, None)},
+    )
+    x_gradient, of_table = gradient.pop("x"), factors["values"]
     updates, moments = optimizer.update(gradient, moments, trained)
     trained = optax.apply_updates(trained, updates)
     return (trained, buffers, moments), of_table, x_gradient
 
   state = trained, made["buffers"], optimizer.init(trained)
   del made
-  return repeated(gradient_step, state, x_BTD, taps)
+  return repeated(gradient_step, state, x_BTD)
 
 
 def lookup_step(tokens):
@@ -235,7 +226,7 @@ def lookup_step(tokens):
       lambda score_BTKC: lookup.pool_rows(values_IW, index_BTK, score_BTKC),
       score_BTKC,
     )
-    of_table = tables_lib.join_parts(
+    of_table = tables_lib.merge_leading(
       row_update.Factors(
         index_BTK, jnp.zeros_like(index_BTK), score_BTKC, cotangent_BTEW
       )

@@ -56,14 +56,13 @@ def make_factors(rows: int, tokens: int) -> row_update.Factors:
 def sparse_update(table, factors, step, clip: bool = False):
   rows = table.values_IW.shape[0]
   adamw = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 1e-3, step)
-  reads = row_order.sort_reads(factors.row_TK, rows)
+  reads = row_order.sort_by_row(factors.row_TK, rows)
   scale = 1.0
   if clip:
     scale = jax.lax.rsqrt(row_update.squared_norm(factors, reads, rows))
-  table, _ = row_update.update_rows(
+  return row_update.update_rows(
     table, factors, reads, scale, adamw, step.astype(jnp.uint32)
   )
-  return table
 
 
 def dense_update(table, factors, step):
@@ -129,7 +128,7 @@ def norm_seconds(side: int) -> float:
 
   @jax.jit
   def norm(factors):
-    reads = row_order.sort_reads(factors.row_TK, side**2)
+    reads = row_order.sort_by_row(factors.row_TK, side**2)
     return row_update.squared_norm(factors, reads, side**2)
 
   return report.interleaved_seconds({"": lambda: norm(factors)}, ROUNDS.value)[

@@ -15,15 +15,13 @@ import statistics
 import subprocess
 import sys
 
-import jax
 import matplotlib.pyplot as plt
 from absl import app, flags
 
 from benchmarks import report
 from ultramem_jax import data
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.train import state as state_lib
-from ultramem_jax.train import step
+from ultramem_jax.train.program import TrainProgram
 
 MODELS = {"UltraMem": "tiny", "dense": "tiny_dense"}
 ROOT = pathlib.Path(__file__).parent.parent
@@ -81,13 +79,13 @@ def step_seconds(rounds: int = 20) -> dict[str, float]:
     batches = data.open(config).train(range(config.batch_size))
     batch = next(batches)
     batches.close()
-    train_step = step.jitted(step.train_step, config, donate_argnums=0)
-    state = jax.jit(lambda: state_lib.init_state(config))()
+    train_step = TrainProgram(config)
+    state = train_step.init_state()
 
     def run():
       nonlocal state
       state, metrics = train_step(state, batch)
-      return metrics
+      return state, metrics
 
     return run
 

@@ -9,7 +9,6 @@ an accelerator. All in turn, about 2 minutes on two cores. Writes
 results/training.json and results/training.png.
 """
 
-import functools
 import importlib
 
 import jax
@@ -21,8 +20,7 @@ from absl import app, flags
 from benchmarks import report
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.tools import accounting
-from ultramem_jax.train import program, step
-from ultramem_jax.train import state as state_lib
+from ultramem_jax.train.program import TrainProgram
 
 FULL = flags.DEFINE_bool("full", False, "The published sizes.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
@@ -76,16 +74,8 @@ def model_config(label: str) -> config_lib.Config:
 
 def trainer(config: config_lib.Config):
   """(a function that runs one step, bytes that the device holds)."""
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-    (
-      jax.eval_shape(functools.partial(state_lib.init_state, config)),
-      step.abstract_batch(config),
-    ),
-  )
-  train_step = program.TrainProgram(config, *abstract)
-  state = jax.jit(functools.partial(state_lib.init_state, config))()
+  train_step = TrainProgram(config)
+  state = train_step.init_state()
   rng = np.random.default_rng(0)
   shape = (config.batch_size, config.data.seq_len)
   tokens_BT = jnp.asarray(rng.integers(0, 256, shape), jnp.int32)
@@ -100,7 +90,7 @@ def trainer(config: config_lib.Config):
   def run():
     nonlocal state
     state, metrics = train_step(state, batch)
-    return state.step, metrics
+    return state, metrics
 
   return run, train_step.bytes_needed
 

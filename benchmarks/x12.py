@@ -32,8 +32,8 @@ from absl import app, flags
 from benchmarks import report
 from ultramem_jax import data
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.train import program, sharding, step
-from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import sharding
+from ultramem_jax.train.program import TrainProgram
 
 ROOT = pathlib.Path(__file__).parent.parent
 CONFIG = "151m_x12_16gib"
@@ -127,23 +127,13 @@ def stepper(overrides):
   batches = data.open(config).train(range(config.batch_size))
   batch = sharding.to_devices(next(batches), layout.mesh)
   batches.close()
-  abstract = state_lib.abstract_state(config, layout)
-  train_step = program.TrainProgram(
-    config,
-    abstract,
-    sharding.with_sharding(
-      step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
-    ),
-    layout,
-  )
-  state = step.jitted(
-    state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
-  )()
+  train_step = TrainProgram(config, layout)
+  state = train_step.init_state()
 
   def run():
     nonlocal state
     state, metrics = train_step(state, batch)
-    return state.step, metrics, state.params
+    return state, metrics
 
   return run
 

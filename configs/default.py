@@ -172,9 +172,6 @@ def get_config() -> ConfigDict:
   # (rounded at random; sparse updates only)
   c.optim.table_second_moment = "element"  # of value tables: element | row (one
   # float32 for each row, the mean over it; sparse updates only)
-  c.optim.table_catch_up = False  # a row that sparse updates left out makes up
-  # for it when it is next read, so that they do what dense ones do; float32
-  # tables and moments, one device, beta1^2 < beta2
   c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2
 
   # Checkpoints: the newest `keep` and the best by validation loss.

@@ -16,8 +16,8 @@ from ultramem_jax import testing
 from ultramem_jax.settings import config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
-from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step
+from ultramem_jax.train.program import TrainProgram
 
 CONFIGS = pathlib.Path(published.__file__).parent
 NAMES = sorted(
@@ -235,11 +235,11 @@ def test_published_config_trains():
     "block",
     0.1,
   )
-  state = jax.jit(lambda: state_lib.init_state(run))()
+  train_step = TrainProgram(run)
+  state = train_step.init_state()
   batch = jax.tree.map(
     lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
   )
-  train_step = step.jitted(step.train_step, run)
   losses = []
   for _ in range(8):
     state, metrics = train_step(state, batch)

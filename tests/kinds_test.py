@@ -16,8 +16,8 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import generate
 from ultramem_jax.testing import assert_close
-from ultramem_jax.train import state as state_lib
-from ultramem_jax.train import step
+from ultramem_jax.train.program import TrainProgram
+from ultramem_jax.train.state import TrainState
 
 
 def memory(settings):
@@ -80,26 +80,25 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
     **KINDS[kind],
   )
   lanes = range(config.batch_size)
-  train_step = step.jitted(step.train_step, config)
-  init = jax.jit(functools.partial(state_lib.init_state, config))
+  train_step = TrainProgram(config)
   corpus = data.open(config)
   batches = corpus.train(lanes)
-  state, before = run(config, train_step, init(), batches, SAVED)
+  state = train_step.init_state()
+  state, before = run(config, train_step, state, batches, SAVED)
   with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
     checkpointer.save(SAVED, state.to_items(), batches.get_state())
   state, after = run(config, train_step, state, batches, STEPS - SAVED)
   # A model that knew only how often each byte occurs would stay near 3.3.
   assert before[:10].mean() > 4 and after[-20:].mean() < 3
 
-  abstract = jax.eval_shape(init)
   with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
-    restored = checkpointer.restore_latest(abstract.to_items())
+    restored = checkpointer.restore_latest(train_step.state.to_items())
   batches = corpus.train(lanes)
   batches.set_state(restored.data)
   resumed, losses = run(
     config,
     train_step,
-    state_lib.TrainState.from_items(restored.items),
+    TrainState.from_items(restored.items),
     batches,
     STEPS - SAVED,
   )
@@ -107,7 +106,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   jax.tree.map(np.testing.assert_array_equal, resumed, state)
 
   model = Transformer(config.model)
-  variables = {"params": state.params, "buffers": state.buffers}
+  variables = state.variables()
   tokens_BT = next(batches)["tokens"][:, :12]
   cache = generate.init_cache(model, len(tokens_BT), 12)
   decode = jax.jit(functools.partial(generate.apply_cached, model, variables))

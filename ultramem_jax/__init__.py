@@ -9,12 +9,23 @@ if TYPE_CHECKING:
   from ultramem_jax.layers.ultramem import UltraMem, refresh_buffers
   from ultramem_jax.layers.ultramem_v2 import UltraMemV2
   from ultramem_jax.model import Transformer
+  from ultramem_jax.ops.row_update import AdamW
   from ultramem_jax.settings.config import Config
   from ultramem_jax.settings.errors import ConfigError
   from ultramem_jax.settings.memory import MemoryConfig
   from ultramem_jax.settings.model import ModelConfig, MoeConfig
+  from ultramem_jax.train.tables import (
+    TABLE_COLLECTIONS,
+    global_norm,
+    join_tables,
+    sparse_value_and_grad,
+    take_tables,
+    update_tables,
+  )
 
 __all__ = [
+  "TABLE_COLLECTIONS",
+  "AdamW",
   "Config",
   "ConfigError",
   "MemoryConfig",
@@ -25,12 +36,19 @@ __all__ = [
   "Transformer",
   "UltraMem",
   "UltraMemV2",
+  "global_norm",
+  "join_tables",
   "refresh_buffers",
+  "sparse_value_and_grad",
+  "take_tables",
+  "update_tables",
 ]
 
 # The modules of these names. They are imported when a name is first used, so
 # that `ultramem --help` and the settings need no JAX.
 _MODULES = {
+  "TABLE_COLLECTIONS": "train.tables",
+  "AdamW": "ops.row_update",
   "Config": "settings.config",
   "ConfigError": "settings.errors",
   "MemoryConfig": "settings.memory",
@@ -41,7 +59,12 @@ _MODULES = {
   "Transformer": "model",
   "UltraMem": "layers.ultramem",
   "UltraMemV2": "layers.ultramem_v2",
+  "global_norm": "train.tables",
+  "join_tables": "train.tables",
   "refresh_buffers": "layers.ultramem",
+  "sparse_value_and_grad": "train.tables",
+  "take_tables": "train.tables",
+  "update_tables": "train.tables",
 }
 
 

@@ -78,15 +78,13 @@ def run(folder, corpus, place, until):
     config, sharding.make_mesh(config, jax.devices()[:devices])
   )
   workdir.claim(folder, config, "the corpus")
-  run_step, abstract = train.compile_step(config, layout)
+  run_step = train.compile_step(config, layout)
   losses = []
   with (
     contextlib.closing(data.open(config).train(range(8))) as batches,
     checkpoint.Checkpointer(folder, 2) as saver,
   ):
-    state, restored = train.restore_or_init(
-      saver, abstract, batches, config, layout
-    )
+    state, restored = train.restore_or_init(saver, run_step, batches)
     first = jax.device_get(state.to_items())
     for _ in range(restored or 0, until):
       batch = sharding.to_devices(next(batches), layout.mesh)

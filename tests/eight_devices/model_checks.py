@@ -9,8 +9,9 @@ import pytest
 from ultramem_jax import testing
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import hlo
-from ultramem_jax.train import program, sharding, step
+from ultramem_jax.train import sharding, step
 from ultramem_jax.train import state as state_lib
+from ultramem_jax.train.program import TrainProgram
 
 MODELS = {
   "dense": {"model__memory__kind": "none"},
@@ -84,20 +85,29 @@ def make_batch(config):
   }
 
 
-def gradient_fn(*args, config, layout):
-  return jax.value_and_grad(step.loss_fn, has_aux=True)(
-    *args, jax.random.key(0), 30.0, config, layout
-  )
+def gradient_fn(params, buffers, batch, config, layout):
+  return jax.value_and_grad(
+    lambda params: step.loss_fn(
+      {"params": params, "buffers": buffers},
+      batch,
+      jax.random.key(0),
+      30.0,
+      config=config,
+      layout=layout,
+    ),
+    has_aux=True,
+  )(params)
 
 
 @functools.cache
 def on_one_device(model):
   config = make_config(model)
   state = step.jitted(state_lib.init_state, config)()
+  variables = state.variables()
   result = step.jitted(gradient_fn, config)(
-    state.params, state.buffers, make_batch(config)
+    variables["params"], variables["buffers"], make_batch(config)
   )
-  return jax.device_get((state, result))
+  return jax.device_get((variables, result))
 
 
 @pytest.mark.parametrize(
@@ -116,30 +126,31 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
   made = sharding.make_mesh(config)
   layout = sharding.make_layout(config, made)
   abstract = state_lib.abstract_state(config, layout)
-  state, expected = on_one_device(model)
+  variables, expected = on_one_device(model)
   if config.mesh.fsdp > 1:
     made_here = step.jitted(
       state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
     )()
     # Mesh or not, the first parameters are the same, calibration included.
-    assert_close(made_here.params, state.params)
-  state = jax.device_put(state, sharding.of(abstract))
+    assert_close(made_here.variables()["params"], variables["params"])
+  variables = jax.device_put(variables, sharding.of(abstract.variables()))
   inputs = (
-    state.params,
-    state.buffers,
+    variables["params"],
+    variables["buffers"],
     sharding.to_devices(make_batch(config), made),
   )
   compiled = step.jitted(gradient_fn, config, layout).lower(*inputs).compile()
   if config.model.spans and layout.size(layout.table_axes) == 8:
     # Without copies, whose dense gradients are summed.
     assert_tables_stay(compiled, 8)
-  (loss, (parts, _, slots, _)), gradients = compiled(*inputs)
-  (expected_loss, outputs), expected_gradients = expected
-  expected_parts, _, expected_slots, _ = outputs
-  jax.tree.map(np.testing.assert_array_equal, slots, expected_slots)
+  (loss, aux), gradients = compiled(*inputs)
+  (expected_loss, expected_aux), expected_gradients = expected
+  jax.tree.map(
+    np.testing.assert_array_equal, aux["slots"], expected_aux["slots"]
+  )
   assert_close(
-    (loss, parts, gradients),
-    (expected_loss, expected_parts, expected_gradients),
+    (loss, aux["losses"], gradients),
+    (expected_loss, expected_aux["losses"], expected_gradients),
   )
 
 
@@ -174,8 +185,8 @@ def test_sparse_update_equals_one_device(mesh, clip_norm):
   # Adam's first steps have the size of the rate whatever the gradient's, so
   # rounding shows where a gradient is all but zero: a hundredth of a step.
   assert_close(
-    (actual.params, actual.moments),
-    (expected.params, expected.moments),
+    (actual.params, actual.tables),
+    (expected.params, expected.tables),
     tolerance=1e-4,
   )
 
@@ -188,33 +199,26 @@ def test_dense_optimizer_moves_no_tables():
     mesh__table=4,
     model__memory__storage__partition="rows",
   )
-  compile_step(config)
+  state, metrics = train(config, 1)
+  table = state.tables["memory_0/values"]
+  assert all(x.sharding == table.values_IW.sharding for x in table)
+  assert np.isfinite(metrics["gradient_norm"])
 
 
 def compile_step(config):
-  """(layout, abstract state, batch, compiled step) on config's mesh, if any."""
+  """(compiled step, batch) on config's mesh, if any."""
   devices = jax.devices()[: 8 if config.mesh.table > 1 else 1]
   layout = sharding.make_layout(config, sharding.make_mesh(config, devices))
-  abstract = state_lib.abstract_state(config, layout)
-  batch = sharding.to_devices(make_batch(config), layout.mesh)
-  run_step = program.TrainProgram(
-    config,
-    abstract,
-    jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
-      batch,
-    ),
-    layout,
-  )
+  run_step = TrainProgram(config, layout)
   if len(devices) > 1:
-    for compiled in run_step.programs:
+    for compiled in run_step.programs.values():
       assert_tables_stay(compiled, layout.size(layout.table_axes))
-  return layout, abstract, batch, run_step
+  return run_step, sharding.to_devices(make_batch(config), layout.mesh)
 
 
 @functools.cache
 def first_state():
-  """Of all configs here that are updated sparsely."""
+  """The first state of all configs here."""
   config = testing.small_config(**LARGE, optim__table_update="sparse")
   return jax.device_get(step.jitted(state_lib.init_state, config)())
 
@@ -222,8 +226,8 @@ def first_state():
 @functools.cache
 def train(config, steps=2):
   """The state after steps, and the metrics of the last."""
-  _, abstract, batch, run_step = compile_step(config)
-  state = jax.device_put(first_state(), sharding.of(abstract))
+  run_step, batch = compile_step(config)
+  state = jax.device_put(first_state(), sharding.of(run_step.state))
   for _ in range(steps):
     state, metrics = run_step(state, batch)
   return state, metrics

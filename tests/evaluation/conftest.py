@@ -35,7 +35,7 @@ class SlowScorer:
       model__memory__spans="1:1",
     )
     state = jax.jit(lambda: state_lib.init_state(config))()
-    variables = {"params": state.params, "buffers": state.buffers}
+    variables = state.variables()
     layout = sharding.make_layout(config, sharding.make_mesh(config))
     model = Transformer(config.model, layout)
     self.run = load_lib.TrainedModel(config, 7, model, variables, layout)

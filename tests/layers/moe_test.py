@@ -204,11 +204,11 @@ def test_training_adds_the_weighted_loss_of_every_block():
       lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
     )
     batch["tokens"] = jax.random.randint(jax.random.key(0), (4, 8), 0, 32)
-    total, (parts, stats, *_) = step.jitted(step.loss_fn, run)(
-      state.params, state.buffers, batch, jax.random.key(0), 32.0
+    total, aux = step.jitted(step.loss_fn, run)(
+      state.variables(), batch, jax.random.key(0), 32.0
     )
-    assert_close(total, sum(parts.values()))
-    metrics[weight] = {**parts, **stats}
+    assert_close(total, sum(aux["losses"].values()))
+    metrics[weight] = {**aux["losses"], **aux["stats"]}
   assert metrics[0.0]["auxiliary_loss"] == 0
   # Two blocks, each at least 1 (perfect balance) times the weight.
   assert 0.02 * 0.99 <= metrics[0.01]["auxiliary_loss"] < 0.02 * X

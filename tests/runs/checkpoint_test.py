@@ -324,7 +324,11 @@ def test_another_model_is_refused_not_set_aside(workdir, target, difference):
     ):
       saver.restore_latest(items)
   assert listing(workdir) == ["10", "20"]
-  with pytest.raises(errors.TargetError, match="params/new is absent"):
+  with pytest.raises(
+    errors.TargetError,
+    match=r"params/new is absent.*\. If another version of UltraMem-JAX wrote "
+    "it, go on with that version, or use another --workdir$",
+  ):
     checkpoint.restore(
       workdir,
       {

@@ -137,10 +137,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(prompts):
 def make_model(config=CONFIG):
   """A model whose greedy tokens vary."""
   state = jax.jit(functools.partial(state_lib.init_state, config))()
-  return Transformer(config.model), {
-    "params": state.params,
-    "buffers": state.buffers,
-  }
+  return Transformer(config.model), state.variables()
 
 
 @functools.cache

@@ -25,10 +25,7 @@ from ultramem_jax.train import state as state_lib
 def make_model(**overrides):
   config = testing.small_config(**overrides)
   state = jax.jit(functools.partial(state_lib.init_state, config))()
-  return Transformer(config.model), {
-    "params": state.params,
-    "buffers": state.buffers,
-  }
+  return Transformer(config.model), state.variables()
 
 
 LAYERS = {

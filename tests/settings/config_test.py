@@ -160,23 +160,6 @@ BAD = [
     )
     for value in (0, -2)
   ),
-  (
-    {"optim.table_catch_up": True, "optim.beta1": 0.98},
-    "optim.table_catch_up",
-    "beta1^2 < beta2",
-  ),
-  *(
-    (
-      {"optim.table_catch_up": True, field: value},
-      "optim.table_catch_up",
-      "float32 tables",
-    )
-    for field, value in (
-      ("model.memory.storage.table_dtype", "bfloat16"),
-      ("optim.table_moments", "bfloat16"),
-      ("optim.table_second_moment", "row"),
-    )
-  ),
   ({"data.source": "text"}, "data.path", "glob"),
   ({"data.source": "tfds"}, "data.tfds_name", "c4/en"),
   ({"model.num_heads": 3}, "model.num_heads", "embed_dim = 128"),

@@ -13,6 +13,7 @@ from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import fit
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step as step_lib
+from ultramem_jax.train.program import TrainProgram
 
 
 def bytes_of(tree):
@@ -28,9 +29,11 @@ def test_state_bytes_equal_those_of_the_real_state():
   run = testing.small_config()
   state = jax.eval_shape(functools.partial(state_lib.init_state, run))
   counted = fit.training_bytes(run)
-  assert counted["parameters"] == bytes_of(state.params)
-  assert counted["optimizer"] == bytes_of(state.opt_state)
-  assert counted["gradients"] == bytes_of(state.params)
+  params = state.variables()["params"]
+  moments = [table[1:] for table in state.tables.values()]
+  assert counted["parameters"] == bytes_of(params)
+  assert counted["optimizer"] == bytes_of((state.opt_state, moments))
+  assert counted["gradients"] == bytes_of(params)
   assert counted.pop("total") == sum(counted.values())
 
 
@@ -43,11 +46,11 @@ def test_state_bytes_of_low_precision_tables(moment):
   )
   state = jax.eval_shape(functools.partial(state_lib.init_state, run))
   counted = fit.training_bytes(run)
-  assert counted["parameters"] == bytes_of(state.params)
-  assert counted["optimizer"] == bytes_of((state.opt_state, state.moments))
-  rest = state.split_tables()[0].params
+  moments = [table[1:] for table in state.tables.values()]
+  assert counted["parameters"] == bytes_of(state.variables()["params"])
+  assert counted["optimizer"] == bytes_of((state.opt_state, moments))
   factors = fit.factor_bytes(run)
-  assert counted["gradients"] == bytes_of(rest) + factors
+  assert counted["gradients"] == bytes_of(state.params) + factors
   assert factors > 0
 
 
@@ -57,15 +60,14 @@ def test_slots_of_all_parts_are_counted(parts):
   state = jax.eval_shape(functools.partial(state_lib.init_state, run))
   batch = step_lib.abstract_batch(run)
   total = jax.ShapeDtypeStruct((), "float32")
-  _, (_, _, slots, _) = jax.eval_shape(
+  _, aux = jax.eval_shape(
     functools.partial(step_lib.loss_fn, config=run),
-    state.params,
-    state.buffers,
+    state.variables(),
     batch,
     jax.random.key(0),
     total,
   )
-  count = sum(slot_BTAM.size for slot_BTAM in slots.values())
+  count = sum(slot_BTAM.size for slot_BTAM in aux["slots"].values())
   assert fit.training_bytes(run)["slots"] == 4 * count > 0
   four = fit.training_bytes(run, num_devices=4)
   assert four["slots"] == count
@@ -83,10 +85,7 @@ def test_activations_shrink_with_devices_and_parts():
 
 def test_estimate_is_near_what_xla_compiles():
   run = config.parse(tiny_dense.get_config())
-  state = jax.eval_shape(functools.partial(state_lib.init_state, run))
-  step = step_lib.jitted(step_lib.train_step, run, donate_argnums=0)
-  memory = step.lower(state, step_lib.abstract_batch(run)).compile()
-  memory = memory.memory_analysis()
+  memory = TrainProgram(run).programs["train"].memory_analysis()
   estimate = fit.training_bytes(run)
   assert memory.argument_size_in_bytes == pytest.approx(
     estimate["parameters"] + estimate["optimizer"], rel=0.02

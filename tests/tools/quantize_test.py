@@ -89,12 +89,10 @@ def test_only_float32_tables_are_quantized():
 
 def test_what_needs_float32_tables_is_left_behind():
   config = testing.small_config(
-    optim__table_update="sparse",
-    optim__table_catch_up=True,
-    model__memory__storage__kernel="pallas",
+    optim__table_update="dense", model__memory__storage__kernel="pallas"
   )
   quantized = quantize.quantized_config(config, "int8")
-  assert not quantized.optim.table_catch_up
+  assert quantized.optim.table_update == "auto"
   assert quantized.model.memory.storage.kernel == "xla"
 
 

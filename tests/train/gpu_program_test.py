@@ -108,9 +108,7 @@ def test_the_steps_compile_for_a_gpu(attention, dtype):
   mesh = sharding.make_mesh(config, devices)
   layout = sharding.make_layout(config, mesh)
   lowered = {
-    **program.lower_train_step(
-      config, *program.abstract_inputs(config, layout), layout
-    ),
+    **program.lower_train_step(config, layout),
     "decode": compile_lib.lower_decode_step(config, layout, 8, 64),
   }
   for name, part in lowered.items():

@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import traverse_util
 
 from ultramem_jax import testing
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim
 from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import tables as tables_lib
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "goldens" / "value_lr_schedule"
 CONFIG = testing.small_config().optim
@@ -48,17 +50,16 @@ def test_rates_equal_the_golden_ones(multiplier, horizon):
     value_lr_multiplier=float(multiplier),
     value_lr_horizon=horizon,
   )
-  rates = optim.schedules(config, steps)
   at = jnp.asarray(arrays["steps"], jnp.int32)
   name = f"times{multiplier}_rate{horizon}"
-  factor = optim.value_multiplier(config, steps)
   for schedule, expected in (
-    (rates["weights"], arrays["base_lr"]),
-    (rates["norms"], arrays["base_lr"]),
-    (rates["values"], arrays[f"value_lr/{name}"]),
-    (factor, arrays[f"multiplier/{name}"]),
+    (optim.base_schedule, arrays["base_lr"]),
+    (optim.value_schedule, arrays[f"value_lr/{name}"]),
+    (optim.value_multiplier, arrays[f"multiplier/{name}"]),
   ):
-    np.testing.assert_allclose(schedule(at), expected, rtol=2e-5, atol=1e-12)
+    np.testing.assert_allclose(
+      schedule(config, steps)(at), expected, rtol=2e-5, atol=1e-12
+    )
 
 
 def test_rates_from_zero_equal_the_golden_ones():
@@ -73,14 +74,16 @@ def test_rates_from_zero_equal_the_golden_ones():
     value_lr_multiplier=10.0,
     value_lr_horizon=0.5,
   )
-  rates = optim.schedules(config, steps)
   at = jnp.asarray(arrays["small/steps"], jnp.int32)
-  for group, name in (
-    ("weights", "base_lr"),
-    ("values", "value_lr_times10_rate0.5"),
+  for schedule, name in (
+    (optim.base_schedule, "base_lr"),
+    (optim.value_schedule, "value_lr_times10_rate0.5"),
   ):
     np.testing.assert_allclose(
-      rates[group](at), arrays[f"small/{name}"], rtol=2e-5, atol=1e-12
+      schedule(config, steps)(at),
+      arrays[f"small/{name}"],
+      rtol=2e-5,
+      atol=1e-12,
     )
 
 
@@ -104,31 +107,42 @@ def test_rates_from_zero_equal_the_golden_ones():
   ],
   ids=["dense", "ultramem", "two memories", "biases", "moe"],
 )
-def test_every_parameter_is_in_its_group(overrides):
+def test_tables_norms_and_weights_are_told_apart(overrides):
   config = testing.small_config(**overrides)
-  params = jax.eval_shape(lambda: state_lib.init_state(config)).params
-  groups = optim.parameter_groups(params)
-  assert jax.tree.structure(groups) == jax.tree.structure(params)
+  state = jax.eval_shape(lambda: state_lib.init_state(config))
   memory = config.model.memory
-  table = (memory.num_rows, memory.value_dim)
-  found = set()
+  assert set(state.tables) == {
+    f"memory_{span.index}/values" for span in config.model.spans
+  }
+  for table in state.tables.values():
+    assert table.values_IW.shape == (memory.num_rows, memory.value_dim)
+  params = traverse_util.flatten_dict(state.params, sep="/")
+  assert not any(tables_lib.is_table(path) for path in params)
+  # Vectors are norm weights and biases, and there are no others.
+  for path, leaf in params.items():
+    assert optim.is_norm(path) == (leaf.ndim == 1), path
+  assert any(map(optim.is_norm, params))
 
-  def check(path, leaf, group):
-    name = jax.tree_util.keystr(path)
-    found.add(group)
-    # Vectors are norm weights and biases, and there are no others.
-    assert (group == "norms") == (leaf.ndim == 1), name
-    assert (group == "values") == name.endswith("['values']"), name
-    assert group != "values" or leaf.shape == table, name
 
-  jax.tree_util.tree_map_with_path(check, params, groups)
-  assert found == {"norms", "weights"} | (
-    {"values"} & set(["values"] if config.model.spans else [])
-  )
+@pytest.mark.parametrize(
+  "path, expected",
+  [
+    ("values", True),
+    ("memory_0/values", True),
+    ("model/block_1/memory/pre_values", True),
+    ("memory_0/up_values", True),
+    ("memory_0/down_values", True),
+    ("memory_0/values_scale", False),
+    ("memory_0/value_projection", False),
+    ("head/my_values", False),
+  ],
+)
+def test_tables_are_known_by_their_name(path, expected):
+  assert tables_lib.is_table(path) == expected
 
 
 def toy_params(seed=0):
-  """Parameters of the three groups, and of each a path in a model."""
+  """Parameters as those of a model: a table, a norm, and weights."""
   key = jax.random.split(jax.random.key(seed), 4)
   return {
     "memory_0": {
@@ -142,9 +156,12 @@ def toy_params(seed=0):
 
 def adamw(config, steps, params, gradients):
   """The parameters after some gradients, from the definition, in float64."""
+  paths = [
+    jax.tree_util.keystr(path, simple=True, separator="/")
+    for path, _ in jax.tree_util.tree_leaves_with_path(params)
+  ]
   leaves, structure = jax.tree.flatten(params)
   params = [np.asarray(leaf, np.float64) for leaf in leaves]
-  groups = jax.tree.leaves(optim.parameter_groups(structure.unflatten(leaves)))
   first = [np.zeros_like(p) for p in params]
   second = [np.zeros_like(p) for p in params]
   warmup = round(config.warmup_fraction * steps)
@@ -167,11 +184,31 @@ def adamw(config, steps, params, gradients):
       second[i] = config.beta2 * second[i] + (1 - config.beta2) * g**2
       update = first[i] / (1 - config.beta1**count)
       update /= np.sqrt(second[i] / (1 - config.beta2**count)) + config.eps
-      if groups[i] != "norms" or config.decay_norms:
+      if not paths[i].endswith("scale") or config.decay_norms:
         update += config.weight_decay * params[i]
-      own = rate * (factor if groups[i] == "values" else 1)
+      own = rate * (factor if paths[i] == "memory_0/values" else 1)
       params[i] = params[i] - own * update
   return structure.unflatten(params)
+
+
+def trained(config, steps, params, gradients):
+  """The parameters after some gradients: the optimizer and the dense update."""
+  params, tables = tables_lib.take_tables(params)
+  optimizer = optim.make_optimizer(config, steps)
+  state = optimizer.init(params)
+  for step, gradient in enumerate(gradients, 1):
+    norm = optax.tree.norm(gradient)
+    gradient, of_tables = tables_lib.split_tables(gradient)
+    updates, state = optimizer.update(gradient, state, params, norm=norm)
+    params = optax.apply_updates(params, updates)
+    scale = optim.clip_factor(config, norm)
+    tables = optim.update_all_rows(
+      tables,
+      tables_lib.TableGradients(of_tables, {}, scale, jnp.int32(step)),
+      config,
+      steps,
+    )
+  return tables_lib.join_tables(params, tables)
 
 
 @pytest.mark.parametrize(
@@ -190,17 +227,13 @@ def test_updates_are_those_of_adamw(changes):
   config = optim_config(
     **{"learning_rate": 0.01, "warmup_fraction": 0.15, "eps": 1e-3, **changes}
   )
-  optimizer = optim.make_optimizer(config, steps)
-  params = start = toy_params()
-  state = optimizer.init(params)
+  start = toy_params()
   # The first lies within the norm of 1, the others far outside.
   gradients = [
     jax.tree.map(lambda x, s=scale: s * x, toy_params(seed))
     for seed, scale in enumerate((0.01, 3.0, 10.0, 0.5, 2.0, 1.0), 1)
   ]
-  for gradient in gradients:
-    updates, state = optimizer.update(gradient, state, params)
-    params = optax.apply_updates(params, updates)
+  params = trained(config, steps, start, gradients)
   expected = adamw(config, steps, start, gradients)
   change = lambda tree: jax.tree.map(jnp.subtract, tree, start)
   assert_close(change(params), change(expected), tolerance=2e-5)
@@ -210,15 +243,14 @@ def test_first_update_of_tables_is_the_multiple_of_the_others():
   config = optim_config(
     warmup_fraction=0.0, weight_decay=0.0, value_lr_multiplier=10.0, eps=1e-20
   )
-  optimizer = optim.make_optimizer(config, 100)
-  params = jax.tree.map(jnp.ones_like, toy_params())
-  updates, _ = optimizer.update(params, optimizer.init(params), params)
-  sizes = {
-    jax.tree_util.keystr(path): abs(float(leaf.max()))
-    for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
-  }
-  (table,) = (size for name, size in sizes.items() if "values'" in name)
-  others = [size for name, size in sizes.items() if "values'" not in name]
+  zeros = jax.tree.map(jnp.zeros_like, toy_params())
+  ones = jax.tree.map(jnp.ones_like, zeros)
+  moved = traverse_util.flatten_dict(
+    trained(config, 100, zeros, [ones]), sep="/"
+  )
+  sizes = {path: abs(float(leaf.max())) for path, leaf in moved.items()}
+  table = sizes.pop("memory_0/values")
+  others = list(sizes.values())
   # 1 + 9 * (1 - 1 / 100): the first update is step 1 of 100.
   assert len(others) == 3
   np.testing.assert_allclose(table / np.array(others), 9.91, rtol=1e-5)
@@ -229,17 +261,17 @@ def test_norms_decay_only_when_asked():
   zeros = jax.tree.map(jnp.zeros_like, params)
 
   def decayed(**changes):
-    optimizer = optim.make_optimizer(
-      optim_config(init_fraction=1.0, **changes), 10
-    )
-    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    config = optim_config(init_fraction=1.0, **changes)
+    after = trained(config, 10, params, [zeros])
     return {
-      jax.tree_util.keystr(path)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
-      if abs(leaf).max() > 0
+      path
+      for path, change in traverse_util.flatten_dict(
+        jax.tree.map(jnp.subtract, after, params), sep="/"
+      ).items()
+      if abs(change).max() > 0
     }
 
-  scale = "['memory_0']['query_norm']['scale']"
+  scale = "memory_0/query_norm/scale"
   every = decayed(decay_norms=True)
   assert scale in every and len(every) == 4
   assert decayed() == every - {scale}

@@ -13,8 +13,9 @@ from ultramem_jax import testing
 from ultramem_jax.layers import ultramem
 from ultramem_jax.model import Transformer
 from ultramem_jax.testing import assert_close
-from ultramem_jax.train import sharding, step
+from ultramem_jax.train import optim, step, usage
 from ultramem_jax.train import state as state_lib
+from ultramem_jax.train.program import TrainProgram
 
 
 def make_config(**overrides):
@@ -58,24 +59,37 @@ def make_batch(config=CONFIG, seed=0):
 
 
 @functools.cache
-def compiled(function, config):
-  """A function of step.py, jitted once for the tests of this file."""
-  return step.jitted(getattr(step, function), config)
+def eval_step(config):
+  """step.eval_step, jitted."""
+  return step.jitted(step.eval_step, config)
 
 
 @functools.cache
 def gradient_fn(config):
-  """jax.value_and_grad of the loss, jitted."""
-  return step.jitted(
-    lambda *args, config, layout: jax.value_and_grad(
-      step.loss_fn, has_aux=True
-    )(*args, config, layout),
-    config,
-  )
+  """jax.value_and_grad of the loss in the parameters, jitted."""
+
+  def function(params, buffers, *args, config, layout):
+    return jax.value_and_grad(
+      lambda params: step.loss_fn(
+        {"params": params, "buffers": buffers},
+        *args,
+        config=config,
+        layout=layout,
+      ),
+      has_aux=True,
+    )(params)
+
+  return step.jitted(function, config)
+
+
+@functools.cache
+def train_program(config):
+  return TrainProgram(config)
 
 
 def train_step(state, batch, config=CONFIG):
-  return compiled("train_step", config)(state, batch)
+  """A step from a copy of the state, which the program takes over."""
+  return train_program(config)(jax.tree.map(jnp.array, state), batch)
 
 
 @functools.cache
@@ -95,8 +109,12 @@ def first_state(config=CONFIG):
   known = initialized(model, config.seed)
   shapes = jax.eval_shape(functools.partial(state_lib.init_state, config))
   state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  tables = {
+    path: table._replace(values_IW=known.tables[path].values_IW)
+    for path, table in state.tables.items()
+  }
   return state.replace(
-    params=known.params, buffers=known.buffers, key=known.key
+    params=known.params, tables=tables, buffers=known.buffers, key=known.key
   )
 
 
@@ -125,8 +143,9 @@ def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
   if buffers is None:
     buffers = ultramem.refresh_buffers(state.params, state.buffers)
   batch = {**batch, **changes}
+  params = state.variables()["params"]
   return gradient_fn(config)(
-    state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
+    params, buffers, batch, jax.random.key(0), batch["weights"].sum()
   )[0]
 
 
@@ -178,10 +197,11 @@ def test_accumulated_step_equals_one_step():
 
 def test_losses_equal_their_definitions():
   state, batch = first_state(), make_batch()
-  total, (parts, *_) = loss_of(state, batch)
+  total, aux = loss_of(state, batch)
+  parts = aux["losses"]
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   logits_BTV, _ = forward(CONFIG.model)(
-    {"params": state.params, "buffers": buffers}, batch
+    {**state.variables(), "buffers": buffers}, batch
   )
   logits_BTV = np.asarray(logits_BTV, np.float64)
   log_z_BT = np.log(np.exp(logits_BTV).sum(-1))
@@ -209,7 +229,7 @@ def test_parts_of_a_batch_add_up():
   total_weight = batch["weights"].sum()
   halves = [
     gradient_fn(TWO_PARTS)(
-      state.params,
+      state.variables()["params"],
       buffers,
       {k: v[rows] for k, v in batch.items()},
       jax.random.key(0),
@@ -224,8 +244,9 @@ def gradient(config, **changes):
   state = first_state()
   batch = {**make_batch(), **changes}
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  params = state.variables()["params"]
   return gradient_fn(config)(
-    state.params, buffers, batch, jax.random.key(0), batch["weights"].sum()
+    params, buffers, batch, jax.random.key(0), batch["weights"].sum()
   )[1]
 
 
@@ -258,7 +279,7 @@ def test_z_loss_and_auxiliary_loss_enter_the_gradient():
     mean = (log_z_BT**2 * batch["weights"]).sum() / batch["weights"].sum()
     return CONFIG.optim.z_loss * mean
 
-  of_z_loss = jax.jit(jax.grad(z_loss))(first_state().params)
+  of_z_loss = jax.jit(jax.grad(z_loss))(first_state().variables()["params"])
   difference = jax.tree.map(jnp.subtract, full, neither)
   assert_close(difference["head"], of_z_loss["head"], tolerance=1e-3)
   assert_close(
@@ -287,7 +308,8 @@ def test_batch_without_weight_leaves_a_finite_state():
   batch["weights"] = jnp.zeros_like(batch["weights"])
   state, metrics = train_step(first_state(), batch)
   assert metrics["loss"] == 0
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+  trained = jax.tree.leaves((state.params, state.tables))
+  assert all(np.isfinite(x).all() for x in trained)
 
 
 @pytest.mark.parametrize("config", [CONFIG, TWO_PARTS], ids=["one", "two"])
@@ -295,7 +317,7 @@ def test_usage_counts_the_reads_of_tokens_that_are_there(config):
   state, batch = first_state(config), make_batch()
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   _, sown = forward(config.model)(
-    {"params": state.params, "buffers": buffers}, batch
+    {**state.variables(), "buffers": buffers}, batch
   )
   slot_BTAM = np.asarray(sown["intermediates"]["memory_0"]["slot_BTAM"][0])
   memory = config.model.memory
@@ -326,7 +348,7 @@ def test_usage_report_by_hand(row_multiple, counters):
   usage_S = np.zeros(counters, np.int32)
   usage_S[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
   state = first_state().replace(usage={"memory_0": jnp.asarray(usage_S)})
-  state, metrics = step.report_usage(state, config=config)
+  state, metrics = usage.report(state, config=config)
   assert {name: float(value) for name, value in metrics.items()} == {
     "memory_0/coverage": 2 / 4,
     "memory_0/coverage_virtual": 4 / 16,
@@ -334,13 +356,13 @@ def test_usage_report_by_hand(row_multiple, counters):
     "memory_0/usage_kl": pytest.approx(np.log(2)),
   }
   assert not state.usage["memory_0"].any()
-  _, metrics = step.report_usage(state, config=config)  # nothing was read
+  _, metrics = usage.report(state, config=config)  # nothing was read
   assert {float(value) for value in metrics.values()} == {0.0}
   # More reads in all than an int32 holds.
   even = first_state().replace(
     usage={"memory_0": jnp.full(16, 2**28, jnp.int32)}
   )
-  _, metrics = step.report_usage(even, config=config)
+  _, metrics = usage.report(even, config=config)
   assert float(metrics["memory_0/usage_kl"]) == pytest.approx(0, abs=1e-6)
 
 
@@ -359,7 +381,7 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
   params = {**state.params, "memory_0": {**memory, "core": core}}
   turned = jax.tree.map(jnp.negative, state.buffers)
   state = state.replace(params=params, buffers=turned)
-  step.jitted(step.train_step, TWO_PARTS).eval_shape(state, batch)
+  step.jitted(step.model_step, TWO_PARTS).eval_shape(state, batch)
   assert len(calls) == 1
   after, metrics = train_step(state, batch, TWO_PARTS)
   expected = ultramem.refresh_buffers(params, turned)
@@ -372,7 +394,7 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
   # The forward used the new ones, not those before nor of the other sign.
   stale = [turned, ultramem.refresh_buffers(params, first_state().buffers)]
   losses = [
-    float(loss_of(state, batch, buffers=buffers)[1][0]["loss"])
+    float(loss_of(state, batch, buffers=buffers)[1]["losses"]["loss"])
     for buffers in (expected, *stale)
   ]
   np.testing.assert_allclose(metrics["loss"], losses[0], rtol=1e-5)
@@ -382,16 +404,16 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
 def test_evaluation_uses_the_buffers_as_they_are():
   state = first_state()
   batch = {**make_batch(), "bytes": jnp.full((4, 8), 3, jnp.int32)}
-  evaluate = compiled("eval_step", CONFIG)
+  evaluate, params = eval_step(CONFIG), state.variables()["params"]
   before = jax.device_get(state.buffers)
-  sums = evaluate(state.params, state.buffers, batch)
-  loss = loss_of(state, batch, buffers=state.buffers)[1][0]["loss"]
+  sums = evaluate(params, state.buffers, batch)
+  loss = loss_of(state, batch, buffers=state.buffers)[1]["losses"]["loss"]
   count = float(batch["weights"].sum())
   np.testing.assert_allclose(sums["loss"], loss * count, rtol=1e-5)
   assert sums["tokens"] == count and sums["bytes"] == 3 * 4 * 8
   assert set(sums) == {"loss", "tokens", "bytes"}
   turned = jax.tree.map(jnp.negative, state.buffers)
-  other = evaluate(state.params, turned, batch)
+  other = evaluate(params, turned, batch)
   assert abs(other["loss"] - sums["loss"]) > 1e-3
   assert_same_bits(state.buffers, before)
 
@@ -400,25 +422,21 @@ def test_evaluation_has_no_dropout():
   batch = {**make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
   state = first_state(DROPOUT)
   one, other = (
-    compiled("eval_step", config)(state.params, state.buffers, batch)
+    eval_step(config)(state.variables()["params"], state.buffers, batch)
     for config in (DROPOUT, CONFIG)
   )
   np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-6)
 
 
-def test_steps_are_traced_once_and_take_over_the_state():
-  traced = chex.assert_max_traces(step.train_step, n=1)
-  mesh = sharding.make_mesh(CONFIG)
-  run = step.jitted(
-    traced, CONFIG, donate_argnums=0, out_shardings=sharding.replicated(mesh)
+def test_steps_are_traced_once_and_take_over_the_state(monkeypatch):
+  monkeypatch.setattr(
+    step, "model_step", chex.assert_max_traces(step.model_step, n=1)
   )
-  state = jax.device_put(
-    jax.device_get(first_state()), sharding.replicated(mesh)
-  )
+  run = TrainProgram(CONFIG)
+  state = run.init_state()
   for seed in range(3):
     given = state
-    batch = sharding.to_devices(jax.device_get(make_batch(seed=seed)), mesh)
-    state, _ = run(given, batch)
+    state, _ = run(given, make_batch(seed=seed))
     kept = [
       jax.tree_util.keystr(path)
       for path, leaf in jax.tree_util.tree_leaves_with_path(given)
@@ -461,12 +479,12 @@ def test_dropout_is_drawn_anew_in_every_step_and_part():
   one, other = (
     float(
       gradient_fn(DROPOUT)(
-        state.params,
+        state.variables()["params"],
         buffers,
         {k: v[:2] for k, v in batch.items()},
         jax.random.fold_in(key, index),
         2 * batch["weights"][:2].sum(),
-      )[0][1][0]["loss"]
+      )[0][1]["losses"]["loss"]
     )
     for index in (0, 1)
   )
@@ -476,11 +494,14 @@ def test_dropout_is_drawn_anew_in_every_step_and_part():
 
 def test_learning_rates_are_those_of_the_step():
   _, metrics = first_step()
-  rates = step.optim.schedules(CONFIG.optim, CONFIG.steps)
-  assert metrics["learning_rate"] == rates["weights"](1)
-  assert metrics["value_learning_rate"] == rates["values"](1)
+  base = optim.base_schedule(CONFIG.optim, CONFIG.steps)
+  assert metrics["learning_rate"] == base(1)
+  of_values = optim.value_schedule(CONFIG.optim, CONFIG.steps)
+  assert metrics["value_learning_rate"] == of_values(1)
   # Decay apart, the first step of Adam moves a parameter by the rate.
-  start, after = first_state().params, first_step()[0].params
+  start, after = (
+    state.variables()["params"] for state in (first_state(), first_step()[0])
+  )
   for (module, name), rate in (
     (("memory_0", "values"), float(metrics["value_learning_rate"])),
     (("head", "kernel"), float(metrics["learning_rate"])),
@@ -493,9 +514,9 @@ def test_learning_rates_are_those_of_the_step():
 def test_dense_models_report_nothing_of_a_memory():
   config = make_config(model__memory__kind="none", model__memory__spans="")
   state = jax.eval_shape(functools.partial(state_lib.init_state, config))
-  assert state.usage == {} and state.buffers == {}
-  _, metrics = jax.eval_shape(
-    functools.partial(step.train_step, config=config),
+  assert state.usage == state.buffers == state.tables == {}
+  _, _, metrics = jax.eval_shape(
+    functools.partial(step.model_step, config=config),
     state,
     step.abstract_batch(config),
   )

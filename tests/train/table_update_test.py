@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 import step_test
 
-from ultramem_jax.ops import catch_up
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
-from ultramem_jax.train import optim, program, step
+from ultramem_jax.train import optim
 from ultramem_jax.train import state as state_lib
-from ultramem_jax.train import tables as tables_lib
 
 SUM = {
   "model__memory__score": "sum",
@@ -66,23 +64,12 @@ def make_config(**overrides):
   )
 
 
-@functools.cache
-def make_program(config):
-  state = jax.eval_shape(functools.partial(state_lib.init_state, config))
-  device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  abstract = jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device),
-    (state, step.abstract_batch(config)),
-  )
-  return program.TrainProgram(config, *abstract)
-
-
 def go_on(config, state, seeds):
   """(states, metrics) of steps from a state on."""
   states, records = [], []
   state = jax.device_put(state)
   for seed in seeds:
-    state, metrics = make_program(config)(
+    state, metrics = step_test.train_program(config)(
       state, step_test.make_batch(config, seed=seed)
     )
     states.append(jax.device_get(state))
@@ -110,29 +97,22 @@ def test_first_step_equals_the_dense_one_on_the_rows_read(kind):
     np.testing.assert_allclose(
       records[name], expected[name], rtol=1e-5, err_msg=name
     )
-  adam = dense.opt_state[1]
-  for name, moment in (("mean", adam.mu), ("variance", adam.nu)):
-    assert_close(
-      tables_lib.split_tables(sparse.moments[name])[1],
-      tables_lib.split_tables(moment)[1],
-      tolerance=1e-4,
-    )
-  before, after, wanted = (
-    tables_lib.split_tables(state.params) for state in (start, sparse, dense)
-  )
-  variance = tables_lib.split_tables(sparse.moments["variance"])[1]
-  assert set(variance) == set(wanted[1]) and wanted[1]
   change = lambda new, old: jax.tree.map(np.subtract, new, old)
   # Adam divides a gradient by its size: where it is near 0, its rounding shows.
   assert_close(
-    change(after[0], before[0]), change(wanted[0], before[0]), tolerance=1e-3
+    change(sparse.params, start.params),
+    change(dense.params, start.params),
+    tolerance=1e-3,
   )
-  for path, old in before[1].items():
-    read_I = (variance[path] > 0).any(1)
+  assert set(sparse.tables) == set(dense.tables) and dense.tables
+  for path, old in start.tables.items():
+    table, wanted = sparse.tables[path], dense.tables[path]
+    assert_close(table[1:], wanted[1:], tolerance=1e-4)
+    read_I = (table.variance > 0).any(1)
     assert 0 < read_I.mean() < 1
     assert_close(
-      (after[1][path] - old)[read_I],
-      (wanted[1][path] - old)[read_I],
+      (table.values_IW - old.values_IW)[read_I],
+      (wanted.values_IW - old.values_IW)[read_I],
       tolerance=1e-3,
     )
 
@@ -140,18 +120,16 @@ def test_first_step_equals_the_dense_one_on_the_rows_read(kind):
 def test_rows_not_read_stay_as_they_are():
   config = make_config()
   (start, first, second), _ = run(config)
-  old, new = (state.params["memory_0"]["values"] for state in (start, first))
-  read_I = (first.moments["variance"]["memory_0"]["values"] > 0).any(1)
+  tables = [state.tables["memory_0/values"] for state in (start, first, second)]
+  old, new = tables[0].values_IW, tables[1].values_IW
+  read_I = (tables[1].variance > 0).any(1)
   changed_I = (old != new).any(1)
   # What padding reads does not count, neither as usage nor here.
   usage_I = first.usage["memory_0"].reshape(-1, len(old)).sum(0)
   np.testing.assert_array_equal(changed_I, usage_I > 0)
   assert changed_I[read_I].all() and not changed_I.all()
   # Of the rows of the first step, the second read some but not all.
-  mean = [
-    state.moments["mean"]["memory_0"]["values"] for state in (first, second)
-  ]
-  same_I = (mean[0] == mean[1]).all(1)
+  same_I = (tables[1].mean_IW == tables[2].mean_IW).all(1)
   assert (read_I & same_I).any() and (read_I & ~same_I).any()
 
 
@@ -160,40 +138,10 @@ def test_accumulated_step_equals_one_step():
   parts, sums = run(
     make_config(accumulation_steps=2, **KINDS["ultramem_v2"]), 1
   )
-  assert_close(parts[1].moments, whole[1].moments, tolerance=1e-4)
+  moments = lambda state: [table[1:] for table in state.tables.values()]
+  assert_close(moments(parts[1]), moments(whole[1]), tolerance=1e-4)
   for name in ("loss", "gradient_norm"):
     np.testing.assert_allclose(sums[0][name], metrics[0][name], rtol=1e-5)
-
-
-def test_sparse_steps_that_catch_up_equal_dense_ones(monkeypatch):
-  """Two tables of four blocks, read by two layers."""
-  monkeypatch.setattr(catch_up, "MOVES", 1)  # less to compile
-  overrides = {
-    "optim__learning_rate": 1e-3,
-    "optim__eps": 1e-3,
-    **KINDS["ultramem_v2"],
-  }
-  # Few of the rows, so that they stay behind for some steps.
-  overrides |= {"model__memory__num_keys": 32, "data__seq_len": 4}
-  overrides["model__remat"] = "block"
-  # Then the norm is found by the update, and not before it.
-  overrides["optim__clip_norm"] = 0.0
-  config = make_config(optim__table_catch_up=True, **overrides)
-  states, records = run(config, 6)
-  dense, expected = run(
-    make_config(optim__table_update="dense", **overrides), 6
-  )
-  for metrics, dense_metrics in zip(records, expected, strict=True):
-    for name in ("loss", "gradient_norm"):
-      np.testing.assert_allclose(metrics[name], dense_metrics[name], rtol=1e-5)
-  caught_up = step_test.compiled("catch_up", config)(states[-1])
-  assert_close(caught_up.params, dense[-1].params, tolerance=1e-5)
-  # Rows were behind, and would not be where they are without catching up.
-  old, new = (
-    tables_lib.split_tables(state.params)[1]
-    for state in (states[-1], caught_up)
-  )
-  assert any((old[path] != new[path]).any(1).mean() > 0.5 for path in old)
 
 
 @pytest.mark.parametrize("overrides", [{}, LOW], ids=["float32", "bfloat16"])
@@ -212,10 +160,9 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(overrides, tmp_path):
 def test_low_precision_tables_train():
   config = make_config(**LOW)
   start = step_test.first_state(config)
-  table = start.params["memory_0"]["values"]
-  moments = tables_lib.split_tables(start.moments)[1]
-  assert table.dtype == moments["mean/memory_0/values"].dtype == np.uint16
-  assert moments["variance/memory_0/values"].shape == table.shape[:1]
+  table = start.tables["memory_0/values"]
+  assert table.values_IW.dtype == table.mean_IW.dtype == np.uint16
+  assert table.variance.shape == table.values_IW.shape[:1]
   _, records = go_on(config, start, [0] * 30)
   assert records[-1]["loss"] < 0.6 * records[0]["loss"]
   # The same start, but for the rounding of the table.
@@ -226,9 +173,10 @@ def test_low_precision_tables_train():
 
 def test_table_gradients_are_not_computed_as_arrays():
   config = make_config(model__memory__num_keys=512)
-  gradients, update = make_program(config).programs
+  programs = step_test.train_program(config).programs
+  assert set(programs) == {"train", "update"}
   table_bytes = 4 * 512**2 * config.model.memory.value_dim
-  for compiled in (gradients, update):
+  for compiled in programs.values():
     assert compiled.memory_analysis().temp_size_in_bytes < table_bytes / 2
 
 
@@ -264,9 +212,7 @@ def test_rows_that_only_storage_has_are_neither_read_nor_updated():
 
   def parts(state, part):
     """Weights, and rows of the tables and their moments."""
-    weights, tables = tables_lib.split_tables(state.params)
-    cut = lambda tree: jax.tree.map(lambda x: x[part], tree)
-    return weights, cut(tables), cut(state.moments)
+    return state.params, jax.tree.map(lambda x: x[part], state.tables)
 
   (_, *expected), expected_records = run(config)
   (start, *states), records = run(padded)

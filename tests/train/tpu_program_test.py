@@ -15,8 +15,7 @@ from jax.sharding import SingleDeviceSharding
 from ultramem_jax import MemoryConfig, UltraMem, testing
 from ultramem_jax.ops import lookup, tucker
 from ultramem_jax.tools import hlo, topology
-from ultramem_jax.train import program, step
-from ultramem_jax.train import state as state_lib
+from ultramem_jax.train import program, sharding
 
 pytestmark = pytest.mark.skipif(
   importlib.util.find_spec("libtpu") is None,
@@ -189,10 +188,8 @@ def test_a_sparse_training_step_writes_rows_alone(low_precision):
       "optim__table_second_moment": "row",
     }
   config = testing.small_config(**overrides)
-  state = jax.eval_shape(functools.partial(state_lib.init_state, config))
-  lowered = program.lower_train_step(
-    config, *on_chip((state, step.abstract_batch(config)))
-  )
+  mesh = sharding.make_mesh(config, topology.devices("v5e:1x1"))
+  lowered = program.lower_train_step(config, sharding.make_layout(config, mesh))
   assert set(lowered) == {"train", "update"}
   for name, part in lowered.items():
     compiled = part.compile(QUICK)

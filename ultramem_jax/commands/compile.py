@@ -62,8 +62,7 @@ def main() -> None:
   }
   for step in values.step or STEPS:
     if step == "train":
-      inputs = program.abstract_inputs(config, layout)
-      programs = program.lower_train_step(config, *inputs, layout)
+      programs = program.lower_train_step(config, layout)
     else:
       programs = {
         "decode": compile_lib.lower_decode_step(

@@ -4,33 +4,15 @@ Layers read them through `pool_rows` and `dot_rows` here, which also give a
 table's gradient as factors (`ops/row_update.py`): where the collection
 "factors" is mutable they sow what was read, and where the collection "taps"
 holds zeros they add them to what was looked up, so that the gradient of a tap
-is that of the lookup's output. A table that the collection "behind" names too
-is read as it would be with all its rows up to date.
+is that of the lookup's output.
 """
 
-from typing import NamedTuple
-
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops import catch_up, precision, random
-from ultramem_jax.ops.row_update import Table
+from ultramem_jax.ops import precision, random
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.settings.memory import MemoryConfig
-
-
-class Behind(NamedTuple):
-  """What the rows of a table need to catch up (`ops/catch_up.py`).
-
-  table: values and moments, some of the rows behind.
-  step: int32 scalar, which they are to catch up with.
-  past: of the run.
-  """
-
-  table: Table
-  step: jax.Array
-  past: catch_up.Past
 
 
 def value_table(
@@ -47,7 +29,6 @@ def value_table(
   float32, or the bits of `storage.table_dtype`; with int8 also NAME_scale [I],
   of each row. An int8 table has no initialization of use: it comes from a
   trained run.
-  Where the collection "behind" names it, NAME_behind is its `Behind`.
 
   Paper init gives the output of a layer that reads it, scores of mean square
   1, the variance 1 / (2 L).
@@ -65,8 +46,6 @@ def value_table(
   )
   shape = (c.stored_rows, width or c.value_dim)
   tables = {name: module.param(name, initializer, shape)}
-  if module.has_variable("behind", name):
-    tables[f"{name}_behind"] = module.get_variable("behind", name)
   if c.storage.table_dtype == "int8":
     scale = f"{name}_scale"
     ones = nn.with_logical_partitioning(nn.initializers.ones, ("rows",))
@@ -114,9 +93,13 @@ def pool_rows(
   scale_BTK = _scales(tables, name, index_BTK)
   if scale_BTK is not None:
     score_BTKC *= scale_BTK[..., None]
-  table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   pooled_BTEW = sharded_lookup.pool_rows(
-    table_IW, place_BTK, score_BTKC, num_blocks, c.storage.kernel, module.layout
+    tables[name],
+    index_BTK,
+    score_BTKC,
+    num_blocks,
+    c.storage.kernel,
+    module.layout,
   )
   return _tap(
     module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
@@ -125,9 +108,8 @@ def pool_rows(
 
 def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
   """`sharded.lookup.dot_rows` of the table `name` of tables, read by module."""
-  table_IW, place_BTK = _up_to_date(tables, name, index_BTK)
   out_BTK = sharded_lookup.dot_rows(
-    table_IW, place_BTK, x_BTW, module.config.storage.kernel, module.layout
+    tables[name], index_BTK, x_BTW, module.config.storage.kernel, module.layout
   )
   scale_BTK = _scales(tables, name, index_BTK)
   if scale_BTK is not None:
@@ -139,18 +121,6 @@ def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
     index_BTK=index_BTK,
     vector_BTEW=x_BTW[:, :, None].astype(jnp.float32),
   )
-
-
-def _up_to_date(tables, name, index_BTK):
-  """A table and indices, at which it holds the rows of index up to date."""
-  table_IW, behind = tables[name], tables.get(f"{name}_behind")
-  if behind is None:
-    return table_IW, index_BTK
-  block_BTK, row_BTK = jnp.divmod(index_BTK, table_IW.shape[0])
-  table_IW, place_BTK = catch_up.rows_read(
-    behind.table, row_BTK, behind.step, behind.past
-  )
-  return table_IW, place_BTK + block_BTK * table_IW.shape[0]
 
 
 def _scales(tables, name, index_BTK):

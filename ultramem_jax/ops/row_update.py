@@ -22,7 +22,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops import blocks, catch_up, precision
+from ultramem_jax.ops import blocks, precision
 
 # Reads whose sums one matrix product takes, where there is a matrix unit.
 PRODUCT_READS = 128
@@ -50,14 +50,11 @@ class Table(NamedTuple):
   mean_IW: the first moment.
   variance: the second moment, [I, W]; or [I] float32, of the mean of a row's
     squares.
-  step_I: int32, the step up to which a row is up to date, where rows catch up
-    (`catch_up`); else None.
   """
 
   values_IW: jax.Array
   mean_IW: jax.Array
   variance: jax.Array
-  step_I: jax.Array | None = None
 
 
 class AdamW(NamedTuple):
@@ -65,7 +62,6 @@ class AdamW(NamedTuple):
 
   rate: the learning rate.
   step: counted from 1, for the correction of the moments' bias.
-  past: of the run, where rows catch up with the steps that left them out.
   """
 
   beta1: float
@@ -74,7 +70,6 @@ class AdamW(NamedTuple):
   weight_decay: float
   rate: jax.Array
   step: jax.Array
-  past: catch_up.Past | None = None
 
 
 def squared_norm(factors: Factors, reads, num_rows: int):
@@ -82,73 +77,60 @@ def squared_norm(factors: Factors, reads, num_rows: int):
 
   Args:
     factors: the gradient.
-    reads: of `row_order.sort_reads`.
+    reads: of `cpu/sort.sort_by_row`.
     num_rows: I.
   """
 
   def add(total, row_P, gradient_PW):
-    return total + _squares(row_P, gradient_PW, num_rows)
+    present_P1 = (row_P < num_rows)[:, None]
+    return total + jnp.where(present_P1, jnp.square(gradient_PW), 0).sum()
 
   return blocks.with_budget(
     functools.partial(_scan_rows, add, num_rows), jnp.float32(0), factors, reads
   )
 
 
-def _squares(row_P, gradient_PW, num_rows):
-  """Sum of squares of the rows that stand for something."""
-  present_P1 = (row_P < num_rows)[:, None]
-  return jnp.where(present_P1, jnp.square(gradient_PW), 0).sum()
-
-
 def update_rows(
   table: Table, factors: Factors, reads, scale, adamw: AdamW, key
-) -> tuple[Table, jax.Array]:
+) -> Table:
   """AdamW on the rows that were read.
 
   Rows that were not read stay as they are: they neither decay nor move on by
-  their momentum, and their moments do not fade. If adamw has a past, those
-  that are read first make up for that.
+  their momentum, and their moments do not fade.
 
   Args:
     table: values and moments.
     factors: the gradient.
-    reads: of `row_order.sort_reads`.
+    reads: of `cpu/sort.sort_by_row`.
     scale: factor on the gradient, of clipping by norm.
     adamw: the rule.
     key: uint32 scalar, from which low precision is rounded.
   Returns:
-    (table, squares): the table, updated in place where it is donated; the
-    `squared_norm` of the gradient, which costs a pass of its own only where
-    the scale depends on it.
+    The table, updated in place where it is donated.
   """
   num_rows, width = table.values_IW.shape
 
-  def update(carry, row_P, gradient_PW, scale, adamw, key):
-    table, squares = carry
-    squares += _squares(row_P, gradient_PW, num_rows)
+  def update(table, row_P, gradient_PW, scale, adamw, key):
     rows = jax.tree.map(
       lambda x: jnp.take(x, row_P, axis=0, mode="clip"), table
     )
-    if adamw.past:
-      rows = catch_up.catch_up(rows, adamw.step - 1, adamw.past)
     rows = _adamw(rows, scale * gradient_PW, adamw)
     noise_PW = precision.noise(key, row_P, width)
     rows = _encode(rows, table, noise_PW)
-    table = jax.tree.map(
+    return jax.tree.map(
       lambda x, rows: x.at[row_P].set(
         rows, mode="drop", unique_indices=True, indices_are_sorted=True
       ),
       table,
       rows,
     )
-    return table, squares
 
   def scan(budget, table, factors, reads, *rule):
     return _scan_rows(
       lambda *block: update(*block, *rule),
       num_rows,
       budget,
-      (table, jnp.float32(0)),
+      table,
       factors,
       reads,
     )
@@ -161,8 +143,7 @@ def update_rows(
 def _adamw(rows: Table, gradient_PW, adamw: AdamW) -> Table:
   """Rows after a step; the second moment is per element [P, W] or row [P]."""
   a = adamw
-  step_P = rows.step_I
-  rows = jax.tree.map(precision.decode, rows._replace(step_I=None))
+  rows = jax.tree.map(precision.decode, rows)
   square = jnp.square(gradient_PW)
   if rows.variance.ndim == 1:
     square = square.mean(-1)
@@ -175,9 +156,7 @@ def _adamw(rows: Table, gradient_PW, adamw: AdamW) -> Table:
   values_PW -= a.rate * a.weight_decay * values_PW + rate * mean_PW / (
     divisor if divisor.ndim == 2 else divisor[:, None]
   )
-  if step_P is not None:
-    step_P = jnp.full_like(step_P, a.step)
-  return Table(values_PW, mean_PW, variance, step_P)
+  return Table(values_PW, mean_PW, variance)
 
 
 def _encode(rows: Table, like: Table, noise_PW) -> Table:
@@ -195,7 +174,6 @@ def _encode(rows: Table, like: Table, noise_PW) -> Table:
       rows.mean_IW, like.mean_IW.dtype, noise_PW >> 16
     ),
     variance,
-    rows.step_I,
   )
 
 
@@ -210,7 +188,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
       has some more arrays of that size: rows, before and after.
     carry: any pytree.
     factors: the gradient.
-    reads: of `row_order.sort_reads`.
+    reads: of `cpu/sort.sort_by_row`.
   Returns:
     The last carry.
   """

@@ -116,7 +116,8 @@ def _require_same_arrays(
   if differences:
     raise TargetError(
       f"checkpoint {path} is of another model: {'; '.join(differences[:3])}"
-      f" ({len(differences)} arrays differ)"
+      f" ({len(differences)} arrays differ). If another version of UltraMem-JAX"
+      " wrote it, go on with that version, or use another --workdir"
     )
 
 

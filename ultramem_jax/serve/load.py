@@ -63,7 +63,7 @@ def load(
   state = state_lib.abstract_state(config, layout)
   restored = checkpoint.restore(
     workdir,
-    {"params": state.params, "buffers": state.buffers},
+    state.variables(),
     step if step in ("newest", "best") else int(step),
   )
   return TrainedModel(

@@ -88,7 +88,6 @@ class OptimConfig:
   table_update: str
   table_moments: str
   table_second_moment: str
-  table_catch_up: bool
   z_loss: float
 
   def __post_init__(self):
@@ -118,12 +117,6 @@ class OptimConfig:
       "clip_norm",
       "value_lr_multiplier",
       "z_loss",
-    )
-    require(
-      not self.table_catch_up or self.beta1**2 < self.beta2,
-      "optim.table_catch_up",
-      self.table_catch_up,
-      "needs beta1^2 < beta2, so that the momentum of a row fades",
     )
 
 
@@ -250,14 +243,6 @@ class Config:
       "must be sparse or auto with bfloat16 tables "
       "(model.memory.storage.table_dtype) or moments (optim.table_moments), or "
       "optim.table_second_moment = row",
-    )
-    require(
-      not (self.optim.table_catch_up and self.has_low_precision_tables),
-      "optim.table_catch_up",
-      self.optim.table_catch_up,
-      "does what a dense update does, which needs float32 tables "
-      "(model.memory.storage.table_dtype) and moments (optim.table_moments), "
-      "and optim.table_second_moment = element",
     )
 
   @property

@@ -47,7 +47,7 @@ def lower_decode_step(
     lambda variables: prepare_lib.prepare(model, variables, platform=platform)[
       1
     ],
-    {"params": state.params, "buffers": state.buffers},
+    state.variables(),
   )
   model = model.clone(prepared_for=platform)
   variables = sharding.with_sharding(

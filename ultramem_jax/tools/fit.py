@@ -23,6 +23,7 @@ from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
 from ultramem_jax.train import optim, sharding
+from ultramem_jax.train import tables as tables_lib
 
 GIB = 2**30
 
@@ -162,18 +163,19 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   sums = 1 if config.accumulation_steps == 1 else 2
   parts = {"parameters": 0, "optimizer": 0, "gradients": 0}
   if optim.updates_rows(config):
-    for path in list(filter(optim.is_table, shapes)):
-      shape = shapes.pop(path)
-      moments = jax.eval_shape(
-        functools.partial(optim.table_moments, config.optim, shape)
+    dtype = precision.DTYPES[config.model.memory.storage.table_dtype]
+    for path in list(filter(tables_lib.is_table, shapes)):
+      table = jax.eval_shape(
+        functools.partial(
+          tables_lib.new_table,
+          moments=config.optim.table_moments,
+          second_moment=config.optim.table_second_moment,
+        ),
+        jax.ShapeDtypeStruct(shapes.pop(path), dtype),
       )
-      parts["optimizer"] += sum(
-        x.size * x.dtype.itemsize for x in moments.values()
-      )
-      dtype = jnp.dtype(
-        precision.DTYPES[config.model.memory.storage.table_dtype]
-      )
-      parts["parameters"] += math.prod(shape) * dtype.itemsize
+      values, *moments = (x.size * x.dtype.itemsize for x in table)
+      parts["parameters"] += values
+      parts["optimizer"] += sum(moments)
     parts["gradients"] += factor_bytes(config) // split
   dense = sum(map(math.prod, shapes.values()))
   parts["parameters"] += 4 * dense
@@ -207,9 +209,6 @@ def activation_bytes_per_token(config: Config) -> int:
   if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
     inside += 3 * 4 * m.num_heads * config.data.seq_len
   memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
-  if config.optim.table_catch_up and optim.updates_rows(config):
-    # The rows read, brought up to date.
-    memory += 4 * m.memory.num_heads * m.memory.top_m * m.memory.value_dim
   if m.remat == "none":
     inside = m.num_layers * inside + len(m.spans) * memory
   return 2 * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside

@@ -16,7 +16,7 @@ from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.train.optim import is_table
+from ultramem_jax.train.tables import is_table
 
 DTYPES = ("int8", "bfloat16")
 
@@ -42,8 +42,8 @@ def quantized_config(config: Config, dtype: str) -> Config:
   )
   fields = config_lib.to_dict(config)
   fields["model"]["memory"]["storage"]["table_dtype"] = dtype
-  # These are for float32 tables only.
-  fields["optim"].update(table_update="auto", table_catch_up=False)
+  # A dense update and a kernel are for float32 tables only.
+  fields["optim"]["table_update"] = "auto"
   fields["model"]["memory"]["storage"]["kernel"] = "xla"
   return config_lib.parse(fields)
 

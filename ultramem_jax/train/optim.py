@@ -1,4 +1,4 @@
-"""AdamW with parameter groups, and the learning-rate schedules."""
+"""AdamW of parameters and tables, and the learning-rate schedules."""
 
 import re
 from typing import Any
@@ -7,15 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ultramem_jax.ops import catch_up, precision, row_update
+from ultramem_jax.ops import row_update
+from ultramem_jax.ops.row_update import Table
 from ultramem_jax.settings.config import Config, OptimConfig
-
-# First match wins, on the path of a parameter joined by "/".
-GROUPS = (
-  ("values", re.compile(r"values$")),  # the tables of the memories
-  ("norms", re.compile(r"(scale|bias)$")),
-  ("weights", re.compile(r"")),
-)
+from ultramem_jax.train.tables import TableGradients, Tables
 
 # Reads per row of a table and step up to which `auto` chooses the sparse
 # update: its time goes with the reads, that of the dense one with the rows.
@@ -24,52 +19,40 @@ GROUPS = (
 SPARSE_READS_PER_ROW = 1.0
 
 
-def parameter_groups(params: Any) -> Any:
-  """The group of each parameter: a tree of "values", "norms", "weights"."""
-
-  def group(path, _):
-    name = "/".join(str(key.key) for key in path)
-    return next(label for label, rule in GROUPS if rule.search(name))
-
-  return jax.tree_util.tree_map_with_path(group, params)
+def is_norm(path: str) -> bool:
+  """Returns whether the parameter at path is a norm weight or a bias."""
+  return bool(re.search(r"(scale|bias)$", path))
 
 
-def is_table(path: str) -> bool:
-  """Whether the parameter at path, joined by "/", is a value table."""
-  return bool(dict(GROUPS)["values"].search(path))
+def base_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
+  """Linear warm-up, then cosine: the rate at a step counted from 1.
 
-
-def base_schedule(config: OptimConfig, steps: int) -> optax.Schedule:
-  """Linear warm-up, then cosine: rate at a step counted from 1."""
-  c = config
+  It is the rate of all parameters but the tables.
+  """
   return optax.warmup_cosine_decay_schedule(
-    init_value=c.init_fraction * c.learning_rate,
-    peak_value=c.learning_rate,
-    warmup_steps=round(c.warmup_fraction * steps),
+    init_value=optim.init_fraction * optim.learning_rate,
+    peak_value=optim.learning_rate,
+    warmup_steps=round(optim.warmup_fraction * steps),
     decay_steps=steps,
-    end_value=c.final_fraction * c.learning_rate,
+    end_value=optim.final_fraction * optim.learning_rate,
   )
 
 
-def value_multiplier(config: OptimConfig, steps: int) -> optax.Schedule:
+def value_multiplier(optim: OptimConfig, steps: int) -> optax.Schedule:
   """Factor on the rate of value tables: k at step 0, falling to 1.
 
   multiplier(s) = 1 + (k - 1) * max(0, 1 - s / horizon) (paper section 3.6).
   """
   return optax.linear_schedule(
-    config.value_lr_multiplier, 1.0, round(config.value_lr_horizon * steps)
+    optim.value_lr_multiplier, 1.0, round(optim.value_lr_horizon * steps)
   )
 
 
-def schedules(config: OptimConfig, steps: int) -> dict[str, optax.Schedule]:
-  """Learning rate of each parameter group at a step counted from 1."""
-  base = base_schedule(config, steps)
-  multiplier = value_multiplier(config, steps)
-  return {
-    "values": lambda step: base(step) * multiplier(step),
-    "norms": base,
-    "weights": base,
-  }
+def value_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
+  """The rate of value tables at a step counted from 1."""
+  base = base_schedule(optim, steps)
+  multiplier = value_multiplier(optim, steps)
+  return lambda step: base(step) * multiplier(step)
 
 
 def reads_per_row(config: Config) -> float:
@@ -82,7 +65,7 @@ def reads_per_row(config: Config) -> float:
 
 
 def updates_rows(config: Config) -> bool:
-  """Whether the update of value tables is sparse."""
+  """Returns whether the update of value tables is sparse."""
   choice = config.optim.table_update
   if not config.model.spans or choice == "dense":
     return False
@@ -105,98 +88,98 @@ def describe_table_update(config: Config) -> str:
   )
 
 
-def table_adamw(config: OptimConfig, steps: int, step) -> row_update.AdamW:
-  """The rule of value tables at a step counted from 1."""
-  c = config
-  return row_update.AdamW(
-    c.beta1,
-    c.beta2,
-    c.eps,
-    c.weight_decay,
-    schedules(c, steps)["values"](step),
-    step,
-    table_past(c, steps),
-  )
-
-
-def table_past(config: OptimConfig, steps: int) -> catch_up.Past | None:
-  """The rule of value tables at every step, if their rows catch up."""
-  c = config
-  if not c.table_catch_up:
-    return None
-  return catch_up.make_past(
-    c.beta1,
-    c.beta2,
-    c.eps,
-    c.weight_decay,
-    schedules(c, steps)["values"](jnp.arange(steps + 1)),
-  )
-
-
-def table_moments(
-  config: OptimConfig, shape: tuple[int, int]
-) -> dict[str, jax.Array]:
-  """Moments of a table [I, W] before the first step, if its update is sparse.
-
-  Returns:
-    "mean" [I, W]; "variance" [I, W], or [I] float32 where it is per row; where
-    rows catch up, "step" [I] int32, the last that each is up to date with.
-  """
-  dtype = precision.DTYPES[config.table_moments]
-  per_row = config.table_second_moment == "row"
-  moments = {
-    "mean": jnp.zeros(shape, dtype),
-    "variance": jnp.zeros(shape[0], jnp.float32)
-    if per_row
-    else jnp.zeros(shape, dtype),
-  }
-  if config.table_catch_up:
-    moments["step"] = jnp.zeros(shape[0], jnp.int32)
-  return moments
-
-
-def clip_factor(config: OptimConfig, norm):
-  """What gradients of this global norm are to be multiplied with."""
-  if not config.clip_norm:
+def clip_factor(optim: OptimConfig, norm: jax.Array) -> jax.Array:
+  """Returns what to multiply gradients of this global norm by."""
+  if not optim.clip_norm:
     return jnp.float32(1)
-  return jnp.where(norm < config.clip_norm, 1, config.clip_norm / norm)
+  return jnp.where(norm < optim.clip_norm, 1, optim.clip_norm / norm)
 
 
 def make_optimizer(
-  config: OptimConfig, steps: int
+  optim: OptimConfig, steps: int
 ) -> optax.GradientTransformationExtraArgs:
-  """Clipping by global norm, Adam, then decay and rate by parameter group.
+  """Makes the optimizer of all parameters but the tables: AdamW, clipped.
 
   Args:
-    config: rates, decay and their schedules.
+    optim: rates, decay and their schedules.
     steps: of the whole run, to which the schedules stretch.
   Returns:
-    A transformation for params of any model; the first update uses the rate
-    of step 1. `update` takes the global norm as `norm`, for gradients that
-    are not all; without it, it is that of the gradients given.
+    A transformation for the params of any model; the first update uses the
+    rate of step 1. `update` takes the global norm as `norm`, for gradients
+    that are not all; without it, it is that of the gradients given.
   """
-  c = config
-
-  def group(name, schedule):
-    decay = c.weight_decay if name != "norms" or c.decay_norms else 0.0
-    return optax.chain(
-      optax.add_decayed_weights(decay),
-      optax.scale_by_learning_rate(lambda count: schedule(count + 1)),
-    )
 
   def clip(gradients, state, params=None, *, norm=None):
     del params
     norm = optax.tree.norm(gradients) if norm is None else norm
-    factor = clip_factor(c, norm)
+    factor = clip_factor(optim, norm)
     return jax.tree.map(lambda x: factor * x, gradients), state
 
+  def decays(params: Any) -> Any:
+    return jax.tree_util.tree_map_with_path(
+      lambda path, _: (
+        optim.decay_norms
+        or not is_norm(jax.tree_util.keystr(path, simple=True, separator="/"))
+      ),
+      params,
+    )
+
+  base = base_schedule(optim, steps)
   return optax.chain(
     optax.GradientTransformationExtraArgs(
       lambda params: optax.EmptyState(), clip
     ),
-    optax.scale_by_adam(c.beta1, c.beta2, c.eps),
-    optax.partition(
-      {name: group(name, s) for name, s in schedules(c, steps).items()},
-      parameter_groups,
-    ),
+    optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),
+    optax.add_decayed_weights(optim.weight_decay, decays),
+    optax.scale_by_learning_rate(lambda count: base(count + 1)),
   )
+
+
+def table_adamw(
+  optim: OptimConfig, steps: int, step: jax.Array
+) -> row_update.AdamW:
+  """Returns the rule of the sparse update at a step counted from 1."""
+  return row_update.AdamW(
+    optim.beta1,
+    optim.beta2,
+    optim.eps,
+    optim.weight_decay,
+    value_schedule(optim, steps)(step),
+    step,
+  )
+
+
+def update_all_rows(
+  tables: Tables, gradients: TableGradients, optim: OptimConfig, steps: int
+) -> Tables:
+  """AdamW on all rows of the tables, which are float32: the dense update.
+
+  Args:
+    tables: by path, before the step.
+    gradients: of `step.model_step`; those of the tables are arrays.
+    optim, steps: of the run.
+  Returns:
+    The tables after the step.
+  """
+  values = {path: table.values_IW for path, table in tables.items()}
+  moments = optax.ScaleByAdamState(
+    gradients.step - 1,
+    {path: table.mean_IW for path, table in tables.items()},
+    {path: table.variance for path, table in tables.items()},
+  )
+  adam = optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps)
+  updates, moments = adam.update(
+    {path: gradients.scale * x for path, x in gradients.gradients.items()},
+    moments,
+  )
+  rate = value_schedule(optim, steps)(gradients.step)
+  rest = optax.chain(
+    optax.add_decayed_weights(optim.weight_decay),
+    optax.scale_by_learning_rate(rate),
+  )
+  updates, _ = rest.update(updates, rest.init(values), values)
+  values = optax.apply_updates(values, updates)
+  return {
+    path: Table(values[path], moments.mu[path], moments.nu[path])
+    for path in tables
+  }

@@ -1,95 +1,148 @@
-"""The training step as the programs that run it."""
+"""The training step as the programs that run it.
 
+Where the update of tables is sparse these are two: "train" reads the tables and
+returns their gradients, "update" writes the rows that were read, in place. A
+single program would copy a table that one loop reads and another writes.
+"""
+
+import functools
 import math
 
 import jax
 
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
-from ultramem_jax.train import sharding, step
+from ultramem_jax.train import optim, sharding, step
 from ultramem_jax.train import state as state_lib
+from ultramem_jax.train.state import TrainState
 
 
-def abstract_inputs(config: Config, layout: Layout):
-  """(state, batch) of a training step, placed on a mesh; nothing is allocated.
-
-  Raises:
-    ConfigError: an axis of a parameter that the mesh does not divide.
-  """
-  batch = sharding.with_sharding(
-    step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
+def one_device(config: Config) -> Layout:
+  """Returns the layout of a run on one device, the first there is."""
+  return sharding.make_layout(
+    config, sharding.make_mesh(config, jax.devices()[:1])
   )
-  return state_lib.abstract_state(config, layout), batch
 
 
-def lower_train_step(config: Config, state, batch, layout=None) -> dict:
+def lower_train_step(
+  config: Config, layout: Layout
+) -> dict[str, jax.stages.Lowered]:
   """Lowers the training step; nothing is allocated.
-
-  Where the tables' update is sparse, these are two programs: "train", which
-  reads the tables, and "update", which writes a few of their rows in place. A
-  single program would copy a table that one loop reads and another writes.
 
   Args:
     config: the run.
-    state, batch: abstract arrays with shardings, of the state and a batch.
-    layout: of the arrays on a mesh; None: one device.
+    layout: of its arrays on a mesh.
   Returns:
-    {"train": jax.stages.Lowered, "update": the same}, or the first alone.
+    The programs by name. Where the update of tables is sparse: "train", which
+    takes over a state without tables, and reads tables and batch; and
+    "update", which takes over the tables, and reads their gradients.
+    Otherwise only "train", which takes over the state, and reads the batch.
+  Raises:
+    ConfigError: an axis of a parameter that the mesh does not divide.
   """
-  rest, tables = state.split_tables()
-  shardings = jax.tree.map(lambda x: x.sharding, (rest, tables))
-  train = step.jitted(
-    step.gradient_step,
-    config,
-    layout,
-    donate_argnums=0,
-    out_shardings=(shardings[0], None, None),
-  ).lower(rest, tables, batch)
-  if not tables:
-    return {"train": train}
-  update = step.jitted(
-    step.table_step,
-    config,
-    layout,
-    donate_argnums=0,
-    out_shardings=(shardings[1], None),
-  ).lower(tables, *train.out_info[1:])
+  state = state_lib.abstract_state(config, layout)
+  batch = sharding.with_sharding(
+    step.abstract_batch(config), sharding.batch_sharding(layout.mesh)
+  )
+  lower = functools.partial(_lower, config, layout)
+  if not optim.updates_rows(config):
+    places = (sharding.of(state), None)
+    return {"train": lower(_whole_step, places, state, batch)}
+  tables, state = state.tables, state.replace(tables={})
+  places = (sharding.of(state), None, None)
+  train = lower(_model_step, places, state, tables, batch)
+  update = lower(
+    step.table_step, sharding.of(tables), tables, train.out_info[1]
+  )
   return {"train": train, "update": update}
 
 
-class TrainProgram:
-  """(state, batch) -> (state, metrics), compiled; takes over the state."""
+def _lower(config, layout, function, out_shardings, *arguments):
+  return step.jitted(
+    function, config, layout, donate_argnums=0, out_shardings=out_shardings
+  ).lower(*arguments)
 
-  def __init__(self, config: Config, state, batch, layout=None, options=None):
+
+def _whole_step(state: TrainState, batch: step.Batch, **options):
+  state, gradients, metrics = step.model_step(state, batch, **options)
+  tables = step.table_step(state.tables, gradients, **options)
+  return state.replace(tables=tables), metrics
+
+
+def _model_step(state: TrainState, tables, batch: step.Batch, **options):
+  """`step.model_step` that does not give the tables back."""
+  state, gradients, metrics = step.model_step(
+    state.replace(tables=tables), batch, **options
+  )
+  return state.replace(tables={}), gradients, metrics
+
+
+class TrainProgram:
+  """A compiled training step: (state, batch) -> (state, metrics).
+
+  A call takes over the state. Its metrics are float32 scalars by name. Batches
+  are those of `step.abstract_batch`.
+
+  Attributes:
+    state: shapes, dtypes and shardings of the state.
+    programs: the compiled programs of `lower_train_step`, by name.
+  """
+
+  def __init__(
+    self,
+    config: Config,
+    layout: Layout | None = None,
+    options: dict[str, object] | None = None,
+  ):
     """Compiles; nothing is allocated.
 
     Args:
-      config, state, batch, layout: of `lower_train_step`.
+      config: the run.
+      layout: of its arrays on a mesh; None: one device.
       options: of the compiler.
+    Raises:
+      ConfigError: of `lower_train_step`.
     """
-    self._state = state
-    self.programs = [
-      lowered.compile(options)
-      for lowered in lower_train_step(config, state, batch, layout).values()
-    ]
+    self._config = config
+    self._layout = layout or one_device(config)
+    self.state = state_lib.abstract_state(config, self._layout)
+    self.programs = {
+      name: lowered.compile(options)
+      for name, lowered in lower_train_step(config, self._layout).items()
+    }
 
-  def __call__(self, state: state_lib.TrainState, batch: step.Batch):
-    rest, tables = state.split_tables()
-    rest, gradients, metrics = self.programs[0](rest, tables, batch)
-    if tables:
-      tables, metrics = self.programs[1](tables, gradients, metrics)
-    return rest.join_tables(tables), metrics
+  def init_state(self) -> TrainState:
+    """Makes the state before the first step, where it belongs."""
+    init = step.jitted(
+      state_lib.init_state,
+      self._config,
+      self._layout,
+      out_shardings=sharding.of(self.state),
+    )
+    return init()
+
+  def __call__(
+    self, state: TrainState, batch: step.Batch
+  ) -> tuple[TrainState, dict[str, jax.Array]]:
+    if "update" not in self.programs:
+      return self.programs["train"](state, batch)
+    tables = state.tables
+    state, gradients, metrics = self.programs["train"](
+      state.replace(tables={}), tables, batch
+    )
+    tables = self.programs["update"](tables, gradients)
+    return state.replace(tables=tables), metrics
 
   @property
   def bytes_needed(self) -> int:
     """Bytes that each device holds at most, the state included."""
     state = sum(
       math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(self._state)
+      for x in jax.tree.leaves(self.state)
     )
     needs = []
     kept = 0  # outputs of the programs before, which are still there
-    for compiled in self.programs:
+    for compiled in self.programs.values():
       memory = compiled.memory_analysis()
       kept += memory.output_size_in_bytes - memory.alias_size_in_bytes
       needs.append(state + kept + memory.temp_size_in_bytes)

@@ -166,12 +166,6 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
     f"{memory.pre_value_dim} for columns, which take no "
     "optim.table_second_moment = 'row'",
   )
-  require(
-    mesh.size == 1 or not config.optim.table_catch_up,
-    "optim.table_catch_up",
-    config.optim.table_catch_up,
-    f"works on one device; there are {mesh.size}",
-  )
   partition = possible[0] if possible else ""
   return Layout(
     mesh,
@@ -257,7 +251,8 @@ def state_shardings(state, config: Config, layout: Layout):
   """The sharding of every array of a state, or of a part of one.
 
   An array whose path ends with that of a parameter, such as its moments, is
-  split as the parameter is, in the axes that it has in common with it; row
+  split as the parameter is, in the axes that it has in common with it; tables
+  and their moments as the parameter that the path of the table names; row
   counters as the tables are; everything else is held by every device.
 
   Args:
@@ -278,6 +273,8 @@ def state_shardings(state, config: Config, layout: Layout):
       str(getattr(key, "key", getattr(key, "name", key))) for key in path
     )
     spec = PartitionSpec()
+    if names[0] == "tables":
+      names = tuple(names[1].split("/"))
     if names[0] == "usage":
       spec = PartitionSpec(layout.dividing(layout.table_axes, leaf.size))
     for start in range(len(names)):

@@ -1,71 +1,273 @@
-"""The gradients of value tables as factors, and tables apart from a model.
+"""Value tables apart from the other parameters, and their sparse updates.
+
+A step reads few rows of a table. Differentiated like any other parameter, a
+table has a gradient as large as itself, and an optimizer decays and moves all
+of its rows. The functions here keep the gradient as factors and update the
+rows that were read:
+
+  params, tables = take_tables(params)
+  (loss, aux), gradients, factors = sparse_value_and_grad(loss_fn)(
+    variables, tables, batch
+  )
+  tables = update_tables(tables, factors, AdamW(...))
+
+`train.py` takes its steps by them, and so does any Flax model that holds the
+memory layers of this package: `examples/memory_in_your_model.py`.
 
 A table is named by its path in the parameters, such as "memory_0/values" or,
-shared by several layers, "memory_tables/values".
+where several layers share it, "memory_tables/values".
 """
 
-from typing import Any
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 from flax import traverse_util
 
-from ultramem_jax.ops.row_update import Factors
-from ultramem_jax.train import optim
+from ultramem_jax.ops import precision
+from ultramem_jax.ops.row_update import AdamW, Factors, Table
+from ultramem_jax.ops.sharded import row_update as sharded_update
+from ultramem_jax.ops.sharded.layout import Layout
+
+# The collections by which a lookup tells its gradient: `layers/tables.py`.
+TABLE_COLLECTIONS = ("taps", "factors")
+
+Tables = dict[str, Table]
+Reads = tuple[jax.Array, jax.Array]
+
+
+class TableGradients(NamedTuple):
+  """What `step.model_step` leaves for `step.table_step` to do.
+
+  gradients: by path, the gradient of each table: `Factors` where the update is
+    sparse, [I, W] float32 where it is dense.
+  reads: by path, the reads of each table in the order of its rows, as
+    `sorted_reads` returns them; empty where the update is dense.
+  scale: float32 scalar, by which clipping multiplies every gradient.
+  step: int32 scalar, the number of this step, counted from 1.
+  """
+
+  gradients: dict[str, Any]
+  reads: dict[str, Reads]
+  scale: jax.Array
+  step: jax.Array
+
+
+def is_table(path: str) -> bool:
+  """Returns whether the parameter at path, joined by "/", is a value table."""
+  return bool(re.search(r"(^|/)((pre|up|down)_)?values$", path))
 
 
 def split_tables(params: Any) -> tuple[Any, dict[str, jax.Array]]:
-  """Parameters without their tables, and the tables by path."""
+  """Returns the parameters without their tables, and the tables by path."""
   flat = traverse_util.flatten_dict(params, sep="/")
-  tables = {path: flat.pop(path) for path in list(flat) if optim.is_table(path)}
-  return traverse_util.unflatten_dict(flat, sep="/"), tables
+  values = {path: flat.pop(path) for path in list(flat) if is_table(path)}
+  return traverse_util.unflatten_dict(flat, sep="/"), values
 
 
-def join_tables(params: Any, tables: dict[str, jax.Array]) -> Any:
-  """The parameters that `split_tables` took apart."""
+def join_tables(params: Any, tables: Tables) -> Any:
+  """Returns the parameters with the values of the tables in their places."""
   flat = traverse_util.flatten_dict(params, sep="/")
-  return traverse_util.unflatten_dict({**flat, **tables}, sep="/")
+  flat |= {path: table.values_IW for path, table in tables.items()}
+  return traverse_util.unflatten_dict(flat, sep="/")
 
 
-def of_tables(tables, sown, tap_gradients, segments_BT) -> dict[str, Factors]:
-  """The gradient of every table, of all layers that read it.
+def take_tables(
+  params: Any, moments: str = "float32", second_moment: str = "element"
+) -> tuple[Any, Tables]:
+  """Takes the tables out of a model's parameters, and adds Adam's moments.
 
   Args:
-    tables: by path.
-    sown: the collection "factors", of which a layer sows for each table it
+    params: the collection "params" of a model, as `init` returns it.
+    moments: "float32" or "bfloat16", the dtype of the moments.
+    second_moment: "element", or "row": one float32 for each row.
+  Returns:
+    (params, tables): the other parameters, out of the boxes that name their
+    axes; and the tables by path, with moments of zero.
+  """
+  params, values = split_tables(nn.meta.unbox(params))
+  return params, {
+    path: new_table(values_IW, moments, second_moment)
+    for path, values_IW in values.items()
+  }
+
+
+def new_table(values_IW, moments: str, second_moment: str) -> Table:
+  """Returns a table with moments of zero; arguments as for `take_tables`."""
+  dtype = precision.DTYPES[moments]
+  return Table(
+    values_IW,
+    jnp.zeros(values_IW.shape, dtype),
+    jnp.zeros(len(values_IW), jnp.float32)
+    if second_moment == "row"
+    else jnp.zeros(values_IW.shape, dtype),
+  )
+
+
+def sparse_value_and_grad(loss_fn: Callable) -> Callable:
+  """Returns a function like `jax.value_and_grad`'s, with tables as factors.
+
+  Args:
+    loss_fn: (variables, *args) -> (loss, aux). It gives the variables to a
+      model's `apply`, with `TABLE_COLLECTIONS` among the mutable collections;
+      aux is a dict that holds those that `apply` returned, and more if wanted.
+  Returns:
+    (variables, tables, *args, segments_BT=None) -> ((loss, aux), gradients,
+    factors). The variables are those of the model without its tables, which
+    `loss_fn` finds in their places. segments_BT [B, T] int32 is 0 where there
+    is padding, whose reads are ignored. aux comes without `TABLE_COLLECTIONS`;
+    gradients are those of variables["params"]; factors, by path, those of the
+    tables.
+  """
+
+  def function(variables, tables: Tables, *args, segments_BT=None):
+    def loss(params, taps):
+      params = join_tables(params, tables)
+      return loss_fn({**variables, "params": params, **taps}, *args)
+
+    params = variables["params"]
+    _, shapes = jax.eval_shape(loss, params, {})
+    taps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["taps"])
+    (value, aux), (gradients, tap_gradients) = jax.value_and_grad(
+      loss, argnums=(0, 1), has_aux=True
+    )(params, {"taps": taps})
+    factors = _factors(
+      aux["factors"], tap_gradients["taps"], tables, segments_BT
+    )
+    aux = {name: x for name, x in aux.items() if name not in TABLE_COLLECTIONS}
+    return (value, aux), gradients, factors
+
+  return function
+
+
+def _factors(read, tap_gradients, tables: Tables, segments_BT):
+  """Returns the gradient of every table, of all layers that read it.
+
+  Args:
+    read: the collection "factors", in which a layer sows for each table it
       reads the index, and either the weights or the vector.
     tap_gradients: the gradient of the collection "taps", which is the other.
-    segments_BT: 0 where there is padding, whose reads do not count.
+    tables: by path.
+    segments_BT: 0 where there is padding; None: nowhere.
   Returns:
-    By path; positions of batch and layers in one axis, T.
+    Factors by path; positions of batch and layers in one axis, T.
   """
+  tap_gradients = traverse_util.flatten_dict(tap_gradients, sep="/")
   parts = {path: [] for path in tables}
-  for layer, names in sown.items():
-    for name, (read,) in names.items():
-      path = f"{layer}/{name}"
-      if path not in tables:
-        path = f"memory_tables/{name}"
-      parts[path].append(
-        _of_read(
-          read, tap_gradients[layer][name], segments_BT, tables[path].shape[0]
-        )
+  for name, reads in traverse_util.flatten_dict(read, sep="/").items():
+    if len(reads) > 1:
+      raise ValueError(
+        f"{name} is read {len(reads)} times by one call of the model: its "
+        "gradient has factors only if a layer is called once"
       )
+    path = name
+    if path not in tables:  # its layers share it
+      path = f"memory_tables/{name.rpartition('/')[-1]}"
+    num_rows = len(tables[path].values_IW)
+    parts[path].append(
+      _factors_of_read(reads[0], tap_gradients[name], segments_BT, num_rows)
+    )
   return {
     path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
     for path, of_layers in parts.items()
   }
 
 
-def _of_read(read, tap_gradient, segments_BT, num_rows) -> Factors:
+def _factors_of_read(read, tap_gradient, segments_BT, num_rows) -> Factors:
   if "weight_BTKC" in read:
     weight_BTKC, vector_BTEW = read["weight_BTKC"], tap_gradient
   else:
     weight_BTKC, vector_BTEW = tap_gradient[..., None], read["vector_BTEW"]
   block_BTK, row_BTK = jnp.divmod(read["index_BTK"], num_rows)
-  row_BTK = jnp.where(segments_BT[..., None] > 0, row_BTK, num_rows)
-  return join_parts(Factors(row_BTK, block_BTK, weight_BTKC, vector_BTEW))
+  if segments_BT is not None:
+    row_BTK = jnp.where(segments_BT[..., None] > 0, row_BTK, num_rows)
+  return merge_leading(Factors(row_BTK, block_BTK, weight_BTKC, vector_BTEW))
 
 
-def join_parts(factors: Any) -> Any:
+def merge_leading(tree: Any) -> Any:
   """Makes one axis of the first two of every array."""
-  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), factors)
+  return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
+
+
+def sorted_reads(
+  factors: dict[str, Factors], tables: Tables, layout: Layout | None = None
+) -> dict[str, Reads]:
+  """Sorts the reads of each table by row: `ops/sharded/row_update.py`."""
+  return {
+    path: sharded_update.sort_reads(
+      f.row_TK, len(tables[path].values_IW), layout
+    )
+    for path, f in factors.items()
+  }
+
+
+def global_norm(
+  gradients: Any,
+  factors: dict[str, Factors],
+  tables: Tables,
+  reads: dict[str, Reads] | None = None,
+  layout: Layout | None = None,
+) -> jax.Array:
+  """Returns the norm of all gradients together, a float32 scalar.
+
+  Args:
+    gradients, factors: as `sparse_value_and_grad` gives them.
+    tables: by path; only their shapes matter.
+    reads: of `sorted_reads`; None: they are sorted here.
+    layout: of the tables on a mesh; None: one device.
+  """
+  reads = reads or sorted_reads(factors, tables, layout)
+  squares = sum(
+    sharded_update.squared_norm(
+      f, reads[path], len(tables[path].values_IW), layout
+    )
+    for path, f in factors.items()
+  )
+  return jnp.sqrt(jnp.square(optax.tree.norm(gradients)) + squares)
+
+
+def update_tables(
+  tables: Tables,
+  factors: dict[str, Factors],
+  adamw: AdamW,
+  scale: Any = 1.0,
+  seed: int = 0,
+  reads: dict[str, Reads] | None = None,
+  layout: Layout | None = None,
+) -> Tables:
+  """AdamW on the rows that were read; all others stay as they are.
+
+  A row that is not read neither decays nor moves by its momentum, and its
+  moments do not fade. The bias of the moments is corrected by the run's step,
+  whenever the row was first read.
+
+  To be compiled apart from what reads the tables, and to be given them to keep
+  (`donate_argnums`): one program that reads a table in a loop and writes it in
+  another would copy it.
+
+  Args:
+    tables: by path.
+    factors: their gradients, as `sparse_value_and_grad` gives them.
+    adamw: the rule at this step.
+    scale: a factor on the gradients, to clip them by their norm.
+    seed: of the noise by which bfloat16 is rounded.
+    reads: of `sorted_reads`; None: they are sorted here.
+    layout: of the tables on a mesh; None: one device.
+  Returns:
+    The tables after the step.
+  """
+  reads = reads or sorted_reads(factors, tables, layout)
+  key = jax.random.fold_in(jax.random.key(seed), 2)
+  keys = jax.random.bits(
+    jax.random.fold_in(key, adamw.step), (len(tables),), jnp.uint32
+  )
+  return {
+    path: sharded_update.update_rows(
+      tables[path], factors[path], reads[path], scale, adamw, noise_key, layout
+    )
+    for path, noise_key in zip(sorted(tables), keys, strict=True)
+  }

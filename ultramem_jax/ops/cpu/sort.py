@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 
 
-def sort_reads(row_TK, num_rows: int):
-  """Sorts the reads by row.
+def sort_by_row(
+  row_TK: jax.Array, num_rows: int
+) -> tuple[jax.Array, jax.Array]:
+  """Sorts reads of rows in [0, num_rows), by row.
 
   Returns:
     (row_Z, read_Z): rows in order, and where in row_TK they stand; reads of

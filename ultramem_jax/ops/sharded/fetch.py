@@ -102,7 +102,7 @@ def _plan(shard, row_BNK, rows_held, room) -> _Plan:
   for axis in shard.alike:
     mine = place[axis] == jax.lax.axis_index(axis)
     device_BNK = jnp.where(mine, device_BNK, devices)
-  row_Z, read_Z = row_order.sort_reads(
+  row_Z, read_Z = row_order.sort_by_row(
     jnp.where(device_BNK < devices, row_BNK, num_rows), num_rows + 1
   )
   is_new_Z = jnp.minimum(jnp.diff(row_Z, prepend=-1), 1)

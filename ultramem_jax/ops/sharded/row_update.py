@@ -17,29 +17,37 @@ from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
 
 
-def sort_reads(row_TK, num_rows: int, layout: Layout | None = None):
-  """`row_order.sort_reads`; of a table split by rows, each shard's own.
+def sort_reads(
+  row_TK: jax.Array, num_rows: int, layout: Layout | None = None
+) -> tuple[jax.Array, jax.Array]:
+  """Sorts the reads of a table by row, as `update_rows` wants them.
 
+  Args:
+    row_TK: int32 in [0, I]; I marks reads to ignore.
+    num_rows: I.
+    layout: of the table on a mesh; None: one device.
   Returns:
-    (row_Z, read_Z); of shards, one after the other, rows counted from the
-    shard's first, those of others at the end as one beyond its last.
+    (row_Z, read_Z): rows in order, and where in row_TK they stand. If the
+    table is split by rows, each shard has its own such pair, and the pairs
+    stand one after the other. A shard counts rows from its first, and puts the
+    reads of other shards at the end, as one row beyond its last.
   """
   if not layout_lib.spans_devices(layout) or not _by_rows(layout):
-    return row_order.sort_reads(row_TK, num_rows + 1)
+    return row_order.sort_by_row(row_TK, num_rows + 1)
   held = num_rows // layout.size(layout.table_axes)
 
   def sort(row_TK):
     row_TK = row_TK - jax.lax.axis_index(layout.table_axes) * held
     here_TK = (row_TK >= 0) & (row_TK < held)
-    return row_order.sort_reads(jnp.where(here_TK, row_TK, held), held + 1)
+    return row_order.sort_by_row(jnp.where(here_TK, row_TK, held), held + 1)
 
   return _map(layout, sort, PartitionSpec(), _reads_spec(layout))(row_TK)
 
 
 def squared_norm(
   factors: Factors, reads, num_rows: int, layout: Layout | None = None
-):
-  """`row_update.squared_norm`, of the whole table."""
+) -> jax.Array:
+  """`row_update.squared_norm` of the whole table, reads of `sort_reads`."""
   if not layout_lib.spans_devices(layout):
     return row_update.squared_norm(factors, reads, num_rows)
   shards = layout.size(layout.table_axes)
@@ -62,8 +70,11 @@ def update_rows(
   adamw: AdamW,
   key,
   layout: Layout | None = None,
-) -> tuple[Table, jax.Array]:
-  """`row_update.update_rows`; shards round with noise of their own."""
+) -> Table:
+  """`row_update.update_rows`, reads of `sort_reads`.
+
+  Shards round with noise of their own.
+  """
   if not layout_lib.spans_devices(layout):
     return row_update.update_rows(table, factors, reads, scale, adamw, key)
   spec = layout.table_spec()
@@ -71,7 +82,7 @@ def update_rows(
 
   def update(table, factors, reads, scale, adamw, key):
     shard = jax.lax.axis_index(layout.table_axes).astype(jnp.uint32)
-    table, squares = row_update.update_rows(
+    return row_update.update_rows(
       table,
       _columns(layout, factors),
       reads,
@@ -79,14 +90,13 @@ def update_rows(
       adamw,
       shuffle.mix(key + shard),
     )
-    return table, jax.lax.psum(squares, layout.table_axes)
 
   whole = PartitionSpec()
   return _map(
     layout,
     update,
     (specs, whole, _reads_spec(layout), whole, whole, whole),
-    (specs, whole),
+    specs,
   )(table, factors, reads, jnp.float32(scale), adamw, key)
 
 

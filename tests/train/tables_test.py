@@ -1,0 +1,220 @@
+"""Tests of tables in models that are not trained by train.py."""
+
+import functools
+import pathlib
+import runpy
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import step_test
+
+import ultramem_jax
+from ultramem_jax import MemoryConfig, Transformer, UltraMem
+from ultramem_jax.testing import assert_close
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+
+
+def own_loss(model, z_loss, variables, batch):
+  """The training loss of a language model, written anew."""
+  logits_BTV, sown = model.apply(
+    variables,
+    batch["tokens"],
+    batch["segments"],
+    batch["positions"],
+    mutable=["losses", *ultramem_jax.TABLE_COLLECTIONS],
+  )
+  log_p_BTV = jax.nn.log_softmax(logits_BTV)
+  target_BT1 = batch["targets"][..., None]
+  loss_BT = -jnp.take_along_axis(log_p_BTV, target_BT1, axis=-1)[..., 0]
+  loss_BT += z_loss * jax.nn.logsumexp(logits_BTV, axis=-1) ** 2
+  weights_BT = batch["weights"]
+  loss = (loss_BT * weights_BT).sum() / weights_BT.sum()
+  return loss + sum(jax.tree.leaves(sown["losses"])), sown
+
+
+def test_own_steps_equal_those_of_the_train_program():
+  """Two steps, the gradients clipped, with padding; in two tables."""
+  config = step_test.make_config(
+    model__memory__num_keys=16,
+    model__num_layers=2,
+    model__memory__spans="full",
+    optim__clip_norm=0.1,
+    optim__table_update="sparse",
+  )
+  c = config.optim
+  loss_fn = functools.partial(own_loss, Transformer(config.model), c.z_loss)
+  rate = lambda step: step_test.optim.base_schedule(c, config.steps)(step)
+  optimizer = optax.adamw(
+    lambda count: rate(count + 1),
+    c.beta1,
+    c.beta2,
+    c.eps,
+    weight_decay=c.weight_decay,
+    mask=lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+  )
+
+  @jax.jit
+  def model_step(params, buffers, opt_state, tables, batch):
+    buffers = ultramem_jax.refresh_buffers(params, buffers)
+    (loss, aux), gradients, factors = ultramem_jax.sparse_value_and_grad(
+      loss_fn
+    )(
+      {"params": params, "buffers": buffers},
+      tables,
+      batch,
+      segments_BT=batch["segments"],
+    )
+    assert set(aux) == {"losses"}
+    norm = ultramem_jax.global_norm(gradients, factors, tables)
+    scale = jnp.minimum(1, c.clip_norm / norm)
+    gradients = jax.tree.map(lambda x: scale * x, gradients)
+    updates, opt_state = optimizer.update(gradients, opt_state, params)
+    params = optax.apply_updates(params, updates)
+    return params, buffers, opt_state, factors, scale, (loss, norm)
+
+  @jax.jit
+  def table_step(tables, factors, scale, step):
+    values_rate = step_test.optim.value_schedule(c, config.steps)(step)
+    adamw = ultramem_jax.AdamW(
+      c.beta1, c.beta2, c.eps, c.weight_decay, values_rate, step
+    )
+    return ultramem_jax.update_tables(tables, factors, adamw, scale)
+
+  expected = step_test.first_state(config)
+  variables = expected.variables()
+  params, tables = ultramem_jax.take_tables(variables["params"])
+  assert set(tables) == {"memory_0/values", "memory_1/values"}
+  assert_close(
+    ultramem_jax.join_tables(params, tables), variables["params"], tolerance=0
+  )
+  buffers, opt_state = variables["buffers"], optimizer.init(params)
+  for step in (1, 2):
+    batch = step_test.make_batch(config, seed=step)
+    params, buffers, opt_state, factors, scale, (loss, norm) = model_step(
+      params, buffers, opt_state, tables, batch
+    )
+    tables = table_step(tables, factors, scale, step)
+    expected, metrics = step_test.train_step(expected, batch, config)
+    losses = ("loss", "z_loss", "auxiliary_loss")
+    np.testing.assert_allclose(loss, sum(map(metrics.get, losses)), rtol=1e-6)
+    np.testing.assert_allclose(norm, metrics["gradient_norm"], rtol=1e-6)
+    assert scale < 1
+  assert_close(tables, expected.tables, tolerance=1e-6)
+  assert_close(params, expected.params, tolerance=1e-6)
+  assert_close(buffers, expected.buffers, tolerance=1e-6)
+
+
+MEMORY = MemoryConfig(num_keys=8, key_dim=4, value_dim=4, top_m=3)
+
+
+class Inner(nn.Module):
+  @nn.compact
+  def __call__(self, x_BTD):
+    return x_BTD + UltraMem(MEMORY, embed_dim=6, name="memory")(x_BTD)
+
+
+class Outer(nn.Module):
+  """Two memories, one of them deep inside."""
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    x_BTD = Inner(name="inner")(x_BTD)
+    return x_BTD + UltraMem(MEMORY, embed_dim=6, name="memory")(x_BTD)
+
+
+class Twice(nn.Module):
+  @nn.compact
+  def __call__(self, x_BTD):
+    memory = UltraMem(MEMORY, embed_dim=6, name="memory")
+    return memory(memory(x_BTD))
+
+
+def toy(model):
+  """(loss function, variables without tables, tables, input) of a model."""
+  x_BTD = jax.random.normal(jax.random.key(0), (2, 5, 6))
+  variables = model.init(jax.random.key(1), x_BTD)
+  params, tables = ultramem_jax.take_tables(variables["params"])
+
+  def loss_fn(variables, x_BTD):
+    y_BTD, sown = model.apply(
+      variables, x_BTD, mutable=list(ultramem_jax.TABLE_COLLECTIONS)
+    )
+    return jnp.sin(y_BTD).sum(), {**sown, "output": y_BTD}
+
+  return loss_fn, {**variables, "params": params}, tables, x_BTD
+
+
+def dense(factors, table):
+  """The gradient of a table [I, W] from its factors."""
+  f = factors
+  num_rows, width = table.values_IW.shape
+  weight_TKW = f.weight_TKC.repeat(width // f.weight_TKC.shape[-1], axis=-1)
+  token_T1 = jnp.arange(len(f.row_TK))[:, None]
+  gradient_IW = jnp.zeros((num_rows, width))
+  return gradient_IW.at[f.row_TK].add(
+    weight_TKW * f.vector_TEW[token_T1, f.block_TK]
+  )
+
+
+def test_factors_are_those_of_the_dense_gradient_however_deep_the_table():
+  loss_fn, variables, tables, x_BTD = toy(Outer())
+  assert set(tables) == {"inner/memory/values", "memory/values"}
+  (loss, aux), gradients, factors = jax.jit(
+    ultramem_jax.sparse_value_and_grad(loss_fn)
+  )(variables, tables, x_BTD)
+  assert set(aux) == {"output"}
+
+  def dense_loss(params):
+    return loss_fn({**variables, "params": params}, x_BTD)[0]
+
+  params = ultramem_jax.join_tables(variables["params"], tables)
+  expected, expected_gradients = jax.value_and_grad(dense_loss)(params)
+  assert_close(loss, expected, tolerance=1e-6)
+  made = {
+    path: tables[path]._replace(values_IW=dense(f, tables[path]))
+    for path, f in factors.items()
+  }
+  assert set(made) == set(tables)
+  assert_close(
+    ultramem_jax.join_tables(gradients, made),
+    expected_gradients,
+    tolerance=1e-5,
+  )
+  norm = ultramem_jax.global_norm(gradients, factors, tables)
+  np.testing.assert_allclose(
+    norm, optax.tree.norm(expected_gradients), rtol=1e-6
+  )
+
+
+def test_a_table_read_twice_by_one_call_is_refused():
+  loss_fn, variables, tables, x_BTD = toy(Twice())
+  with pytest.raises(ValueError, match="memory/values is read 2 times"):
+    ultramem_jax.sparse_value_and_grad(loss_fn)(variables, tables, x_BTD)
+
+
+def test_moments_are_zero_and_of_the_dtype_asked_for():
+  _, variables, tables, _ = toy(Inner())
+  params = ultramem_jax.join_tables(variables["params"], tables)
+  for moments, second, dtypes, shape in (
+    ("float32", "element", (np.float32, np.float32), (64, 4)),
+    ("bfloat16", "element", (np.uint16, np.uint16), (64, 4)),
+    ("bfloat16", "row", (np.uint16, np.float32), (64,)),
+  ):
+    _, made = ultramem_jax.take_tables(params, moments, second)
+    table = made["memory/values"]
+    assert (table.mean_IW.dtype, table.variance.dtype) == dtypes
+    assert table.mean_IW.shape == (64, 4) and table.variance.shape == shape
+    assert not table.mean_IW.any() and not table.variance.any()
+
+
+def test_the_example_runs_and_its_loss_falls(capsys):
+  runpy.run_path(str(EXAMPLES / "memory_in_your_model.py"), run_name="__main__")
+  lines = capsys.readouterr().out.splitlines()
+  losses = [float(line.rpartition(" ")[2]) for line in lines]
+  assert len(losses) == 6
+  assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] / 2
