@@ -25,10 +25,10 @@ from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.sampling import Sampling
 
 try:
-  import lm_eval
-  from lm_eval.api.model import LM
-  from lm_eval.tasks import TaskManager
-  from lm_eval.utils import make_table
+  import lm_eval  # pyright: ignore[reportMissingImports]
+  from lm_eval.api.model import LM  # pyright: ignore[reportMissingImports]
+  from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
+  from lm_eval.utils import make_table  # pyright: ignore[reportMissingImports]
 except ImportError as error:
   raise ConfigError(
     f"--tasks: needs lm-evaluation-harness ({error}): pip install -e '.[tasks]'"

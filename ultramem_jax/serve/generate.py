@@ -1,7 +1,11 @@
-"""Generation: prefill, then a compiled loop of single-token steps."""
+"""Generation: prefill, then a compiled loop of single-token steps.
+
+The results equal those of full forwards over whole sequences.
+"""
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -195,6 +199,23 @@ def _pad_left(
   return tokens_BT, segment_BT, np.maximum(position_BT, 0)
 
 
+def _prefill(
+  model: Transformer,
+  variables: Any,
+  prompts: Sequence[np.ndarray],
+  length: int,
+  room: int,
+) -> tuple[Any, jax.Array]:
+  """Runs the model on prompts, padded to a length.
+
+  Returns:
+    (cache, logits_BV): the cache has room for as many more tokens; the logits
+    are those of the first of them.
+  """
+  cache = init_cache(model, len(prompts), length + room)
+  return decode_step(model, variables, cache, *_pad_left(prompts, length))
+
+
 def _require_prompts(prompts: Sequence[np.ndarray], vocab_size: int) -> None:
   """Raises ConfigError unless every prompt holds tokens of the vocabulary."""
   require(len(prompts) > 0, "prompts", list(prompts), "must not be empty")
@@ -233,8 +254,7 @@ def generate(
   """Continues prompts, all in one batch.
 
   Args:
-    model, variables: logits_BTV = model.apply(variables, tokens_BT); the
-      results equal those of such forwards over whole sequences.
+    model, variables: as for `apply_cached`.
     prompts: the int32 token ids of each sequence, none empty.
     sampling: how many tokens are drawn, and how.
     key: PRNG key; with the number of a new token, it decides the draw.
@@ -250,24 +270,17 @@ def generate(
     ConfigError: no prompt, an empty one, or an id beyond the vocabulary.
   """
   _require_prompts(prompts, model.config.vocab_size)
+  num_tokens = sampling.num_tokens
+  part = min(num_tokens, CHECK_EVERY) if finished else num_tokens
+  starts = range(0, num_tokens, max(part, 1))
   lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
-  multiples = -(-int(lengths_B.max()) // PROMPT_MULTIPLE)
+  multiples = math.ceil(lengths_B.max() / PROMPT_MULTIPLE)
   padded_length = padded_length or multiples * PROMPT_MULTIPLE
+  cache, logits_BV = _prefill(
+    model, variables, prompts, padded_length, room=len(starts) * part
+  )
   made_BT = np.zeros((len(prompts), 0), np.int32)
   made = list(made_BT)
-  if sampling.num_tokens == 0:
-    return made
-  part = sampling.num_tokens
-  if finished:
-    part = min(part, CHECK_EVERY)
-  starts = range(0, sampling.num_tokens, part)
-  capacity = padded_length + len(starts) * part
-  cache, logits_BV = decode_step(
-    model,
-    variables,
-    init_cache(model, len(prompts), capacity),
-    *_pad_left(prompts, padded_length),
-  )
   done_B = np.zeros(len(prompts), bool)
   for start in starts:
     cache, logits_BV, tokens_BT = _decode(
@@ -279,8 +292,7 @@ def generate(
       dataclasses.replace(sampling, num_tokens=part),
       eos_id,
     )
-    made_BT = np.concatenate([made_BT, tokens_BT], axis=1)
-    made_BT = made_BT[:, : sampling.num_tokens]
+    made_BT = np.concatenate([made_BT, tokens_BT], axis=1)[:, :num_tokens]
     made = [_before(row_T, eos_id) for row_T in made_BT]
     if finished:
       done_B = np.array(finished(made)) | (made_BT == eos_id).any(1)
