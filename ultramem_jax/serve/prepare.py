@@ -1,7 +1,7 @@
 """Prepares a model for serving: what parameters alone decide, computed once."""
 
 import re
-from typing import Any
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -14,9 +14,12 @@ from ultramem_jax.layers import prepared
 UNCAST = r"norm/|(^|/)(router|core|keys|\w*values\w*)$"
 
 
+Model = TypeVar("Model", bound=nn.Module)
+
+
 def prepare(
-  model: nn.Module, variables: Any, *inputs: Any, platform: str | None = None
-) -> tuple[nn.Module, dict[str, Any]]:
+  model: Model, variables: Any, *inputs: Any, platform: str | None = None
+) -> tuple[Model, dict[str, Any]]:
   """Returns a model and variables that compute the same faster.
 
   The model reads the collection "prepared", which is added: the normalized
