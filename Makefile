@@ -16,7 +16,7 @@ test: $(VENV)/installed-test  ## make test [ARGS="tests/ops/lookup_test.py ..."]
 	  --no-loadscope-reorder $(ARGS)
 
 docs: $(VENV)/installed-docs  ## make docs [ARGS="--site-dir=DIR"]
-	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet $(ARGS)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict $(ARGS)
 
 $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

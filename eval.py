@@ -9,7 +9,7 @@ Prints loss, perplexity and bits per byte as one line of JSON. For tasks it
 prints a table and adds a line of JSON to the workdir's tasks.jsonl
 (ultramem_jax/evaluation/harness.py). The run's mesh is used as far as these
 devices allow; --mesh.table=8 and the like name another, --coordinator other
-hosts (docs/sharding.md).
+hosts (docs/scale-out.md).
 """
 
 import json

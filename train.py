@@ -2,7 +2,7 @@
 
   python train.py --config=configs/tiny.py [--workdir=DIR] [--config.steps=200]
 
-On several hosts, on each of them: docs/sharding.md.
+On several hosts, on each of them: docs/scale-out.md.
 """
 
 import contextlib

@@ -3,7 +3,7 @@
   python -m ultramem_jax generate --workdir=runs/tiny --prompt="def "
 
 The run's mesh is used as far as these devices allow; --mesh.table=8 and the
-like name another, --coordinator other hosts (docs/sharding.md).
+like name another, --coordinator other hosts (docs/scale-out.md).
 """
 
 import sys
