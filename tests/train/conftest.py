@@ -30,9 +30,7 @@ def span_overlap(devices) -> list[str]:
   config = config_lib.parse(c)
   mesh = sharding.make_mesh(config, devices)
   layout = sharding.make_layout(config, mesh)
-  lowered = program.lower_train_step(
-    config, *program.abstract_inputs(config, layout), layout
-  )["train"]
+  lowered = program.lower_train_step(config, layout)["train"]
   compiled = lowered.compile(compiler_options.for_device(devices[0]))
   return compile_lib.report(compiled, mesh)["overlap"]
 

@@ -92,7 +92,10 @@ def test_rates_from_zero_equal_the_golden_ones():
   [
     {"model__memory__kind": "none", "model__memory__spans": ""},
     {},
-    {"model__memory__spans": "1:1/2:2", "model__memory__norm_bias": True},
+    {
+      "model__memory__spans": "1:1/2:2",
+      "model__memory__imported__norm_bias": True,
+    },
     {
       "model__norm_bias": True,
       "model__qk_norm": True,

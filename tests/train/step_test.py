@@ -1,6 +1,5 @@
 """Tests of the training and evaluation steps."""
 
-import dataclasses
 import functools
 
 import chex
@@ -8,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_steps
 
-from ultramem_jax import testing
 from ultramem_jax.layers import ultramem
 from ultramem_jax.model import Transformer
 from ultramem_jax.testing import assert_close
@@ -17,45 +16,10 @@ from ultramem_jax.train import optim, step, usage
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train.program import TrainProgram
 
-
-def make_config(**overrides):
-  return testing.small_config(
-    **{
-      "model__num_layers": 1,
-      "model__memory__spans": "1:1",
-      "model__memory__aux_loss_margin": 0.0,
-      "optim__z_loss": 0.01,
-      "optim__learning_rate": 0.01,
-      "optim__warmup_fraction": 0.0,
-      **overrides,
-    }
-  )
-
-
 # Few configs, as each is compiled anew.
-CONFIG = make_config()
-TWO_PARTS = make_config(accumulation_steps=2)
-DROPOUT = make_config(model__dropout_rate=0.5, accumulation_steps=2)
-
-
-def make_batch(config=CONFIG, seed=0):
-  """Random documents; the rows end in 0, 1, 2 ... tokens of padding."""
-  rng = np.random.default_rng(seed)
-  shape = (config.batch_size, config.data.seq_len)
-  slot_BT = np.broadcast_to(np.arange(shape[1]), shape)
-  present_BT = slot_BT < shape[1] - np.arange(shape[0])[:, None]
-  second_BT = slot_BT >= 3
-  batch = {
-    "tokens": rng.integers(0, 256, shape, np.int32),
-    "targets": rng.integers(0, 256, shape, np.int32),
-    "weights": present_BT & (slot_BT != 2),
-    "segments": np.where(present_BT, 1 + second_BT, 0),
-    "positions": np.where(second_BT, slot_BT - 3, slot_BT),
-  }
-  return {
-    name: jnp.asarray(batch[name], spec.dtype)
-    for name, spec in step.abstract_batch(config).items()
-  }
+CONFIG = small_steps.CONFIG
+TWO_PARTS = small_steps.make_config(accumulation_steps=2)
+DROPOUT = small_steps.make_config(model__dropout_rate=0.5, accumulation_steps=2)
 
 
 @functools.cache
@@ -83,42 +47,6 @@ def gradient_fn(config):
 
 
 @functools.cache
-def train_program(config):
-  return TrainProgram(config)
-
-
-def train_step(state, batch, config=CONFIG):
-  """A step from a copy of the state, which the program takes over."""
-  return train_program(config)(jax.tree.map(jnp.array, state), batch)
-
-
-@functools.cache
-def initialized(model, seed):
-  """The first state of a run of a model, jitted."""
-  config = dataclasses.replace(CONFIG, model=model, seed=seed)
-  return jax.jit(functools.partial(state_lib.init_state, config))()
-
-
-@functools.cache
-def first_state(config=CONFIG):
-  """The same of other runs of that model, of which it is compiled once.
-
-  Only the parameters, buffers and key are not zeros.
-  """
-  model = dataclasses.replace(config.model, dropout_rate=0.0, remat="none")
-  known = initialized(model, config.seed)
-  shapes = jax.eval_shape(functools.partial(state_lib.init_state, config))
-  state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
-  tables = {
-    path: table._replace(values_IW=known.tables[path].values_IW)
-    for path, table in state.tables.items()
-  }
-  return state.replace(
-    params=known.params, tables=tables, buffers=known.buffers, key=known.key
-  )
-
-
-@functools.cache
 def forward(model):
   """(variables, batch) -> logits and what the memories sow, jitted."""
   return jax.jit(
@@ -135,7 +63,9 @@ def forward(model):
 @functools.cache
 def first_step(config=CONFIG):
   """(state, metrics) after the first step on the first batch."""
-  return train_step(first_state(config), make_batch(config), config)
+  return small_steps.train_step(
+    small_steps.first_state(config), small_steps.make_batch(config), config
+  )
 
 
 def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
@@ -147,14 +77,6 @@ def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
   return gradient_fn(config)(
     params, buffers, batch, jax.random.key(0), batch["weights"].sum()
   )[0]
-
-
-def assert_same_bits(actual, expected):
-  chex.assert_trees_all_equal_structs(actual, expected)
-  for a, e in zip(
-    jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True
-  ):
-    assert np.asarray(a).tobytes() == np.asarray(e).tobytes()
 
 
 def differ(one, other):
@@ -169,7 +91,7 @@ def test_accumulated_step_equals_one_step():
   assert CONFIG.accumulation_steps != TWO_PARTS.accumulation_steps
   assert CONFIG.model.dropout_rate == 0
   # The parts hold different numbers of tokens: a mean of means would differ.
-  weights = make_batch()["weights"].reshape(2, -1).sum(1)
+  weights = small_steps.make_batch()["weights"].reshape(2, -1).sum(1)
   assert weights[0] != weights[1]
   (whole, metrics), (parts, sums) = first_step(CONFIG), first_step(TWO_PARTS)
   assert set(sums) == set(metrics)
@@ -181,14 +103,14 @@ def test_accumulated_step_equals_one_step():
     np.testing.assert_allclose(
       sums[name], metrics[name], rtol=1e-5, err_msg=name
     )
-  assert_same_bits(parts.usage, whole.usage)
-  assert_same_bits(parts.buffers, whole.buffers)
+  small_steps.assert_same_bits(parts.usage, whole.usage)
+  small_steps.assert_same_bits(parts.buffers, whole.buffers)
   # Adam divides a gradient by its size, so moments are what tells; a second
   # step brings the parameters in.
   assert_close(parts.opt_state, whole.opt_state, tolerance=1e-4)
-  batch = make_batch(seed=1)
-  whole, metrics = train_step(whole, batch)
-  parts, sums = train_step(parts, batch, TWO_PARTS)
+  batch = small_steps.make_batch(seed=1)
+  whole, metrics = small_steps.train_step(whole, batch)
+  parts, sums = small_steps.train_step(parts, batch, TWO_PARTS)
   np.testing.assert_allclose(sums["loss"], metrics["loss"], rtol=1e-5)
   np.testing.assert_allclose(
     sums["gradient_norm"], metrics["gradient_norm"], rtol=1e-4
@@ -196,7 +118,7 @@ def test_accumulated_step_equals_one_step():
 
 
 def test_losses_equal_their_definitions():
-  state, batch = first_state(), make_batch()
+  state, batch = small_steps.first_state(), small_steps.make_batch()
   total, aux = loss_of(state, batch)
   parts = aux["losses"]
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
@@ -224,7 +146,7 @@ def test_losses_equal_their_definitions():
 
 
 def test_parts_of_a_batch_add_up():
-  state, batch = first_state(), make_batch()
+  state, batch = small_steps.first_state(), small_steps.make_batch()
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   total_weight = batch["weights"].sum()
   halves = [
@@ -241,8 +163,8 @@ def test_parts_of_a_batch_add_up():
 
 
 def gradient(config, **changes):
-  state = first_state()
-  batch = {**make_batch(), **changes}
+  state = small_steps.first_state()
+  batch = {**small_steps.make_batch(), **changes}
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   params = state.variables()["params"]
   return gradient_fn(config)(
@@ -253,9 +175,11 @@ def gradient(config, **changes):
 def test_z_loss_and_auxiliary_loss_enter_the_gradient():
   full = gradient(CONFIG)
   neither = gradient(
-    make_config(optim__z_loss=0.0, model__memory__aux_loss_weight=0.0)
+    small_steps.make_config(
+      optim__z_loss=0.0, model__memory__aux_loss_weight=0.0
+    )
   )
-  core_ARR = first_state().params["memory_0"]["core"].sum(0)
+  core_ARR = small_steps.first_state().params["memory_0"]["core"].sum(0)
   u_ARR, lambda_AR, t_ARR = np.linalg.svd(core_ARR)
   # d lambda_2^2 / d C = 2 lambda_2 u_2 t_2^T, averaged over heads.
   expected_ARR = (
@@ -266,11 +190,11 @@ def test_z_loss_and_auxiliary_loss_enter_the_gradient():
     * u_ARR[:, :, 1, None]
     * t_ARR[:, None, 1, :]
   )
-  batch = make_batch()
+  batch = small_steps.make_batch()
 
   def z_loss(params):
     logits_BTV = Transformer(CONFIG.model).apply(
-      {"params": params, "buffers": first_state().buffers},
+      {"params": params, "buffers": small_steps.first_state().buffers},
       batch["tokens"],
       batch["segments"],
       batch["positions"],
@@ -279,7 +203,9 @@ def test_z_loss_and_auxiliary_loss_enter_the_gradient():
     mean = (log_z_BT**2 * batch["weights"]).sum() / batch["weights"].sum()
     return CONFIG.optim.z_loss * mean
 
-  of_z_loss = jax.jit(jax.grad(z_loss))(first_state().variables()["params"])
+  of_z_loss = jax.jit(jax.grad(z_loss))(
+    small_steps.first_state().variables()["params"]
+  )
   difference = jax.tree.map(jnp.subtract, full, neither)
   assert_close(difference["head"], of_z_loss["head"], tolerance=1e-3)
   assert_close(
@@ -290,23 +216,27 @@ def test_z_loss_and_auxiliary_loss_enter_the_gradient():
 
 
 def test_weight_zero_contributes_nothing():
-  batch = make_batch()
+  batch = small_steps.make_batch()
   absent_BT = batch["weights"] == 0
   other_BT = jnp.where(absent_BT, 255 - batch["targets"], batch["targets"])
   assert differ(other_BT, batch["targets"])
-  assert_same_bits(gradient(CONFIG, targets=other_BT), gradient(CONFIG))
+  small_steps.assert_same_bits(
+    gradient(CONFIG, targets=other_BT), gradient(CONFIG)
+  )
   # Nor do the tokens of padding, whatever they are.
   padding_BT = batch["segments"] == 0
   other_BT = jnp.where(padding_BT, 255 - batch["tokens"], batch["tokens"])
   assert differ(other_BT, batch["tokens"])
-  same, _ = loss_of(first_state(), batch, tokens=other_BT)
-  np.testing.assert_allclose(same, loss_of(first_state(), batch)[0], rtol=1e-6)
+  same, _ = loss_of(small_steps.first_state(), batch, tokens=other_BT)
+  np.testing.assert_allclose(
+    same, loss_of(small_steps.first_state(), batch)[0], rtol=1e-6
+  )
 
 
 def test_batch_without_weight_leaves_a_finite_state():
-  batch = make_batch()
+  batch = small_steps.make_batch()
   batch["weights"] = jnp.zeros_like(batch["weights"])
-  state, metrics = train_step(first_state(), batch)
+  state, metrics = small_steps.train_step(small_steps.first_state(), batch)
   assert metrics["loss"] == 0
   trained = jax.tree.leaves((state.params, state.tables))
   assert all(np.isfinite(x).all() for x in trained)
@@ -314,7 +244,7 @@ def test_batch_without_weight_leaves_a_finite_state():
 
 @pytest.mark.parametrize("config", [CONFIG, TWO_PARTS], ids=["one", "two"])
 def test_usage_counts_the_reads_of_tokens_that_are_there(config):
-  state, batch = first_state(config), make_batch()
+  state, batch = small_steps.first_state(config), small_steps.make_batch()
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   _, sown = forward(config.model)(
     {**state.variables(), "buffers": buffers}, batch
@@ -332,14 +262,14 @@ def test_usage_counts_the_reads_of_tokens_that_are_there(config):
   once, _ = first_step(config)
   np.testing.assert_array_equal(once.usage["memory_0"], count_S)
   # A second step adds to it.
-  twice, _ = train_step(once, batch, config)
+  twice, _ = small_steps.train_step(once, batch, config)
   assert twice.usage["memory_0"].sum() == 2 * reads
 
 
 @pytest.mark.parametrize("row_multiple, counters", [(1, 16), (3, 18)])
 def test_usage_report_by_hand(row_multiple, counters):
   # Four rows in two blocks: slots 0-3 read rows 0-3, slots 4-7 again.
-  config = make_config(
+  config = small_steps.make_config(
     model__memory__num_keys=2,
     model__memory__expansion=4,
     model__memory__top_m=2,
@@ -347,7 +277,9 @@ def test_usage_report_by_hand(row_multiple, counters):
   )
   usage_S = np.zeros(counters, np.int32)
   usage_S[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
-  state = first_state().replace(usage={"memory_0": jnp.asarray(usage_S)})
+  state = small_steps.first_state().replace(
+    usage={"memory_0": jnp.asarray(usage_S)}
+  )
   state, metrics = usage.report(state, config=config)
   assert {name: float(value) for name, value in metrics.items()} == {
     "memory_0/coverage": 2 / 4,
@@ -359,7 +291,7 @@ def test_usage_report_by_hand(row_multiple, counters):
   _, metrics = usage.report(state, config=config)  # nothing was read
   assert {float(value) for value in metrics.values()} == {0.0}
   # More reads in all than an int32 holds.
-  even = first_state().replace(
+  even = small_steps.first_state().replace(
     usage={"memory_0": jnp.full(16, 2**28, jnp.int32)}
   )
   _, metrics = usage.report(even, config=config)
@@ -374,7 +306,7 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
     return ultramem.refresh_buffers(params, buffers)
 
   monkeypatch.setattr(step, "refresh_buffers", counted)
-  state, batch = first_state(TWO_PARTS), make_batch()
+  state, batch = small_steps.first_state(TWO_PARTS), small_steps.make_batch()
   # Cores far from those of the buffers, with the signs of the buffers turned.
   memory = state.params["memory_0"]
   core = memory["core"].at[:, :, 0, 1].add(1.0)
@@ -383,7 +315,7 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
   state = state.replace(params=params, buffers=turned)
   step.jitted(step.model_step, TWO_PARTS).eval_shape(state, batch)
   assert len(calls) == 1
-  after, metrics = train_step(state, batch, TWO_PARTS)
+  after, metrics = small_steps.train_step(state, batch, TWO_PARTS)
   expected = ultramem.refresh_buffers(params, turned)
   assert_close(after.buffers, expected)
   assert differ(expected, turned)
@@ -392,7 +324,10 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
     after_AR = np.asarray(after.buffers["memory_0"][name])
     assert ((before_AR * after_AR).sum(-1) > 0.5).all()
   # The forward used the new ones, not those before nor of the other sign.
-  stale = [turned, ultramem.refresh_buffers(params, first_state().buffers)]
+  stale = [
+    turned,
+    ultramem.refresh_buffers(params, small_steps.first_state().buffers),
+  ]
   losses = [
     float(loss_of(state, batch, buffers=buffers)[1]["losses"]["loss"])
     for buffers in (expected, *stale)
@@ -402,8 +337,8 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
 
 
 def test_evaluation_uses_the_buffers_as_they_are():
-  state = first_state()
-  batch = {**make_batch(), "bytes": jnp.full((4, 8), 3, jnp.int32)}
+  state = small_steps.first_state()
+  batch = {**small_steps.make_batch(), "bytes": jnp.full((4, 8), 3, jnp.int32)}
   evaluate, params = eval_step(CONFIG), state.variables()["params"]
   before = jax.device_get(state.buffers)
   sums = evaluate(params, state.buffers, batch)
@@ -415,12 +350,12 @@ def test_evaluation_uses_the_buffers_as_they_are():
   turned = jax.tree.map(jnp.negative, state.buffers)
   other = evaluate(params, turned, batch)
   assert abs(other["loss"] - sums["loss"]) > 1e-3
-  assert_same_bits(state.buffers, before)
+  small_steps.assert_same_bits(state.buffers, before)
 
 
 def test_evaluation_has_no_dropout():
-  batch = {**make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
-  state = first_state(DROPOUT)
+  batch = {**small_steps.make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
+  state = small_steps.first_state(DROPOUT)
   one, other = (
     eval_step(config)(state.variables()["params"], state.buffers, batch)
     for config in (DROPOUT, CONFIG)
@@ -436,7 +371,7 @@ def test_steps_are_traced_once_and_take_over_the_state(monkeypatch):
   state = run.init_state()
   for seed in range(3):
     given = state
-    state, _ = run(given, make_batch(seed=seed))
+    state, _ = run(given, small_steps.make_batch(seed=seed))
     kept = [
       jax.tree_util.keystr(path)
       for path, leaf in jax.tree_util.tree_leaves_with_path(given)
@@ -448,24 +383,35 @@ def test_steps_are_traced_once_and_take_over_the_state(monkeypatch):
 
 def test_same_seed_same_bits():
   def two_steps():
-    state = first_state(DROPOUT)
+    state = small_steps.first_state(DROPOUT)
     for seed in range(2):
-      state, metrics = train_step(state, make_batch(seed=seed), DROPOUT)
+      state, metrics = small_steps.train_step(
+        state, small_steps.make_batch(seed=seed), DROPOUT
+      )
     return state, metrics
 
-  assert_same_bits(two_steps(), two_steps())
-  dense = make_config(model__memory__kind="none", model__memory__spans="").model
-  same, other = initialized(dense, 0), initialized(dense, 1)
-  assert_same_bits(same, initialized.__wrapped__(dense, 0))
+  small_steps.assert_same_bits(two_steps(), two_steps())
+  dense = small_steps.make_config(
+    model__memory__kind="none", model__memory__spans=""
+  ).model
+  same, other = (
+    small_steps.initialized(dense, 0),
+    small_steps.initialized(dense, 1),
+  )
+  small_steps.assert_same_bits(
+    same, small_steps.initialized.__wrapped__(dense, 0)
+  )
   assert differ(other.params["head"], same.params["head"])
   assert differ(other.key, same.key)
 
 
 def test_dropout_is_drawn_anew_in_every_step_and_part():
-  state, batch = first_state(DROPOUT), make_batch()
+  state, batch = small_steps.first_state(DROPOUT), small_steps.make_batch()
   losses = {
     float(
-      train_step(state.replace(step=jnp.int32(n)), batch, DROPOUT)[1]["loss"]
+      small_steps.train_step(state.replace(step=jnp.int32(n)), batch, DROPOUT)[
+        1
+      ]["loss"]
     )
     for n in (0, 1, 2, 0)
   }
@@ -473,7 +419,7 @@ def test_dropout_is_drawn_anew_in_every_step_and_part():
   # Two parts, the even rows and the odd ones, with the same rows: their losses
   # differ only by dropout.
   halved = {k: jnp.repeat(v[:2], 2, axis=0) for k, v in batch.items()}
-  total = float(train_step(state, halved, DROPOUT)[1]["loss"])
+  total = float(small_steps.train_step(state, halved, DROPOUT)[1]["loss"])
   buffers = ultramem.refresh_buffers(state.params, state.buffers)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
   one, other = (
@@ -500,7 +446,8 @@ def test_learning_rates_are_those_of_the_step():
   assert metrics["value_learning_rate"] == of_values(1)
   # Decay apart, the first step of Adam moves a parameter by the rate.
   start, after = (
-    state.variables()["params"] for state in (first_state(), first_step()[0])
+    state.variables()["params"]
+    for state in (small_steps.first_state(), first_step()[0])
   )
   for (module, name), rate in (
     (("memory_0", "values"), float(metrics["value_learning_rate"])),
@@ -512,7 +459,9 @@ def test_learning_rates_are_those_of_the_step():
 
 
 def test_dense_models_report_nothing_of_a_memory():
-  config = make_config(model__memory__kind="none", model__memory__spans="")
+  config = small_steps.make_config(
+    model__memory__kind="none", model__memory__spans=""
+  )
   state = jax.eval_shape(functools.partial(state_lib.init_state, config))
   assert state.usage == state.buffers == state.tables == {}
   _, _, metrics = jax.eval_shape(
@@ -530,13 +479,13 @@ def test_items_of_a_checkpoint_come_back():
   assert set(items) == {"params", "buffers", "rest"}
   count = sum(len(jax.tree.leaves(tree)) for tree in items.values())
   assert count == len(jax.tree.leaves(state))  # nothing is kept twice
-  assert_same_bits(state_lib.TrainState.from_items(items), state)
+  small_steps.assert_same_bits(state_lib.TrainState.from_items(items), state)
 
 
 def test_losses_fall_on_one_batch():
-  state, batch = first_state(), make_batch()
+  state, batch = small_steps.first_state(), small_steps.make_batch()
   losses = []
   for _ in range(30):
-    state, metrics = train_step(state, batch)
+    state, metrics = small_steps.train_step(state, batch)
     losses.append(float(metrics["loss"]))
   assert losses[-1] < 0.5 * losses[0]

@@ -5,7 +5,7 @@ import functools
 import jax
 import numpy as np
 import pytest
-import step_test
+import small_steps
 
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.settings.errors import ConfigError
@@ -54,14 +54,7 @@ LOW = {
 
 
 def make_config(**overrides):
-  return step_test.make_config(
-    **{
-      "model__memory__num_keys": 16,
-      "optim__clip_norm": 0.1,
-      "optim__table_update": "sparse",
-      **overrides,
-    }
-  )
+  return small_steps.make_config(**{**small_steps.SPARSE_SETTINGS, **overrides})
 
 
 def go_on(config, state, seeds):
@@ -69,8 +62,8 @@ def go_on(config, state, seeds):
   states, records = [], []
   state = jax.device_put(state)
   for seed in seeds:
-    state, metrics = step_test.train_program(config)(
-      state, step_test.make_batch(config, seed=seed)
+    state, metrics = small_steps.train_program(config)(
+      state, small_steps.make_batch(config, seed=seed)
     )
     states.append(jax.device_get(state))
     records.append(jax.device_get(metrics))
@@ -80,7 +73,7 @@ def go_on(config, state, seeds):
 @functools.cache
 def run(config, steps=2):
   """(states, metrics) of the first state and of every step."""
-  start = jax.device_get(step_test.first_state(config))
+  start = jax.device_get(small_steps.first_state(config))
   states, records = go_on(config, start, range(steps))
   return [start, *states], records
 
@@ -154,12 +147,12 @@ def test_going_on_from_a_checkpoint_gives_the_same_bits(overrides, tmp_path):
     restored = checkpointer.restore_latest(first.to_items())
   state = state_lib.TrainState.from_items(restored.items)
   states, records = go_on(config, state, [1])
-  step_test.assert_same_bits((states[0], records[0]), (second, metrics[1]))
+  small_steps.assert_same_bits((states[0], records[0]), (second, metrics[1]))
 
 
 def test_low_precision_tables_train():
   config = make_config(**LOW)
-  start = step_test.first_state(config)
+  start = small_steps.first_state(config)
   table = start.tables["memory_0/values"]
   assert table.values_IW.dtype == table.mean_IW.dtype == np.uint16
   assert table.variance.shape == table.values_IW.shape[:1]
@@ -173,7 +166,7 @@ def test_low_precision_tables_train():
 
 def test_table_gradients_are_not_computed_as_arrays():
   config = make_config(model__memory__num_keys=512)
-  programs = step_test.train_program(config).programs
+  programs = small_steps.train_program(config).programs
   assert set(programs) == {"train", "update"}
   table_bytes = 4 * 512**2 * config.model.memory.value_dim
   for compiled in programs.values():
@@ -228,6 +221,6 @@ def test_rows_that_only_storage_has_are_neither_read_nor_updated():
       state.usage,
     )
     beyond = slice(rows, None)
-    step_test.assert_same_bits(
+    small_steps.assert_same_bits(
       parts(state, beyond)[1:], parts(start, beyond)[1:]
     )
