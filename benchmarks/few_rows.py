@@ -17,7 +17,7 @@ import matplotlib.pyplot as plt
 from absl import app
 
 from benchmarks import decoding, report
-from ultramem_jax.ops.cpu import matmul as few_rows
+from ultramem_jax.ops.cpu import matmul
 
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHAPES = ((1024, 4096), (4096, 1024), (1024, 1024))  # D, F
@@ -43,7 +43,7 @@ def make_calls(rows, width, out_width):
     "as stored": in_turn(lambda x, w: x @ w, x_ZD, weights),
     "transposed": in_turn(lambda x, w: x @ w.T, x_ZD, transposed),
     "turned": in_turn(
-      lambda x, w: few_rows.turned(x[None], w[None])[0], x_ZD, transposed
+      lambda x, w: matmul.weight_first(x[None], w[None])[0], x_ZD, transposed
     ),
   }
 

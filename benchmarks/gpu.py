@@ -46,6 +46,7 @@ from absl import app, flags
 from benchmarks import decoding, inference, report
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.ops import lookup, precision
+from ultramem_jax.ops.kernels import pallas
 from ultramem_jax.settings.config import MemoryConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -155,20 +156,20 @@ def measure_lookup(tiny: bool) -> Iterator[dict[str, Any]]:
       if tokens > total:
         continue
       shape = (min(512, total // tokens), 1, tokens, 84)
-      index_RBTK, score_RBTKC = (
+      index_RBTY, score_RBTYC = (
         jax.random.randint(jax.random.key(1), shape, 0, 4 * rows),
         jax.random.normal(jax.random.key(2), (*shape, 2)),
       )
       calls = {
         kernel: functools.partial(
-          _lookup(op, kernel), stored_IW, index_RBTK, score_RBTKC
+          _lookup(op, kernel), stored_IW, index_RBTY, score_RBTYC
         )
         for kernel in ("xla", "pallas")
       }
       expected, actual = (call() for call in calls.values())
       difference = abs(actual - expected).max() / abs(expected).max()
       del expected, actual
-      read = index_RBTK.size * width * stored_IW.dtype.itemsize
+      read = index_RBTY.size * width * stored_IW.dtype.itemsize
       for kernel, seconds in report.interleaved_seconds(calls, 9).items():
         record = {
           "op": op,
@@ -184,14 +185,15 @@ def measure_lookup(tiny: bool) -> Iterator[dict[str, Any]]:
 
 
 def _lookup(op: str, kernel: str):
-  """(table_IW, index_RBTK, score_RBTKC) -> R results, one after another."""
+  """(table_IW, index_RBTY, score_RBTYC) -> R results, one after another."""
 
-  def pool(table_IW, index_BTK, score_BTKC):
-    return lookup.pool_rows(table_IW, index_BTK, score_BTKC, 4, kernel)
+  def pool(table_IW, index_BTY, score_BTYC):
+    kernels = pallas.KERNELS if kernel == "pallas" else ()
+    return lookup.pool_rows(table_IW, index_BTY, score_BTYC, 4, kernels)
 
-  def dot(table_IW, index_BTK, score_BTKC):
+  def dot(table_IW, index_BTY, score_BTYC):
     pooled_BTEW, gradient = jax.vjp(
-      functools.partial(pool, table_IW, index_BTK), score_BTKC
+      functools.partial(pool, table_IW, index_BTY), score_BTYC
     )
     return gradient(jnp.ones_like(pooled_BTEW))[0]
 

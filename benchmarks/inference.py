@@ -217,7 +217,7 @@ def rows_call(config: ModelConfig, table_IW, batch: int = 1):
   ]
   score = [jnp.ones((*shape, c.num_cores), jnp.float32)] * len(index)
   return _varied(
-    functools.partial(lookup.pool_rows, num_blocks=c.projections),
+    functools.partial(lookup.pool_rows, num_pools=c.projections),
     [table_IW] * len(index),
     index,
     score,

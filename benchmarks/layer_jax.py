@@ -80,8 +80,8 @@ def compiled(function, *args):
 def reads(key, tokens):
   keys = jax.random.split(key)
   shape = (1, tokens, TOP_M * HEADS)
-  index_BTK = jax.random.randint(keys[0], shape, 0, NUM_ROWS)
-  return index_BTK, jax.random.normal(keys[1], (*shape, 1))
+  index_BTY = jax.random.randint(keys[0], shape, 0, NUM_ROWS)
+  return index_BTY, jax.random.normal(keys[1], (*shape, 1))
 
 
 def gather(function, tokens):
@@ -92,9 +92,9 @@ def gather(function, tokens):
   return lambda: jax.block_until_ready(program(table(), *next(turns)))
 
 
-def take_and_einsum(table_IW, index_BTK, score_BTKC):
-  rows_BTKW = jnp.take(table_IW, index_BTK, axis=0, mode="clip")
-  return jnp.einsum("BTKW,BTKC->BTW", rows_BTKW, score_BTKC)
+def take_and_einsum(table_IW, index_BTY, score_BTYC):
+  rows_BTYW = jnp.take(table_IW, index_BTY, axis=0, mode="clip")
+  return jnp.einsum("BTYW,BTYC->BTW", rows_BTYW, score_BTYC)
 
 
 def inputs(tokens):
@@ -164,7 +164,7 @@ def repeated(gradient_step, state, *inputs):
   @functools.partial(jax.jit, donate_argnums=0)
   def compute(state, *inputs):
     state, of_table, others = gradient_step(state, *inputs)
-    reads = row_order.sort_by_row(of_table.row_TK, NUM_ROWS)
+    reads = row_order.sort_by_row(of_table.row_TY, NUM_ROWS)
     return state, (of_table, reads), others
 
   table, count = own_table(), jnp.float32(0)
@@ -221,14 +221,14 @@ def lookup_step(tokens):
     jax.random.key(1), (1, tokens, 1, VALUE_DIM)
   )
 
-  def gradient_step(state, values_IW, index_BTK, score_BTKC, cotangent_BTEW):
+  def gradient_step(state, values_IW, index_BTY, score_BTYC, cotangent_BTEW):
     pooled_BTEW, pullback = jax.vjp(
-      lambda score_BTKC: lookup.pool_rows(values_IW, index_BTK, score_BTKC),
-      score_BTKC,
+      lambda score_BTYC: lookup.pool_rows(values_IW, index_BTY, score_BTYC),
+      score_BTYC,
     )
     of_table = tables_lib.merge_leading(
       row_update.Factors(
-        index_BTK, jnp.zeros_like(index_BTK), score_BTKC, cotangent_BTEW
+        index_BTY, jnp.zeros_like(index_BTY), score_BTYC, cotangent_BTEW
       )
     )
     return state, of_table, (pooled_BTEW, pullback(cotangent_BTEW))

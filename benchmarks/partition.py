@@ -38,13 +38,7 @@ SIZE = 4  # bytes: float32, as a CPU's collectives widen bfloat16
 def formula(partition: str, shards: int, width: int, size: int = 2) -> float:
   """Bytes per token, with one core and one block as the paper counts."""
   return sharded_lookup.bytes_moved(
-    partition,
-    shards,
-    reads=READS,
-    width=width,
-    cores=1,
-    blocks=1,
-    itemsize=size,
+    partition, shards, reads=READS, width=width, cores=1, pools=1, itemsize=size
   )
 
 

@@ -56,7 +56,7 @@ def make_factors(rows: int, tokens: int) -> row_update.Factors:
 def sparse_update(table, factors, step, clip: bool = False):
   rows = table.values_IW.shape[0]
   adamw = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 1e-3, step)
-  reads = row_order.sort_by_row(factors.row_TK, rows)
+  reads = row_order.sort_by_row(factors.row_TY, rows)
   scale = 1.0
   if clip:
     scale = jax.lax.rsqrt(row_update.squared_norm(factors, reads, rows))
@@ -69,10 +69,10 @@ def dense_update(table, factors, step):
   """With the gradient as the lookup's backward adds it up, clipped."""
   f = factors
   values_IW, state = table
-  index_BTK = (f.row_TK + f.block_TK * values_IW.shape[0])[None]
+  index_BTY = (f.row_TY + f.pool_TY * values_IW.shape[0])[None]
   _, gradient = jax.vjp(
     lambda values_IW: lookup.pool_rows(
-      values_IW, index_BTK, f.weight_TKC[None], BLOCKS
+      values_IW, index_BTY, f.weight_TYC[None], BLOCKS
     ),
     values_IW,
   )
@@ -128,7 +128,7 @@ def norm_seconds(side: int) -> float:
 
   @jax.jit
   def norm(factors):
-    reads = row_order.sort_by_row(factors.row_TK, side**2)
+    reads = row_order.sort_by_row(factors.row_TY, side**2)
     return row_update.squared_norm(factors, reads, side**2)
 
   return report.interleaved_seconds({"": lambda: norm(factors)}, ROUNDS.value)[

@@ -4,9 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from ultramem_jax.layers.buffers import refresh_buffers
   from ultramem_jax.layers.memory_plus import MemoryPlus
   from ultramem_jax.layers.peer import Peer
-  from ultramem_jax.layers.ultramem import UltraMem, refresh_buffers
+  from ultramem_jax.layers.ultramem import UltraMem
   from ultramem_jax.layers.ultramem_v2 import UltraMemV2
   from ultramem_jax.model import Transformer
   from ultramem_jax.ops.row_update import AdamW
@@ -61,7 +62,7 @@ _MODULES = {
   "UltraMemV2": "layers.ultramem_v2",
   "global_norm": "train.tables",
   "join_tables": "train.tables",
-  "refresh_buffers": "layers.ultramem",
+  "refresh_buffers": "layers.buffers",
   "sparse_value_and_grad": "train.tables",
   "take_tables": "train.tables",
   "update_tables": "train.tables",

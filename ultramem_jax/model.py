@@ -1,6 +1,7 @@
 """The transformer, and where memory enters and leaves it."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers.attention import Attention
@@ -101,13 +102,13 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(
     self,
-    tokens_BT,
-    segment_BT=None,
-    position_BT=None,
+    tokens_BT: jax.Array,
+    segment_BT: jax.Array | None = None,
+    position_BT: jax.Array | None = None,
     *,
     decode: bool = False,
     deterministic: bool = True,
-  ):
+  ) -> jax.Array:
     """Predicts each next token.
 
     Args:
@@ -115,7 +116,7 @@ class Transformer(nn.Module):
       segment_BT: [B, T] int32, the document of each position, from 1; 0 is
         padding. Attention and memory stay inside a document. None: all one.
       position_BT: [B, T] int32 rotary positions; None: 0, 1, ...
-      decode: read and extend the "cache" collection. Positions must then be
+      decode: read and extend the collection "cache". Positions must then be
         given.
       deterministic: no dropout; otherwise a "dropout" key is needed.
     Returns:
@@ -136,25 +137,51 @@ class Transformer(nn.Module):
       position_BT = jnp.broadcast_to(
         jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
       )
+    embed = self._embed()
+    dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
+    x_BTD = layout_lib.constrain_batch(dropout(embed(tokens_BT)), self.layout)
+    x_BTD = self._run_blocks(
+      x_BTD, segment_BT, position_BT, decode, deterministic, dropout
+    )
+    x_BTD = make_norm(
+      c.norm, c.norm_eps, c.norm_bias, "final_norm", "embed", dtype=dtype
+    )(x_BTD)
+    if c.tie_embeddings:
+      return embed.attend(x_BTD).astype(jnp.float32)
+    return Linear(
+      (c.vocab_size,),
+      c.embed_dim**-0.5,
+      ("embed", "vocab"),
+      dtype=dtype,
+      prepared_for=self.prepared_for,
+      name="head",
+    )(x_BTD).astype(jnp.float32)
+
+  def _embed(self) -> Embed:
+    c = self.config
+    std = c.embed_dim**-0.5 if c.tie_embeddings else 1.0
+    return Embed(
+      c.vocab_size,
+      c.embed_dim,
+      dtype=jnp.dtype(c.dtype),
+      name="embed",
+      embedding_init=nn.with_logical_partitioning(
+        nn.initializers.normal(std), ("vocab", "embed")
+      ),
+      layout=self.layout,
+    )
+
+  def _run_blocks(
+    self, x_BTD, segment_BT, position_BT, decode, deterministic, dropout
+  ):
+    """Runs the blocks, and the memories beside them."""
+    c = self.config
     block_class, memory_class = Block, MEMORIES.get(c.memory.kind)
     if c.remat == "block":
       # Arguments are counted from self; the flags must stay Python values.
       block_class = nn.remat(Block, static_argnums=(4, 5))
       if memory_class:
         memory_class = nn.remat(memory_class, static_argnums=(3,))
-    embed = Embed(
-      c.vocab_size,
-      c.embed_dim,
-      dtype=dtype,
-      name="embed",
-      embedding_init=nn.with_logical_partitioning(
-        nn.initializers.normal(c.embed_dim**-0.5 if c.tie_embeddings else 1.0),
-        ("vocab", "embed"),
-      ),
-      layout=self.layout,
-    )
-    dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
-    x_BTD = layout_lib.constrain_batch(dropout(embed(tokens_BT)), self.layout)
     tables = None
     if c.memory.shares_table and c.spans:
       tables = SharedTables(c.memory, c.num_layers, name="memory_tables")()
@@ -171,7 +198,7 @@ class Transformer(nn.Module):
             c.embed_dim,
             c.num_layers,
             span.index,
-            dtype,
+            jnp.dtype(c.dtype),
             self.layout,
             self.prepared_for,
             name=f"memory_{span.index}",
@@ -179,16 +206,4 @@ class Transformer(nn.Module):
           outputs[span.index] = dropout(y_BTD)
         if span.end == layer:
           x_BTD += outputs.pop(span.index)
-    x_BTD = make_norm(
-      c.norm, c.norm_eps, c.norm_bias, "final_norm", "embed", dtype=dtype
-    )(x_BTD)
-    if c.tie_embeddings:
-      return embed.attend(x_BTD).astype(jnp.float32)
-    return Linear(
-      (c.vocab_size,),
-      c.embed_dim**-0.5,
-      ("embed", "vocab"),
-      dtype=dtype,
-      prepared_for=self.prepared_for,
-      name="head",
-    )(x_BTD).astype(jnp.float32)
+    return x_BTD

@@ -10,10 +10,10 @@ import pytest
 from jax.sharding import NamedSharding
 
 from ultramem_jax.ops import lookup
-from ultramem_jax.ops.sharded import fetch
+from ultramem_jax.ops.sharded import fetch, row_count
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
-from ultramem_jax.ops.sharded.collectives import Shard
+from ultramem_jax.ops.sharded.exchange import Exchange
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import hlo
 from ultramem_jax.train import sharding
@@ -26,7 +26,7 @@ MESHES = {
   "order of the mesh": ((2, 1, 4, 1), ("data", "tensor")),
   "one device each": ((8, 1, 1, 1), ()),
 }
-NUM_ROWS, WIDTH, BLOCKS, READS = 16, 24, 4, 5
+NUM_ROWS, WIDTH, POOLS, READS = 16, 24, 4, 5
 
 
 def make_layout(mesh, partition, dtype="float32"):
@@ -51,12 +51,12 @@ def inputs(length, num_rows=NUM_ROWS, read_rows=None):
   rng = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   shape = (8, length, READS)
-  index_BTK = rng.integers(0, BLOCKS, shape) * num_rows + rng.integers(
+  index_BTY = rng.integers(0, POOLS, shape) * num_rows + rng.integers(
     0, read_rows or num_rows, shape
   )
   return (
     draw(num_rows, WIDTH),
-    jnp.asarray(index_BTK, jnp.int32),
+    jnp.asarray(index_BTY, jnp.int32),
     draw(*shape, 3),
     draw(8, length, WIDTH),
   )
@@ -65,16 +65,16 @@ def inputs(length, num_rows=NUM_ROWS, read_rows=None):
 def both(module, **options):
   """Pooled rows and dots through one scalar, with gradients."""
 
-  def value(table_IW, score_BTKC, x_BTW, index_BTK):
+  def value(table_IW, score_BTYC, x_BTW, index_BTY):
     pooled_BTEW = module.pool_rows(
-      table_IW, index_BTK, score_BTKC, BLOCKS, **options
+      table_IW, index_BTY, score_BTYC, POOLS, **options
     )
-    dot_BTK = module.dot_rows(
-      table_IW, index_BTK % len(table_IW), x_BTW, **options
+    dot_BTY = module.dot_rows(
+      table_IW, index_BTY % len(table_IW), x_BTW, **options
     )
-    return jnp.sin(pooled_BTEW).sum() + jnp.cos(dot_BTK).sum(), (
+    return jnp.sin(pooled_BTEW).sum() + jnp.cos(dot_BTY).sum(), (
       pooled_BTEW,
-      dot_BTK,
+      dot_BTY,
     )
 
   return jax.value_and_grad(value, argnums=(0, 1, 2), has_aux=True)
@@ -114,24 +114,23 @@ on_one_device = jax.jit(both(lookup))
   ],
 )
 def test_values_and_gradients_equal_one_device(mesh, length, partition):
-  table_IW, index_BTK, score_BTKC, x_BTW = inputs(length)
-  arguments = (table_IW, score_BTKC, x_BTW, index_BTK)
+  table_IW, index_BTY, score_BTYC, x_BTW = inputs(length)
+  arguments = (table_IW, score_BTYC, x_BTW, index_BTY)
   assert_close(
     sharded(make_layout(mesh, partition), arguments), on_one_device(*arguments)
   )
 
 
-def rounds(layout, num_rows, index_BTK):
+def rounds(layout, num_rows, index_BTY):
   """Rounds in which the rows of all devices come, as `fetch` plans them."""
-  apart = layout.tokens(*index_BTK.shape[:2])
-  shard = Shard(
+  apart = layout.tokens(*index_BTY.shape[:2])
+  exchange = Exchange(
     layout.table_axes, layout.table_axes, (), layout.mesh.shape, "float32"
   )
-  held = num_rows // shard.count(shard.axes)
+  held = num_rows // exchange.count(exchange.table_axes)
 
-  def plan(index_BNK):
-    room = fetch.room_for(index_BNK.size, held, shard.count(shard.axes))
-    return fetch._plan(shard, index_BNK % num_rows, held, room).rounds
+  def plan(index_BTY):
+    return fetch.plan(exchange, index_BTY % num_rows, held).rounds
 
   return int(
     jax.jit(
@@ -142,7 +141,7 @@ def rounds(layout, num_rows, index_BTK):
         out_specs=jax.sharding.PartitionSpec(),
         check_vma=False,
       )
-    )(index_BTK)
+    )(index_BTY)
   )
 
 
@@ -157,24 +156,24 @@ def rounds(layout, num_rows, index_BTK):
   ],
 )
 def test_every_row_comes_once_however_skewed_the_reads(read_rows, expected):
-  table_IW, index_BTK, score_BTKC, x_BTW = inputs(8, 512, read_rows)
+  table_IW, index_BTY, score_BTYC, x_BTW = inputs(8, 512, read_rows)
   layout = make_layout("tokens differ", "rows_unpooled")
-  assert rounds(layout, 512, index_BTK) == expected
-  arguments = (table_IW, score_BTKC, x_BTW, index_BTK)
+  assert rounds(layout, 512, index_BTY) == expected
+  arguments = (table_IW, score_BTYC, x_BTW, index_BTY)
   assert_close(sharded(layout, arguments), on_one_device(*arguments))
 
 
 @pytest.mark.parametrize("partition", sharded_lookup.PARTITIONS)
 def test_bfloat16_travels_and_integer_tables_are_read(partition):
-  table_IW, index_BTK, score_BTKC, _ = inputs(4)
+  table_IW, index_BTY, score_BTYC, _ = inputs(4)
   bits_IW = jax.lax.bitcast_convert_type(
     table_IW.astype(jnp.bfloat16), jnp.uint16
   )
   layout = make_layout("tokens differ", partition, "bfloat16")
   pooled = jax.jit(
-    lambda *args: sharded_lookup.pool_rows(*args, BLOCKS, layout=layout)
-  )(bits_IW, index_BTK, score_BTKC)
-  expected = lookup.pool_rows(bits_IW, index_BTK, score_BTKC, BLOCKS)
+    lambda *args: sharded_lookup.pool_rows(*args, POOLS, layout=layout)
+  )(bits_IW, index_BTY, score_BTYC)
+  expected = lookup.pool_rows(bits_IW, index_BTY, score_BTYC, POOLS)
   assert_close(pooled, expected, "bfloat16")
 
 
@@ -222,19 +221,13 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
   tokens, reads, width, cores = 512, 20, 64, 2
   arguments = pooling_arguments(layout, num_rows, tokens, reads, width, cores)
   lowered = jax.jit(
-    lambda *args: sharded_lookup.pool_rows(*args, BLOCKS, layout=layout),
+    lambda *args: sharded_lookup.pool_rows(*args, POOLS, layout=layout),
     out_shardings=arguments[1].sharding,
   ).lower(*arguments)
   found = hlo.Program(lowered.compile().as_text()).collectives(8)
   received = sum(collective.received for collective in found) / tokens
   expected = sharded_lookup.bytes_moved(
-    partition,
-    8,
-    reads=reads,
-    width=width,
-    cores=cores,
-    blocks=BLOCKS,
-    itemsize=4,
+    partition, 8, reads=reads, width=width, cores=cores, pools=POOLS, itemsize=4
   )
   if partition == "rows_unpooled":
     # 10240 reads want 1280 rows of each device, the most of 64 such numbers
@@ -245,7 +238,7 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
 
 @pytest.mark.parametrize("partition", sharded_lookup.PARTITIONS)
 def test_temporaries_grow_as_estimated(partition):
-  """With the tokens: what does not, blocks of an op, is no part of it."""
+  """With the tokens: what does not, chunks of an op, is no part of it."""
   layout = make_layout("one device each", partition)
   layout = dataclasses.replace(layout, table_axes=("data",))
   num_rows, reads, width, cores = 2**20, 40, 64, 2
@@ -255,17 +248,17 @@ def test_temporaries_grow_as_estimated(partition):
     table, split = (x.sharding for x in arguments[:2])
     arguments.append(
       jax.ShapeDtypeStruct(
-        (8, tokens, BLOCKS, width), jnp.float32, sharding=split
+        (8, tokens, POOLS, width), jnp.float32, sharding=split
       )
     )
 
-    def gradients(table_IW, index_BTK, score_BTKC, gradient_BTEW):
+    def gradients(table_IW, index_BTY, score_BTYC, gradient_BTEW):
       _, transpose = jax.vjp(
         lambda *args: sharded_lookup.pool_rows(
-          args[0], index_BTK, args[1], BLOCKS, layout=layout
+          args[0], index_BTY, args[1], POOLS, layout=layout
         ),
         table_IW,
-        score_BTKC,
+        score_BTYC,
       )
       return transpose(gradient_BTEW)
 
@@ -286,7 +279,7 @@ def test_temporaries_grow_as_estimated(partition):
       reads=reads,
       width=width,
       cores=cores,
-      blocks=BLOCKS,
+      pools=POOLS,
       itemsize=4,
     )
 
@@ -301,15 +294,15 @@ def test_temporaries_grow_as_estimated(partition):
 @pytest.mark.parametrize("mesh", MESHES)  # travel
 def test_rows_are_counted_where_they_lie(mesh, slots):
   rng = np.random.default_rng(0)
-  slot_BTK = rng.integers(0, slots, (8, 4, 5)).astype(np.int32)
-  slot_BTK[::2, 0] = slots  # past the end
+  slot_BTY = rng.integers(0, slots, (8, 4, 5)).astype(np.int32)
+  slot_BTY[::2, 0] = slots  # past the end
   layout = make_layout(mesh, "columns")
-  sharding_S = NamedSharding(
+  sharding_U = NamedSharding(
     layout.mesh, jax.sharding.PartitionSpec(layout.table_axes)
   )
-  count_S = jax.jit(
-    lambda *args: sharded_lookup.count_rows(*args, layout=layout)
-  )(jax.device_put(jnp.ones(slots, jnp.int32), sharding_S), slot_BTK)
-  expected_S = 1 + np.bincount(slot_BTK.reshape(-1))[:slots]
-  np.testing.assert_array_equal(count_S, expected_S)
-  assert count_S.sharding.is_equivalent_to(sharding_S, 1)
+  count_U = jax.jit(lambda *args: row_count.count_rows(*args, layout=layout))(
+    jax.device_put(jnp.ones(slots, jnp.int32), sharding_U), slot_BTY
+  )
+  expected_U = 1 + np.bincount(slot_BTY.reshape(-1))[:slots]
+  np.testing.assert_array_equal(count_U, expected_U)
+  assert count_U.sharding.is_equivalent_to(sharding_U, 1)

@@ -106,12 +106,12 @@ def tucker_retrieval(s, w, x_TD, pairs):
   return jnp.concatenate(cells, 1), jnp.concatenate(scores, 1)
 
 
-def pooled_blocks(table, row, block, score, num_blocks):
+def pooled_blocks(table, row, block, score, num_pools):
   """[T, E, W]; the i-th slice of a row weighted by core i's score."""
   value = table[row] * jnp.repeat(
     score, table.shape[1] // score.shape[-1], axis=-1
   )
-  inside = block[..., None] == jnp.arange(num_blocks)
+  inside = block[..., None] == jnp.arange(num_pools)
   return jnp.einsum("tke,tkw->tew", inside.astype(value.dtype), value)
 
 

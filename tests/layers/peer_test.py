@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from jax.test_util import check_grads
 
 from ultramem_jax import testing
 from ultramem_jax.layers.peer import Peer
-from ultramem_jax.ops import blocks, lookup
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.memory import MemoryConfig
 from ultramem_jax.testing import assert_close
@@ -108,44 +106,6 @@ def test_unread_experts_get_no_gradient():
   for table in ("down_values", "up_values"):
     assert (gradients[table][unread] == 0).all()
     assert (abs(gradients[table][read]).max(-1) > 0).all()
-
-
-@pytest.mark.parametrize("block_bytes", [1, 2**21])
-def test_dot_rows_is_its_reference(block_bytes, monkeypatch):
-  monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", block_bytes)
-  random = np.random.default_rng(0)
-  table_IW = random.normal(size=(9, 6)).astype(np.float32)
-  index_BTK = random.integers(9, size=(B, T, 4), dtype=np.int32)
-  index_BTK[..., 1] = index_BTK[..., 0]  # a row read twice
-  x_BTW = random.normal(size=(B, T, 6)).astype(np.float32)
-  cotangent_BTK = random.normal(size=(B, T, 4)).astype(np.float32)
-
-  def value_and_gradient(function):
-    def loss(table_IW, x_BTW):
-      out_BTK = function(table_IW, index_BTK, x_BTW)
-      return (out_BTK * cotangent_BTK).sum(), out_BTK
-
-    return jax.grad(loss, (0, 1), has_aux=True)(table_IW, x_BTW)
-
-  assert_close(
-    value_and_gradient(lookup.dot_rows),
-    value_and_gradient(lookup.dot_rows_reference),
-  )
-  check_grads(
-    lambda t, x: lookup.dot_rows(t, index_BTK, x),
-    (table_IW, x_BTW),
-    1,
-    modes=["rev"],
-    rtol=1e-2,
-  )
-
-
-def test_dot_rows_by_hand():
-  table_IW = jnp.array([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
-  out_BTK = lookup.dot_rows(
-    table_IW, jnp.array([[[2, 0]]]), jnp.array([[[10.0, 1.0]]])
-  )
-  np.testing.assert_array_equal(out_BTK, [[[56, 12]]])
 
 
 def peer_run(**overrides):

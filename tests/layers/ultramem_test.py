@@ -13,7 +13,7 @@ import pytest
 
 from configs import ablation
 from ultramem_jax import ConfigError, MemoryConfig, UltraMem, refresh_buffers
-from ultramem_jax.layers.norm import KeyNorm
+from ultramem_jax.layers.keys import KeyNorm
 from ultramem_jax.ops import shuffle, tucker
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.testing import assert_close
@@ -214,31 +214,31 @@ def test_queries_do_the_norm_of_keys(kind):
   """<query, norm(key)>, and its gradients, without normalized keys."""
   norm = KeyNorm(kind, 1e-5, False, 7, nn.initializers.normal(1.0))
   random = np.random.default_rng(0)
-  query_LK, keys_NK = (
+  query_BK, keys_NK = (
     random.normal(1, 2, size=(length, 7)).astype(np.float32)
     for length in (3, 5)
   )
-  cotangent_LN = random.normal(size=(3, 5))
+  cotangent_BN = random.normal(size=(3, 5))
   variables = nn.unbox(norm.init(jax.random.key(0), keys_NK))
 
-  def normalized(norm, query_LK, keys_NK):
-    return query_LK @ norm(keys_NK).T
+  def normalized(norm, query_BK, keys_NK):
+    return query_BK @ norm(keys_NK).T
 
-  def folded(norm, query_LK, keys_NK):
-    return (norm.fold(query_LK) @ keys_NK.T) * norm.inverse_std(keys_NK)[None]
+  def folded(norm, query_BK, keys_NK):
+    return (norm.fold(query_BK) @ keys_NK.T) * norm.inverse_std(keys_NK)[None]
 
   def value_and_gradient(method):
     def loss(*inputs):
-      score_LN = norm.apply(*inputs, method=method)
-      return (score_LN * cotangent_LN).sum(), score_LN
+      score_BN = norm.apply(*inputs, method=method)
+      return (score_BN * cotangent_BN).sum(), score_BN
 
-    return jax.grad(loss, (0, 1, 2), has_aux=True)(variables, query_LK, keys_NK)
+    return jax.grad(loss, (0, 1, 2), has_aux=True)(variables, query_BK, keys_NK)
 
-  gradient, score_LN = value_and_gradient(folded)
+  gradient, score_BN = value_and_gradient(folded)
   weight_K = np.asarray(variables["params"]["scale"])
   settings = dataclasses.replace(SMALL, query_key_norm=kind)
-  assert_close(score_LN, query_LK @ numpy_norm(settings, weight_K, keys_NK).T)
-  assert_close((gradient, score_LN), value_and_gradient(normalized))
+  assert_close(score_BN, query_BK @ numpy_norm(settings, weight_K, keys_NK).T)
+  assert_close((gradient, score_BN), value_and_gradient(normalized))
 
 
 class Reader(nn.Module):

@@ -11,7 +11,7 @@ from ultramem_jax.ops import cached_attention
 from ultramem_jax.testing import assert_close
 
 B, Q, H = 3, 2, 4
-BLOCK = cached_attention.CPU_BLOCK
+CHUNK = cached_attention.CPU_CHUNK
 
 
 def make_inputs(size, start, length):
@@ -20,7 +20,7 @@ def make_inputs(size, start, length):
   draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
   query_BTQH = draw(B, length, Q, H)
   key_BQSH, value_BQSH = (draw(B, Q, size, H) for _ in range(2))
-  # Rows padded by nothing, by a block and more, and of several documents.
+  # Rows padded by nothing, by a chunk and more, and of several documents.
   segment_BS = np.ones((B, size), np.int32)
   segment_BS[1, : max(0, start - 3)] = 0
   segment_BS[2] = np.arange(size) // 50 + 1
@@ -44,7 +44,7 @@ def masked(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
 
 
 @pytest.mark.parametrize("budget", [1, cached_attention.CPU_BYTES])
-@pytest.mark.parametrize("size", [7, BLOCK, 2 * BLOCK, 2 * BLOCK + 37])
+@pytest.mark.parametrize("size", [7, CHUNK, 2 * CHUNK, 2 * CHUNK + 37])
 @pytest.mark.parametrize("length", [1, 5])
 def test_equals_masked_attention(size, length, budget, monkeypatch):
   """Whole batches at a time, and where they are too large, row by row."""
@@ -55,19 +55,19 @@ def test_equals_masked_attention(size, length, budget, monkeypatch):
     assert_close(attend(*inputs), masked(*inputs))
 
 
-def test_only_blocks_in_use_are_read():
-  start = BLOCK + 5
-  inputs = make_inputs(4 * BLOCK, start, 1)
+def test_only_chunks_in_use_are_read():
+  start = CHUNK + 5
+  inputs = make_inputs(4 * CHUNK, start, 1)
   query_BTQH, key_BQSH, value_BQSH, *rest = inputs
   poisoned = (
-    x.at[:, :, 2 * BLOCK :].set(jnp.nan) for x in (key_BQSH, value_BQSH)
+    x.at[:, :, 2 * CHUNK :].set(jnp.nan) for x in (key_BQSH, value_BQSH)
   )
   y_BTQH = cached_attention.attend(query_BTQH, *poisoned, *rest)
   assert_close(y_BTQH, masked(*inputs))
 
 
-@pytest.mark.parametrize("size", [BLOCK, 2 * BLOCK])
-def test_one_query_copies_nothing_of_a_cache_of_one_block(size, monkeypatch):
+@pytest.mark.parametrize("size", [CHUNK, 2 * CHUNK])
+def test_one_query_copies_nothing_of_a_cache_of_one_chunk(size, monkeypatch):
   monkeypatch.setattr(cached_attention, "CPU_BYTES", 1)
   text = (
     jax.jit(cached_attention.attend)
@@ -75,14 +75,14 @@ def test_one_query_copies_nothing_of_a_cache_of_one_block(size, monkeypatch):
     .compile()
     .as_text()
   )
-  # Keys or values of a block, of one row of the batch or of all.
-  copied = re.findall(rf"= f32\[\d+,{Q},{BLOCK},{H}\]\S* [\w-]+\(", text)
+  # Keys or values of a chunk, of one row of the batch or of all.
+  copied = re.findall(rf"= f32\[\d+,{Q},{CHUNK},{H}\]\S* [\w-]+\(", text)
   copied = [line for line in copied if not line.endswith(" parameter(")]
-  assert bool(copied) == (size > BLOCK)
+  assert bool(copied) == (size > CHUNK)
 
 
 def test_bfloat16():
-  inputs = make_inputs(2 * BLOCK, BLOCK + 9, 2)
+  inputs = make_inputs(2 * CHUNK, CHUNK + 9, 2)
   narrow = [x.astype(jnp.bfloat16) for x in inputs[:3]]
   y_BTQH = cached_attention.attend(*narrow, *inputs[3:])
   assert y_BTQH.dtype == jnp.bfloat16

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ultramem_jax.ops import blocks, retrieval, tucker
+from ultramem_jax.ops import chunks, retrieval, tucker
 from ultramem_jax.ops.cpu import top_k
 from ultramem_jax.testing import assert_close
 
@@ -63,7 +63,7 @@ def assert_fast_is_reference(inputs, m=M, precision="float32"):
     .normal(size=(batch, length, heads, m, 1 if core is None else len(core)))
     .astype(np.float32)
   )
-  # A fresh function: jit must not reuse what other block sizes compiled.
+  # A fresh function: jit must not reuse what other chunk sizes compiled.
   found, gradient = value_and_gradient(
     lambda *args: retrieval.retrieve(*args),
     inputs,
@@ -108,22 +108,22 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_fast_is_reference(case, platform, monkeypatch):
-  """Five positions in blocks of two, the last one padded."""
-  blocks_asked = []
+  """Five positions in chunks of two, the last one padded."""
+  chunks_asked = []
   monkeypatch.setattr(
-    blocks, "block_length", lambda *args: blocks_asked.append(args) or 2
+    chunks, "chunk_length", lambda *args: chunks_asked.append(args) or 2
   )
   assert_fast_is_reference(random_inputs(**case))
-  assert blocks_asked
+  assert chunks_asked
 
 
 @pytest.mark.parametrize("cores", [2, None])
-def test_number_of_blocks_does_not_matter(cores, monkeypatch):
+def test_number_of_chunks_does_not_matter(cores, monkeypatch):
   """One position, or some, by one side and head at a time; all at once."""
   inputs = random_inputs(cores=cores)
   per_token = B * 4 * ((2 if cores else 1) * N + 2 * M * M)
   for budget in (0, per_token // 2, 2**30):
-    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", budget)
+    monkeypatch.setattr(chunks, "CPU_CHUNK_BYTES", budget)
     assert_fast_is_reference(inputs)
 
 
@@ -131,7 +131,7 @@ def test_number_of_blocks_does_not_matter(cores, monkeypatch):
 @pytest.mark.parametrize("cores", [2, None])
 def test_scales_are_factors_of_keys(cores, budget, platform, monkeypatch):
   """Scores, choice and gradients are those of keys that were scaled before."""
-  monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", budget)
+  monkeypatch.setattr(chunks, "CPU_CHUNK_BYTES", budget)
   query, keys, core = random_inputs(sharing=2, cores=cores)
   random = np.random.default_rng(2)
   scale = random.uniform(0.5, 2, keys.shape[:-1]).astype(np.float32)
@@ -294,7 +294,7 @@ def test_no_full_sort(cores, monkeypatch):
   """XLA's top-k must not fall back to sorting all keys or all candidates."""
   inputs = random_inputs(cores=cores)
   for budget in (0, 2**30):
-    monkeypatch.setattr(blocks, "CPU_BLOCK_BYTES", budget)
+    monkeypatch.setattr(chunks, "CPU_CHUNK_BYTES", budget)
     compiled = (
       jax.jit(lambda *x: retrieval.retrieve(x[0], x[1], M, x[2], x[3]))
       .lower(*inputs, filter_of(inputs[2]))

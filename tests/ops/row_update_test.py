@@ -9,14 +9,14 @@ import numpy as np
 import optax
 import pytest
 
-from ultramem_jax.ops import blocks, precision, row_update
+from ultramem_jax.ops import chunks, precision, row_update
 from ultramem_jax.ops.cpu import sort as row_order
 from ultramem_jax.testing import assert_close
 
 ADAMW = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 0.01, 3)
 
 
-def make(num_rows, tokens, reads, cores=2, num_blocks=4, width=6, seed=0):
+def make(num_rows, tokens, reads, cores=2, num_pools=4, width=6, seed=0):
   """A table and factors; many reads of few rows."""
   rng = np.random.default_rng(seed)
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
@@ -26,26 +26,26 @@ def make(num_rows, tokens, reads, cores=2, num_blocks=4, width=6, seed=0):
     jnp.square(normal(num_rows, width)),
   )
   # Squaring makes low rows far likelier.
-  row_TK = (num_rows * rng.random((tokens, reads)) ** 2).astype(np.int32)
+  row_TY = (num_rows * rng.random((tokens, reads)) ** 2).astype(np.int32)
   factors = row_update.Factors(
-    jnp.asarray(row_TK),
-    jnp.asarray(rng.integers(0, num_blocks, (tokens, reads)), jnp.int32),
+    jnp.asarray(row_TY),
+    jnp.asarray(rng.integers(0, num_pools, (tokens, reads)), jnp.int32),
     normal(tokens, reads, cores),
-    normal(tokens, num_blocks, width),
+    normal(tokens, num_pools, width),
   )
   return table, factors
 
 
 def dense_gradient(factors, num_rows):
   """The gradient from the definition, one read after the other."""
-  row_TK, block_TK, weight_TKC, vector_TEW = map(np.asarray, factors)
-  num_cores, width = weight_TKC.shape[-1], vector_TEW.shape[-1]
+  row_TY, pool_TY, weight_TYC, vector_TEW = map(np.asarray, factors)
+  num_cores, width = weight_TYC.shape[-1], vector_TEW.shape[-1]
   gradient_IW = np.zeros((num_rows, width))
-  for t, k in np.ndindex(row_TK.shape):
+  for t, k in np.ndindex(row_TY.shape):
     for w in range(width):
-      gradient_IW[row_TK[t, k], w] += (
-        weight_TKC[t, k, w // (width // num_cores)]
-        * vector_TEW[t, block_TK[t, k], w]
+      gradient_IW[row_TY[t, k], w] += (
+        weight_TYC[t, k, w // (width // num_cores)]
+        * vector_TEW[t, pool_TY[t, k], w]
       )
   return gradient_IW
 
@@ -54,23 +54,23 @@ def dense_gradient(factors, num_rows):
 def row_gradients(budget, num_rows, factors):
   """The dense gradient, of what `_scan_rows` gives; rows never twice."""
 
-  def put(dense, row_P, gradient_PW):
+  def put(dense, row_z, gradient_zW):
     gradient_IW, count_I = dense
     return (
-      gradient_IW.at[row_P].set(gradient_PW, mode="drop"),
-      count_I.at[row_P].add(1, mode="drop"),
+      gradient_IW.at[row_z].set(gradient_zW, mode="drop"),
+      count_I.at[row_z].add(1, mode="drop"),
     )
 
   dense = (
     jnp.zeros((num_rows, factors.vector_TEW.shape[-1])),
     jnp.zeros(num_rows, jnp.int32),
   )
-  reads = row_order.sort_by_row(factors.row_TK, num_rows)
+  reads = row_order.sort_by_row(factors.row_TY, num_rows)
   return row_update._scan_rows(put, num_rows, budget, dense, factors, reads)
 
 
-# Blocks of 1, 5 and 64 reads, all at once, and the products of accelerators.
-BUDGETS = [24, 5 * 24, 64 * 24, 2**21, blocks.ACCELERATOR_BLOCK_BYTES]
+# Chunks of 1, 5 and 64 reads, all at once, and the products of accelerators.
+BUDGETS = [24, 5 * 24, 64 * 24, 2**21, chunks.ACCELERATOR_CHUNK_BYTES]
 
 
 @pytest.mark.parametrize("budget", BUDGETS)
@@ -81,13 +81,13 @@ def test_row_gradients_equal_the_definition(budget, shape):
   _, factors = make(*shape)
   gradient_IW, count_I = row_gradients(budget, shape[0], factors)
   assert_close(gradient_IW, dense_gradient(factors, shape[0]))
-  read_I = np.bincount(factors.row_TK.ravel(), minlength=shape[0]) > 0
+  read_I = np.bincount(factors.row_TY.ravel(), minlength=shape[0]) > 0
   np.testing.assert_array_equal(count_I, read_I)
 
 
-def test_products_in_several_blocks_equal_the_definition(monkeypatch):
-  # Blocks of 128 reads, which runs cross.
-  monkeypatch.setattr(blocks, "ACCELERATOR_BLOCK_BYTES", 127 * 24)
+def test_products_in_several_chunks_equal_the_definition(monkeypatch):
+  # Chunks of 128 reads, which runs cross.
+  monkeypatch.setattr(chunks, "ACCELERATOR_CHUNK_BYTES", 127 * 24)
   _, factors = make(9, 60, 11, seed=1)
   gradient_IW, _ = row_gradients(127 * 24, 9, factors)
   assert_close(gradient_IW, dense_gradient(factors, 9))
@@ -96,34 +96,34 @@ def test_products_in_several_blocks_equal_the_definition(monkeypatch):
 @pytest.mark.parametrize("num_rows", [1, 2, 3000, 2**31 - 1])
 def test_reads_are_sorted_and_stay_in_order_within_a_row(num_rows):
   rng = np.random.default_rng(0)
-  row_TK = rng.integers(0, num_rows, (70, 11), np.int32)
-  row_TK[:5] = row_TK[5:10]
-  expected_Z = np.argsort(row_TK.ravel(), kind="stable")
+  row_TY = rng.integers(0, num_rows, (70, 11), np.int32)
+  row_TY[:5] = row_TY[5:10]
+  expected_Z = np.argsort(row_TY.ravel(), kind="stable")
   for sort in (
-    row_order.sort_by_row(row_TK, num_rows),
-    row_order._pair_sort(row_TK.ravel()),
+    row_order.sort_by_row(row_TY, num_rows),
+    row_order._pair_sort(row_TY.ravel()),
   ):
-    np.testing.assert_array_equal(sort[0], row_TK.ravel()[expected_Z])
+    np.testing.assert_array_equal(sort[0], row_TY.ravel()[expected_Z])
     np.testing.assert_array_equal(sort[1], expected_Z)
 
 
 def test_squared_norm_is_that_of_the_sums():
   _, factors = make(7, 50, 8)
-  reads = row_order.sort_by_row(factors.row_TK, 7)
+  reads = row_order.sort_by_row(factors.row_TY, 7)
   expected = np.square(dense_gradient(factors, 7)).sum()
   squares = row_update.squared_norm(factors, reads, 7)
   np.testing.assert_allclose(squares, expected, rtol=1e-5)
 
 
 def update(table, factors, scale=1.0, adamw=ADAMW, key=0):
-  reads = row_order.sort_by_row(factors.row_TK, table.values_IW.shape[0])
+  reads = row_order.sort_by_row(factors.row_TY, table.values_IW.shape[0])
   return row_update.update_rows(
     table, factors, reads, scale, adamw, jnp.uint32(key)
   )
 
 
 def was_read(factors, num_rows):
-  return np.bincount(factors.row_TK.ravel(), minlength=num_rows) > 0
+  return np.bincount(factors.row_TY.ravel(), minlength=num_rows) > 0
 
 
 @pytest.mark.parametrize("per_row", [False, True], ids=["element", "row"])

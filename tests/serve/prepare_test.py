@@ -14,7 +14,7 @@ from flax import traverse_util
 from ultramem_jax import MemoryConfig, MemoryPlus, UltraMem, testing
 from ultramem_jax.layers import ultramem
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops.cpu import matmul as few_rows
+from ultramem_jax.ops.cpu import matmul
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.testing import assert_close
@@ -131,7 +131,7 @@ def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
     assert moved[path].shape != params[path].shape
   # Few rows, and more than a CPU multiplies the other way round.
   forward, forward_served = jax.jit(model.apply), jax.jit(on_cpu.apply)
-  for shape in ((2, 5), (few_rows.FEW_ROWS, 2)):
+  for shape in ((2, 5), (matmul.FEW_ROWS, 2)):
     tokens_BT = np.arange(math.prod(shape), dtype=np.int32).reshape(shape) % 100
     assert_close(
       forward_served(for_cpu, tokens_BT), forward(variables, tokens_BT)

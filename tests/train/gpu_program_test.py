@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 
 from configs import tiny
 from ultramem_jax.ops import lookup
+from ultramem_jax.ops.kernels import pallas
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.tools import compile as compile_lib
 from ultramem_jax.tools import hlo, topology
@@ -54,8 +55,8 @@ def test_the_lookup_kernel_holds_no_gathered_rows(dtype):
   """Forward, and the gradient of the scores, which reads the rows again."""
   shape = (1, TOKENS, READS)
   gradient = jax.value_and_grad(
-    lambda score_BTKC, table_IW, index_BTK: jnp.square(
-      lookup.pool_rows(table_IW, index_BTK, score_BTKC, 4, "pallas")
+    lambda score_BTYC, table_IW, index_BTY: jnp.square(
+      lookup.pool_rows(table_IW, index_BTY, score_BTYC, 4, pallas.KERNELS)
     ).sum()
   )
   compiled = compile_for_gpu(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import small_steps
 
-from ultramem_jax.layers import ultramem
+from ultramem_jax.layers import buffers as buffers_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim, step, usage
@@ -71,7 +71,7 @@ def first_step(config=CONFIG):
 def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
   """The training loss with refreshed buffers, and its auxiliary outputs."""
   if buffers is None:
-    buffers = ultramem.refresh_buffers(state.params, state.buffers)
+    buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
   batch = {**batch, **changes}
   params = state.variables()["params"]
   return gradient_fn(config)(
@@ -121,7 +121,7 @@ def test_losses_equal_their_definitions():
   state, batch = small_steps.first_state(), small_steps.make_batch()
   total, aux = loss_of(state, batch)
   parts = aux["losses"]
-  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
   logits_BTV, _ = forward(CONFIG.model)(
     {**state.variables(), "buffers": buffers}, batch
   )
@@ -147,7 +147,7 @@ def test_losses_equal_their_definitions():
 
 def test_parts_of_a_batch_add_up():
   state, batch = small_steps.first_state(), small_steps.make_batch()
-  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
   total_weight = batch["weights"].sum()
   halves = [
     gradient_fn(TWO_PARTS)(
@@ -165,7 +165,7 @@ def test_parts_of_a_batch_add_up():
 def gradient(config, **changes):
   state = small_steps.first_state()
   batch = {**small_steps.make_batch(), **changes}
-  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
   params = state.variables()["params"]
   return gradient_fn(config)(
     params, buffers, batch, jax.random.key(0), batch["weights"].sum()
@@ -245,22 +245,22 @@ def test_batch_without_weight_leaves_a_finite_state():
 @pytest.mark.parametrize("config", [CONFIG, TWO_PARTS], ids=["one", "two"])
 def test_usage_counts_the_reads_of_tokens_that_are_there(config):
   state, batch = small_steps.first_state(config), small_steps.make_batch()
-  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
   _, sown = forward(config.model)(
     {**state.variables(), "buffers": buffers}, batch
   )
   slot_BTAM = np.asarray(sown["intermediates"]["memory_0"]["slot_BTAM"][0])
   memory = config.model.memory
   assert slot_BTAM.shape[2:] == (memory.num_heads, memory.top_m)
-  count_S = np.zeros(memory.grid_side**2, np.int32)
+  count_U = np.zeros(memory.grid_side**2, np.int32)
   for b, t in np.argwhere(batch["segments"]):
     for slot in slot_BTAM[b, t].ravel():
-      count_S[slot] += 1
+      count_U[slot] += 1
   reads = int((batch["segments"] > 0).sum()) * slot_BTAM[0, 0].size
   assert reads < slot_BTAM.size  # there is padding
-  assert count_S.sum() == reads
+  assert count_U.sum() == reads
   once, _ = first_step(config)
-  np.testing.assert_array_equal(once.usage["memory_0"], count_S)
+  np.testing.assert_array_equal(once.usage["memory_0"], count_U)
   # A second step adds to it.
   twice, _ = small_steps.train_step(once, batch, config)
   assert twice.usage["memory_0"].sum() == 2 * reads
@@ -275,10 +275,10 @@ def test_usage_report_by_hand(row_multiple, counters):
     model__memory__top_m=2,
     model__memory__storage__row_multiple=row_multiple,
   )
-  usage_S = np.zeros(counters, np.int32)
-  usage_S[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
+  usage_U = np.zeros(counters, np.int32)
+  usage_U[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
   state = small_steps.first_state().replace(
-    usage={"memory_0": jnp.asarray(usage_S)}
+    usage={"memory_0": jnp.asarray(usage_U)}
   )
   state, metrics = usage.report(state, config=config)
   assert {name: float(value) for name, value in metrics.items()} == {
@@ -303,7 +303,7 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
 
   def counted(params, buffers):
     calls.append(1)
-    return ultramem.refresh_buffers(params, buffers)
+    return buffers_lib.refresh_buffers(params, buffers)
 
   monkeypatch.setattr(step, "refresh_buffers", counted)
   state, batch = small_steps.first_state(TWO_PARTS), small_steps.make_batch()
@@ -316,7 +316,7 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
   step.jitted(step.model_step, TWO_PARTS).eval_shape(state, batch)
   assert len(calls) == 1
   after, metrics = small_steps.train_step(state, batch, TWO_PARTS)
-  expected = ultramem.refresh_buffers(params, turned)
+  expected = buffers_lib.refresh_buffers(params, turned)
   assert_close(after.buffers, expected)
   assert differ(expected, turned)
   for name in ("u", "t"):
@@ -326,7 +326,7 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
   # The forward used the new ones, not those before nor of the other sign.
   stale = [
     turned,
-    ultramem.refresh_buffers(params, small_steps.first_state().buffers),
+    buffers_lib.refresh_buffers(params, small_steps.first_state().buffers),
   ]
   losses = [
     float(loss_of(state, batch, buffers=buffers)[1]["losses"]["loss"])
@@ -420,7 +420,7 @@ def test_dropout_is_drawn_anew_in_every_step_and_part():
   # differ only by dropout.
   halved = {k: jnp.repeat(v[:2], 2, axis=0) for k, v in batch.items()}
   total = float(small_steps.train_step(state, halved, DROPOUT)[1]["loss"])
-  buffers = ultramem.refresh_buffers(state.params, state.buffers)
+  buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
   one, other = (
     float(

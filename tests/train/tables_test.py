@@ -148,11 +148,11 @@ def dense(factors, table):
   """The gradient of a table [I, W] from its factors."""
   f = factors
   num_rows, width = table.values_IW.shape
-  weight_TKW = f.weight_TKC.repeat(width // f.weight_TKC.shape[-1], axis=-1)
-  token_T1 = jnp.arange(len(f.row_TK))[:, None]
+  weight_TYW = f.weight_TYC.repeat(width // f.weight_TYC.shape[-1], axis=-1)
+  token_T1 = jnp.arange(len(f.row_TY))[:, None]
   gradient_IW = jnp.zeros((num_rows, width))
-  return gradient_IW.at[f.row_TK].add(
-    weight_TKW * f.vector_TEW[token_T1, f.block_TK]
+  return gradient_IW.at[f.row_TY].add(
+    weight_TYW * f.vector_TEW[token_T1, f.pool_TY]
   )
 
 

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from ultramem_jax import MemoryConfig, UltraMem, testing
 from ultramem_jax.ops import lookup, tucker
+from ultramem_jax.ops.kernels import pallas
 from ultramem_jax.tools import hlo, topology
 from ultramem_jax.train import program, sharding
 
@@ -131,8 +132,8 @@ def test_a_dense_gradient_is_written_once():
   shape = (1, TOKENS, CONFIG.num_heads * CONFIG.top_m)
   compiled = compile_for_tpu(
     jax.grad(
-      lambda table_IW, index_BTK, score_BTKC: lookup.pool_rows(
-        table_IW, index_BTK, score_BTKC, 4
+      lambda table_IW, index_BTY, score_BTYC: lookup.pool_rows(
+        table_IW, index_BTY, score_BTYC, 4
       ).sum()
     ),
     jax.ShapeDtypeStruct(TABLE, jnp.float32),
@@ -211,8 +212,8 @@ def test_the_lookup_kernel_holds_no_gathered_rows(chip):
   """Forward, and the gradient of the scores, which reads the rows again."""
   shape = (1, TOKENS, 84)
   gradient = jax.value_and_grad(
-    lambda score_BTKC, table_IW, index_BTK: jnp.square(
-      lookup.pool_rows(table_IW, index_BTK, score_BTKC, 4, "pallas")
+    lambda score_BTYC, table_IW, index_BTY: jnp.square(
+      lookup.pool_rows(table_IW, index_BTY, score_BTYC, 4, pallas.KERNELS)
     ).sum()
   )
   compiled = compile_for_tpu(

@@ -10,15 +10,19 @@ from ultramem_jax.ops import cached_attention
 from ultramem_jax.settings.model import ModelConfig
 
 
-def rotate(x_BTQH, position_BT, theta: float):
-  """Rotary position embedding, half-rotation form (Su et al., 2104.09864).
+def rotate(
+  x_BTQH: jax.Array, position_BT: jax.Array, theta: float
+) -> jax.Array:
+  """Rotates x by its position: rotary embedding, half-rotation form.
+
+  Su et al., arXiv 2104.09864. Angles and rotation are in float32.
 
   Args:
     x_BTQH: [B, T, Q, H] float, H even.
     position_BT: [B, T] int32.
     theta: base of the wavelengths, 2 pi theta^(2 i / H).
   Returns:
-    [B, T, Q, H] in x's dtype; angles and rotation in float32.
+    [B, T, Q, H] in x's dtype.
   """
   half = x_BTQH.shape[-1] // 2
   frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
@@ -32,10 +36,13 @@ def rotate(x_BTQH, position_BT, theta: float):
 class Attention(nn.Module):
   """Multi-head causal self-attention within segments.
 
-  In decoding, `cached_key` and `cached_value` [B, Q, S, H] and
-  `cached_segment` [B, S] of all positions so far are kept in the "cache"
-  collection, and their number `index`; S is the length of the call which
-  created it.
+  In decoding the collection "cache" keeps `cached_key` and `cached_value`
+  [B, Q, S, H] and `cached_segment` [B, S] of the positions so far, and the
+  number `index` of these; S is the length of the call that created the cache.
+
+  Attributes:
+    config: the model's settings.
+    prepared_for: see `model.Transformer`.
   """
 
   config: ModelConfig
@@ -67,9 +74,9 @@ class Attention(nn.Module):
     if decode:
       y_BTQH = self._attend_cached(query_BTQH, key_BTQH, value_BTQH, segment_BT)
     else:
-      slot_T = jnp.arange(x_BTD.shape[1])
+      place_T = jnp.arange(x_BTD.shape[1])
       mask_BTS = (segment_BT[:, :, None] == segment_BT[:, None, :]) & (
-        slot_T[None, :, None] >= slot_T[None, None, :]
+        place_T[None, :, None] >= place_T[None, None, :]
       )
       y_BTQH = jax.nn.dot_product_attention(
         query_BTQH,
@@ -90,7 +97,7 @@ class Attention(nn.Module):
     )(y_BTQH)
 
   def _attend_cached(self, query_BTQH, key_BTQH, value_BTQH, segment_BT):
-    """Writes the new positions into the cache and attends over it."""
+    """Writes the new positions into the cache and attends over all of it."""
     new = {
       "cached_key": key_BTQH.swapaxes(1, 2),
       "cached_value": value_BTQH.swapaxes(1, 2),

@@ -12,7 +12,7 @@ class CausalConv(nn.Module):
   taps - 1 inputs are kept in the "cache" collection.
 
   Attributes:
-    taps: J, at least 1; w is the parameter `kernel` [J, D].
+    taps: S, at least 1; w is the parameter `kernel` [S, D].
   """
 
   taps: int
@@ -31,7 +31,7 @@ class CausalConv(nn.Module):
     batch, length, width = x_BTD.shape
     past = self.taps - 1
     kernel_init = nn.initializers.normal(self.taps**-0.5)
-    kernel_JD = self.param(
+    kernel_SD = self.param(
       "kernel",
       nn.with_logical_partitioning(kernel_init, (None, "embed")),
       (self.taps, width),
@@ -52,6 +52,6 @@ class CausalConv(nn.Module):
     for tap in range(self.taps):
       window = slice(past - tap, past - tap + length)
       same_BT1 = (segment_BT[:, window] == segment_BT[:, past:])[..., None]
-      tap_11D = kernel_JD[None, None, tap].astype(x_BTD.dtype)
+      tap_11D = kernel_SD[None, None, tap].astype(x_BTD.dtype)
       y_BTD += jnp.where(same_BT1, x_BTD[:, window], 0) * tap_11D
     return y_BTD

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers import prepared
-from ultramem_jax.ops.cpu import matmul as few_rows
+from ultramem_jax.ops.cpu import matmul
 
 
 def contract(
@@ -39,20 +39,20 @@ def contract(
     module, name, lambda: jnp.moveaxis(make().astype(x.dtype), first, last)
   )
   width = math.prod(x.shape[-num_axes:])
-  y_1ZF = few_rows.dot_transposed(
+  y_1TF = matmul.dot_transposed(
     x.reshape(1, -1, width), kernel.reshape(1, -1, width)
   )
-  return y_1ZF.reshape(*x.shape[:-num_axes], *kernel.shape[:-num_axes])
+  return y_1TF.reshape(*x.shape[:-num_axes], *kernel.shape[:-num_axes])
 
 
 class Linear(nn.Module):
-  """A linear map without a bias: `kernel` [*inputs, *outputs], drawn normally.
+  """A linear map without a bias; its `kernel` is [*inputs, *outputs].
 
   Attributes:
-    outputs: their widths.
-    std: of the initial kernel.
-    axes: names of the kernel's axes, for sharding.
-    num_axes: how many of x's last axes are the inputs.
+    outputs: widths of the output axes.
+    std: of the initial kernel, which is normally distributed.
+    axes: logical names of the kernel's axes, for sharding.
+    num_axes: number of x's last axes that are inputs.
     dtype: of the product.
     prepared_for: see `model.Transformer`.
   """
@@ -66,7 +66,7 @@ class Linear(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    """[..., *inputs] -> [..., *outputs]."""
+    """Maps [..., *inputs] to [..., *outputs]."""
     shape = *x.shape[-self.num_axes :], *self.outputs
     initializer = nn.with_logical_partitioning(
       nn.initializers.normal(self.std), self.axes

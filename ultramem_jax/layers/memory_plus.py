@@ -10,11 +10,11 @@ from ultramem_jax.layers.ultramem import UltraMem
 class MemoryPlus(UltraMem):
   """Product-key memory with an input-dependent gate and a shared table.
 
-    y = W_o (sum of m rows of each head, softmax of its scores * silu(W_g x))
+    y = W_o ((sum of the rows of all heads, times softmax scores) * silu(W_g x))
 
-  Queries are normalized. Keys are not: `key_norm` is a parameter, as in the
-  UltraMem authors' implementation of Memory+, and is not used. Each head has
-  a query of its own; all layers of a model share the table.
+  Queries are normalized. Keys are not: `key_norm` is an unused parameter, as in
+  the UltraMem authors' implementation of Memory+. Each head has its own query;
+  all layers of a model share the table.
 
   Variables and sown values are those of `UltraMem`; also the linear maps
   `gate` (with `input_gate`) and `output_gate` (with `imported.output_gate`).
@@ -38,18 +38,18 @@ class MemoryPlus(UltraMem):
   def _keys(self):
     keys_PARNK, norm = super()._keys()
     if norm is not None:
-      norm(keys_PARNK)  # makes the parameter
+      norm(keys_PARNK)  # only to make the parameter
     return keys_PARNK, None
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     c = self.config
-    index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
-    pooled_BTEW = tables_lib.pool_rows(
+    index_BTY = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    pooled_BTEW = tables_lib.pool_values(
       self,
       tables,
       "values",
-      index_BTK,
-      score_BTAMC.reshape(*index_BTK.shape, 1),
+      index_BTY,
+      score_BTAMC.reshape(*index_BTY.shape, 1),
     ).astype(self.dtype)
     if c.input_gate:
       gate_BTW = self._linear("gate", c.value_dim, c.imported.projection_bias)(
@@ -77,7 +77,7 @@ class MemoryPlus(UltraMem):
 
 
 def _uniform(bound: float):
-  """Initializer: uniform in [-bound, bound)."""
+  """Returns an initializer: uniform in [-bound, bound)."""
   return lambda key, shape: jax.random.uniform(
     key, shape, minval=-bound, maxval=bound
   )

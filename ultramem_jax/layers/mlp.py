@@ -10,7 +10,12 @@ from ultramem_jax.settings.model import ModelConfig
 
 
 class Mlp(nn.Module):
-  """gelu(x W_up) W_down, or (silu(x W_gate) * x W_up) W_down with swiglu."""
+  """gelu(x W_up) W_down; with swiglu, (silu(x W_gate) * x W_up) W_down.
+
+  Attributes:
+    config: the model's settings.
+    prepared_for: see `model.Transformer`.
+  """
 
   config: ModelConfig
   prepared_for: str | None = None

@@ -1,8 +1,4 @@
-"""Mixture of experts: routing, grouped matmuls, load balance.
-
-Letters beyond DESIGN's: Y the experts a token goes to, Z = B * T * Y the
-assignments of tokens to experts.
-"""
+"""Mixture of experts: routing, grouped matmuls, load balance."""
 
 import flax.linen as nn
 import jax
@@ -15,19 +11,22 @@ from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.model import ModelConfig
 
 
-def route(logits_BTX, top_k: int):
+def route(
+  logits_BTX: jax.Array, top_k: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Chooses experts and their weights.
 
-  Probabilities are a softmax over all experts; the weights are those of the
-  chosen ones, renormalized to a sum of 1 as in GShard's top-2 gating
+  Probabilities are a softmax over all experts. Those of the chosen experts are
+  their weights, renormalized to a sum of 1 as in GShard's top-2 gating
   (arXiv 2006.16668). A single choice keeps its probability as in Switch
   (arXiv 2101.03961): renormalized, it would be 1 and teach the router nothing.
 
   Args:
     logits_BTX: [B, T, X] float32.
-    top_k: experts per token, at most X.
+    top_k: Y, experts per token, at most X.
   Returns:
-    (expert_BTY int32, best first; weight_BTY; probability_BTX), float32.
+    (expert_BTY, weight_BTY, probability_BTX): int32, best first; the others are
+    float32.
   """
   probability_BTX = jax.nn.softmax(logits_BTX, axis=-1)
   weight_BTY, expert_BTY = jax.lax.top_k(probability_BTX, top_k)
@@ -36,15 +35,19 @@ def route(logits_BTX, top_k: int):
   return expert_BTY, weight_BTY, probability_BTX
 
 
-def balance_loss(probability_BTX, expert_BTY, present_BT):
-  """Load-balance loss of Switch and GShard: 1 if balanced, X if collapsed.
+def balance_loss(
+  probability_BTX: jax.Array, expert_BTY: jax.Array, present_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the load-balance loss of Switch and GShard.
 
-    X * sum_x (share of assignments to x) * (mean probability of x)
+    X * sum_x (share of choices that are x) * (mean probability of x)
+
+  It is 1 if experts are balanced, and X if all tokens choose the same.
 
   Args:
-    probability_BTX: [B, T, X] float32; the gradient flows through it alone.
+    probability_BTX: [B, T, X] float32; only through these the gradient flows.
     expert_BTY: [B, T, Y] int32.
-    present_BT: [B, T] bool; other positions are padding and do not count.
+    present_BT: [B, T] bool; False where there is padding, which is left out.
   Returns:
     (loss, share_X): float32 scalar; [X] float32 of sum 1.
   """
@@ -56,10 +59,17 @@ def balance_loss(probability_BTX, expert_BTY, present_BT):
   return num_experts * (share_X * mean_X).sum(), share_X
 
 
-def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
-  """Weighted sum of each token's experts. No token is ever dropped.
+def apply_experts(
+  x_BTD: jax.Array,
+  expert_BTY: jax.Array,
+  weight_BTY: jax.Array,
+  up_XDF: jax.Array,
+  down_XFD: jax.Array,
+  gate_XDF: jax.Array | None,
+) -> jax.Array:
+  """Returns the weighted sum of each token's experts; never drops a token.
 
-  Assignments are sorted by expert, so that each weight matrix multiplies one
+  Choices are sorted by expert, so that each weight matrix multiplies one
   contiguous group of rows (`grouped_dot`).
 
   Args:
@@ -89,18 +99,22 @@ def apply_experts(x_BTD, expert_BTY, weight_BTY, up_XDF, down_XFD, gate_XDF):
   return jnp.einsum("BTYD,BTY->BTD", y_BTYD, weight_BTY.astype(x_BTD.dtype))
 
 
-def apply_split_experts(
-  x_BTD, expert_BTY, weight_BTY, matrices, layout: Layout | None
-):
-  """`apply_experts` where a layout splits experts and tokens.
+def apply_sharded_experts(
+  x_BTD: jax.Array,
+  expert_BTY: jax.Array,
+  weight_BTY: jax.Array,
+  matrices: tuple[jax.Array, jax.Array, jax.Array | None],
+  layout: Layout | None,
+) -> jax.Array:
+  """Computes `apply_experts` with experts and tokens sharded over devices.
 
   Every device applies the experts that it holds to the tokens that it holds;
-  the sums are added up over the devices that hold the same tokens.
+  the results are added over the devices that hold the same tokens.
 
   Args:
-    x_BTD, expert_BTY, weight_BTY: as of `apply_experts`.
-    matrices: (up_XDF, down_XFD, gate_XDF), the last one may be None.
-    layout: None: one device.
+    x_BTD, expert_BTY, weight_BTY: see `apply_experts`.
+    matrices: (up_XDF, down_XFD, gate_XDF); the last one may be None.
+    layout: says how they are sharded; None: one device.
   """
   if not layout_lib.spans_devices(layout):
     return apply_experts(x_BTD, expert_BTY, weight_BTY, *matrices)
@@ -136,9 +150,13 @@ class Moe(nn.Module):
 
   Sown when the collection is mutable:
     losses: `balance`, weighted, to be added to the training loss.
-    stats: `load_entropy`, of the assignments, 1 if balanced, 0 if one expert
-      takes all; `top_weight`, mean weight of a token's first expert. Padding
-      is left out.
+    stats: `load_entropy`, of the choices, 1 if balanced and 0 if all tokens
+      choose one expert; `top_weight`, mean weight of a token's first expert.
+      Padding is left out.
+
+  Attributes:
+    config: the model's settings.
+    layout: of experts and tokens on a mesh; None: one device.
   """
 
   config: ModelConfig
@@ -174,15 +192,15 @@ class Moe(nn.Module):
       ("embed", None),
       (c.embed_dim, moe.num_experts),
     )
-    # In float32, and not in what accelerators make of its products by default:
-    # rounding the logits would change which experts are chosen.
+    # In float32, and not rounded as accelerators do by default, which would
+    # change the choice of experts.
     logits_BTX = jnp.matmul(
       x_BTD.astype(jnp.float32), router_DX, precision=jax.lax.Precision.HIGHEST
     )
     expert_BTY, weight_BTY, probability_BTX = route(logits_BTX, moe.top_k)
     if not self.is_initializing():
       self._sow(expert_BTY, weight_BTY, probability_BTX, segment_BT > 0)
-    return apply_split_experts(
+    return apply_sharded_experts(
       x_BTD,
       expert_BTY,
       weight_BTY,

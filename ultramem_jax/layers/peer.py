@@ -9,11 +9,12 @@ from ultramem_jax.layers.ultramem import UltraMem
 class Peer(UltraMem):
   """Parameter-efficient expert retrieval: every row is a one-neuron expert.
 
-  y = sum over heads and their m rows i of weight_i * gelu(<u_i, x>) * v_i,
-  weight being the softmax of the head's scores (with `softmax`). Queries,
-  keys and retrieval are those of `UltraMem`: the paper's product keys with
-  `score="sum"`. Differs from the paper in the norm of the queries (LayerNorm
-  or RMSNorm for BatchNorm).
+    y = sum over heads and their m rows i of weight_i * gelu(<u_i, x>) * v_i
+
+  The weights are the softmax of the head's scores (with `softmax`). Queries,
+  keys and retrieval are those of `UltraMem`; with `score="sum"` they are the
+  paper's product keys. Differs from the paper in the norm of the queries:
+  LayerNorm or RMSNorm in place of BatchNorm.
 
   Variables and sown values are those of `UltraMem`, with two tables
   `down_values` (u) and `up_values` (v), both [I, D], in place of `values`.
@@ -29,12 +30,12 @@ class Peer(UltraMem):
     return down | up
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
-    index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
-    hidden_BTK = tables_lib.dot_rows(
-      self, tables, "down_values", index_BTK, x_BTD
+    index_BTY = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    hidden_BTY = tables_lib.dot_values(
+      self, tables, "down_values", index_BTY, x_BTD
     )
-    weight_BTK = nn.gelu(hidden_BTK) * score_BTAMC.reshape(index_BTK.shape)
-    y_BTED = tables_lib.pool_rows(
-      self, tables, "up_values", index_BTK, weight_BTK[..., None]
+    weight_BTY = nn.gelu(hidden_BTY) * score_BTAMC.reshape(index_BTY.shape)
+    y_BTED = tables_lib.pool_values(
+      self, tables, "up_values", index_BTY, weight_BTY[..., None]
     )
     return y_BTED.squeeze(-2).astype(self.dtype)

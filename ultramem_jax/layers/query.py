@@ -1,4 +1,4 @@
-"""Queries of a memory: what they are made from, who reads them, their scale."""
+"""Queries of a memory: which head reads which, and their scale at the start."""
 
 import jax
 import jax.numpy as jnp
@@ -6,17 +6,22 @@ import jax.numpy as jnp
 from ultramem_jax.ops import retrieval
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.settings.memory import MemoryConfig
 
-# Random queries of the Monte-Carlo that calibrates the query norm: the mean
-# square of the selected scores is then known to about 1 %.
+# Random queries with which the query norm is calibrated: they tell the mean
+# square of the chosen scores to about 1 %.
 CALIBRATION_QUERIES = 256
 
 
-def queries_read(config, query_BTPGRK):
-  """Queries such that the heads divide evenly over them.
+def spread_queries(config: MemoryConfig, query_BTPGRK: jax.Array) -> jax.Array:
+  """Returns queries over which the heads divide evenly.
 
-  Head a reads query a // heads_per_query. Where that leaves a query with
-  fewer heads than another, or with none, each head gets its own copy.
+  Head a reads query a // heads_per_query. If that leaves a query with fewer
+  heads than another, or with none, each head gets its own copy.
+
+  Args:
+    config: of the layer.
+    query_BTPGRK: [B, T, P, G, R, K], `config.num_queries` of them.
   """
   heads, share = config.num_heads, config.heads_per_query
   if config.num_queries * share == heads:
@@ -29,18 +34,23 @@ _retrieve = jax.jit(retrieval.retrieve, static_argnums=2)
 
 
 def calibrated_query_weight(
-  config, key, raw_keys_PARNK, core_CARR, filter_PAR, layout: Layout | None
-):
-  """The query-norm weight that gives selected scores a mean square of 1.
+  config: MemoryConfig,
+  key: jax.Array,
+  raw_keys_PARNK: jax.Array,
+  core_CARR: jax.Array | None,
+  filter_PAR: jax.Array | None,
+  layout: Layout | None,
+) -> jax.Array:
+  """Returns the query-norm weight that gives chosen scores a mean square of 1.
 
   Retrieves for random unit-variance queries with weight 1 and solves for the
   weight, in which a score is quadratic under Tucker scoring (both sides carry
-  it) and linear for the sum. Per core: with C cores a mean total score of 1,
-  which the paper's 1 / sqrt(E[Y]) aims at, would leave the layer's output
-  variance several times too small.
+  it) and linear for the sum. The mean square is that of each core's scores: a
+  mean total score of 1 over C cores, which the paper's 1 / sqrt(E[Y]) aims at,
+  would leave the layer's output variance several times too small.
 
   Args:
-    config: MemoryConfig with init = "paper".
+    config: of a layer with init = "paper".
     key: PRNG key of the random queries.
     raw_keys_PARNK, core_CARR, filter_PAR: the initial parameters.
     layout: splits the random queries over devices.
@@ -59,7 +69,7 @@ def calibrated_query_weight(
       c.key_dim,
     ),
   )
-  sample_BTPGRK = queries_read(c, sample_BTPGRK)
+  sample_BTPGRK = spread_queries(c, sample_BTPGRK)
   standardize = jax.nn.standardize
   if c.query_key_norm == "rms":
 

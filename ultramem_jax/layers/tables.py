@@ -1,16 +1,18 @@
-"""Tables of values: one layer's own, or one that several layers share.
+"""Tables of values: one layer's own, or shared by the layers of a model.
 
-Layers read them through `pool_rows` and `dot_rows` here, which also give a
-table's gradient as factors (`ops/row_update.py`): where the collection
-"factors" is mutable they sow what was read, and where the collection "taps"
-holds zeros they add them to what was looked up, so that the gradient of a tap
-is that of the lookup's output.
+Layers read them through `pool_values` and `dot_values`, which also make a
+table's gradient available in factors (`ops/row_update.py`). They sow what was
+read in the collection "factors". And they add the zeros of the collection
+"taps" to what was looked up, so that the gradient of a tap is the gradient of
+the lookup's output.
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import precision, random
+from ultramem_jax.ops.lookup import Kernels
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.settings.memory import MemoryConfig
 
@@ -21,17 +23,25 @@ def value_table(
   num_layers: int,
   name: str = "values",
   width: int | None = None,
-):
-  """A table of module by its name: a parameter [I, width], default [I, W].
+) -> dict[str, jax.Array]:
+  """Makes a table, a parameter of module, and returns it by name.
 
-  I counts the rows it is stored with (`storage.row_multiple`).
+  float32, or as `storage.table_dtype` says; an int8 table has another parameter
+  NAME_scale [I], the scales of its rows. An int8 table is filled by a trained
+  run: it has no initialization of its own.
 
-  float32, or the bits of `storage.table_dtype`; with int8 also NAME_scale [I],
-  of each row. An int8 table has no initialization of use: it comes from a
-  trained run.
+  Paper init gives a layer that reads the table with scores of mean square 1 an
+  output of variance 1 / (2 L).
 
-  Paper init gives the output of a layer that reads it, scores of mean square
-  1, the variance 1 / (2 L).
+  Args:
+    module: the layer, or `SharedTables`.
+    config: of the layer.
+    num_layers: number L of layers of the residual stream.
+    name: of the table.
+    width: W; None: config.value_dim.
+  Returns:
+    {name: [I, W]}, where I counts the rows stored (`storage.row_multiple`); of
+    an int8 table the scales too.
   """
   c = config
   std = 0.02
@@ -53,8 +63,13 @@ def value_table(
   return tables
 
 
-def value_tables(module: nn.Module, config: MemoryConfig, num_layers: int):
-  """Every table of a memory, by name: `values`, `pre_values` if it has them."""
+def value_tables(
+  module: nn.Module, config: MemoryConfig, num_layers: int
+) -> dict[str, jax.Array]:
+  """Makes every table of a memory: `values`, and `pre_values` if it has them.
+
+  Args and Returns: see `value_table`.
+  """
   tables = value_table(module, config, num_layers)
   if config.pre_value_dim:
     tables |= value_table(
@@ -70,67 +85,96 @@ class SharedTables(nn.Module):
   num_layers: int = 1
 
   @nn.compact
-  def __call__(self):
+  def __call__(self) -> dict[str, jax.Array]:
     return value_tables(self, self.config, self.num_layers)
 
 
-def pool_rows(
+def pool_values(
   module: nn.Module,
-  tables,
+  tables: dict[str, jax.Array],
   name: str,
-  index_BTK,
-  score_BTKC,
-  num_blocks: int = 1,
-):
-  """`sharded.lookup.pool_rows` of the table `name` of tables, read by module.
+  index_BTY: jax.Array,
+  score_BTYC: jax.Array,
+  num_pools: int = 1,
+) -> jax.Array:
+  """Pools rows of one of a layer's tables, as `lookup.pool_rows` does.
 
-  index_BTK counts the rows that the config has, row + I * block, however many
-  more the table is stored with.
+  Args:
+    module: the layer that reads.
+    tables: of `value_tables`.
+    name: of the table.
+    index_BTY: row + I * pool, where I counts the rows of the config, however
+      many more are stored.
+    score_BTYC: [B, T, Y, C] float32.
+    num_pools: E.
+  Returns:
+    [B, T, E, W] float32.
   """
   c = module.config
-  if num_blocks > 1 and c.stored_rows > c.num_rows:
-    index_BTK += (index_BTK // c.num_rows) * (c.stored_rows - c.num_rows)
-  scale_BTK = _scales(tables, name, index_BTK)
-  if scale_BTK is not None:
-    score_BTKC *= scale_BTK[..., None]
+  if num_pools > 1 and c.stored_rows > c.num_rows:
+    index_BTY += (index_BTY // c.num_rows) * (c.stored_rows - c.num_rows)
+  scale_BTY = _scales(tables, name, index_BTY)
+  if scale_BTY is not None:
+    score_BTYC *= scale_BTY[..., None]
   pooled_BTEW = sharded_lookup.pool_rows(
-    tables[name],
-    index_BTK,
-    score_BTKC,
-    num_blocks,
-    c.storage.kernel,
-    module.layout,
+    tables[name], index_BTY, score_BTYC, num_pools, _kernels(c), module.layout
   )
   return _tap(
-    module, name, pooled_BTEW, index_BTK=index_BTK, weight_BTKC=score_BTKC
+    module, name, pooled_BTEW, index_BTY=index_BTY, weight_BTYC=score_BTYC
   )
 
 
-def dot_rows(module: nn.Module, tables, name: str, index_BTK, x_BTW):
-  """`sharded.lookup.dot_rows` of the table `name` of tables, read by module."""
-  out_BTK = sharded_lookup.dot_rows(
-    tables[name], index_BTK, x_BTW, module.config.storage.kernel, module.layout
+def dot_values(
+  module: nn.Module,
+  tables: dict[str, jax.Array],
+  name: str,
+  index_BTY: jax.Array,
+  x_BTW: jax.Array,
+) -> jax.Array:
+  """Multiplies rows of a layer's table with x, as `lookup.dot_rows` does.
+
+  Args:
+    module, tables, name: see `pool_values`.
+    index_BTY: rows.
+    x_BTW: [B, T, W] float.
+  Returns:
+    [B, T, Y] float32.
+  """
+  out_BTY = sharded_lookup.dot_rows(
+    tables[name], index_BTY, x_BTW, _kernels(module.config), module.layout
   )
-  scale_BTK = _scales(tables, name, index_BTK)
-  if scale_BTK is not None:
-    out_BTK *= scale_BTK
+  scale_BTY = _scales(tables, name, index_BTY)
+  if scale_BTY is not None:
+    out_BTY *= scale_BTY
   return _tap(
     module,
     name,
-    out_BTK,
-    index_BTK=index_BTK,
+    out_BTY,
+    index_BTY=index_BTY,
     vector_BTEW=x_BTW[:, :, None].astype(jnp.float32),
   )
 
 
-def _scales(tables, name, index_BTK):
-  """The scales of int8 rows at indices of any block; None for other tables."""
+def _kernels(config: MemoryConfig) -> Kernels:
+  if config.storage.kernel == "xla":
+    return ()
+  # Imported only here, because Pallas takes long to import.
+  from ultramem_jax.ops.kernels import pallas
+
+  return pallas.KERNELS
+
+
+def _scales(tables, name, index_BTY):
+  """Returns the scales of int8 rows, whatever their pool; None if not int8."""
   scale_I = tables.get(f"{name}_scale")
-  return None if scale_I is None else scale_I[index_BTK % scale_I.shape[0]]
+  return None if scale_I is None else scale_I[index_BTY % scale_I.shape[0]]
 
 
 def _tap(module, name, output, **read):
-  """output plus its tap, and what was read sown; neither at initialization."""
+  """Sows what was read, and returns output plus its tap.
+
+  At initialization there is neither.
+  """
   if module.is_initializing():
     return output
   module.sow("factors", name, read)

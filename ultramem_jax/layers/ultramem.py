@@ -1,47 +1,35 @@
-"""The UltraMem layer (paper section 3): parameters, then the pure ops."""
+"""The UltraMem layer (paper section 3): parameters, and the ops they go to."""
 
-from typing import NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.layers import prepared
+from ultramem_jax.layers import keys as keys_lib
+from ultramem_jax.layers import monitor
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.convolution import CausalConv
 from ultramem_jax.layers.linear import contract
-from ultramem_jax.layers.norm import KeyNorm, make_norm
-from ultramem_jax.layers.query import calibrated_query_weight, queries_read
+from ultramem_jax.layers.norm import make_norm
+from ultramem_jax.layers.query import calibrated_query_weight, spread_queries
 from ultramem_jax.ops import retrieval, shuffle, tucker
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.memory import MemoryConfig
 
-# Up to as many tokens merged keys are faster than the scores of all ranks: they
-# are at 8, and not at 64 (`python -m benchmarks.inference --part=keys`).
+# Up to this many tokens merged keys are faster than the scores of all ranks: at
+# 8 they are, at 64 not (`python -m benchmarks.inference --part=keys`).
 MERGED_TOKENS = 8
-
-
-class Keys(NamedTuple):
-  """The keys of a layer, as its queries read them.
-
-  keys_PARNK: [P, A, R, N, K] in the layer's dtype.
-  scale_PARN: float32, factors of their scores; None where the keys are
-    normalized.
-  merged_PANK: keys folded with the filter vectors, where they were prepared.
-  """
-
-  keys_PARNK: jax.Array
-  scale_PARN: jax.Array | None
-  merged_PANK: jax.Array | None
 
 
 class UltraMem(nn.Module):
   """Ultra-sparse memory: reads a few rows of a large table per token.
 
-  y = sum_p W_p^T (sum of the selected rows of block p, each times its score),
-  the rows found by product keys with a Tucker-decomposed score; `MemoryConfig`
+    y = sum_e W_e^T (sum of the chosen rows of pool e, each times its score)
+
+  Product keys with a Tucker-decomposed score choose the rows. `MemoryConfig`
   has the switches that turn parts off.
 
   Variables:
@@ -49,16 +37,15 @@ class UltraMem(nn.Module):
       [C, A, R, R]; `query` [D, P, G, R, K]; `value_projection` [E, W, D];
       `query_norm`, `key_norm` over K; `query_conv`.
     buffers: `u`, `t` [A, R], the filter vectors, to be refreshed once per
-      training step by `refresh_buffers`; `permutation` [E * I] with the
-      stored shuffle.
+      training step by `refresh_buffers`; `permutation` [U], a stored shuffle.
     cache: the convolution's last inputs, when decoding.
-    prepared: arrays computed from parameters by `serve.prepare`, for a layer
-      with `prepared_for`: `keys`, normalized; `merged_keys`, folded with u and
-      t, where ranks share a query; for a CPU also `query` and
-      `value_projection`, transposed.
+    prepared: what `serve.prepare` computed from parameters, for a layer with
+      `prepared_for`: `keys`, normalized; `merged_keys`, merged with u and t,
+      where ranks share a query; for a CPU also `query` and `value_projection`,
+      transposed.
   Sown when the collection is mutable:
-    intermediates: `index_BTAM` (virtual, before the shuffle, best first),
-      `slot_BTAM` (after the shuffle: row + I * block), `score_BTAMC` (after
+    intermediates: `index_BTAM` (cells before the shuffle, best first),
+      `slot_BTAM` (after the shuffle: row + I * pool), `score_BTAMC` (after
       the softmax, if any).
     losses: `auxiliary`, to be added to the training loss.
     stats: scalars for monitoring, without padding. `score_top_1` and
@@ -70,10 +57,10 @@ class UltraMem(nn.Module):
   Attributes:
     config: the layer's settings.
     embed_dim: D, width of input and output.
-    num_layers: L of the residual stream that the output joins: paper init
-      gives the output the variance 1 / (2 L).
+    num_layers: number L of layers of the residual stream that the output
+      joins: paper init gives the output the variance 1 / (2 L).
     layer_index: gives each layer of a model its own shuffle.
-    dtype: of the matmuls; scores are float32 always.
+    dtype: of the matmuls; scores are always float32.
     layout: how tokens and tables are split over a mesh; None: one device.
     prepared_for: see `model.Transformer`.
   """
@@ -86,23 +73,29 @@ class UltraMem(nn.Module):
   layout: Layout | None = None
   prepared_for: str | None = None
 
-  KIND = "ultramem"  # of its config
+  KIND = "ultramem"  # the kind of its config
   # The authors initialize the weights of query and key norm with
   # K^-NORM_EXPONENT.
   NORM_EXPONENT = 0.33
 
   @nn.compact
-  def __call__(self, x_BTD, segment_BT=None, decode: bool = False, tables=None):
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    segment_BT: jax.Array | None = None,
+    decode: bool = False,
+    tables: dict[str, Any] | None = None,
+  ) -> jax.Array:
     """Reads the memory.
 
     Args:
       x_BTD: [B, T, D] float.
-      segment_BT: [B, T] int32, the document of each position (from 1); the
+      segment_BT: [B, T] int32, the document of each position, from 1; the
         convolution does not cross documents. 0 is padding, which the stats
         leave out. None: one document.
-      decode: keep the convolution's history in the "cache" collection.
-      tables: value tables by name, of a model whose layers share them; None:
-        the layer has its own.
+      decode: keep the convolution's history in the collection "cache".
+      tables: value tables by name, which layers of a model share; None: the
+        layer has its own.
     Returns:
       [B, T, D] in `dtype`.
     Raises:
@@ -111,28 +104,16 @@ class UltraMem(nn.Module):
       ValueError: x is not [B, T, D], or is empty; or segments are not [B, T].
     """
     c = self.config
-    require(
-      c.kind == self.KIND,
-      "model.memory.kind",
-      c.kind,
-      f"must be {self.KIND!r} for a layer {type(self).__name__}",
-    )
-    c.require_width(self.embed_dim)
-    if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim or not x_BTD.size:
-      raise ValueError(
-        f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}] with "
-        "B and T at least 1"
-      )
     if segment_BT is None:
       segment_BT = jnp.ones(x_BTD.shape[:2], jnp.int32)
-    if segment_BT.shape != x_BTD.shape[:2]:
-      raise ValueError(
-        f"segment_BT has shape {segment_BT.shape}: must be [B, T] as x, "
-        f"{x_BTD.shape[:2]}"
-      )
+    self._check(x_BTD, segment_BT)
     x_BTD = x_BTD.astype(self.dtype)
     core_CARR, filter_PAR = self._core()
-    keys, fold = self._readable_keys(filter_PAR)
+    if self.prepared_for is None:
+      keys, fold = keys_lib.scored_keys(*self._keys(), self.dtype)
+    else:
+      keys = keys_lib.prepared_keys(self, self._keys, filter_PAR)
+      fold = lambda query_BTPGRK: query_BTPGRK
     query_BTPGRK = self._query(x_BTD, segment_BT, decode, core_CARR, filter_PAR)
     found = layout_lib.over_tokens(
       self._find,
@@ -148,15 +129,38 @@ class UltraMem(nn.Module):
       tables = self._tables()
     y_BTD = self._read(x_BTD, slot_BTAM, score_BTAMC, tables)
     if not self.is_initializing():
-      self._sow(found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT)
+      monitor.sow(
+        self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT
+      )
     return y_BTD
+
+  def _check(self, x_BTD, segment_BT):
+    """Raises the errors of `__call__`."""
+    c = self.config
+    require(
+      c.kind == self.KIND,
+      "model.memory.kind",
+      c.kind,
+      f"must be {self.KIND!r} for a layer {type(self).__name__}",
+    )
+    c.require_width(self.embed_dim)
+    if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim or not x_BTD.size:
+      raise ValueError(
+        f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}] with "
+        "B and T at least 1"
+      )
+    if segment_BT.shape != x_BTD.shape[:2]:
+      raise ValueError(
+        f"segment_BT has shape {segment_BT.shape}: must be [B, T] as x, "
+        f"{x_BTD.shape[:2]}"
+      )
 
   def _param(self, name, initializer, axes, shape):
     initializer = nn.with_logical_partitioning(initializer, axes)
     return self.param(name, initializer, shape)
 
   def _initializers(self):
-    """Of keys, query and value projection."""
+    """Returns the initializers of keys, query and value projection."""
     c = self.config
     fan_in = {"paper": self.embed_dim, "official": c.key_dim}[c.init]
     return {
@@ -167,40 +171,8 @@ class UltraMem(nn.Module):
       ),
     }
 
-  def _readable_keys(self, filter_PAR):
-    """Returns `Keys`, and what to apply to queries before they score them."""
-    as_is = lambda query_BTPGRK: query_BTPGRK
-    if self.prepared_for is not None:
-      return self._prepared_keys(filter_PAR), as_is
-    raw_PARNK, norm = self._keys()
-    if norm is not None and not norm.bias and self.dtype == jnp.float32:
-      # Normalized keys would be another array of that size, and several in the
-      # backward. In bfloat16 each form rounds differently, and a trained model
-      # would choose other rows when served.
-      scale_PARN = norm.inverse_std(raw_PARNK)
-      return Keys(raw_PARNK.astype(self.dtype), scale_PARN, None), norm.fold
-    return Keys(self._normalized_keys(raw_PARNK, norm), None, None), as_is
-
-  def _normalized_keys(self, raw_PARNK, norm):
-    keys_PARNK = raw_PARNK if norm is None else norm(raw_PARNK)
-    return keys_PARNK.astype(self.dtype)
-
-  def _prepared_keys(self, filter_PAR) -> Keys:
-    """Returns the keys that `serve.prepare` normalized and merged."""
-    keys_PARNK = prepared.read(
-      self, "keys", lambda: self._normalized_keys(*self._keys())
-    )
-    c = self.config
-    # A merged key in bfloat16 would be rounded, and choose other rows.
-    if c.rank == 1 or c.query_per_rank or self.dtype != jnp.float32:
-      return Keys(keys_PARNK, None, None)
-    merged_PANK = prepared.read(
-      self, "merged_keys", lambda: retrieval.merge_keys(keys_PARNK, filter_PAR)
-    )
-    return Keys(keys_PARNK, None, merged_PANK)
-
   def _keys(self):
-    """Keys [P, A, R, N, K] in float32, and their `KeyNorm` or None."""
+    """Returns the float32 keys [P, A, R, N, K], and their `KeyNorm` or None."""
     c = self.config
     keys_PARNK = self._param(
       "keys",
@@ -211,7 +183,7 @@ class UltraMem(nn.Module):
     if c.query_key_norm == "none":
       return keys_PARNK, None
     exponent = 0.5 if c.init == "paper" else self.NORM_EXPONENT
-    return keys_PARNK, KeyNorm(
+    return keys_PARNK, keys_lib.KeyNorm(
       c.query_key_norm,
       c.norm_eps,
       c.imported.norm_bias,
@@ -221,7 +193,7 @@ class UltraMem(nn.Module):
     )
 
   def _core(self):
-    """Core [C, A, R, R] and filter [P, A, R]; (None, None) for the sum."""
+    """Returns the core [C, A, R, R] and filter [P, A, R]; None for the sum."""
     c = self.config
     if c.score == "sum":
       return None, None
@@ -240,7 +212,7 @@ class UltraMem(nn.Module):
     return core_CARR, jnp.stack([u_AR, t_AR])
 
   def _query(self, x_BTD, segment_BT, decode, core_CARR, filter_PAR):
-    """Normalized queries [B, T, P, G, R, K], float32; G divides A."""
+    """Returns normalized float32 queries [B, T, P, G, R, K]; G divides A."""
     c = self.config
     if c.query_conv:
       x_BTD = CausalConv(c.query_conv, name="query_conv")(
@@ -284,10 +256,10 @@ class UltraMem(nn.Module):
         "key",
         nn.initializers.constant(weight),
       )(query_BTPGRK)
-    return queries_read(c, query_BTPGRK)
+    return spread_queries(c, query_BTPGRK)
 
   def _find(self, query_BTPGRK, weights):
-    """The cells that the queries of some tokens choose."""
+    """Returns the cells that queries choose; weights: keys, core, filter."""
     (keys_PARNK, scale_PARN, merged_PANK), core_CARR, filter_PAR = weights
     tokens = query_BTPGRK.shape[0] * query_BTPGRK.shape[1]
     if merged_PANK is None or tokens > MERGED_TOKENS:
@@ -304,7 +276,7 @@ class UltraMem(nn.Module):
     )
 
   def _shuffle(self, row_BTAM, column_BTAM):
-    """Slots in [0, E * I) of the grid's cells."""
+    """Returns the slots, in [0, U), of cells of the grid."""
     c = self.config
     if c.shuffle == "hash":
       return shuffle.hash_shuffle(
@@ -321,28 +293,28 @@ class UltraMem(nn.Module):
     return permutation[cell_BTAM]
 
   def _tables(self):
-    """The layer's own tables, by name."""
+    """Returns the layer's own tables, by name."""
     return tables_lib.value_tables(self, self.config, self.num_layers)
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
-    """The sum of the rows at slots, each times its scores; [B, T, D]."""
-    del x_BTD  # for layers whose rows depend on the input
+    """Returns the projected sum [B, T, D] of the slots' rows times scores."""
+    del x_BTD  # for kinds whose rows depend on the input
     c = self.config
-    index_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    index_BTY = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
     if c.projections == 1:
-      index_BTK %= c.num_rows
-    pooled_BTEW = tables_lib.pool_rows(
+      index_BTY %= c.num_rows
+    pooled_BTEW = tables_lib.pool_values(
       self,
       tables,
       "values",
-      index_BTK,
-      score_BTAMC.reshape(*index_BTK.shape, -1),
+      index_BTY,
+      score_BTAMC.reshape(*index_BTY.shape, -1),
       c.projections,
     )
     return self._project(pooled_BTEW.astype(self.dtype))
 
   def _project(self, pooled_BTEW):
-    """[B, T, E, W] -> [B, T, D]; E = 1 where one projection serves all."""
+    """Projects [B, T, E, W] to [B, T, D]; E = 1 where all rows share one."""
     c = self.config
     if not c.value_projection:
       return pooled_BTEW.squeeze(-2)
@@ -366,54 +338,3 @@ class UltraMem(nn.Module):
         (self.embed_dim,),
       ).astype(self.dtype)[None, None]
     return y_BTD
-
-  def _sow(self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT):
-    c = self.config
-    index_BTAM = found.row_BTAM * c.grid_side + found.column_BTAM
-    self.sow("intermediates", "index_BTAM", index_BTAM)
-    self.sow("intermediates", "slot_BTAM", slot_BTAM)
-    self.sow("intermediates", "score_BTAMC", score_BTAMC)
-    present_BT1 = segment_BT[..., None] > 0
-    total_BTAM = found.score_BTAMC.sum(-1)
-    for name, rank in (("score_top_1", 0), ("score_top_m", -1)):
-      mean = total_BTAM[..., rank].mean(where=present_BT1)
-      self.sow("stats", name, mean)
-    output_std = y_BTD.astype(jnp.float32).std(where=present_BT1)
-    self.sow("stats", "output_std", output_std)
-    if core_CARR is None or c.rank == 1:
-      return
-    self.sow(
-      "losses",
-      "auxiliary",
-      tucker.auxiliary_loss(core_CARR, c.aux_loss_weight, c.aux_loss_margin),
-    )
-    lambda_AR = tucker.singular_values(core_CARR)
-    self.sow(
-      "stats", "core_lambda_ratio", (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
-    )
-
-
-def refresh_buffers(params, buffers):
-  """The filter vectors u, t of every memory layer, from its current cores.
-
-  To be called once per training step, before the forward; never in
-  evaluation, which uses the vectors of the checkpoint. Of layers stacked by
-  `nn.scan`: `jax.vmap(refresh_buffers)`.
-
-  Args:
-    params, buffers: the collections of a model that holds UltraMem layers, or
-      of one such layer.
-  Returns:
-    buffers of the same structure, u and t replaced.
-  """
-  if "u" in buffers:
-    # As `init` returns it, a parameter is in the box of its axes' names.
-    core_CARR = nn.unbox(params["core"])
-    u_AR, t_AR = tucker.refresh_filter(core_CARR, buffers["u"], buffers["t"])
-    return {**buffers, "u": u_AR, "t": t_AR}
-  return {
-    name: refresh_buffers(params[name], child)
-    if isinstance(child, dict)
-    else child
-    for name, child in buffers.items()
-  }

@@ -26,38 +26,38 @@ class UltraMemV2(UltraMem):
   NORM_EXPONENT = 0.4
 
   def _rows(self, slot_BTAM):
-    """Index of `pool_rows`, and row of the ring, both [B, T, A * M]."""
+    """Returns the index for `pool_values`, and the row of the ring."""
     c = self.config
-    slot_BTK = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
-    block_BTK, row_BTK = jnp.divmod(slot_BTK, c.table_side**2)
-    row_BTK += self.layer_index * c.num_keys**2 % c.num_rows
-    row_BTK = jnp.where(row_BTK < c.num_rows, row_BTK, row_BTK - c.num_rows)
+    slot_BTY = slot_BTAM.reshape(*slot_BTAM.shape[:2], -1)
+    pool_BTY, row_BTY = jnp.divmod(slot_BTY, c.table_side**2)
+    row_BTY += self.layer_index * c.num_keys**2 % c.num_rows
+    row_BTY = jnp.where(row_BTY < c.num_rows, row_BTY, row_BTY - c.num_rows)
     if c.projections == 1:
-      return row_BTK, row_BTK
-    return row_BTK + c.num_rows * block_BTK, row_BTK
+      return row_BTY, row_BTY
+    return row_BTY + c.num_rows * pool_BTY, row_BTY
 
   def _read(self, x_BTD, slot_BTAM, score_BTAMC, tables):
     c = self.config
-    index_BTK, row_BTK = self._rows(slot_BTAM)
-    score_BTKC = score_BTAMC.reshape(*index_BTK.shape, -1)
+    index_BTY, row_BTY = self._rows(slot_BTAM)
+    score_BTYC = score_BTAMC.reshape(*index_BTY.shape, -1)
     if c.pre_value_dim:
-      kernel_DU = self._param(
+      kernel_DW = self._param(
         "pre_projection",
         nn.initializers.normal(self.embed_dim**-0.5),
         ("embed", "value"),
         (self.embed_dim, c.pre_value_dim),
       )
-      pre_BTK = tables_lib.dot_rows(
+      pre_BTY = tables_lib.dot_values(
         self,
         tables,
         "pre_values",
-        row_BTK,
-        x_BTD @ kernel_DU.astype(self.dtype),
+        row_BTY,
+        x_BTD @ kernel_DW.astype(self.dtype),
       )
       if c.pre_activation == "gelu":
-        pre_BTK = nn.gelu(pre_BTK, approximate=False)
-      score_BTKC *= pre_BTK[..., None]
-    pooled_BTEW = tables_lib.pool_rows(
-      self, tables, "values", index_BTK, score_BTKC, c.projections
+        pre_BTY = nn.gelu(pre_BTY, approximate=False)
+      score_BTYC *= pre_BTY[..., None]
+    pooled_BTEW = tables_lib.pool_values(
+      self, tables, "values", index_BTY, score_BTYC, c.projections
     )
     return self._project(pooled_BTEW.astype(self.dtype))

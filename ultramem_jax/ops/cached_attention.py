@@ -1,72 +1,81 @@
-"""Attention over a decoding cache: reads the part in use, in blocks."""
+"""Attention over a decoding cache: reads the part in use, in chunks."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 
-# Cached positions read at a time, and bytes of keys: on a CPU what its cache
-# keeps; an accelerator's loop costs more a step than reading unused positions.
-CPU_BLOCK, CPU_BYTES = 128, 2**21
-ACCELERATOR_BLOCK, ACCELERATOR_BYTES = 2048, 2**40
-MASKED = -1e30  # a score that no softmax sees
+# Cached positions read at a time, and bytes of their keys. A CPU keeps as much
+# in its cache; on an accelerator a step of the loop costs more than reading
+# unused positions.
+CPU_CHUNK, CPU_BYTES = 128, 2**21
+ACCELERATOR_CHUNK, ACCELERATOR_BYTES = 2048, 2**40
+MASKED = -1e30  # a score that a softmax turns into 0
 
 
-def attend(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
-  """Causal attention within segments of the positions in a cache.
+def attend(
+  query_BTQH: jax.Array,
+  key_BQSH: jax.Array,
+  value_BQSH: jax.Array,
+  segment_BT: jax.Array,
+  segment_BS: jax.Array,
+  start: jax.Array,
+) -> jax.Array:
+  """Computes causal attention within segments, over the positions in a cache.
 
-  A softmax over blocks of cached positions, whose sums are rescaled as its
-  maximum grows (Milakov and Gimelshein, arXiv 1805.02867). As many blocks are
-  read as hold positions: what lies beyond them costs nothing.
+  A softmax over chunks of cached positions, whose sums are rescaled as its
+  maximum grows (Milakov and Gimelshein, arXiv 1805.02867). Only chunks that
+  hold positions are read; the unused part of the cache costs nothing.
 
   Args:
-    query_BTQH: [B, T, Q, H] float, of the slots from start on.
-    key_BQSH, value_BQSH: [B, Q, S, H], the cache with those slots written.
-    segment_BT, segment_BS: [B, T] and [B, S] int32, the document of each.
-    start: int32 scalar; T slots from it on are the newest.
+    query_BTQH: [B, T, Q, H] float, of the cached positions from start on.
+    key_BQSH, value_BQSH: [B, Q, S, H], the cache, with those positions written.
+    segment_BT: [B, T] int32, the document of each query.
+    segment_BS: [B, S] int32, the document of each cached position.
+    start: int32 scalar; the T cached positions from it on are the newest.
   Returns:
     [B, T, Q, H] in the query's dtype.
   """
   arrays = (query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start)
   return jax.lax.platform_dependent(
     *arrays,
-    cpu=functools.partial(_attend_in_groups, CPU_BLOCK, CPU_BYTES),
+    cpu=functools.partial(_attend_in_groups, CPU_CHUNK, CPU_BYTES),
     default=functools.partial(
-      _attend_in_groups, ACCELERATOR_BLOCK, ACCELERATOR_BYTES
+      _attend_in_groups, ACCELERATOR_CHUNK, ACCELERATOR_BYTES
     ),
   )
 
 
-def _attend_in_groups(block, budget, query_BTQH, *arrays):
-  """Attends for as many rows of the batch at a time as budget holds."""
+def _attend_in_groups(chunk, budget, query_BTQH, *arrays):
+  """Attends for as many sequences at a time as the budget in bytes holds."""
   *cache, start = arrays
   batch, heads, size, width = cache[0].shape
-  block = min(block, size)
-  row_bytes = heads * block * width * cache[0].dtype.itemsize
+  chunk = min(chunk, size)
+  row_bytes = heads * chunk * width * cache[0].dtype.itemsize
   group = max(
     rows
     for rows in range(1, batch + 1)
     if batch % rows == 0 and rows * row_bytes <= max(budget, row_bytes)
   )
-  if block == size and query_BTQH.shape[1] == 1:
-    group = batch  # A CPU reads a whole cache where it lies, and copies parts.
-  attend_rows = functools.partial(_attend_in_blocks, block, group)
+  if chunk == size and query_BTQH.shape[1] == 1:
+    group = batch  # A CPU reads a whole cache in place, but copies parts.
+  attend_group = functools.partial(_attend_in_chunks, chunk, group)
   if group == batch:
-    return attend_rows(0, query_BTQH, *cache, start)
+    return attend_group(0, query_BTQH, *cache, start)
 
-  def add_rows(index, y_BTQH):
-    rows_BTQH = attend_rows(index * group, query_BTQH, *cache, start)
+  def add_group(index, y_BTQH):
+    rows_BTQH = attend_group(index * group, query_BTQH, *cache, start)
     return jax.lax.dynamic_update_slice_in_dim(
       y_BTQH, rows_BTQH, index * group, 0
     )
 
   return jax.lax.fori_loop(
-    0, batch // group, add_rows, jnp.zeros_like(query_BTQH)
+    0, batch // group, add_group, jnp.zeros_like(query_BTQH)
   )
 
 
-def _attend_in_blocks(
-  block,
+def _attend_in_chunks(
+  chunk,
   group,
   row,
   query_BTQH,
@@ -76,34 +85,32 @@ def _attend_in_blocks(
   segment_BS,
   start,
 ):
-  """Attends for `group` rows of the batch from `row` on."""
-  size = segment_BS.shape[1]
+  """Attends for `group` sequences of the batch from `row` on."""
   query_BTQH, segment_BT, segment_BS = (
     jax.lax.dynamic_slice_in_dim(x, row, group)
     for x in (query_BTQH, segment_BT, segment_BS)
   )
-  _, length, heads, width = query_BTQH.shape
-  slot_T = start + jnp.arange(length)
+  size, (_, length, heads, width) = segment_BS.shape[1], query_BTQH.shape
+  place_T = start + jnp.arange(length)
 
-  def add_block(index, sums):
-    maximum_BQT, total_BQT, y_BQTH = sums
-    # The last block of a cache that is no multiple of blocks begins earlier,
-    # and leaves out what the one before it had.
-    first = jnp.minimum(index * block, size - block)
-    slot_S = first + jnp.arange(block)
+  def add_chunk(index, sums):
+    # Where chunks do not divide the cache, the last one begins earlier, and
+    # masks the positions that the one before it had.
+    first = jnp.minimum(index * chunk, size - chunk)
+    place_S = first + jnp.arange(chunk)
 
     def take(x_BQSH):
       return jax.lax.dynamic_slice(
-        x_BQSH, (row, 0, first, 0), (group, heads, block, width)
+        x_BQSH, (row, 0, first, 0), (group, heads, chunk, width)
       )
 
     segment_B1S = jax.lax.dynamic_slice_in_dim(
-      segment_BS, first, block, axis=1
+      segment_BS, first, chunk, axis=1
     )[:, None]
     seen_BTS = (
       (segment_BT[:, :, None] == segment_B1S)
-      & (slot_S[None, None] <= slot_T[None, :, None])
-      & (slot_S[None, None] >= index * block)
+      & (place_S[None, None] <= place_T[None, :, None])
+      & (place_S[None, None] >= index * chunk)
     )
     score_BQTS = width**-0.5 * jnp.einsum(
       "BTQH,BQSH->BQTS",
@@ -112,31 +119,45 @@ def _attend_in_blocks(
       preferred_element_type=jnp.float32,
     )
     score_BQTS = jnp.where(seen_BTS[:, None], score_BQTS, MASKED)
-    new_maximum_BQT = jnp.maximum(maximum_BQT, score_BQTS.max(-1))
-    shrink_BQT = jnp.exp(maximum_BQT - new_maximum_BQT)
-    weight_BQTS = jnp.exp(score_BQTS - new_maximum_BQT[..., None])
-    added_BQTH = jnp.einsum(
-      "BQTS,BQSH->BQTH",
-      weight_BQTS.astype(value_BQSH.dtype),
-      take(value_BQSH),
-      preferred_element_type=jnp.float32,
-    )
-    return (
-      new_maximum_BQT,
-      shrink_BQT * total_BQT + weight_BQTS.sum(-1),
-      shrink_BQT[..., None] * y_BQTH + added_BQTH,
-    )
+    return _add_to_softmax(sums, score_BQTS, take(value_BQSH))
 
   sums = (
     jnp.full((group, heads, length), MASKED, jnp.float32),
     jnp.zeros((group, heads, length), jnp.float32),
     jnp.zeros((group, heads, length, width), jnp.float32),
   )
-  if block == size:
-    sums = add_block(0, sums)
+  if chunk == size:
+    sums = add_chunk(0, sums)
   else:
-    used = (start + length + block - 1) // block
-    sums = jax.lax.fori_loop(0, used, add_block, sums)
+    used = (start + length + chunk - 1) // chunk
+    sums = jax.lax.fori_loop(0, used, add_chunk, sums)
   _, total_BQT, y_BQTH = sums
   y_BQTH /= total_BQT[..., None]
   return y_BQTH.swapaxes(1, 2).astype(query_BTQH.dtype)
+
+
+def _add_to_softmax(sums, score_BQTS, value_BQSH):
+  """Adds scored values to the running sums of a softmax.
+
+  Args:
+    sums: (maximum_BQT, total_BQT, y_BQTH): the largest score so far; the sum of
+      the weights, and of the weighted values, relative to that maximum.
+    score_BQTS, value_BQSH: of a chunk.
+  Returns:
+    The new sums.
+  """
+  maximum_BQT, total_BQT, y_BQTH = sums
+  new_maximum_BQT = jnp.maximum(maximum_BQT, score_BQTS.max(-1))
+  shrink_BQT = jnp.exp(maximum_BQT - new_maximum_BQT)
+  weight_BQTS = jnp.exp(score_BQTS - new_maximum_BQT[..., None])
+  added_BQTH = jnp.einsum(
+    "BQTS,BQSH->BQTH",
+    weight_BQTS.astype(value_BQSH.dtype),
+    value_BQSH,
+    preferred_element_type=jnp.float32,
+  )
+  return (
+    new_maximum_BQT,
+    shrink_BQT * total_BQT + weight_BQTS.sum(-1),
+    shrink_BQT[..., None] * y_BQTH + added_BQTH,
+  )

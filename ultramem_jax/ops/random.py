@@ -1,7 +1,7 @@
 """Random numbers for arrays that fill the memory of all devices.
 
-`jax.random.normal` on a CPU holds three arrays of the result's size besides
-the result, because its hash runs as a loop over whole arrays.
+`jax.random.normal` on a CPU holds three more arrays of the result's size,
+because its hash runs as a loop over whole arrays.
 """
 
 import jax
@@ -14,8 +14,10 @@ _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = np.uint32(0x1BD11BDA)
 
 
-def counters(row, column, width: int):
-  """The words (high, low) of row * width + column, which may exceed 2^32.
+def counters(
+  row: jax.Array, column: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array]:
+  """Returns words (high, low) of row * width + column, which may exceed 2^32.
 
   Args:
     row, column: uint32 arrays of equal shape.
@@ -31,6 +33,7 @@ def counters(row, column, width: int):
 
 
 def _threefry(key_2, high, low):
+  """Returns the xor of the two words that Threefry makes of (high, low)."""
   keys = (key_2[0], key_2[1], key_2[0] ^ key_2[1] ^ _PARITY)
   high, low = high + keys[0], low + keys[1]
   for group in range(5):
@@ -43,11 +46,11 @@ def _threefry(key_2, high, low):
   return high ^ low
 
 
-def normal(key, shape: tuple[int, int]):
-  """jax.random.normal(key, shape), to the last bit, without temporaries.
+def normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+  """Computes jax.random.normal(key, shape), bit for bit, without temporaries.
 
-  Every number is a function of key and place alone, computed in one fused
-  loop, of which each device runs its part.
+  Every number depends on key and place only, so that one fused loop computes
+  them, and each device computes its own.
 
   Args:
     key: a threefry PRNG key.

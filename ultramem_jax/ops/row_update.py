@@ -1,18 +1,19 @@
 """Row-wise AdamW: updates of a table from its gradient in factors.
 
-A table's gradient is a sum over reads: token t read K rows, row[t, k] with
-the weight[t, k], and the loss has the gradient vector[t, e] in what block e
-pooled, so
+A table's gradient is a sum over reads: token t read Y rows, row[t, y] with
+the weight[t, y], and the loss has the gradient vector[t, e] with respect to
+what was pooled in pool e, so
 
-  gradient[i] = sum over t, k with row[t, k] = i of
-                weight[t, k, c] * vector[t, block[t, k], slice c]
+  gradient[i] = sum over t, y with row[t, y] = i of
+                weight[t, y, c] * vector[t, pool[t, y], slice c]
 
 Factors are small; the dense gradient is as large as the table, and mostly
-zero. Here reads are sorted by row and streamed in blocks: the gradients of a
-block's rows are summed, and those rows of table and moments read, updated and
+zero. Here reads are sorted by row and streamed in chunks: the gradients of a
+chunk's rows are summed, and those rows of table and moments read, updated and
 written in place. Nothing else of the table is touched.
 
-Z counts reads, T * K; P those of a block; U is a core's slice, W / C.
+Z counts all reads, z the reads of a chunk or of a group; i the rows that a
+chunk reads.
 """
 
 import functools
@@ -22,7 +23,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops import blocks, precision
+from ultramem_jax.ops import chunks, precision
 
 # Reads whose sums one matrix product takes, where there is a matrix unit.
 PRODUCT_READS = 128
@@ -31,15 +32,15 @@ PRODUCT_READS = 128
 class Factors(NamedTuple):
   """The gradient of a table; T counts all tokens, of all layers that read it.
 
-  row_TK: int32, in [0, I); I of what counts for nothing, such as padding.
-  block_TK: int32, in [0, E).
-  weight_TKC: float32, one for each core's slice of a row.
+  row_TY: int32, in [0, I); I of what counts for nothing, such as padding.
+  pool_TY: int32, in [0, E).
+  weight_TYC: float32, one for each core's slice of a row.
   vector_TEW: float32.
   """
 
-  row_TK: jax.Array
-  block_TK: jax.Array
-  weight_TKC: jax.Array
+  row_TY: jax.Array
+  pool_TY: jax.Array
+  weight_TYC: jax.Array
   vector_TEW: jax.Array
 
 
@@ -81,11 +82,11 @@ def squared_norm(factors: Factors, reads, num_rows: int):
     num_rows: I.
   """
 
-  def add(total, row_P, gradient_PW):
-    present_P1 = (row_P < num_rows)[:, None]
-    return total + jnp.where(present_P1, jnp.square(gradient_PW), 0).sum()
+  def add(total, row_z, gradient_zW):
+    present_z1 = (row_z < num_rows)[:, None]
+    return total + jnp.where(present_z1, jnp.square(gradient_zW), 0).sum()
 
-  return blocks.with_budget(
+  return chunks.with_budget(
     functools.partial(_scan_rows, add, num_rows), jnp.float32(0), factors, reads
   )
 
@@ -110,15 +111,15 @@ def update_rows(
   """
   num_rows, width = table.values_IW.shape
 
-  def update(table, row_P, gradient_PW, scale, adamw, key):
+  def update(table, row_z, gradient_zW, scale, adamw, key):
     rows = jax.tree.map(
-      lambda x: jnp.take(x, row_P, axis=0, mode="clip"), table
+      lambda x: jnp.take(x, row_z, axis=0, mode="clip"), table
     )
-    rows = _adamw(rows, scale * gradient_PW, adamw)
-    noise_PW = precision.noise(key, row_P, width)
-    rows = _encode(rows, table, noise_PW)
+    rows = _adamw(rows, scale * gradient_zW, adamw)
+    noise_zW = precision.noise(key, row_z, width)
+    rows = _encode(rows, table, noise_zW)
     return jax.tree.map(
-      lambda x, rows: x.at[row_P].set(
+      lambda x, rows: x.at[row_z].set(
         rows, mode="drop", unique_indices=True, indices_are_sorted=True
       ),
       table,
@@ -127,7 +128,7 @@ def update_rows(
 
   def scan(budget, table, factors, reads, *rule):
     return _scan_rows(
-      lambda *block: update(*block, *rule),
+      lambda *chunk: update(*chunk, *rule),
       num_rows,
       budget,
       table,
@@ -135,56 +136,56 @@ def update_rows(
       reads,
     )
 
-  return blocks.with_budget(
+  return chunks.with_budget(
     scan, table, factors, reads, jnp.float32(scale), adamw, key
   )
 
 
-def _adamw(rows: Table, gradient_PW, adamw: AdamW) -> Table:
+def _adamw(rows: Table, gradient_zW, adamw: AdamW) -> Table:
   """Rows after a step; the second moment is per element [P, W] or row [P]."""
   a = adamw
   rows = jax.tree.map(precision.decode, rows)
-  square = jnp.square(gradient_PW)
+  square = jnp.square(gradient_zW)
   if rows.variance.ndim == 1:
     square = square.mean(-1)
-  mean_PW = a.beta1 * rows.mean_IW + (1 - a.beta1) * gradient_PW
+  mean_zW = a.beta1 * rows.mean_IW + (1 - a.beta1) * gradient_zW
   variance = a.beta2 * rows.variance + (1 - a.beta2) * square
   # Scalars are joined first, as every element would be divided by each.
   divisor = jnp.sqrt(variance * (1 / (1 - a.beta2**a.step))) + a.eps
   rate = a.rate / (1 - a.beta1**a.step)
-  values_PW = rows.values_IW
-  values_PW -= a.rate * a.weight_decay * values_PW + rate * mean_PW / (
+  values_zW = rows.values_IW
+  values_zW -= a.rate * a.weight_decay * values_zW + rate * mean_zW / (
     divisor if divisor.ndim == 2 else divisor[:, None]
   )
-  return Table(values_PW, mean_PW, variance)
+  return Table(values_zW, mean_zW, variance)
 
 
-def _encode(rows: Table, like: Table, noise_PW) -> Table:
+def _encode(rows: Table, like: Table, noise_zW) -> Table:
   """float32 rows in the dtypes of a table; each array has its own noise."""
   variance = rows.variance
   if like.variance.dtype == jnp.uint16:
     # The sum of the two halves, and not correlated with either.
-    both_PW = (noise_PW + (noise_PW >> 16)) & 0xFFFF
-    variance = precision.encode_at_random(variance, jnp.uint16, both_PW)
+    both_zW = (noise_zW + (noise_zW >> 16)) & 0xFFFF
+    variance = precision.encode_at_random(variance, jnp.uint16, both_zW)
   return Table(
     precision.encode_at_random(
-      rows.values_IW, like.values_IW.dtype, noise_PW & 0xFFFF
+      rows.values_IW, like.values_IW.dtype, noise_zW & 0xFFFF
     ),
     precision.encode_at_random(
-      rows.mean_IW, like.mean_IW.dtype, noise_PW >> 16
+      rows.mean_IW, like.mean_IW.dtype, noise_zW >> 16
     ),
     variance,
   )
 
 
 def _scan_rows(function, num_rows, budget, carry, factors, reads):
-  """Scans function over the gradients of the rows read, in blocks.
+  """Scans function over the gradients of the rows read, in chunks.
 
   Args:
-    function: (carry, row_P, gradient_PW) -> carry. The rows ascend; those
+    function: (carry, row_z, gradient_zW) -> carry. The rows ascend; those
       from I on stand for nothing.
     num_rows: I.
-    budget: bytes that the gradients of reads and their sums may have. A block
+    budget: bytes that the gradients of reads and their sums may have. A chunk
       has some more arrays of that size: rows, before and after.
     carry: any pytree.
     factors: the gradient.
@@ -195,7 +196,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
   width = factors.vector_TEW.shape[-1]
   length = min(reads[0].size + 1, max(1, budget // (2 * 4 * width)))
   sums = _row_sums
-  if budget == blocks.ACCELERATOR_BLOCK_BYTES:
+  if budget == chunks.ACCELERATOR_CHUNK_BYTES:
     length = PRODUCT_READS * math.ceil(length / PRODUCT_READS)
     sums = _row_sums_by_products
   count = reads[0].size // length + 1
@@ -204,80 +205,80 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
   row_Z = jnp.pad(reads[0], (0, padding), constant_values=num_rows)
   read_Z = jnp.pad(reads[1], (0, padding))
 
-  def block(carry, inputs):
+  def chunk(carry, inputs):
     outer, run = carry
-    row_P, read_P = inputs
-    row_P, sum_PW, run = sums(row_P, _gradients(factors, read_P), run, num_rows)
-    return (function(outer, row_P, sum_PW), run), None
+    row_z, read_z = inputs
+    row_z, sum_zW, run = sums(row_z, _gradients(factors, read_z), run, num_rows)
+    return (function(outer, row_z, sum_zW), run), None
 
   run = (row_Z[0], jnp.zeros(width, jnp.float32))
   inputs = (row_Z.reshape(count, length), read_Z.reshape(count, length))
   if count == 1:
     inputs = jax.tree.map(lambda x: x[0], inputs)
-    return block((carry, run), inputs)[0][0]
-  return jax.lax.scan(block, (carry, run), inputs)[0][0]
+    return chunk((carry, run), inputs)[0][0]
+  return jax.lax.scan(chunk, (carry, run), inputs)[0][0]
 
 
-def _gradients(factors: Factors, read_P):
+def _gradients(factors: Factors, read_z):
   """What single reads add to their rows' gradients, [P, W] float32."""
-  num_reads, num_cores = factors.weight_TKC.shape[1:]
-  token_P, k_P = jnp.divmod(read_P, num_reads)
-  vector_PW = factors.vector_TEW[token_P, factors.block_TK[token_P, k_P]]
-  weight_PC = factors.weight_TKC[token_P, k_P]
-  gradient_PCU = (
-    vector_PW.reshape(-1, num_cores, vector_PW.shape[-1] // num_cores)
-    * weight_PC[..., None]
+  num_reads, num_cores = factors.weight_TYC.shape[1:]
+  token_z, y_z = jnp.divmod(read_z, num_reads)
+  vector_zW = factors.vector_TEW[token_z, factors.pool_TY[token_z, y_z]]
+  weight_zC = factors.weight_TYC[token_z, y_z]
+  gradient_zCw = (
+    vector_zW.reshape(-1, num_cores, vector_zW.shape[-1] // num_cores)
+    * weight_zC[..., None]
   )
-  return gradient_PCU.reshape(vector_PW.shape)
+  return gradient_zCw.reshape(vector_zW.shape)
 
 
-def _row_sums(row_P, gradient_PW, run, num_rows):
-  """Sums the gradients of each row; the last row's go on in the next block.
+def _row_sums(row_z, gradient_zW, run, num_rows):
+  """Sums the gradients of each row; the last row's go on in the next chunk.
 
   Args:
-    row_P: ascending.
-    gradient_PW: of single reads.
-    run: (row, sum_W), the row in which the previous block ended.
+    row_z: ascending.
+    gradient_zW: of single reads.
+    run: (row, sum_W), the row in which the previous chunk ended.
     num_rows: I.
   Returns:
-    (row_P, sum_PW, run): the rows completed, then rows from I on that stand
+    (row_z, sum_zW, run): the rows completed, then rows from I on that stand
     for nothing; and the run to go on with.
   """
-  length, width = gradient_PW.shape
-  previous_P = jnp.concatenate([run[0][None], row_P[:-1]])
-  # 0 is the run that goes on; S = P + 1 is the most there can be.
-  segment_P = jnp.cumsum(row_P != previous_P)
-  sum_SW = jnp.zeros((length + 1, width), jnp.float32).at[0].set(run[1])
-  sum_SW = sum_SW.at[segment_P].add(
-    gradient_PW, mode="promise_in_bounds", indices_are_sorted=True
+  length, width = gradient_zW.shape
+  previous_z = jnp.concatenate([run[0][None], row_z[:-1]])
+  # 0 is the run that goes on; there are at most as many more as reads.
+  segment_z = jnp.cumsum(row_z != previous_z)
+  sum_iW = jnp.zeros((length + 1, width), jnp.float32).at[0].set(run[1])
+  sum_iW = sum_iW.at[segment_z].add(
+    gradient_zW, mode="promise_in_bounds", indices_are_sorted=True
   )
-  row_S = jnp.zeros(length + 1, jnp.int32).at[0].set(run[0])
-  row_S = row_S.at[segment_P].set(row_P, mode="promise_in_bounds")
-  slot_P = jnp.arange(length, dtype=jnp.int32)
-  last = segment_P[-1]
-  row_S = jnp.where(slot_P < last, row_S[:-1], num_rows + slot_P)
-  return row_S, sum_SW[:-1], (row_P[-1], sum_SW[last])
+  row_i = jnp.zeros(length + 1, jnp.int32).at[0].set(run[0])
+  row_i = row_i.at[segment_z].set(row_z, mode="promise_in_bounds")
+  slot_z = jnp.arange(length, dtype=jnp.int32)
+  last = segment_z[-1]
+  row_i = jnp.where(slot_z < last, row_i[:-1], num_rows + slot_z)
+  return row_i, sum_iW[:-1], (row_z[-1], sum_iW[last])
 
 
-def _row_sums_by_products(row_P, gradient_PW, run, num_rows):
+def _row_sums_by_products(row_z, gradient_zW, run, num_rows):
   """As `_row_sums`, without a scatter, which matrix units do one by one.
 
   Sums to the left inside a row come from products with 0-1 matrices in groups
-  of `PRODUCT_READS` reads, G of J, and a scan over the groups.
+  of `PRODUCT_READS` reads, O groups of z, and a scan over the groups.
   """
-  length, width = gradient_PW.shape
-  row_GJ = row_P.reshape(-1, PRODUCT_READS)
-  same_GJJ = row_GJ[:, :, None] == row_GJ[:, None, :]
-  before_JJ = jnp.tri(PRODUCT_READS, dtype=bool)
-  sum_GJW = jnp.einsum(
-    "GJj,GjW->GJW",
-    (same_GJJ & before_JJ[None]).astype(jnp.float32),
-    gradient_PW.reshape(*row_GJ.shape, width),
+  length, width = gradient_zW.shape
+  row_Oz = row_z.reshape(-1, PRODUCT_READS)
+  same_Ozz = row_Oz[:, :, None] == row_Oz[:, None, :]
+  before_zz = jnp.tri(PRODUCT_READS, dtype=bool)
+  sum_OzW = jnp.einsum(
+    "OzZ,OZW->OzW",
+    (same_Ozz & before_zz[None]).astype(jnp.float32),
+    gradient_zW.reshape(*row_Oz.shape, width),
     precision=jax.lax.Precision.HIGHEST,
   )
   # What the open row of each group sums to, from the first group on.
-  previous_G = jnp.concatenate([run[0][None], row_GJ[:-1, -1]])
-  whole_G = row_GJ[:, -1] == previous_G
+  previous_O = jnp.concatenate([run[0][None], row_Oz[:-1, -1]])
+  whole_O = row_Oz[:, -1] == previous_O
 
   def join(left, right):
     (left_whole, left_sum), (right_whole, right_sum) = left, right
@@ -286,24 +287,24 @@ def _row_sums_by_products(row_P, gradient_PW, run, num_rows):
       right_sum + jnp.where(right_whole[..., None], left_sum, 0),
     )
 
-  whole_G, open_GW = jax.lax.associative_scan(join, (whole_G, sum_GJW[:, -1]))
-  open_GW += jnp.where(whole_G[:, None], run[1][None], 0)
-  carried_GW = jnp.concatenate([run[1][None], open_GW[:-1]])
-  goes_on_GJ = row_GJ == previous_G[:, None]
-  sum_GJW += jnp.where(goes_on_GJ[..., None], carried_GW[:, None], 0)
-  sum_PW = sum_GJW.reshape(length, width)
+  whole_O, open_OW = jax.lax.associative_scan(join, (whole_O, sum_OzW[:, -1]))
+  open_OW += jnp.where(whole_O[:, None], run[1][None], 0)
+  carried_OW = jnp.concatenate([run[1][None], open_OW[:-1]])
+  goes_on_Oz = row_Oz == previous_O[:, None]
+  sum_OzW += jnp.where(goes_on_Oz[..., None], carried_OW[:, None], 0)
+  sum_zW = sum_OzW.reshape(length, width)
   # A row is completed where another follows; those places first, in order.
-  previous_P = jnp.concatenate([run[0][None], row_P[:-1]])
-  before_PW = jnp.concatenate([run[1][None], sum_PW[:-1]])
-  slot_P = jnp.arange(length, dtype=jnp.int32)
-  place_P = jnp.sort(jnp.where(previous_P != row_P, slot_P, slot_P + length))
-  complete_P = place_P < length
-  place_P %= length
-  row_P, last = (
-    jnp.where(complete_P, previous_P[place_P], num_rows + slot_P),
-    row_P[-1],
+  previous_z = jnp.concatenate([run[0][None], row_z[:-1]])
+  before_zW = jnp.concatenate([run[1][None], sum_zW[:-1]])
+  slot_z = jnp.arange(length, dtype=jnp.int32)
+  place_z = jnp.sort(jnp.where(previous_z != row_z, slot_z, slot_z + length))
+  complete_z = place_z < length
+  place_z %= length
+  row_z, last = (
+    jnp.where(complete_z, previous_z[place_z], num_rows + slot_z),
+    row_z[-1],
   )
-  return row_P, before_PW[place_P], (last, sum_PW[-1])
+  return row_z, before_zW[place_z], (last, sum_zW[-1])
 
 
 def update_rows_reference(
@@ -312,16 +313,16 @@ def update_rows_reference(
   """`update_rows` of float32 from the definition: slow, a dense gradient."""
   f = factors
   num_rows, width = table.values_IW.shape
-  weight_TKW = jnp.repeat(
-    f.weight_TKC, width // f.weight_TKC.shape[-1], axis=-1
+  weight_TYW = jnp.repeat(
+    f.weight_TYC, width // f.weight_TYC.shape[-1], axis=-1
   )
-  token_T1 = jnp.arange(f.row_TK.shape[0])[:, None]
+  token_T1 = jnp.arange(f.row_TY.shape[0])[:, None]
   gradient_IW = (
     jnp.zeros((num_rows, width), jnp.float32)
-    .at[f.row_TK]
-    .add(weight_TKW * f.vector_TEW[token_T1, f.block_TK])
+    .at[f.row_TY]
+    .add(weight_TYW * f.vector_TEW[token_T1, f.pool_TY])
   )
-  was_read_I = jnp.zeros(num_rows, bool).at[f.row_TK].set(True)
+  was_read_I = jnp.zeros(num_rows, bool).at[f.row_TY].set(True)
   updated = _adamw(table, scale * gradient_IW, adamw)
   return jax.tree.map(
     lambda new, old: jnp.where(

@@ -1,19 +1,20 @@
 """The fixed shuffle of implicit value expansion (paper section 3.4).
 
-A virtual cell of the s x s grid (s = sqrt(E) * n) maps one-to-one to an index
-in [0, s * s); the physical row is that index mod n^2, the block index div n^2.
+A cell of the s x s grid (s = sqrt(E) * n) maps one-to-one to a slot in
+[0, s * s), the number of a virtual row: its physical row is slot mod n^2, its
+pool is slot div n^2.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Four rounds: with one or two, how far neighbours scatter varies widely with
-# the key (tests/shuffle_test.py measures it).
+# With one or two rounds, how far neighbours scatter depends strongly on the key
+# (tests/ops/shuffle_test.py measures it).
 NUM_ROUNDS = 4
 
 
-def mix(x):
-  """A 32-bit integer hash: uint32 -> uint32, elementwise, a bijection.
+def mix(x: jax.Array | int) -> jax.Array:
+  """Hashes 32-bit integers one-to-one, elementwise; returns uint32.
 
   The finalizer of MurmurHash3 (A. Appleby, public domain).
   """
@@ -23,8 +24,10 @@ def mix(x):
   return x ^ (x >> 16)
 
 
-def hash_shuffle(row, column, side: int, seed: int):
-  """Maps grid cells one-to-one to scattered indices, without a table.
+def hash_shuffle(
+  row: jax.Array, column: jax.Array, side: int, seed: int
+) -> jax.Array:
+  """Maps grid cells one-to-one to scattered slots, without a stored table.
 
   Feistel rounds over Z_s x Z_s: (a, b) -> (b, a + F(b) mod s), where F is
   `mix` keyed by seed and round. Each round is invertible whatever F is, so
@@ -50,6 +53,13 @@ def hash_shuffle(row, column, side: int, seed: int):
   return (left * modulus + right).astype(jnp.int32)
 
 
-def random_permutation(key, side: int):
-  """A stored shuffle: int32 [s * s] permutation; index = it[row * s + col]."""
+def random_permutation(key: jax.Array, side: int) -> jax.Array:
+  """Returns a shuffle to store: the slot of each cell row * s + column.
+
+  Args:
+    key: PRNG key.
+    side: s = sqrt(E) * n.
+  Returns:
+    int32 [s * s], a permutation.
+  """
   return jax.random.permutation(key, side * side).astype(jnp.int32)

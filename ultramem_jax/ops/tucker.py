@@ -8,15 +8,15 @@ import jax
 import jax.numpy as jnp
 
 
-def filter_vectors(core_CARR):
-  """Leading singular vectors of the summed cores, with a canonical sign.
+def filter_vectors(core_CARR: jax.Array) -> tuple[jax.Array, jax.Array]:
+  """Returns leading singular vectors of the summed cores, in a canonical sign.
 
   Args:
     core_CARR: [C, A, R, R] float, the cores of multi-core scoring.
   Returns:
     (u_AR, t_AR), [A, R] float32 unit vectors: sum_c core ~ lambda_1 u t^T per
-    head, u filtering rows and t columns; u sums to at least 0, because the
-    sign that an SVD returns is its backend's choice. No gradient.
+    head; u filters rows and t columns. u sums to at least 0, because the sign
+    that an SVD returns depends on the backend. No gradient.
   """
   core_ARR = jax.lax.stop_gradient(core_CARR.sum(0).astype(jnp.float32))
   if core_ARR.shape[-1] == 2:
@@ -28,12 +28,14 @@ def filter_vectors(core_CARR):
   return sign_A1 * u_AR, sign_A1 * t_AR
 
 
-def refresh_filter(core_CARR, previous_u_AR, previous_t_AR):
-  """The filter vectors, each head's joint sign chosen to stay continuous.
+def refresh_filter(
+  core_CARR: jax.Array, previous_u_AR: jax.Array, previous_t_AR: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns filter vectors whose sign, for each head, fits the previous ones.
 
-  Of (u, t) and (-u, -t), equally good factors of the core, takes the pair
-  closer in L1 to the previous one (the canonical pair when both are equally
-  close): a flip would retrieve almost disjoint rows.
+  (u, t) and (-u, -t) are equally good factors of the core, but retrieve almost
+  disjoint rows. This takes the pair that is closer in L1 to the previous one,
+  and the canonical pair if both are equally close.
 
   Args:
     core_CARR: [C, A, R, R] float.
@@ -53,26 +55,26 @@ def refresh_filter(core_CARR, previous_u_AR, previous_t_AR):
   return sign_A1 * u_AR, sign_A1 * t_AR
 
 
-def singular_values(core_CARR):
-  """Singular values of the summed cores, [A, R] float32, largest first."""
+def singular_values(core_CARR: jax.Array) -> jax.Array:
+  """Returns the summed cores' singular values [A, R] float32, largest first."""
   core_ARR = core_CARR.sum(0).astype(jnp.float32)
   if core_ARR.shape[-1] == 2:
     return _singular_values_2x2(core_ARR)
   return jnp.linalg.svd(core_ARR, compute_uv=False)
 
 
-# Rank 2 in closed form, for which an SVD would be a loop of rotations or a call
-# to LAPACK. A 2x2 matrix is a turn by an angle, scaled, plus a reflection,
-# scaled: of the vector at angle x it makes
+# Rank 2 in closed form, as an SVD is a loop of rotations or a call to LAPACK.
+# A 2x2 matrix is a scaled rotation by an angle a plus a scaled reflection. It
+# maps the unit vector at angle x to
 #
 #     turn * (cos, sin)(a + x) + flip * (cos, sin)(b - x).
 #
-# The two are longest together where they agree, a + x = b - x: there x is the
-# angle of t, and (a + b) / 2 that of u.
+# The sum is longest where both terms have one direction, a + x = b - x: there x
+# is the angle of t, and (a + b) / 2 the angle of u.
 
 
 def _turn_and_flip(core_ARR):
-  """turn * (cos a, sin a) and flip * (cos b, sin b), of [A] each."""
+  """Returns turn * (cos a, sin a) and flip * (cos b, sin b), each of [A]."""
   (c00_A, c01_A), (c10_A, c11_A) = core_ARR.transpose(1, 2, 0)
   turn = (c00_A + c11_A) / 2, (c10_A - c01_A) / 2
   flip = (c00_A - c11_A) / 2, (c10_A + c01_A) / 2
@@ -80,7 +82,7 @@ def _turn_and_flip(core_ARR):
 
 
 def _leading_vectors_2x2(core_ARR):
-  """(u_AR, t_AR) up to the joint sign; any equally good pair at a tie."""
+  """Returns (u_AR, t_AR) up to their joint sign; at a tie, any best pair."""
   turn, flip = _turn_and_flip(core_ARR)
   a_A, b_A = jnp.arctan2(*turn[::-1]), jnp.arctan2(*flip[::-1])
   return tuple(
@@ -95,17 +97,20 @@ def _singular_values_2x2(core_ARR):
 
 
 def _length(x, y):
-  """sqrt(x^2 + y^2), its gradient at 0 being 0 and not NaN."""
+  """Returns sqrt(x^2 + y^2), with gradient 0 at 0 (else it would be NaN)."""
   square = x * x + y * y
   is_zero = square == 0
   return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, square)))
 
 
-def auxiliary_loss(core_CARR, weight: float, margin: float):
-  """Keeps the cores near rank 1, so that the filter sees what matters.
+def auxiliary_loss(
+  core_CARR: jax.Array, weight: float, margin: float
+) -> jax.Array:
+  """Returns the loss that keeps cores near rank 1, where the filter is exact.
 
-  L = weight / (R - 1) * sum_{i >= 2} max(0, lambda_i - margin)^2, averaged
-  over heads (paper section 3.3, its alpha and tau); 0 when R = 1.
+    weight / (R - 1) * sum_{i >= 2} max(0, lambda_i - margin)^2
+
+  Averaged over heads (paper section 3.3, its alpha and tau); 0 if R = 1.
 
   Args:
     core_CARR: [C, A, R, R] float.

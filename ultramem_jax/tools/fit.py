@@ -235,7 +235,7 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
     reads=m.num_heads * m.top_m,
     width=m.value_dim,
     cores=m.num_cores,
-    blocks=m.projections,
+    pools=m.projections,
     itemsize=jnp.dtype(config.model.dtype).itemsize,
   )
 

@@ -123,7 +123,7 @@ def table_volumes(config: Config, shards: int) -> dict[str, float]:
       reads=memory.num_heads * memory.top_m,
       width=memory.value_dim,
       cores=memory.num_cores,
-      blocks=memory.projections,
+      pools=memory.projections,
       itemsize=jnp.dtype(config.model.dtype).itemsize,
     )
     for partition in sharded_lookup.PARTITIONS

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from ultramem_jax.layers.ultramem import refresh_buffers
+from ultramem_jax.layers.buffers import refresh_buffers
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout

@@ -178,14 +178,14 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
 
 
 def _factors_of_read(read, tap_gradient, segments_BT, num_rows) -> Factors:
-  if "weight_BTKC" in read:
-    weight_BTKC, vector_BTEW = read["weight_BTKC"], tap_gradient
+  if "weight_BTYC" in read:
+    weight_BTYC, vector_BTEW = read["weight_BTYC"], tap_gradient
   else:
-    weight_BTKC, vector_BTEW = tap_gradient[..., None], read["vector_BTEW"]
-  block_BTK, row_BTK = jnp.divmod(read["index_BTK"], num_rows)
+    weight_BTYC, vector_BTEW = tap_gradient[..., None], read["vector_BTEW"]
+  pool_BTY, row_BTY = jnp.divmod(read["index_BTY"], num_rows)
   if segments_BT is not None:
-    row_BTK = jnp.where(segments_BT[..., None] > 0, row_BTK, num_rows)
-  return merge_leading(Factors(row_BTK, block_BTK, weight_BTKC, vector_BTEW))
+    row_BTY = jnp.where(segments_BT[..., None] > 0, row_BTY, num_rows)
+  return merge_leading(Factors(row_BTY, pool_BTY, weight_BTYC, vector_BTEW))
 
 
 def merge_leading(tree: Any) -> Any:
@@ -199,7 +199,7 @@ def sorted_reads(
   """Sorts the reads of each table by row: `ops/sharded/row_update.py`."""
   return {
     path: sharded_update.sort_reads(
-      f.row_TK, len(tables[path].values_IW), layout
+      f.row_TY, len(tables[path].values_IW), layout
     )
     for path, f in factors.items()
   }

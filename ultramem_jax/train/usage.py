@@ -1,12 +1,12 @@
 """How often the rows of the tables are read.
 
-S counts virtual rows, E * I, and those that only storage has.
+U counts virtual rows, E I, and those that only storage has.
 """
 
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.ops.sharded import row_count
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
 from ultramem_jax.train.state import TrainState
@@ -21,7 +21,7 @@ def count(
   """Adds the reads of a batch to the counts; padding reads do not count.
 
   Args:
-    usage: by memory, [S] int32, how often each virtual row was read.
+    usage: by memory, [U] int32, how often each virtual row was read.
     slots: by memory, [B, T, A, M] int32, the virtual rows read.
     segments_BT: [B, T] int32, 0 where there is padding.
     layout: of the arrays on a mesh; None: one device.
@@ -29,16 +29,16 @@ def count(
     The counts, as `usage`.
   """
 
-  def add(usage_S, slot_BTAM):
+  def add(usage_U, slot_BTAM):
     present_BT11 = segments_BT[..., None, None] > 0
     # Past the end, where it does not count.
-    slot_BTAM = jnp.where(present_BT11, slot_BTAM, usage_S.size)
-    return sharded_lookup.count_rows(
-      usage_S, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1), layout
+    slot_BTAM = jnp.where(present_BT11, slot_BTAM, usage_U.size)
+    return row_count.count_rows(
+      usage_U, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1), layout
     )
 
   return {
-    memory: add(usage_S, slots[memory]) for memory, usage_S in usage.items()
+    memory: add(usage_U, slots[memory]) for memory, usage_U in usage.items()
   }
 
 
@@ -55,15 +55,15 @@ def report(
   num_rows = config.model.memory.table_side**2
   num_slots = config.model.memory.grid_side**2
   metrics = {}
-  for memory, usage_S in state.usage.items():
-    usage_S = usage_S[:num_slots]
-    usage_I = usage_S.reshape(-1, num_rows).sum(0)
+  for memory, usage_U in state.usage.items():
+    usage_U = usage_U[:num_slots]
+    usage_I = usage_U.reshape(-1, num_rows).sum(0)
     # In float32: the reads of all rows between two reports may be more than
     # an int32 holds, as those of a published config are.
     share_I = usage_I / jnp.maximum(usage_I.sum(dtype=jnp.float32), 1)
     metrics |= {
       f"{memory}/coverage": (usage_I > 0).mean(),
-      f"{memory}/coverage_virtual": (usage_S > 0).mean(),
+      f"{memory}/coverage_virtual": (usage_U > 0).mean(),
       f"{memory}/usage_kl": jnp.sum(
         jax.scipy.special.xlogy(share_I, share_I * num_rows)
       ),

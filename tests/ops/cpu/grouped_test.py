@@ -11,7 +11,7 @@ from ultramem_jax.ops.cpu import grouped
 from ultramem_jax.testing import assert_close
 
 D, F = 12, 10
-# Fewer rows than groups; groups of many blocks, of one row, and empty ones.
+# Fewer rows than groups; groups of many chunks, of one row, and empty ones.
 SIZES = [[0, 1, 0, 0, 1, 0], [3, 0, 21, 1, 0, 5], [0, 0, 40], [300, 1, 0]]
 
 

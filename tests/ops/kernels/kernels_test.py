@@ -12,6 +12,7 @@ import pytest
 from jax.experimental import pallas as pl
 
 from ultramem_jax.ops import lookup, precision
+from ultramem_jax.ops.kernels import pallas
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 
@@ -40,41 +41,41 @@ def gpu_kernel(monkeypatch):
   interpret(monkeypatch, "cuda")
 
 
-def random_inputs(tokens, blocks, cores, width=WIDTH, reads=5):
+def random_inputs(tokens, pools, cores, width=WIDTH, reads=5):
   random = np.random.default_rng(0)
   draw = lambda *shape: jnp.asarray(random.normal(size=shape), jnp.float32)
-  index_BTK = random.integers(
-    blocks * ROWS, size=(*tokens, reads), dtype=np.int32
+  index_BTY = random.integers(
+    pools * ROWS, size=(*tokens, reads), dtype=np.int32
   )
-  index_BTK[..., 1] = index_BTK[..., 0]  # read twice
-  return draw(ROWS, width), jnp.asarray(index_BTK), draw(*tokens, reads, cores)
+  index_BTY[..., 1] = index_BTY[..., 0]  # read twice
+  return draw(ROWS, width), jnp.asarray(index_BTY), draw(*tokens, reads, cores)
 
 
-def pooled_and_gradient(function, inputs, blocks):
-  table_IW, index_BTK, score_BTKC = inputs
+def pooled_and_gradient(function, inputs, pools):
+  table_IW, index_BTY, score_BTYC = inputs
 
-  def loss(table_IW, score_BTKC):
-    pooled_BTEW = function(table_IW, index_BTK, score_BTKC, blocks)
+  def loss(table_IW, score_BTYC):
+    pooled_BTEW = function(table_IW, index_BTY, score_BTYC, pools)
     return jnp.sin(pooled_BTEW).sum(), pooled_BTEW
 
-  return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(table_IW, score_BTKC)
+  return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(table_IW, score_BTYC)
 
 
-def assert_equals_the_reference(inputs, blocks):
+def assert_equals_the_reference(inputs, pools):
   assert_close(
     pooled_and_gradient(
-      functools.partial(lookup.pool_rows, kernel="pallas"), inputs, blocks
+      functools.partial(lookup.pool_rows, kernels=pallas.KERNELS), inputs, pools
     ),
-    pooled_and_gradient(lookup.pool_rows_reference, inputs, blocks),
+    pooled_and_gradient(lookup.pool_rows_reference, inputs, pools),
   )
 
 
 # Fewer tokens than a step of the TPU's grid has, and some more.
 @pytest.mark.parametrize(
-  "tokens, blocks, cores", [((1, 3), 4, 2), ((2, 20), 4, 1), ((1, 3), 1, 2)]
+  "tokens, pools, cores", [((1, 3), 4, 2), ((2, 20), 4, 1), ((1, 3), 1, 2)]
 )
-def test_pooled_rows_equal_the_reference(kernel, tokens, blocks, cores):
-  assert_equals_the_reference(random_inputs(tokens, blocks, cores), blocks)
+def test_pooled_rows_equal_the_reference(kernel, tokens, pools, cores):
+  assert_equals_the_reference(random_inputs(tokens, pools, cores), pools)
 
 
 @pytest.mark.parametrize(
@@ -88,25 +89,25 @@ def test_pooled_rows_equal_the_reference(kernel, tokens, blocks, cores):
 def test_tiles_of_the_gpu_cover_any_table(gpu_kernel, width, cores, reads):
   """Powers of 2, which the number of reads and the width need not be."""
   assert_equals_the_reference(
-    random_inputs((1, 3), 4, cores, width, reads), blocks=4
+    random_inputs((1, 3), 4, cores, width, reads), pools=4
   )
 
 
 def test_dots_with_rows_equal_the_reference(kernel):
-  table_IW, index_BTK, _ = random_inputs((2, 4), 1, 1)
+  table_IW, index_BTY, _ = random_inputs((2, 4), 1, 1)
   x_BTW = jnp.asarray(
     np.random.default_rng(1).normal(size=(2, 4, WIDTH)), jnp.float32
   )
 
   def both(function):
     def loss(table_IW, x_BTW):
-      dot_BTK = function(table_IW, index_BTK, x_BTW)
-      return jnp.sin(dot_BTK).sum(), dot_BTK
+      dot_BTY = function(table_IW, index_BTY, x_BTW)
+      return jnp.sin(dot_BTY).sum(), dot_BTY
 
     return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(table_IW, x_BTW)
 
   assert_close(
-    both(functools.partial(lookup.dot_rows, kernel="pallas")),
+    both(functools.partial(lookup.dot_rows, kernels=pallas.KERNELS)),
     both(lookup.dot_rows_reference),
   )
 
@@ -119,23 +120,23 @@ def test_a_table_of_bfloat16_is_read_as_it_is(gpu_kernel, as_bits):
   if not as_bits:
     stored_IW = table_IW.astype(jnp.bfloat16)
   assert_close(
-    lookup.pool_rows(stored_IW, *others, 4, "pallas"),
+    lookup.pool_rows(stored_IW, *others, 4, pallas.KERNELS),
     lookup.pool_rows_reference(table_IW, *others, 4),
   )
 
 
 def test_rows_that_no_token_reads_do_not_count(kernel):
   """Not even at the places of a tile, or a step, that no read fills."""
-  table_IW, index_BTK, score_BTKC = random_inputs((1, 3), 4, 2)
-  index_BTK = jnp.where(index_BTK % ROWS == 0, 1, index_BTK)
-  pooled_BTEW, dot_BTKC = jax.vjp(
-    lambda score_BTKC: lookup.pool_rows(
-      table_IW.at[0].set(jnp.nan), index_BTK, score_BTKC, 4, "pallas"
+  table_IW, index_BTY, score_BTYC = random_inputs((1, 3), 4, 2)
+  index_BTY = jnp.where(index_BTY % ROWS == 0, 1, index_BTY)
+  pooled_BTEW, dot_BTYC = jax.vjp(
+    lambda score_BTYC: lookup.pool_rows(
+      table_IW.at[0].set(jnp.nan), index_BTY, score_BTYC, 4, pallas.KERNELS
     ),
-    score_BTKC,
+    score_BTYC,
   )
   assert jnp.isfinite(pooled_BTEW).all()
-  assert jnp.isfinite(dot_BTKC(pooled_BTEW)[0]).all()
+  assert jnp.isfinite(dot_BTYC(pooled_BTEW)[0]).all()
 
 
 @pytest.mark.parametrize(
@@ -151,16 +152,16 @@ def test_rows_that_no_token_reads_do_not_count(kernel):
 def test_tables_that_it_does_not_take_are_refused(
   monkeypatch, backend, table_IW
 ):
-  _, index_BTK, score_BTKC = random_inputs((1, 2), 1, 2)
+  _, index_BTY, score_BTYC = random_inputs((1, 2), 1, 2)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
   with pytest.raises(ConfigError, match=r"model\.memory\.kernel = 'pallas'"):
-    lookup.pool_rows(table_IW, index_BTK, score_BTKC, 1, "pallas")
+    lookup.pool_rows(table_IW, index_BTY, score_BTYC, 1, pallas.KERNELS)
 
 
 def test_other_platforms_do_not_take_it():
   inputs = random_inputs((1, 3), 4, 2)
   compiled = jax.jit(lookup.pool_rows, static_argnums=(3, 4))
-  assert_close(compiled(*inputs, 4, "pallas"), compiled(*inputs, 4))
+  assert_close(compiled(*inputs, 4, pallas.KERNELS), compiled(*inputs, 4))
 
 
 @pytest.mark.skipif(
@@ -169,16 +170,16 @@ def test_other_platforms_do_not_take_it():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.uint16])
 def test_lowers_for_a_gpu_that_is_not_there(dtype):
   """Forward and the gradient of the scores are kernels, and nothing gathers."""
-  table_IW, index_BTK, score_BTKC = random_inputs((2, 20), 4, 2)
+  table_IW, index_BTY, score_BTYC = random_inputs((2, 20), 4, 2)
 
-  def loss(score_BTKC, table_IW):
+  def loss(score_BTYC, table_IW):
     return jnp.square(
-      lookup.pool_rows(table_IW, index_BTK, score_BTKC, 4, "pallas")
+      lookup.pool_rows(table_IW, index_BTY, score_BTYC, 4, pallas.KERNELS)
     ).sum()
 
   text = (
     jax.jit(jax.grad(loss))
-    .trace(score_BTKC, precision.encode(table_IW, dtype))
+    .trace(score_BTYC, precision.encode(table_IW, dtype))
     .lower(lowering_platforms=("cuda",))
     .as_text()
   )

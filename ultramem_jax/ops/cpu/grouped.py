@@ -1,35 +1,34 @@
-"""Grouped matmul: contiguous groups of rows, each times its own matrix.
-
-Letters: Z rows, X groups, D and F the widths of a matrix.
-"""
+"""Grouped matmul: contiguous groups of rows, each times its own matrix."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 
-# A CPU copies the part of a matrix that a loop's step multiplies by; of
-# matrices such as a 151M model's experts, a quarter stays in its cache.
+# A CPU copies the part of a matrix that a step of the loop multiplies by; a
+# quarter of a matrix such as a 151M model's expert stays in its cache.
 PARTS = 4
-# More rows than this a step make its matmul no faster.
-MAX_BLOCK = 128
+# More rows than this in a chunk make its matmul no faster.
+MAX_CHUNK = 128
 
 
 @jax.custom_vjp
-def grouped_dot(x_ZD, weight_XDF, size_X):
-  """out[z] = x[z] @ weight[group of z], the groups being sorted.
+def grouped_dot(
+  x_ZD: jax.Array, weight_XDF: jax.Array, size_X: jax.Array
+) -> jax.Array:
+  """Returns x[z] @ weight[group of z] for each row z; groups are contiguous.
 
-  On a CPU a loop over the groups that are not empty, which reads their
-  matrices alone: there, `jax.lax.ragged_dot` multiplies every row by every
-  matrix. Elsewhere it is `ragged_dot`.
+  On a CPU this is a loop over the groups that are not empty, which reads their
+  matrices only: `jax.lax.ragged_dot` would multiply every row by every matrix.
+  Elsewhere it is `ragged_dot`.
 
   Args:
-    x_ZD: [Z, D] float.
-    weight_XDF: [X, D, F], of x's dtype.
+    x_ZD: [Z, D] float, in the order of groups.
+    weight_XDF: [X, D, F], of x's dtype, a matrix for each group.
     size_X: [X] int32, rows of each group; their sum is at most Z.
   Returns:
-    [Z, F] in x's dtype; of rows beyond the sum, anything. Differentiable in x
-    and weight.
+    [Z, F] in x's dtype; rows beyond the sum of sizes are arbitrary.
+    Differentiable in x and weight.
   """
   return jax.lax.platform_dependent(
     x_ZD, weight_XDF, size_X, cpu=_loop_dot, default=jax.lax.ragged_dot
@@ -56,23 +55,23 @@ def _backward(inputs, gradient_ZF):
 grouped_dot.defvjp(_forward, _backward)
 
 
-def _over_blocks(size_X, num_rows, function, carry):
-  """Folds function over blocks of rows, none of which crosses a group's end.
+def _over_chunks(size_X, num_rows, function, carry):
+  """Folds function over chunks of rows, none of which crosses a group's end.
 
   Args:
     size_X: rows of each group.
     num_rows: Z.
-    function: (carry, group, start, stop) -> carry; rows start to stop are of
-      the group, at most `_block(num_rows, X)` of them.
+    function: (carry, group, start, stop) -> carry; rows start to stop belong to
+      the group, and are at most `_chunk_length(num_rows, X)`.
     carry: any pytree.
   """
-  block = _block(num_rows, size_X.shape[0])
+  length = _chunk_length(num_rows, size_X.shape[0])
   end_X = jnp.cumsum(size_X)
 
   def body(loop):
     start, carry = loop
     group = jnp.searchsorted(end_X, start, side="right")
-    stop = jnp.minimum(start + block, end_X[group])
+    stop = jnp.minimum(start + length, end_X[group])
     return stop, function(carry, group, start, stop)
 
   return jax.lax.while_loop(
@@ -80,72 +79,74 @@ def _over_blocks(size_X, num_rows, function, carry):
   )[1]
 
 
-def _block(num_rows: int, num_groups: int) -> int:
-  """Rows a step: the power of two below twice the mean of a group."""
+def _chunk_length(num_rows: int, num_groups: int) -> int:
+  """Returns the largest power of two up to twice the mean size of a group."""
   double = 2 * num_rows // num_groups
-  return min(MAX_BLOCK, 1 << max(0, double.bit_length() - 1))
+  return min(MAX_CHUNK, 1 << max(0, double.bit_length() - 1))
 
 
-def _rows(x_ZD, start, block):
-  return jax.lax.dynamic_slice_in_dim(x_ZD, start, block)
+def _rows(x_ZD, start, length):
+  return jax.lax.dynamic_slice_in_dim(x_ZD, start, length)
 
 
-def _padded(x_ZD, block):
-  """With room for a block that begins at the last row."""
-  return jnp.pad(x_ZD, ((0, block), (0, 0)))
+def _padded(x_ZD, length):
+  """Pads x with room for a chunk that begins at the last row."""
+  return jnp.pad(x_ZD, ((0, length), (0, 0)))
 
 
 def _loop_dot(x_ZD, weight_XDF, size_X):
+  """Computes `grouped_dot` in a loop over chunks and parts of a matrix."""
   num_rows, width = x_ZD.shape
   num_groups, _, out_width = weight_XDF.shape
-  block = _block(num_rows, num_groups)
+  length = _chunk_length(num_rows, num_groups)
   part = width // math.gcd(PARTS, width)
-  x_ZD = _padded(x_ZD, block)
+  x_ZD = _padded(x_ZD, length)
 
   def multiply(y_ZF, group, start, stop):
-    del stop  # rows beyond it are written again by their own group
+    del stop  # the next group overwrites the rows beyond it
 
-    def add_part(index, y_ZF):
-      piece_ZD = jax.lax.dynamic_slice(
-        x_ZD, (start, index * part), (block, part)
+    def add_part(index, y_zF):
+      part_zd = jax.lax.dynamic_slice(
+        x_ZD, (start, index * part), (length, part)
       )
-      weight_DF = jax.lax.dynamic_slice(
+      weight_dF = jax.lax.dynamic_slice(
         weight_XDF, (group, index * part, 0), (1, part, out_width)
       )[0]
-      return y_ZF + jnp.matmul(
-        piece_ZD, weight_DF, preferred_element_type=jnp.float32
+      return y_zF + jnp.matmul(
+        part_zd, weight_dF, preferred_element_type=jnp.float32
       )
 
-    product_ZF = jax.lax.fori_loop(
-      0, width // part, add_part, jnp.zeros((block, out_width), jnp.float32)
+    product_zF = jax.lax.fori_loop(
+      0, width // part, add_part, jnp.zeros((length, out_width), jnp.float32)
     )
     return jax.lax.dynamic_update_slice_in_dim(
-      y_ZF, product_ZF.astype(y_ZF.dtype), start, 0
+      y_ZF, product_zF.astype(y_ZF.dtype), start, 0
     )
 
-  y_ZF = jnp.zeros((num_rows + block, out_width), x_ZD.dtype)
-  return _over_blocks(size_X, num_rows, multiply, y_ZF)[:num_rows]
+  y_ZF = jnp.zeros((num_rows + length, out_width), x_ZD.dtype)
+  return _over_chunks(size_X, num_rows, multiply, y_ZF)[:num_rows]
 
 
 def _loop_gradients(x_ZD, weight_XDF, size_X, gradient_ZF):
+  """Returns the gradients of x and weight, in a loop over chunks."""
   num_rows = x_ZD.shape[0]
-  block = _block(num_rows, weight_XDF.shape[0])
-  x_ZD, gradient_ZF = _padded(x_ZD, block), _padded(gradient_ZF, block)
+  length = _chunk_length(num_rows, weight_XDF.shape[0])
+  x_ZD, gradient_ZF = _padded(x_ZD, length), _padded(gradient_ZF, length)
 
-  def add_block(gradients, group, start, stop):
+  def add_chunk(gradients, group, start, stop):
     x_gradient_ZD, weight_gradient_XDF = gradients
-    present_Z1 = (jnp.arange(block) < stop - start)[:, None]
-    y_gradient_ZF = jnp.where(present_Z1, _rows(gradient_ZF, start, block), 0)
+    present_z1 = (jnp.arange(length) < stop - start)[:, None]
+    y_gradient_zF = jnp.where(present_z1, _rows(gradient_ZF, start, length), 0)
     x_gradient_ZD = jax.lax.dynamic_update_slice_in_dim(
-      x_gradient_ZD, y_gradient_ZF @ weight_XDF[group].T, start, 0
+      x_gradient_ZD, y_gradient_zF @ weight_XDF[group].T, start, 0
     )
-    added_DF = _rows(x_ZD, start, block).T @ y_gradient_ZF
+    added_DF = _rows(x_ZD, start, length).T @ y_gradient_zF
     return x_gradient_ZD, weight_gradient_XDF.at[group].add(added_DF)
 
-  x_gradient_ZD, weight_gradient_XDF = _over_blocks(
+  x_gradient_ZD, weight_gradient_XDF = _over_chunks(
     size_X,
     num_rows,
-    add_block,
+    add_chunk,
     (jnp.zeros_like(x_ZD), jnp.zeros_like(weight_XDF)),
   )
   return x_gradient_ZD[:num_rows], weight_gradient_XDF

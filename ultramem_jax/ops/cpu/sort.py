@@ -1,7 +1,4 @@
-"""Reads of a table in the order of their rows.
-
-Z counts reads, T * K.
-"""
+"""Reads of a table in the order of their rows."""
 
 import functools
 
@@ -10,15 +7,18 @@ import jax.numpy as jnp
 
 
 def sort_by_row(
-  row_TK: jax.Array, num_rows: int
+  row_TY: jax.Array, num_rows: int
 ) -> tuple[jax.Array, jax.Array]:
-  """Sorts reads of rows in [0, num_rows), by row.
+  """Sorts reads by row.
 
+  Args:
+    row_TY: int32 of any shape, in [0, num_rows).
+    num_rows: bounds the rows.
   Returns:
-    (row_Z, read_Z): rows in order, and where in row_TK they stand; reads of
-    the same row in the order of row_TK.
+    (row_Z, read_Z): the rows in order, and the positions in row_TY, counted
+    flat, where they stand; reads of one row keep their order.
   """
-  row_Z = row_TK.reshape(-1)
+  row_Z = row_TY.reshape(-1)
   return jax.lax.platform_dependent(
     row_Z,
     cpu=functools.partial(_radix_sort, num_rows=num_rows),
@@ -32,10 +32,10 @@ def _pair_sort(row_Z):
 
 
 def _radix_sort(row_Z, num_rows):
-  """As `_pair_sort`: XLA's CPU sort of single words is far faster.
+  """Computes `_pair_sort` by sorting single words, far faster in XLA:CPU.
 
-  Sorts by one digit after the other, lowest first. A word has the digit in
-  its high bits and the position in the others.
+  Sorts by one digit of the row after the other, the lowest first. A word holds
+  the digit in its high bits and the position in the others.
   """
   position_bits = max(1, (row_Z.size - 1).bit_length())
   digit_bits = 32 - position_bits

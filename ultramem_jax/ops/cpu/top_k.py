@@ -1,4 +1,8 @@
-"""The m largest of many scores: the exact form that each platform does best."""
+"""The m largest of many scores, exact, in the form that suits the platform.
+
+B counts rows of scores, n groups of a row's scores, O words of 32 marks, and m
+the slots for scores of which M are kept.
+"""
 
 import functools
 import math
@@ -6,24 +10,24 @@ import math
 import jax
 import jax.numpy as jnp
 
-# Below this many rows, what the sieve costs whatever its size outweighs what it
-# saves.
+# For fewer rows the sieve's fixed cost outweighs what it saves.
 SIEVE_ROWS = 64
-# Halvings of the range in which the threshold lies: by the maxima of groups,
-# and at most so many more by all scores.
+# Halvings of the range in which the threshold lies: first by the maxima of
+# groups, then, at most, by all scores.
 STEPS, MORE_STEPS = 8, 24
-# Terms of a sum that one pass over it adds.
+# Terms that one pass over a sum adds.
 TERMS_PER_PASS = 4
 
 
-def top_m(scores, m: int):
-  """Indices of the m largest along the last axis, best first; no gradient.
+def top_m(scores: jax.Array, m: int) -> jax.Array:
+  """Returns the indices of the m largest scores along the last axis.
 
-  Exact; of equal scores the lowest index comes first.
+  Best first; of equal scores the lowest index comes first. Exact. Has no
+  gradient.
 
   Args:
     scores: [..., N] float32, finite. (XLA sorts every other type in full on
-      a CPU.) Where they are not, indices are still in range.
+      a CPU.) Of other scores the indices are arbitrary, and in range.
     m: at most N.
   Returns:
     [..., m] int32.
@@ -39,201 +43,213 @@ def top_m(scores, m: int):
 
 
 def _top_k(scores, m):
-  # In two dimensions: in more, the TPU's compiler sorts in full, where it has a
-  # top-k of its own for more than about 64 m scores. The barrier keeps XLA from
-  # merging a later slice into the top-k, which turns it into a full sort. It
-  # holds the index alone: XLA for several devices aborts on a barrier of both
-  # results.
+  # In two dimensions, because for more of them the TPU's compiler sorts in
+  # full, although it has a top-k for more than about 64 m scores. The barrier
+  # keeps XLA from merging a later slice into the top-k, which would make it a
+  # full sort. It holds the index only: XLA for several devices aborts on a
+  # barrier of both results.
   *leading, num_scores = scores.shape
   index = jax.lax.top_k(scores.reshape(-1, num_scores), m)[1]
   return jax.lax.optimization_barrier(index).reshape(*leading, m)
 
 
-def sieve(scores, m: int):
-  """`top_m` by a threshold that at least m scores reach, and few more.
+def sieve(scores: jax.Array, m: int) -> jax.Array:
+  """Computes `top_m` by a threshold that at least m scores reach, and few more.
 
-  The m-th largest of the maxima of groups is such a threshold. Those that reach
-  it are moved together, into slots, and sorted by counting for each how many
-  are better. All of it are loops of vector instructions over all rows; XLA's
-  own top-k on a CPU goes number by number, in one thread. It is asked where
-  equal scores are too many for the slots.
-
-  Letters: L rows, G groups, S slots, Z words of 32 scores.
+  The m-th largest of the maxima of groups is such a threshold. The scores that
+  reach it are moved together, into slots, and sorted by counting how many are
+  better than each. All of this is loops of vector instructions over all rows,
+  where XLA's own top-k on a CPU goes number by number, in one thread. That one
+  is used where equal scores are too many for the slots.
   """
   *leading, num_scores = scores.shape
-  scores_LN = scores.reshape(-1, num_scores)
-  # As many groups as this hold, in a grid of m x m cells that is best in one
-  # corner, hardly ever two of the m best; and few other scores reach their m-th
-  # maximum.
-  num_groups = min(num_scores, _multiple_of_8(4.4 * m))
+  scores_BN = scores.reshape(-1, num_scores)
   num_slots = _multiple_of_8(1.5 * m)
-  best_LG = functools.reduce(jnp.maximum, _strided(scores_LN, num_groups))
-  highest_L1 = best_LG.max(-1, keepdims=True)
-  low_L1, high_L1 = jax.lax.fori_loop(
+  marks_BO, marked_B1, constant_B1 = _mark_best(scores_BN, m, num_slots)
+  index_Bm = _collect(marks_BO, num_slots)
+  # False where scores are not finite, or too many of them are equal.
+  fits_B1 = constant_B1 | ((marked_B1 >= m) & (marked_B1 <= num_slots))
+  # The operands of a branch are written out first: fused into its gathers, they
+  # would be computed again for every number.
+  index_BM = jax.lax.cond(
+    fits_B1.all(),
+    lambda scores_BN, *slots: _sort(scores_BN, *slots, m),
+    lambda scores_BN, *_: _top_k(scores_BN, m),
+    scores_BN,
+    index_Bm,
+    marked_B1,
+  )
+  index_BM = jnp.where(constant_B1, jnp.arange(m)[None], index_BM)
+  return index_BM.reshape(*leading, m)
+
+
+def _mark_best(scores_BN, m, num_slots):
+  """Marks at least m scores of each row and, if possible, at most num_slots.
+
+  Returns:
+    (marks_BO, marked_B1, constant_B1): the marks of `_mark`, their number, and
+    whether all scores of a row are equal, as those of padding are.
+  """
+  num_scores = scores_BN.shape[1]
+  # With as many groups as this, a grid of m x m cells that is best in one
+  # corner hardly ever has two of its m best in one group; and few other scores
+  # reach the m-th maximum.
+  num_groups = min(num_scores, _multiple_of_8(4.4 * m))
+  best_Bn = functools.reduce(jnp.maximum, _strided(scores_BN, num_groups))
+  highest_B1 = best_Bn.max(-1, keepdims=True)
+  low_B1, high_B1 = jax.lax.fori_loop(
     0,
     STEPS,
-    lambda _, bounds: _halve(best_LG, m, *bounds),
-    (best_LG.min(-1, keepdims=True), highest_L1),
+    lambda _, bounds: _halve(best_Bn, m, *bounds),
+    (best_Bn.min(-1, keepdims=True), highest_B1),
   )
 
-  def survey(low_L1):
-    """Marks, how many, and whether a row is of one score, as padding is."""
-    marks_LZ = _mark(scores_LN, low_L1)
-    marked_L1 = _count(marks_LZ).sum(-1, keepdims=True)
-    constant_L1 = (marked_L1 == num_scores) & (low_L1 == highest_L1)
-    return marks_LZ, marked_L1, constant_L1
+  def survey(low_B1):
+    marks_BO = _mark(scores_BN, low_B1)
+    marked_B1 = _count(marks_BO).sum(-1, keepdims=True)
+    constant_B1 = (marked_B1 == num_scores) & (low_B1 == highest_B1)
+    return marks_BO, marked_B1, constant_B1
 
   def too_many(state):
-    _, _, (_, marked_L1, constant_L1), step = state
-    too_many_L1 = (marked_L1 > num_slots) & ~constant_L1
-    return too_many_L1.any() & (step < MORE_STEPS)
+    _, _, (_, marked_B1, constant_B1), step = state
+    too_many_B1 = (marked_B1 > num_slots) & ~constant_B1
+    return too_many_B1.any() & (step < MORE_STEPS)
 
   def raise_threshold(state):
-    low_L1, high_L1, _, step = state
-    low_L1, high_L1 = _halve(scores_LN, m, low_L1, high_L1)
-    return low_L1, high_L1, survey(low_L1), step + 1
+    low_B1, high_B1, _, step = state
+    low_B1, high_B1 = _halve(scores_BN, m, low_B1, high_B1)
+    return low_B1, high_B1, survey(low_B1), step + 1
 
-  _, _, (marks_LZ, marked_L1, constant_L1), _ = jax.lax.while_loop(
-    too_many, raise_threshold, (low_L1, high_L1, survey(low_L1), 0)
-  )
-  index_LS = _collect(marks_LZ, num_slots)
-  # Not so where scores are no numbers, or too many of them are equal.
-  fits_L1 = constant_L1 | ((marked_L1 >= m) & (marked_L1 <= num_slots))
-  # A branch's operands are written out first: fused into its gathers, they
-  # would be computed again for every number.
-  index_LM = jax.lax.cond(
-    fits_L1.all(),
-    lambda scores_LN, *slots: _sort(scores_LN, *slots, m),
-    lambda scores_LN, *_: _top_k(scores_LN, m),
-    scores_LN,
-    index_LS,
-    marked_L1,
-  )
-  index_LM = jnp.where(constant_L1, jnp.arange(m)[None], index_LM)
-  return index_LM.reshape(*leading, m)
+  return jax.lax.while_loop(
+    too_many, raise_threshold, (low_B1, high_B1, survey(low_B1), 0)
+  )[2]
 
 
 def _multiple_of_8(number):
   return 8 * math.ceil(number / 8)
 
 
-def _strided(x_LN, count):
-  """Slices [L, count], of which column i together are x[:, i::count].
+def _strided(x_BN, count):
+  """Returns slices [B, count] whose columns i together are x[:, i::count].
 
-  Elementwise operations on them are vector instructions, where XLA reduces an
-  axis number by number. The last slice is filled with -inf.
+  Elementwise operations on slices are vector instructions, where XLA reduces
+  an axis number by number. The last slice is filled with -inf.
   """
   *slices, last = (
-    x_LN[:, start : start + count] for start in range(0, x_LN.shape[1], count)
+    x_BN[:, start : start + count] for start in range(0, x_BN.shape[1], count)
   )
   padding = [(0, 0), (0, count - last.shape[1])]
   return [*slices, jnp.pad(last, padding, constant_values=-jnp.inf)]
 
 
-def _halve(x_LN, m, low_L1, high_L1):
-  """The upper half of a range if m of x reach it, else the lower half."""
-  middle_L1 = 0.5 * (low_L1 + high_L1)
-  # Sums of floats, exact up to 2^24: those of integers are not vectorized.
-  reached_L1 = jnp.float32(x_LN >= middle_L1).sum(-1, keepdims=True)
-  enough_L1 = reached_L1 >= m
+def _halve(x_BN, m, low_B1, high_B1):
+  """Returns a range's upper half if m of x reach it, else its lower half."""
+  middle_B1 = 0.5 * (low_B1 + high_B1)
+  # A sum of floats, exact up to 2^24: XLA does not vectorize one of integers.
+  reached_B1 = jnp.float32(x_BN >= middle_B1).sum(-1, keepdims=True)
+  enough_B1 = reached_B1 >= m
   return (
-    jnp.where(enough_L1, middle_L1, low_L1),
-    jnp.where(enough_L1, high_L1, middle_L1),
+    jnp.where(enough_B1, middle_B1, low_B1),
+    jnp.where(enough_B1, high_B1, middle_B1),
   )
 
 
-def _mark(scores_LN, low_L1):
-  """[L, Z] uint32: bit b of word z says if score b * Z + z reaches low."""
-  num_words = _multiple_of_8(scores_LN.shape[1] / 32)
+def _mark(scores_BN, low_B1):
+  """Marks the scores that reach low, in words.
+
+  Returns:
+    [B, O] uint32; bit b of word o stands for score b * O + o.
+  """
+  num_words = _multiple_of_8(scores_BN.shape[1] / 32)
   return functools.reduce(
     jnp.bitwise_or,
     (
-      jnp.uint32(slice_LZ >= low_L1) << bit
-      for bit, slice_LZ in enumerate(_strided(scores_LN, num_words))
+      jnp.uint32(slice_BO >= low_B1) << bit
+      for bit, slice_BO in enumerate(_strided(scores_BN, num_words))
     ),
   )
 
 
-def _count(marks_LZ):
-  return jax.lax.population_count(marks_LZ).astype(jnp.float32)
+def _count(marks_BO):
+  return jax.lax.population_count(marks_BO).astype(jnp.float32)
 
 
-def _collect(marks_LZ, num_slots):
-  """[L, S] int32: the index of the j-th mark, in the order of words."""
-  num_words = marks_LZ.shape[1]
-  count_LZ = _count(marks_LZ)
-  # Marks up to and with a word, by a matmul; float32 is exact here too.
-  end_LZ = jnp.dot(
-    count_LZ,
+def _collect(marks_BO, num_slots):
+  """Returns the scores that are marked, in the order of words: [B, m] int32."""
+  num_words = marks_BO.shape[1]
+  count_BO = _count(marks_BO)
+  # Marks up to the end of each word, by a matmul; exact in float32, too.
+  end_BO = jnp.dot(
+    count_BO,
     jnp.triu(jnp.ones((num_words, num_words))),
     precision=jax.lax.Precision.HIGHEST,
   )
-  slot_1S = jnp.arange(num_slots, dtype=jnp.float32)[None]
-  zeros_LS = jnp.zeros((marks_LZ.shape[0], num_slots))
-  word_LS = _over_columns(
-    lambda word_LS, end_L1: word_LS + (end_L1 <= slot_1S),
-    zeros_LS,
-    end_LZ[:, :-1],
+  slot_1m = jnp.arange(num_slots, dtype=jnp.float32)[None]
+  zeros_Bm = jnp.zeros((marks_BO.shape[0], num_slots))
+  word_Bm = _over_columns(
+    lambda word_Bm, end_B1: word_Bm + (end_B1 <= slot_1m),
+    zeros_Bm,
+    end_BO[:, :-1],
   ).astype(jnp.int32)
-  take = lambda x_LZ: jnp.take_along_axis(
-    x_LZ, word_LS, axis=-1, mode="promise_in_bounds"
+  take = lambda x_BO: jnp.take_along_axis(
+    x_BO, word_Bm, axis=-1, mode="promise_in_bounds"
   )
-  bits_LS = take(marks_LZ)
-  # Of a word the mark is after so many others.
-  rank_LS = (slot_1S - take(end_LZ - count_LZ)).astype(jnp.uint32)
-  bit_LS = jnp.zeros_like(word_LS)
+  bits_Bm = take(marks_BO)
+  # How many marks of its word precede a slot's mark.
+  rank_Bm = (slot_1m - take(end_BO - count_BO)).astype(jnp.uint32)
+  bit_Bm = jnp.zeros_like(word_Bm)
   for width in (16, 8, 4, 2, 1):
-    lower_LS = bits_LS & jnp.uint32((1 << width) - 1)
-    count_LS = jax.lax.population_count(lower_LS)
-    is_upper_LS = rank_LS >= count_LS
-    rank_LS -= jnp.where(is_upper_LS, count_LS, 0)
-    bits_LS = jnp.where(is_upper_LS, bits_LS >> width, lower_LS)
-    bit_LS += jnp.where(is_upper_LS, width, 0)
-  return bit_LS * num_words + word_LS
+    lower_Bm = bits_Bm & jnp.uint32((1 << width) - 1)
+    count_Bm = jax.lax.population_count(lower_Bm)
+    is_upper_Bm = rank_Bm >= count_Bm
+    rank_Bm -= jnp.where(is_upper_Bm, count_Bm, 0)
+    bits_Bm = jnp.where(is_upper_Bm, bits_Bm >> width, lower_Bm)
+    bit_Bm += jnp.where(is_upper_Bm, width, 0)
+  return bit_Bm * num_words + word_Bm
 
 
-def _sort(scores_LN, index_LS, used_L1, m):
-  """[L, M] int32: the best m of the slots used, best first."""
-  num_scores, num_slots = scores_LN.shape[1], index_LS.shape[1]
-  # Slots that are not used have any index.
-  index_LS = jnp.minimum(index_LS, num_scores - 1)
-  score_LS = jnp.take_along_axis(
-    scores_LN, index_LS, axis=-1, mode="promise_in_bounds"
+def _sort(scores_BN, index_Bm, used_B1, m):
+  """Returns the best m scores of the used slots, best first: [B, M] int32."""
+  num_scores, num_slots = scores_BN.shape[1], index_Bm.shape[1]
+  # The index of an unused slot is arbitrary.
+  index_Bm = jnp.minimum(index_Bm, num_scores - 1)
+  score_Bm = jnp.take_along_axis(
+    scores_BN, index_Bm, axis=-1, mode="promise_in_bounds"
   )
-  slot_1S = jnp.arange(num_slots, dtype=jnp.float32)[None]
-  score_LS = jnp.where(slot_1S < used_L1, score_LS, -jnp.inf)
-  index_LS = index_LS.astype(jnp.float32)
-  rank_LS = _over_columns(
-    lambda rank_LS, score_L1, index_L1: (
-      rank_LS
+  slot_1m = jnp.arange(num_slots, dtype=jnp.float32)[None]
+  score_Bm = jnp.where(slot_1m < used_B1, score_Bm, -jnp.inf)
+  index_Bm = index_Bm.astype(jnp.float32)
+  rank_Bm = _over_columns(
+    lambda rank_Bm, score_B1, index_B1: (
+      rank_Bm
       + (
-        (score_L1 > score_LS) | ((score_L1 == score_LS) & (index_L1 < index_LS))
+        (score_B1 > score_Bm) | ((score_B1 == score_Bm) & (index_B1 < index_Bm))
       )
     ),
-    jnp.zeros_like(score_LS),
-    score_LS,
-    index_LS,
+    jnp.zeros_like(score_Bm),
+    score_Bm,
+    index_Bm,
   )
   rank_1M = jnp.arange(m, dtype=jnp.float32)[None]
   return _over_columns(
-    lambda sorted_LM, rank_L1, index_L1: jnp.where(
-      rank_L1 == rank_1M, index_L1, sorted_LM
+    lambda sorted_BM, rank_B1, index_B1: jnp.where(
+      rank_B1 == rank_1M, index_B1, sorted_BM
     ),
-    jnp.zeros((len(scores_LN), m)),
-    rank_LS,
-    index_LS,
+    jnp.zeros((len(scores_BN), m)),
+    rank_Bm,
+    index_Bm,
   ).astype(jnp.int32)
 
 
-def _over_columns(function, carry, *arrays_LS):
-  """carry = function(carry, *columns [L, 1]) for each column in turn.
+def _over_columns(function, carry, *arrays_Bm):
+  """Folds function over columns: (carry, *columns [B, 1]) -> carry.
 
-  As a sum over an axis, XLA would first write out all its terms.
+  For a sum over an axis, XLA would first write out all its terms.
   """
-  columns_SL1 = jax.tree.map(lambda x_LS: x_LS.T[..., None], arrays_LS)
+  columns_mB1 = jax.tree.map(lambda x_Bm: x_Bm.T[..., None], arrays_Bm)
   return jax.lax.scan(
-    lambda carry, columns_L1: (function(carry, *columns_L1), None),
+    lambda carry, columns_B1: (function(carry, *columns_B1), None),
     carry,
-    columns_SL1,
+    columns_mB1,
     unroll=TERMS_PER_PASS,
   )[0]

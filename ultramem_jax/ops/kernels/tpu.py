@@ -1,13 +1,13 @@
-"""Lookup as a TPU kernel: a row goes from the table to where it is summed.
+"""Lookup as a TPU kernel: each row is read once, from the table to its sum.
 
-XLA's gather writes the rows of a block of tokens to the chip's memory and
+XLA's gather writes the rows of a chunk of tokens to the chip's memory, and
 reads them again to multiply them. Here a token's rows are copied one by one
-into fast memory (VMEM), and summed there while those of the next token come.
-An option (`model.memory.storage.kernel`): whether it is faster has not been
-measured.
+into fast memory (VMEM), and summed there while those of the next token arrive.
+It is an option (`model.memory.storage.kernel`); whether it is faster has not
+been measured.
 
-Letters as in `lookup`; N counts tokens, Y those of a step of the grid, J the
-pairs of block and core, E * C.
+T counts the tokens of the whole batch, t those of a step of the grid; e are
+the pairs of pool and core, E C of them.
 """
 
 import functools
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-# Tokens of a step of the grid; the first of them waits for its rows.
+# Tokens in a step of the grid; the first of them waits for its rows.
 TOKENS_PER_STEP = 32
 LANES = 128  # of a vector register
 TABLES = f"on a TPU those of float32 and k x {LANES} columns for each core"
@@ -30,68 +30,68 @@ def takes(table_IW, num_cores: int) -> bool:
   return table_IW.dtype == jnp.float32 and columns % (LANES * num_cores) == 0
 
 
-def pool(num_blocks: int, table_IW, row_BTK, block_BTK, score_BTKC):
-  """[B, T, E, W]: the sum of each block's rows times their scores."""
-  num_cores = score_BTKC.shape[-1]
+def pool(num_pools: int, table_IW, row_BTY, pool_BTY, score_BTYC):
+  """Returns the sum [B, T, E, W] of each pool's rows times their scores."""
+  num_cores = score_BTYC.shape[-1]
   width = table_IW.shape[1]
-  of_block_BTKE = jax.nn.one_hot(block_BTK, num_blocks, dtype=jnp.float32)
-  weight_BTKEC = of_block_BTKE[..., None] * score_BTKC[..., None, :]
-  weight_BTJK = weight_BTKEC.reshape(*row_BTK.shape, -1).swapaxes(-1, -2)
+  of_pool_BTYE = jax.nn.one_hot(pool_BTY, num_pools, dtype=jnp.float32)
+  weight_BTYEC = of_pool_BTYE[..., None] * score_BTYC[..., None, :]
+  weight_BTeY = weight_BTYEC.reshape(*row_BTY.shape, -1).swapaxes(-1, -2)
 
-  def pool_token(rows_KW, weight_JK, out_EW):
-    weight_KJ = weight_JK[...].T
+  def pool_token(rows_YW, weight_eY, out_EW):
+    weight_Ye = weight_eY[...].T
     core = width // num_cores
-    for block in range(num_blocks):
+    for e in range(num_pools):
       for c in range(num_cores):
         slice_c = slice(c * core, (c + 1) * core)
-        j = block * num_cores + c
-        product_KU = weight_KJ[:, j : j + 1] * rows_KW[:, slice_c]
-        out_EW[pl.ds(block, 1), slice_c] = product_KU.sum(0, keepdims=True)
+        pair = e * num_cores + c
+        product_Yw = weight_Ye[:, pair : pair + 1] * rows_YW[:, slice_c]
+        out_EW[pl.ds(e, 1), slice_c] = product_Yw.sum(0, keepdims=True)
 
   return _over_tokens(
-    pool_token, table_IW, row_BTK, (weight_BTJK,), (num_blocks, width)
+    pool_token, table_IW, row_BTY, (weight_BTeY,), (num_pools, width)
   )
 
 
-def dot(num_cores: int, table_IW, row_BTK, block_BTK, x_BTEW):
-  """[B, T, K, C]: slices of rows times those of their blocks' vectors."""
-  width, num_blocks = table_IW.shape[1], x_BTEW.shape[2]
-  of_block_BTKE = jax.nn.one_hot(block_BTK, num_blocks, dtype=jnp.float32)
+def dot(num_cores: int, table_IW, row_BTY, pool_BTY, x_BTEW):
+  """Returns products [B, T, Y, C] of row slices with their pool's vector."""
+  width, num_pools = table_IW.shape[1], x_BTEW.shape[2]
+  of_pool_BTYE = jax.nn.one_hot(pool_BTY, num_pools, dtype=jnp.float32)
 
-  def dot_token(rows_KW, of_block_EK, x_EW, out_CK):
-    of_block_KE = of_block_EK[...].T
+  def dot_token(rows_YW, of_pool_EY, x_EW, out_CY):
+    of_pool_YE = of_pool_EY[...].T
     core = width // num_cores
     for c in range(num_cores):
       slice_c = slice(c * core, (c + 1) * core)
-      x_KU = sum(
-        of_block_KE[:, e : e + 1] * x_EW[pl.ds(e, 1), slice_c]
-        for e in range(num_blocks)
+      x_Yw = sum(
+        of_pool_YE[:, e : e + 1] * x_EW[pl.ds(e, 1), slice_c]
+        for e in range(num_pools)
       )
-      dot_K1 = (x_KU * rows_KW[:, slice_c]).sum(1, keepdims=True)
-      out_CK[pl.ds(c, 1), :] = dot_K1.T
+      dot_Y1 = (x_Yw * rows_YW[:, slice_c]).sum(1, keepdims=True)
+      out_CY[pl.ds(c, 1), :] = dot_Y1.T
 
   return _over_tokens(
     dot_token,
     table_IW,
-    row_BTK,
-    (of_block_BTKE.swapaxes(-1, -2), x_BTEW.astype(jnp.float32)),
-    (num_cores, row_BTK.shape[-1]),
+    row_BTY,
+    (of_pool_BTYE.swapaxes(-1, -2), x_BTEW.astype(jnp.float32)),
+    (num_cores, row_BTY.shape[-1]),
   ).swapaxes(-1, -2)
 
 
-def _over_tokens(function, table_IW, row_BTK, inputs, out_shape):
-  """Runs function on every token, its rows in fast memory.
+def _over_tokens(function, table_IW, row_BTY, inputs, out_shape):
+  """Runs a function on every token, with the token's rows in fast memory.
 
   Args:
-    function: (rows_KW, references to the token's inputs and output).
+    function: takes rows_YW, and references to the token's inputs and output.
     table_IW: [I, W] float32.
-    row_BTK: [B, T, K] int32 in [0, I).
+    row_BTY: [B, T, Y] int32 in [0, I).
     inputs: arrays [B, T, ., .] float32.
-    out_shape: of a token's output.
+    out_shape: shape of a token's output.
   Returns:
     [B, T, *out_shape] float32.
   """
-  batch, length, num_reads = row_BTK.shape
+  batch, length, num_reads = row_BTY.shape
   count = batch * length
   padding = -count % TOKENS_PER_STEP
 
@@ -124,37 +124,38 @@ def _over_tokens(function, table_IW, row_BTK, inputs, out_shape):
       pltpu.VMEM((2, num_reads, table_IW.shape[1]), jnp.float32),
       pltpu.SemaphoreType.DMA((2,)),
     ],
-  )(flat(row_BTK), table_IW, *map(flat, inputs))
+  )(flat(row_BTY), table_IW, *map(flat, inputs))
   return out[:count].reshape(batch, length, *out_shape)
 
 
-def _step(function, row_YK, table_IW, *references):
-  """A step of the grid: its tokens one by one, each while the next one's rows
+def _step(function, row_tY, table_IW, *references):
+  """Runs a step of the grid: one token after the other.
 
-  are on their way to the other half of rows_2KW.
+  While a token is computed, the rows of the next one are copied to the other
+  half of rows_2YW.
   """
-  *arrays, rows_2KW, arrived_2 = references
-  tokens, num_reads = row_YK.shape
+  *arrays, rows_2YW, arrived_2 = references
+  tokens, num_reads = row_tY.shape
 
-  def copy(token, half, k):
+  def copy(token, half, y):
     return pltpu.make_async_copy(
-      table_IW.at[pl.ds(row_YK[token, k], 1)],
-      rows_2KW.at[half, pl.ds(k, 1)],
+      table_IW.at[pl.ds(row_tY[token, y], 1)],
+      rows_2YW.at[half, pl.ds(y, 1)],
       arrived_2.at[half],
     )
 
   def for_reads(do):
-    jax.lax.fori_loop(0, num_reads, lambda k, _: do(k), None)
+    jax.lax.fori_loop(0, num_reads, lambda y, _: do(y), None)
 
   def run(token, _):
     half = token % 2
 
     @pl.when(token + 1 < tokens)
     def _():
-      for_reads(lambda k: copy(token + 1, 1 - half, k).start())
+      for_reads(lambda y: copy(token + 1, 1 - half, y).start())
 
-    for_reads(lambda k: copy(token, half, k).wait())
-    function(rows_2KW[half], *(x.at[token] for x in arrays))
+    for_reads(lambda y: copy(token, half, y).wait())
+    function(rows_2YW[half], *(x.at[token] for x in arrays))
 
-  for_reads(lambda k: copy(0, 0, k).start())
+  for_reads(lambda y: copy(0, 0, y).start())
   jax.lax.fori_loop(0, tokens, run, None)

@@ -18,15 +18,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 class Layout:
   """How tokens and value tables are split over a mesh.
 
-  mesh: its axis types are Auto.
-  batch_axes: split the batch, B, where it divides.
-  length_axes: hold the same tokens; inside a memory they split the positions,
-    T, where they divide.
-  expert_axes, mlp_axes: split the experts, and the inside of each.
-  table_axes: split the value tables, in the order of the mesh.
-  partition: "rows_pooled" | "rows_unpooled" (tables are split by rows, and
-    summed before or after they travel) | "columns".
-  dtype: in which scores and vectors travel between devices.
+  Attributes:
+    mesh: of devices; its axis types are Auto.
+    batch_axes: mesh axes that split the batch, B, where they divide it.
+    length_axes: mesh axes along which devices hold the same tokens; inside a
+      memory they split the positions, T, where they divide them.
+    expert_axes: mesh axes that split the experts.
+    mlp_axes: mesh axes that split the inside of each expert.
+    table_axes: mesh axes that split the value tables, in the mesh's order.
+    partition: "rows_pooled" or "rows_unpooled": tables are split by rows, which
+      are summed before or after they travel; or "columns".
+    dtype: in which scores and vectors travel between devices.
   """
 
   mesh: Mesh
@@ -39,24 +41,24 @@ class Layout:
   dtype: str
 
   def size(self, axes: tuple[str, ...]) -> int:
-    """Devices along axes."""
+    """Returns the number of devices along axes."""
     return math.prod(self.mesh.shape[axis] for axis in axes)
 
   def tokens(self, batch: int, length: int) -> PartitionSpec:
-    """The split of [B, T, ...] arrays inside a memory."""
+    """Returns the split of [B, T, ...] arrays inside a memory."""
     return PartitionSpec(
       self.dividing(self.batch_axes, batch),
       self.dividing(self.length_axes, length),
     )
 
   def table_spec(self) -> PartitionSpec:
-    """The split of a value table [I, W]."""
+    """Returns the split of a value table [I, W]."""
     if self.partition == "columns":
       return PartitionSpec(None, self.table_axes)
     return PartitionSpec(self.table_axes, None)
 
   def dividing(self, axes: tuple[str, ...], length: int) -> tuple[str, ...]:
-    """axes if their devices divide length, else none."""
+    """Returns axes if their devices divide length, else no axes."""
     return axes if length % self.size(axes) == 0 else ()
 
 

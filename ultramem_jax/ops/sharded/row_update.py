@@ -18,30 +18,30 @@ from ultramem_jax.ops.sharded.layout import Layout
 
 
 def sort_reads(
-  row_TK: jax.Array, num_rows: int, layout: Layout | None = None
+  row_TY: jax.Array, num_rows: int, layout: Layout | None = None
 ) -> tuple[jax.Array, jax.Array]:
   """Sorts the reads of a table by row, as `update_rows` wants them.
 
   Args:
-    row_TK: int32 in [0, I]; I marks reads to ignore.
+    row_TY: int32 in [0, I]; I marks reads to ignore.
     num_rows: I.
     layout: of the table on a mesh; None: one device.
   Returns:
-    (row_Z, read_Z): rows in order, and where in row_TK they stand. If the
+    (row_Z, read_Z): rows in order, and where in row_TY they stand. If the
     table is split by rows, each shard has its own such pair, and the pairs
     stand one after the other. A shard counts rows from its first, and puts the
     reads of other shards at the end, as one row beyond its last.
   """
   if not layout_lib.spans_devices(layout) or not _by_rows(layout):
-    return row_order.sort_by_row(row_TK, num_rows + 1)
+    return row_order.sort_by_row(row_TY, num_rows + 1)
   held = num_rows // layout.size(layout.table_axes)
 
-  def sort(row_TK):
-    row_TK = row_TK - jax.lax.axis_index(layout.table_axes) * held
-    here_TK = (row_TK >= 0) & (row_TK < held)
-    return row_order.sort_by_row(jnp.where(here_TK, row_TK, held), held + 1)
+  def sort(row_TY):
+    row_TY = row_TY - jax.lax.axis_index(layout.table_axes) * held
+    here_TY = (row_TY >= 0) & (row_TY < held)
+    return row_order.sort_by_row(jnp.where(here_TY, row_TY, held), held + 1)
 
-  return _map(layout, sort, PartitionSpec(), _reads_spec(layout))(row_TK)
+  return _map(layout, sort, PartitionSpec(), _reads_spec(layout))(row_TY)
 
 
 def squared_norm(
@@ -127,8 +127,8 @@ def _columns(layout, factors: Factors) -> Factors:
   index = jax.lax.axis_index(layout.table_axes)
   held = width // shards
   return factors._replace(
-    weight_TKC=sharded_lookup.slice_scores(
-      factors.weight_TKC, width, shards, index
+    weight_TYC=sharded_lookup.slice_scores(
+      factors.weight_TYC, width, shards, index
     ),
     vector_TEW=jax.lax.dynamic_slice_in_dim(
       factors.vector_TEW, index * held, held, axis=-1

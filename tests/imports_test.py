@@ -1,0 +1,79 @@
+"""Imports run one way: each room of the package uses only rooms above it."""
+
+import ast
+import pathlib
+
+from ultramem_jax import testing
+
+PACKAGE = testing.ROOT / "ultramem_jax"
+
+# What each room may import, in an order in which no arrow points back up. A
+# room is a folder of the package, or a module beside the folders.
+ALLOWED = {
+  "settings": "",
+  "ops/cpu": "",
+  "ops": "settings ops/cpu",
+  "ops/kernels": "ops",
+  "ops/sharded": "ops ops/cpu",
+  "layers": "settings ops ops/cpu ops/kernels ops/sharded",
+  "model": "settings layers ops/sharded",
+  "runs": "settings",
+  "train": "settings ops ops/cpu ops/sharded layers model runs",
+  "data": "settings",
+  "interop": "settings layers model",
+  "serve": "settings ops/sharded layers model runs train data",
+  "evaluation": "settings ops/sharded model runs train data serve",
+  "tools": "settings ops ops/sharded model runs train data serve evaluation",
+  "cli": "settings runs",
+  "commands": "settings cli runs train data interop serve evaluation tools",
+  "testing": "settings runs train",
+  "__init__": "settings ops layers model train",
+  "__main__": "cli commands",
+}
+
+
+def room(path: pathlib.Path) -> str:
+  """Returns the room of a module or folder of the package."""
+  *folders, name = path.relative_to(PACKAGE).with_suffix("").parts
+  return next(
+    (x for x in ("/".join(folders[:2]), *folders[:1]) if x in ALLOWED),
+    "/".join([*folders, name]),
+  )
+
+
+def arrows():
+  """Yields (importing file, its room, imported room), within the package."""
+  for path in PACKAGE.rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      names = []
+      if isinstance(node, ast.ImportFrom) and node.module:
+        names = [f"{node.module}.{alias.name}" for alias in node.names]
+      elif isinstance(node, ast.Import):
+        names = [alias.name for alias in node.names]
+      for name in names:
+        if name.startswith("ultramem_jax."):
+          target = PACKAGE.parent.joinpath(*name.split("."))
+          if not (target.is_dir() or target.with_suffix(".py").exists()):
+            target = target.parent  # the name is one of a module
+          # A module of its own may be named like its folder.
+          yield (
+            path,
+            room(path),
+            room(target / "_" if target.is_dir() else target),
+          )
+
+
+def test_no_arrow_points_back_up():
+  seen = set()
+  for name, above in ALLOWED.items():
+    assert set(above.split()) <= seen, name
+    seen.add(name)
+
+
+def test_rooms_import_only_what_they_may():
+  found = set(arrows())
+  assert len(found) > 100
+  for path, here, there in found:
+    assert here == there or there in ALLOWED[here].split(), (
+      f"{path.relative_to(PACKAGE)} imports {there}"
+    )
