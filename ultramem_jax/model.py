@@ -1,5 +1,7 @@
 """The transformer, and where memory enters and leaves it."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -176,7 +178,8 @@ class Transformer(nn.Module):
   ):
     """Runs the blocks, and the memories beside them."""
     c = self.config
-    block_class, memory_class = Block, MEMORIES.get(c.memory.kind)
+    block_class = Block
+    memory_class: Any = MEMORIES.get(c.memory.kind)
     if c.remat == "block":
       # Arguments are counted from self; the flags must stay Python values.
       block_class = nn.remat(Block, static_argnums=(4, 5))

@@ -1,5 +1,7 @@
 """Causal self-attention with rotary positions and a decoding cache."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -78,12 +80,13 @@ class Attention(nn.Module):
       mask_BTS = (segment_BT[:, :, None] == segment_BT[:, None, :]) & (
         place_T[None, :, None] >= place_T[None, None, :]
       )
+      implementation: Any = c.attention
       y_BTQH = jax.nn.dot_product_attention(
         query_BTQH,
         key_BTQH,
         value_BTQH,
         mask=mask_BTS[:, None],
-        implementation=c.attention,
+        implementation=implementation,
       )
     out_std = (2 * c.num_layers * c.embed_dim) ** -0.5
     return Linear(

@@ -1,8 +1,12 @@
 """Causal depthwise convolution over positions, with a cache for decoding."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from ultramem_jax.layers.parameter import parameter
 
 
 class CausalConv(nn.Module):
@@ -30,25 +34,28 @@ class CausalConv(nn.Module):
     """
     batch, length, width = x_BTD.shape
     past = self.taps - 1
-    kernel_init = nn.initializers.normal(self.taps**-0.5)
-    kernel_SD = self.param(
+    kernel_SD = parameter(
+      self,
       "kernel",
-      nn.with_logical_partitioning(kernel_init, (None, "embed")),
+      nn.initializers.normal(self.taps**-0.5),
+      (None, "embed"),
       (self.taps, width),
     )
-    history_BTD = jnp.zeros((batch, past, width), x_BTD.dtype)
-    history_BT = jnp.zeros((batch, past), jnp.int32)
+    zeros_BTD = jnp.zeros((batch, past, width), x_BTD.dtype)
+    zeros_BT = jnp.zeros((batch, past), jnp.int32)
     if decode:
       is_initialized = self.has_variable("cache", "input")
-      cached_BTD = self.variable("cache", "input", lambda: history_BTD)
-      cached_BT = self.variable("cache", "segment", lambda: history_BT)
-      history_BTD, history_BT = cached_BTD.value, cached_BT.value
-    x_BTD = jnp.concatenate([history_BTD, x_BTD], axis=1)
-    segment_BT = jnp.concatenate([history_BT, segment_BT], axis=1)
-    if decode and is_initialized:
-      cached_BTD.value = x_BTD[:, length:]
-      cached_BT.value = segment_BT[:, length:]
-    y_BTD = 0
+      cached_BTD = self.variable("cache", "input", lambda: zeros_BTD)
+      cached_BT = self.variable("cache", "segment", lambda: zeros_BT)
+      x_BTD = jnp.concatenate([cached_BTD.value, x_BTD], axis=1)
+      segment_BT = jnp.concatenate([cached_BT.value, segment_BT], axis=1)
+      if is_initialized:
+        cached_BTD.value = x_BTD[:, length:]
+        cached_BT.value = segment_BT[:, length:]
+    else:
+      x_BTD = jnp.concatenate([zeros_BTD, x_BTD], axis=1)
+      segment_BT = jnp.concatenate([zeros_BT, segment_BT], axis=1)
+    y_BTD: Any = 0
     for tap in range(self.taps):
       window = slice(past - tap, past - tap + length)
       same_BT1 = (segment_BT[:, window] == segment_BT[:, past:])[..., None]

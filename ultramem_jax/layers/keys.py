@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers import prepared
+from ultramem_jax.layers.parameter import parameter
 from ultramem_jax.ops import retrieval
 
 
@@ -45,8 +46,8 @@ class KeyNorm(nn.Module):
   scale_init: nn.initializers.Initializer
 
   def setup(self):
-    make = lambda name, init: self.param(
-      name, nn.with_logical_partitioning(init, ("key",)), (self.width,)
+    make = lambda name, init: parameter(
+      self, name, init, ("key",), (self.width,)
     )
     self.scale_K = make("scale", self.scale_init)
     if self.bias:
@@ -119,7 +120,8 @@ def prepared_keys(
     module, "keys", lambda: _normalized(*make(), dtype)
   )
   # A merged key in bfloat16 would be rounded, and choose other rows.
-  if c.rank == 1 or c.query_per_rank or dtype != jnp.float32:
+  merges = c.rank > 1 and not c.query_per_rank and dtype == jnp.float32
+  if filter_PAR is None or not merges:
     return Keys(keys_PARNK)
   merged_PANK = prepared.read(
     module, "merged_keys", lambda: retrieval.merge_keys(keys_PARNK, filter_PAR)

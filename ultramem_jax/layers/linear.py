@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers import prepared
+from ultramem_jax.layers.parameter import parameter
 from ultramem_jax.ops.cpu import matmul
 
 
@@ -65,16 +66,14 @@ class Linear(nn.Module):
   prepared_for: str | None = None
 
   @nn.compact
-  def __call__(self, x):
+  def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., *inputs] to [..., *outputs]."""
     shape = *x.shape[-self.num_axes :], *self.outputs
-    initializer = nn.with_logical_partitioning(
-      nn.initializers.normal(self.std), self.axes
-    )
+    initializer = nn.initializers.normal(self.std)
     return contract(
       self,
       "kernel",
       x.astype(self.dtype),
-      lambda: self.param("kernel", initializer, shape),
+      lambda: parameter(self, "kernel", initializer, self.axes, shape),
       self.num_axes,
     )

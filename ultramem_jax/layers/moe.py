@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from ultramem_jax.layers.parameter import parameter
 from ultramem_jax.ops.cpu.grouped import grouped_dot
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
@@ -168,8 +169,7 @@ class Moe(nn.Module):
     moe, dtype = c.moe, jnp.dtype(c.dtype)
 
     def matrix(name, std, axes, shape):
-      init = nn.with_logical_partitioning(nn.initializers.normal(std), axes)
-      return self.param(name, init, shape)
+      return parameter(self, name, nn.initializers.normal(std), axes, shape)
 
     into = (
       c.embed_dim**-0.5,

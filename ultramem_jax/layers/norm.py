@@ -13,9 +13,11 @@ class BiasedRMSNorm(nn.RMSNorm):
   bias_init: nn.initializers.Initializer = nn.initializers.zeros
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, *, mask: jax.Array | None = None
+  ) -> jax.Array:
     bias = self.param("bias", self.bias_init, x.shape[-1:])
-    y = super().__call__(x)
+    y = super().__call__(x, mask=mask)
     return y + bias.astype(y.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 
 

@@ -70,21 +70,19 @@ def calibrated_query_weight(
     ),
   )
   sample_BTPGRK = spread_queries(c, sample_BTPGRK)
-  standardize = jax.nn.standardize
-  if c.query_key_norm == "rms":
-
-    def standardize(x, epsilon):
-      return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
-
   found = layout_lib.over_tokens(
     lambda query, weights: _retrieve(query, weights[0], c.top_m, *weights[1:]),
-    standardize(sample_BTPGRK, epsilon=c.norm_eps),
-    (
-      standardize(raw_keys_PARNK, epsilon=c.norm_eps) * c.key_dim**-0.5,
-      core_CARR,
-      filter_PAR,
-    ),
+    _standardize(c, sample_BTPGRK),
+    (_standardize(c, raw_keys_PARNK) * c.key_dim**-0.5, core_CARR, filter_PAR),
     layout,
   )
   degree = 2 if c.score == "tucker" else 1
   return jnp.square(found.score_BTAMC).mean() ** (-0.5 / degree)
+
+
+def _standardize(config: MemoryConfig, x: jax.Array) -> jax.Array:
+  """Normalizes the last axis with weight 1."""
+  if config.query_key_norm == "rms":
+    mean_square = jnp.square(x).mean(-1, keepdims=True)
+    return x * jax.lax.rsqrt(mean_square + config.norm_eps)
+  return jax.nn.standardize(x, epsilon=config.norm_eps)

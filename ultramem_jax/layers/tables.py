@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.layers.parameter import parameter
 from ultramem_jax.ops import precision, random
 from ultramem_jax.ops.lookup import Kernels
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
@@ -50,16 +51,18 @@ def value_table(
   elif c.kind == "memory_plus":
     std = c.value_dim**-0.5
   dtype = precision.DTYPES[c.storage.table_dtype]
-  initializer = nn.with_logical_partitioning(
-    lambda key, shape: precision.encode(std * random.normal(key, shape), dtype),
-    ("rows", "columns"),
+  initializer = lambda key, shape: precision.encode(
+    std * random.normal(key, shape), dtype
   )
   shape = (c.stored_rows, width or c.value_dim)
-  tables = {name: module.param(name, initializer, shape)}
+  tables = {
+    name: parameter(module, name, initializer, ("rows", "columns"), shape)
+  }
   if c.storage.table_dtype == "int8":
     scale = f"{name}_scale"
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ("rows",))
-    tables[scale] = module.param(scale, ones, shape[:1])
+    tables[scale] = parameter(
+      module, scale, nn.initializers.ones, ("rows",), shape[:1]
+    )
   return tables
 
 

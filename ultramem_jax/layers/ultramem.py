@@ -12,6 +12,7 @@ from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.convolution import CausalConv
 from ultramem_jax.layers.linear import contract
 from ultramem_jax.layers.norm import make_norm
+from ultramem_jax.layers.parameter import parameter
 from ultramem_jax.layers.query import calibrated_query_weight, spread_queries
 from ultramem_jax.ops import retrieval, shuffle, tucker
 from ultramem_jax.ops.sharded import layout as layout_lib
@@ -155,10 +156,6 @@ class UltraMem(nn.Module):
         f"{x_BTD.shape[:2]}"
       )
 
-  def _param(self, name, initializer, axes, shape):
-    initializer = nn.with_logical_partitioning(initializer, axes)
-    return self.param(name, initializer, shape)
-
   def _initializers(self):
     """Returns the initializers of keys, query and value projection."""
     c = self.config
@@ -174,7 +171,8 @@ class UltraMem(nn.Module):
   def _keys(self):
     """Returns the float32 keys [P, A, R, N, K], and their `KeyNorm` or None."""
     c = self.config
-    keys_PARNK = self._param(
+    keys_PARNK = parameter(
+      self,
       "keys",
       self._initializers()["keys"],
       ("side", "memory_heads", "rank", "keys", "key"),
@@ -197,7 +195,8 @@ class UltraMem(nn.Module):
     c = self.config
     if c.score == "sum":
       return None, None
-    core_CARR = self._param(
+    core_CARR = parameter(
+      self,
       "core",
       nn.initializers.uniform(1.0),
       ("cores", "memory_heads", "rank", "rank"),
@@ -225,7 +224,8 @@ class UltraMem(nn.Module):
       self,
       "query",
       x_BTD,
-      lambda: self._param(
+      lambda: parameter(
+        self,
         "query",
         self._initializers()["query"],
         ("embed", *axes),
@@ -233,8 +233,8 @@ class UltraMem(nn.Module):
       ),
     )
     if c.imported.query_bias:
-      query_BTPGRK += self._param(
-        "query_bias", nn.initializers.zeros, axes, outputs
+      query_BTPGRK += parameter(
+        self, "query_bias", nn.initializers.zeros, axes, outputs
       ).astype(self.dtype)[None, None]
     weight = c.key_dim**-self.NORM_EXPONENT
     if c.init == "paper" and self.is_initializing():
@@ -322,7 +322,8 @@ class UltraMem(nn.Module):
       self,
       "value_projection",
       pooled_BTEW,
-      lambda: self._param(
+      lambda: parameter(
+        self,
         "value_projection",
         self._initializers()["value_projection"],
         ("expansion", "value", "embed"),
@@ -331,7 +332,8 @@ class UltraMem(nn.Module):
       num_axes=2,
     )
     if c.imported.projection_bias:
-      y_BTD += self._param(
+      y_BTD += parameter(
+        self,
         "value_projection_bias",
         nn.initializers.zeros,
         ("embed",),

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ultramem_jax.layers import tables as tables_lib
+from ultramem_jax.layers.parameter import parameter
 from ultramem_jax.layers.ultramem import UltraMem
 
 
@@ -41,7 +42,8 @@ class UltraMemV2(UltraMem):
     index_BTY, row_BTY = self._rows(slot_BTAM)
     score_BTYC = score_BTAMC.reshape(*index_BTY.shape, -1)
     if c.pre_value_dim:
-      kernel_DW = self._param(
+      kernel_DW = parameter(
+        self,
         "pre_projection",
         nn.initializers.normal(self.embed_dim**-0.5),
         ("embed", "value"),

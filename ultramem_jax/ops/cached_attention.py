@@ -1,6 +1,7 @@
 """Attention over a decoding cache: reads the part in use, in chunks."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +60,9 @@ def _attend_in_groups(chunk, budget, query_BTQH, *arrays):
   )
   if chunk == size and query_BTQH.shape[1] == 1:
     group = batch  # A CPU reads a whole cache in place, but copies parts.
-  attend_group = functools.partial(_attend_in_chunks, chunk, group)
+  attend_group: Callable[..., jax.Array] = functools.partial(
+    _attend_in_chunks, chunk, group
+  )
   if group == batch:
     return attend_group(0, query_BTQH, *cache, start)
 

@@ -4,6 +4,8 @@ The filter keeps M rows and M columns; refining scores the M x M cells where
 they meet, the candidates, and keeps M of them (paper section 3.3).
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,11 +46,11 @@ def filter_keys(
   )
   by_pair = query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR
   if not in_turn:
-    found = _filter(*by_pair, m)
+    found = _filter(*by_pair, m=m)
   else:
     found = jax.lax.map(
       lambda pair: _filter(
-        *jax.tree.map(lambda x: x[None, None, None], pair), m
+        *jax.tree.map(lambda x: x[None, None, None], pair), m=m
       ),
       jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), by_pair),
     )
@@ -71,13 +73,11 @@ def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m):
   weight_PGJRN = filter_PGJR[..., None]
   if scale_PGJRN is not None:
     weight_PGJRN *= scale_PGJRN
-  index_PGJBTM = top_m(
-    sum(
-      weight_PGJRN[:, :, :, r, None, None] * scores_PGJRBTN[:, :, :, r]
-      for r in range(rank)
-    ),
-    m,
+  filtered_PGJBTN: Any = sum(
+    weight_PGJRN[:, :, :, r, None, None] * scores_PGJRBTN[:, :, :, r]
+    for r in range(rank)
   )
+  index_PGJBTM = top_m(filtered_PGJBTN, m)
   index_PGJ1BTM = index_PGJBTM[:, :, :, None]
   chosen_PGJRBTM = jnp.take_along_axis(scores_PGJRBTN, index_PGJ1BTM, axis=-1)
   if scale_PGJRN is not None:
@@ -123,7 +123,7 @@ def refine(
     folded_BTARM = jnp.einsum(
       "BTARm,ARr->BTArm", row_BTARM, core_CARR.sum(0), precision=precision.EXACT
     )
-    grid_BTAMM = sum(
+    grid_BTAMM: Any = sum(
       folded_BTARM[..., r, :, None] * column_BTARM[..., r, None, :]
       for r in range(folded_BTARM.shape[-2])
     )

@@ -94,7 +94,9 @@ def dot_rows(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pool(num_pools, kernels, table_IW, row_BTY, pool_BTY, score_BTYC):
+def _pool(
+  num_pools, kernels, table_IW, row_BTY, pool_BTY, score_BTYC
+) -> jax.Array:
   """Returns the sum [B, T, E, W] of each pool's rows times their scores."""
   return jax.lax.platform_dependent(
     table_IW,
@@ -110,7 +112,7 @@ def _pool(num_pools, kernels, table_IW, row_BTY, pool_BTY, score_BTYC):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _dot(num_cores, kernels, table_IW, row_BTY, pool_BTY, x_BTEW):
+def _dot(num_cores, kernels, table_IW, row_BTY, pool_BTY, x_BTEW) -> jax.Array:
   """Returns products [B, T, Y, C] of row slices with their pool's vector."""
 
   def dot(of_pool, budget, table_IW, *inputs):
@@ -255,7 +257,8 @@ def _pool_in_turn(num_pools, table_IW, *inputs):
 
   length = chunks.chunk_length(
     chunks.CPU_CHUNK_BYTES,
-    *inputs[0].shape[:2],
+    inputs[0].shape[0],
+    inputs[0].shape[1],
     4 * num_pools * table_IW.shape[1],
   )
   return chunks.scan_chunks(pool_chunk, None, inputs, length)[1]

@@ -83,7 +83,7 @@ def _retrieved(index_BTPAM, side_BTPARM, core_CARR) -> Retrieved:
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _retrieve(
   m, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
-):
+) -> tuple[jax.Array, jax.Array]:
   """Returns the best cells [B, T, P, A, M], and scores [B, T, P, A, R, M]."""
   return chunks.with_budget(
     functools.partial(_retrieve_in_chunks, m),
@@ -101,14 +101,14 @@ def _retrieve_in_chunks(
   sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
   heads = groups * sharing
   budget = min(max(budget, 4 * keys_PGJRNK.size), LARGEST_CHUNK * budget)
-  tokens = query_BTPGRK.shape[:2]
+  batch, positions = query_BTPGRK.shape[:2]
   chunk_length = lambda pairs: chunks.chunk_length(
-    budget, *tokens, 4 * (pairs * rank * num_keys + heads * m * m)
+    budget, batch, positions, 4 * (pairs * rank * num_keys + heads * m * m)
   )
   length = chunk_length(sides * heads)
   # Matmuls of many positions are faster: where not all positions fit, a chunk
   # holds the scores of one side and head at a time.
-  in_turn = length < tokens[1]
+  in_turn = length < positions
   if in_turn:
     length = chunk_length(1)
 

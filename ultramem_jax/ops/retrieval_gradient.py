@@ -122,7 +122,8 @@ def _by_products(query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM):
 
   positions = chunks.chunk_length(
     chunks.ACCELERATOR_CHUNK_BYTES,
-    *query_BTPGRK.shape[:2],
+    query_BTPGRK.shape[0],
+    query_BTPGRK.shape[1],
     4 * sides * groups * sharing * rank * num_keys,
   )
   keys, query = chunks.scan_chunks(

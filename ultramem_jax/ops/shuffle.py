@@ -18,10 +18,10 @@ def mix(x: jax.Array | int) -> jax.Array:
 
   The finalizer of MurmurHash3 (A. Appleby, public domain).
   """
-  x = jnp.asarray(x, jnp.uint32)
-  x = (x ^ (x >> 16)) * jnp.uint32(0x85EBCA6B)
-  x = (x ^ (x >> 13)) * jnp.uint32(0xC2B2AE35)
-  return x ^ (x >> 16)
+  bits = jnp.asarray(x, jnp.uint32)
+  bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+  bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+  return bits ^ (bits >> 16)
 
 
 def hash_shuffle(

@@ -47,7 +47,9 @@ def prepare(
     return model.apply(variables, *inputs, mutable=[prepared.COLLECTION])[1]
 
   added = computed(variables).get(prepared.COLLECTION, {})
-  params = traverse_util.flatten_dict(variables["params"], sep="/")
+  params: dict[str, Any] = traverse_util.flatten_dict(
+    variables["params"], sep="/"
+  )
   for path in traverse_util.flatten_dict(added, sep="/"):
     params.pop(path, None)
   return model, {
@@ -57,7 +59,7 @@ def prepare(
   }
 
 
-def _cast(model, params: dict[str, jax.Array]) -> dict[str, jax.Array]:
+def _cast(model: nn.Module, params: dict[str, Any]) -> dict[str, Any]:
   """Parameters by path in the model's dtype, if it has one."""
   config = getattr(model, "config", None)
   dtype = jnp.dtype(getattr(config, "dtype", jnp.float32))

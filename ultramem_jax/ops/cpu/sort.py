@@ -28,7 +28,8 @@ def sort_by_row(
 
 def _pair_sort(row_Z):
   read_Z = jnp.arange(row_Z.size, dtype=jnp.int32)
-  return tuple(jax.lax.sort((row_Z, read_Z), num_keys=1))
+  row_Z, read_Z = jax.lax.sort((row_Z, read_Z), num_keys=1)
+  return row_Z, read_Z
 
 
 def _radix_sort(row_Z, num_rows):

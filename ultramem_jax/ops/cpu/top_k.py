@@ -73,7 +73,7 @@ def sieve(scores: jax.Array, m: int) -> jax.Array:
   # would be computed again for every number.
   index_BM = jax.lax.cond(
     fits_B1.all(),
-    lambda scores_BN, *slots: _sort(scores_BN, *slots, m),
+    lambda scores_BN, *slots: _sort(scores_BN, *slots, m=m),
     lambda scores_BN, *_: _top_k(scores_BN, m),
     scores_BN,
     index_Bm,

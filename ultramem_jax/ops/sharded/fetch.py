@@ -163,7 +163,9 @@ def sum_over_rounds(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _sum_over_rounds(op, exchange, num_rows, table_iW, index_BTY, x):
+def _sum_over_rounds(
+  op, exchange, num_rows, table_iW, index_BTY, x
+) -> jax.Array:
   planned = plan(exchange, index_BTY % num_rows, table_iW.shape[0])
 
   def add(sum_, turn):

@@ -28,7 +28,7 @@ from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.exchange import Exchange
 from ultramem_jax.ops.sharded.layout import Layout
 
-PARTITIONS = ("columns", "rows_pooled", "rows_unpooled")
+PARTITIONS: tuple[str, ...] = ("columns", "rows_pooled", "rows_unpooled")
 
 
 def bytes_moved(

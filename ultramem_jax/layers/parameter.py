@@ -1,0 +1,29 @@
+"""Parameters of layers, whose axes have logical names for sharding."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+
+def parameter(
+  module: nn.Module,
+  name: str,
+  initializer: Callable[..., Any],
+  axes: Sequence[str | None],
+  shape: Sequence[int],
+) -> jax.Array:
+  """Returns a parameter of a module, made by its initializer at `init`.
+
+  Args:
+    module: the owner; to be called where it may call its own `param`.
+    name: of the parameter.
+    initializer: (key, shape) -> array.
+    axes: logical name of each axis, of those that `train/sharding.py` maps to
+      the mesh; None: an axis that is never split.
+    shape: of the parameter.
+  """
+  boxed = nn.with_logical_partitioning(initializer, tuple(axes))
+  value: Any = module.param(name, boxed, tuple(shape))
+  return value
