@@ -154,7 +154,7 @@ def test_tables_that_it_does_not_take_are_refused(
 ):
   _, index_BTY, score_BTYC = random_inputs((1, 2), 1, 2)
   monkeypatch.setattr(jax, "default_backend", lambda: backend)
-  with pytest.raises(ConfigError, match=r"model\.memory\.kernel = 'pallas'"):
+  with pytest.raises(ConfigError, match=r"storage\.kernel = 'pallas'"):
     lookup.pool_rows(table_IW, index_BTY, score_BTYC, 1, pallas.KERNELS)
 
 
