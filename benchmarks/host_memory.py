@@ -52,8 +52,8 @@ def make_config(gibibytes: float) -> config_lib.Config:
     num_keys=side - side % 4,
     key_dim=8,
     value_dim=WIDTH,
-    partition="rows",
   )
+  c.model.memory.storage.partition = "rows"
   return config_lib.parse(c)
 
 

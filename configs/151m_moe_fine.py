@@ -4,7 +4,7 @@
       --config.data.tokenizer=gpt_neox/tokenizer.json
 
 The parameters and FLOPs of `151m_moe_2in32.py` in experts of a quarter of the
-width, as fine-grained mixtures cut them; not a model of the UltraMem paper.
+width, as fine-grained mixtures have them. Not a model of the UltraMem paper.
 """
 
 from configs import published

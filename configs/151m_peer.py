@@ -3,8 +3,9 @@
   python train.py --config=configs/151m_peer.py \
       --config.data.tokenizer=gpt_neox/tokenizer.json
 
-746,496 one-neuron experts, two tables of the parameters of `151m_pkm_x10.py`;
-8 heads of 16 as in the PEER paper. Not a model of the UltraMem paper.
+746,496 one-neuron experts in two tables, together as large as the table of
+`151m_pkm_x10.py`; 8 heads that read 16 experts each, as in the PEER paper. Not
+a model of the UltraMem paper.
 """
 
 from configs import ablation

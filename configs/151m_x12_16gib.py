@@ -1,13 +1,13 @@
-"""UltraMem-151M-x12, all 1.86 G values of it, in 16 GiB of memory.
+"""UltraMem-151M-x12 with all of its 1.86 G values, in 16 GiB of memory.
 
   python train.py --config=configs/151m_x12_16gib.py
 
-Tables and their first moments in bfloat16, rounded at random, and one second
-moment for each row: 4 bytes a value, where float32 with a dense update takes
-16. The process takes 11.9 GiB at most, also when it saves, and 12.3 when it
-goes on from a checkpoint (`python -m benchmarks.x12`). Trains on the embedded
-corpus, byte level, 512 tokens a step; for another corpus set `data` and
-`model.vocab_size` as `151m_x12.py` has them.
+Tables and their first moments are bfloat16, rounded at random, with one second
+moment per row: 4 bytes per value, where float32 with a dense update takes 16.
+The process takes at most 11.9 GiB, also while it saves, and 12.3 GiB when it
+resumes; a step takes 10 s on two CPU cores (`python -m benchmarks.x12`). It
+trains on the embedded corpus at byte level, 512 tokens per step. For another
+corpus set `data` and `model.vocab_size` as in `151m_x12.py`.
 """
 
 import importlib

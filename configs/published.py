@@ -1,8 +1,11 @@
 """What the published models share: their training and their dense sizes.
 
-UltraMem (arXiv 2411.12364), section 4: 238,418 steps of 2048 x 2048 tokens,
-1T of RedPajama, validated on C4, GPT-NeoX tokenizer. The default here trains
-on C4 as well; the width of an attention head is not published.
+UltraMem (arXiv 2411.12364), section 4: 238,418 steps of 2048 x 2048 tokens (1T
+tokens of RedPajama), validated on C4, with the GPT-NeoX tokenizer. These
+configs also train on C4. The number of attention heads is not published; ours
+have width 64 (151M) or 128. For the memory that a config needs per device:
+
+  python -m ultramem_jax accounting --config=configs/151m_x12.py
 """
 
 from configs import default
@@ -17,7 +20,7 @@ LEARNING_RATES = {"151m": 6e-4, "680m": 2.5e-4, "1b6": 2e-4, "6b5": 1.2e-4}
 
 
 def get_config(size: str = "151m"):
-  """The dense model of a size; the others replace its MLPs or add memories."""
+  """Returns the dense model of a size; variants add experts or memories."""
   c = default.get_config()
   c.steps = 238_418
   c.batch_size = 2048

@@ -1,16 +1,16 @@
-"""The sweeps of expansion, rank and cores (arXiv 2411.12364, table 3).
+"""The sweeps of expansion, rank and cores: table 3 of the paper.
 
   python train.py --config=configs/sweeps.py:ive_9 \
       --config.data.tokenizer=gpt_neox/tokenizer.json
 
-Each extends a row of `ablation.py`, its first value being that row itself.
+Each sweep extends a row of `ablation.py`; its value 1 is that row itself.
 Changes of the validation loss in the paper: ive 4, 9, 16 -0.017, -0.025,
 -0.027; tdqkr 2, 3, 4 -0.008, -0.0084, -0.0082; mcs 2, 4, 8 -0.003, 0.001,
 0.006.
 """
 
 from configs import ablation
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.checks import require
 
 KEY_WIDTH = 500  # per side and head, shared out between the ranks of a key
 SWEEPS = {
@@ -32,11 +32,12 @@ POINTS = {
 
 
 def get_config(point: str = ""):
-  if point not in POINTS:
-    raise ConfigError(
-      f"--config=configs/sweeps.py:POINT, POINT = {point!r}: must be one of "
-      f"{', '.join(POINTS)}"
-    )
+  require(
+    point in POINTS,
+    "--config=configs/sweeps.py:POINT, POINT",
+    point,
+    f"must be one of {', '.join(POINTS)}",
+  )
   row, changes = POINTS[point]
   c = ablation.get_config(row)
   c.model.memory.update(changes)

@@ -1,4 +1,9 @@
-"""The dense twin of `tiny.py`: same FLOPs per token, no memory."""
+"""The dense twin of `tiny.py`: no memory, but the same FLOPs per token.
+
+  python train.py --config=configs/tiny_dense.py
+
+It trains on what `tiny.py` trains on, for as many steps.
+"""
 
 from configs import tiny
 

@@ -1,4 +1,9 @@
-"""`tiny.py` with Memory+ (arXiv 2412.09764): two layers share one table."""
+"""`tiny.py` with Memory+ (arXiv 2412.09764): two memories share one table.
+
+  python train.py --config=configs/tiny_memory_plus.py
+
+It trains on what `tiny.py` trains on, for as many steps.
+"""
 
 from configs import tiny
 

@@ -1,4 +1,9 @@
-"""The mixture-of-experts twin of `tiny.py`: same FLOPs per token, 2 of 8."""
+"""The mixture-of-experts twin of `tiny.py`: 2 of 8 experts, the same FLOPs.
+
+  python train.py --config=configs/tiny_moe.py
+
+It trains on what `tiny.py` trains on, for as many steps.
+"""
 
 from configs import tiny_dense
 

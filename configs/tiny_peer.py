@@ -1,4 +1,9 @@
-"""The PEER twin of `tiny.py` (arXiv 2407.04153): 8100 one-neuron experts."""
+"""The PEER twin of `tiny.py` (arXiv 2407.04153): 8100 one-neuron experts.
+
+  python train.py --config=configs/tiny_peer.py
+
+It trains on what `tiny.py` trains on, for as many steps.
+"""
 
 from configs import tiny_pkm
 

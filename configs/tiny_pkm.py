@@ -1,4 +1,9 @@
-"""The product-key twin of `tiny.py`: same table and FLOPs, one plain memory."""
+"""The product-key twin of `tiny.py`: one memory, the same table and FLOPs.
+
+  python train.py --config=configs/tiny_pkm.py
+
+It trains on what `tiny.py` trains on, for as many steps.
+"""
 
 from configs import ablation, tiny
 

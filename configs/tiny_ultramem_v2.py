@@ -1,5 +1,7 @@
 """`tiny.py` with UltraMemV2 (arXiv 2508.18756): a memory in every block.
 
+  python train.py --config=configs/tiny_ultramem_v2.py
+
 The four memories share a ring of tables, a quarter of `tiny.py`'s rows each.
 """
 

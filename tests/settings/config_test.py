@@ -213,7 +213,7 @@ BAD = [
       {"model.mlp_conv": 5, "model.mlp_conv_blocks": blocks},
       "model.mlp_conv_blocks",
       "different blocks joined by '/', such as '1/3', each from 1 to "
-      "num_layers = 4",
+      "model.num_layers = 4",
     )
     for blocks in ("", "1/", "1,3", "a", "0", "5", "2/2")
   ),

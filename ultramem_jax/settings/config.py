@@ -1,15 +1,16 @@
-"""The typed configuration: frozen dataclasses, built once from a ConfigDict.
+"""The typed configuration of a run: frozen dataclasses.
 
-`parse` turns the ConfigDict of `configs/*.py` (or the `config.json` of a
-workdir) into a `Config`. Everything after it reads plain attributes. A bad
-value raises `ConfigError`, whose message names the field, the value and what
-is allowed.
+`parse` builds a `Config` from the ConfigDict of `configs/*.py`, or from the
+`config.json` of a workdir. All other code reads its attributes. A bad value
+raises a `ConfigError` that names the field as `--config.FIELD` does, the value
+and what is allowed. Every field is explained in `configs/default.py`.
 """
 
 import dataclasses
 from typing import Any
 
 from ultramem_jax.settings.checks import (
+  named,
   require,
   require_at_least,
   require_choice,
@@ -54,24 +55,24 @@ class DataConfig:
       self.valid_fraction,
       "must lie strictly between 0 and 1",
     )
-    # Who evaluates alone needs no text to train on.
+    # Evaluation needs no text to train on.
     require(
       self.source != "text" or bool(self.path or self.valid_path),
       "data.path",
       self.path,
-      "must be a glob of text files with source = 'text'",
+      "must be a glob of text files with data.source = 'text'",
     )
     require(
       self.source != "tfds" or bool(self.tfds_name),
       "data.tfds_name",
       self.tfds_name,
-      "must name a dataset such as 'c4/en:3.0.1' with source = 'tfds'",
+      "must name a dataset such as 'c4/en:3.0.1' with data.source = 'tfds'",
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig:
-  """AdamW, its schedule and its parameter groups."""
+  """AdamW, its learning rate over the steps, and its parameter groups."""
 
   learning_rate: float
   warmup_fraction: float
@@ -101,7 +102,7 @@ class OptimConfig:
       0 < self.value_lr_horizon <= 1,
       "optim.value_lr_horizon",
       self.value_lr_horizon,
-      "must lie in (0, 1], as a share of steps",
+      "must lie in (0, 1]: a share of the steps",
     )
     require_fraction(
       path, self, "warmup_fraction", "init_fraction", "final_fraction"
@@ -122,7 +123,7 @@ class OptimConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """When checkpoints are written and which are kept."""
+  """When checkpoints are saved, and how many are kept."""
 
   every: int
   keep: int
@@ -154,7 +155,7 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-  """Devices along each axis of the mesh; see `configs/default.py`."""
+  """The number of devices along each axis of the mesh."""
 
   data: int
   fsdp: int = 1
@@ -183,7 +184,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-  """A whole run. Built by `parse`; hashable, comparable, JSON-able."""
+  """All settings of a run; `parse` builds it. Hashable and comparable."""
 
   seed: int
   steps: int
@@ -201,34 +202,34 @@ class Config:
 
   def __post_init__(self):
     require_types("", self)
-    for field, low in (
-      ("seed", 0),
-      ("steps", 1),
-      ("batch_size", 1),
-      ("accumulation_steps", 1),
-      ("log_every", 1),
-      ("eval_every", 1),
-      ("eval_batches", 0),
-    ):
-      value = getattr(self, field)
-      require(value >= low, field, value, f"must be at least {low}")
+    require_at_least("", self, 0, "seed", "eval_batches")
+    require_at_least(
+      "",
+      self,
+      1,
+      "steps",
+      "batch_size",
+      "accumulation_steps",
+      "log_every",
+      "eval_every",
+    )
     require(
       self.seed < 2**32,
       "seed",
       self.seed,
-      "must be less than 2^32: a key is made of its lower 32 bits",
+      "must be less than 2^32: random keys use its lower 32 bits",
     )
     require(
       round(self.optim.warmup_fraction * self.steps) < self.steps,
       "optim.warmup_fraction",
       self.optim.warmup_fraction,
-      f"must leave one of {self.steps} steps for the cosine",
+      f"must leave at least one of {self.steps} steps for the cosine",
     )
     require(
       round(self.optim.value_lr_horizon * self.steps) > 0,
       "optim.value_lr_horizon",
       self.optim.value_lr_horizon,
-      f"must span one of {self.steps} steps at least",
+      f"must span at least one of {self.steps} steps",
     )
     require(
       self.batch_size % self.accumulation_steps == 0,
@@ -240,14 +241,14 @@ class Config:
       self.optim.table_update != "dense" or not self.has_low_precision_tables,
       "optim.table_update",
       self.optim.table_update,
-      "must be sparse or auto with bfloat16 tables "
-      "(model.memory.storage.table_dtype) or moments (optim.table_moments), or "
-      "optim.table_second_moment = row",
+      "must be sparse or auto, unless model.memory.storage.table_dtype and "
+      "optim.table_moments are float32 and optim.table_second_moment is "
+      "element",
     )
 
   @property
   def has_low_precision_tables(self) -> bool:
-    """Whether tables or their moments are such as only rows can be updated."""
+    """Whether the tables require the sparse update."""
     return (
       self.model.memory.storage.table_dtype != "float32"
       or self.optim.table_moments != "float32"
@@ -256,19 +257,18 @@ class Config:
 
 
 def _build(cls: type, values: Any, path: str) -> Any:
-  """Builds dataclass cls, which checks values, from a mapping of its names."""
+  """Builds the dataclass cls, the section at path, from its fields by name."""
   fields = {field.name: field for field in dataclasses.fields(cls)}
-  prefix = f"{path}." if path else ""
   require(
     hasattr(values, "keys"),
-    path,
+    path or "config",
     values,
     f"must hold the fields {', '.join(fields)}",
   )
   for name in values:
     require(
       name in fields,
-      prefix + name,
+      named(path, name),
       values[name],
       f"no such field; known: {', '.join(fields)}",
     )
@@ -278,16 +278,16 @@ def _build(cls: type, values: Any, path: str) -> Any:
       defaults = (field.default, field.default_factory)
       require(
         defaults != (dataclasses.MISSING, dataclasses.MISSING),
-        prefix + name,
+        named(path, name),
         None,
         "is missing",
       )
       continue
     value = values[name]
-    if dataclasses.is_dataclass(field.type):
-      built[name] = _build(field.type, value, prefix + name)
+    if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
+      built[name] = _build(field.type, value, named(path, name))
       continue
-    # So that equal configs print alike.
+    # Equal configs then print alike.
     to_float = field.type is float and type(value) is int
     built[name] = float(value) if to_float else value
   return cls(**built)
@@ -297,9 +297,10 @@ def parse(config: Any) -> Config:
   """Builds the typed configuration of a run.
 
   Args:
-    config: a ConfigDict or nested dict with exactly the fields of `Config`.
+    config: a ConfigDict or nested dict with the fields of `Config`. A field
+      that has a default there may be left out.
   Returns:
-    The frozen Config, every range and cross-field rule checked.
+    The frozen Config; every value is in range and fits the others.
   Raises:
     ConfigError: an unknown, missing, ill-typed or out-of-range field.
   """
@@ -307,5 +308,5 @@ def parse(config: Any) -> Config:
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-  """The nested dict that `parse` turns back into an equal Config."""
+  """Returns the nested dict from which `parse` builds an equal Config."""
   return dataclasses.asdict(config)

@@ -1,25 +1,25 @@
-"""Every error that a user can mend; a command reports it in one line."""
+"""The errors that a user can mend; a command reports each in one line."""
 
 
 class UserError(Exception):
-  """What the user can mend; the message says how."""
+  """Something that the user can mend; the message says how."""
 
 
 class ConfigError(UserError, ValueError):
-  """A setting that cannot work: names the field, the value, what is allowed."""
+  """A bad setting; the message names field, value and what is allowed."""
 
 
 class CheckpointError(UserError, RuntimeError):
-  """A checkpoint can be neither used nor written, or another process does."""
+  """A checkpoint cannot be read or written, or another process uses it."""
 
 
 class TargetError(UserError, ValueError):
-  """A sound checkpoint holds other arrays than were asked for."""
+  """A checkpoint is intact, but does not hold the arrays asked for."""
 
 
 class TrainingError(UserError, RuntimeError):
-  """A run that cannot go on, such as one whose loss is not finite."""
+  """A run cannot go on, for example because its loss is not finite."""
 
 
 class DamagedRecords(UserError, ValueError):
-  """A file of records that is cut off, or holds other bytes than records."""
+  """A file of records is cut off, or holds other bytes than records."""

@@ -124,7 +124,7 @@ class MemoryConfig:
       self.value_projection or self.value_dim == embed_dim,
       named(_PATH, "value_dim"),
       self.value_dim,
-      f"must equal embed_dim = {embed_dim} without value_projection",
+      f"must equal model.embed_dim = {embed_dim} without value_projection",
     )
 
   def __post_init__(self):

@@ -1,4 +1,4 @@
-"""The settings of the transformer: what `config.model` holds."""
+"""The settings of the transformer, `config.model`."""
 
 import dataclasses
 
@@ -16,7 +16,10 @@ from ultramem_jax.settings.spans import Span, parse_blocks, parse_spans
 
 @dataclasses.dataclass(frozen=True)
 class MoeConfig:
-  """Mixture of experts in place of every MLP; see `configs/default.py`."""
+  """The mixture of experts that replaces every MLP.
+
+  Every field is explained in `configs/default.py`.
+  """
 
   num_experts: int = 0
   top_k: int = 2
@@ -68,7 +71,7 @@ class ModelConfig:
 
   @property
   def spans(self) -> tuple[Span, ...]:
-    """The memories' places, () for a model without memory."""
+    """Where the memories stand; () for a model without memory."""
     if self.memory.kind == "none":
       return ()
     return parse_spans(self.memory.spans, self.num_layers)

@@ -7,7 +7,10 @@ from ultramem_jax.settings.checks import require
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-  """Memory `index` reads in block `start`, is added after `end` (0-based)."""
+  """Memory `index` reads in block `start` and is added after block `end`.
+
+  Blocks are counted from 0.
+  """
 
   index: int
   start: int
@@ -22,9 +25,10 @@ def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
       Spans may overlap or touch. "full" is a memory i:i in every block.
     num_layers: L, blocks of the transformer.
   Returns:
-    One Span per memory, 0-based, in the order written.
+    One Span per memory, blocks counted from 0, in the order written.
   Raises:
-    ConfigError: not of that form, a block out of range, j < i, a repeated i.
+    ConfigError: the text is not of that form, a block is out of range, j < i,
+      or an i is repeated.
   """
   field = "model.memory.spans"
   if spans == "full":
@@ -43,7 +47,8 @@ def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
       1 <= start <= end <= num_layers,
       field,
       spans,
-      f"span {text!r} must satisfy 1 <= i <= j <= num_layers = {num_layers}",
+      f"span {text!r} must satisfy 1 <= i <= j <= model.num_layers = "
+      f"{num_layers}",
     )
     parsed.append(Span(index, start - 1, end - 1))
   starts = [span.start for span in parsed]
@@ -60,13 +65,14 @@ def parse_blocks(field: str, blocks: str, num_layers: int) -> tuple[int, ...]:
   """Reads "i/j/..." (blocks counted from 1).
 
   Args:
-    field: the setting that errors name.
+    field: the field that an error names.
     blocks: the numbers of different blocks; "full" is every block.
     num_layers: L, blocks of the transformer.
   Returns:
     The blocks, counted from 0, in the order written.
   Raises:
-    ConfigError: not of that form, a block out of range, or repeated.
+    ConfigError: the text is not of that form, or a block is out of range or
+      repeated.
   """
   if blocks == "full":
     return tuple(range(num_layers))
@@ -77,6 +83,6 @@ def parse_blocks(field: str, blocks: str, num_layers: int) -> tuple[int, ...]:
     field,
     blocks,
     "must be 'full' or different blocks joined by '/', such as '1/3', each "
-    f"from 1 to num_layers = {num_layers}",
+    f"from 1 to model.num_layers = {num_layers}",
   )
   return tuple(int(part) - 1 for part in parts)
