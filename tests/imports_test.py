@@ -27,7 +27,7 @@ ALLOWED = {
   "cli": "settings runs",
   "commands": "settings cli runs train data interop serve evaluation tools",
   "testing": "settings runs train",
-  "__init__": "settings ops layers model train",
+  "__init__": "settings ops layers model train interop",
   "__main__": "cli commands",
 }
 

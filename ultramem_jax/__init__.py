@@ -4,6 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+  from ultramem_jax import interop
   from ultramem_jax.layers.buffers import refresh_buffers
   from ultramem_jax.layers.memory_plus import MemoryPlus
   from ultramem_jax.layers.peer import Peer
@@ -38,6 +39,7 @@ __all__ = [
   "UltraMem",
   "UltraMemV2",
   "global_norm",
+  "interop",
   "join_tables",
   "refresh_buffers",
   "sparse_value_and_grad",
@@ -70,6 +72,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
+  if name == "interop":
+    return importlib.import_module(f"{__name__}.interop")
   if name not in _MODULES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
   module = importlib.import_module(f"{__name__}.{_MODULES[name]}")

@@ -1,16 +1,16 @@
-"""The authors' PyTorch weights, as numpy arrays under their own names.
+"""Reads and writes the authors' PyTorch weights, as numpy arrays by name.
 
   layer, variables = from_official("ultramem_v1", state_dict, **settings)
   named = to_official("ultramem_v1", variables, **settings)
 
-A layer is described by a table of `tensors.Entry`, one for each of their
-tensors: how its axes are split and moved, and which arrays of ours result. The
-tables are linear in the arrays, so that they carry gradients over as well as
-parameters.
+In this package a tensor is theirs and an array is ours. Every layer has a table
+of `tensors.Entry`, one for each tensor: how its axes are split and moved, and
+which arrays result. The tables are linear, so that gradients pass through them
+as parameters do.
 
-Their settings are constructor arguments and fields of their configuration in
-one dict. A setting that does not change what the layer computes is ignored,
-one that we cannot express is refused by name.
+`settings` are the authors' constructor arguments and the fields of their
+configuration, in one dict. A setting that does not change what a layer computes
+is ignored. One that we cannot express raises a ConfigError that names it.
 """
 
 from ultramem_jax.interop.files import load

@@ -1,4 +1,4 @@
-"""Arrays by name, from the files that hold them."""
+"""Loads tensors by name from the files that hold them."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import numpy as np
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-# dtypes of the safetensors format.
+# The dtypes of the safetensors format.
 SAFETENSORS_DTYPES = {
   "F64": np.float64,
   "F32": np.float32,
@@ -28,10 +28,14 @@ SAFETENSORS_DTYPES = {
 
 
 def load(state_dict: Any) -> Mapping[str, np.ndarray]:
-  """Arrays by name: as they are, or from a .safetensors or .pt file.
+  """Returns tensors by name, read from a file where state_dict is a path.
 
+  Args:
+    state_dict: the path of a .safetensors or .pt file; anything else is
+      returned as it is.
   Raises:
-    ConfigError: another suffix, a broken file, or a .pt file without torch.
+    ConfigError: the path has another suffix, the file is absent or broken, or
+      it ends in .pt and torch is not installed.
   """
   if not isinstance(state_dict, str | os.PathLike):
     return state_dict
@@ -45,8 +49,13 @@ def load(state_dict: Any) -> Mapping[str, np.ndarray]:
   require(path.is_file(), "state_dict", str(path), "is not a file")
   if path.suffix == ".safetensors":
     return _load_safetensors(path)
+  return _load_pt(path)
+
+
+def _load_pt(path: pathlib.Path) -> dict[str, np.ndarray]:
   try:
-    import torch  # optional, and slow to import
+    # Optional, and slow to import.
+    import torch  # pyright: ignore[reportMissingImports]
   except ImportError as error:
     raise ConfigError(
       f"state_dict = {str(path)!r}: reading .pt needs torch; install it, or "
@@ -58,7 +67,7 @@ def load(state_dict: Any) -> Mapping[str, np.ndarray]:
       name: (tensor.float() if tensor.is_floating_point() else tensor).numpy()
       for name, tensor in tensors.items()
     }
-  except Exception as error:  # of many kinds: pickle, zip, torch
+  except Exception as error:  # from pickle, zipfile or torch, of any class
     raise ConfigError(
       f"state_dict = {str(path)!r}: is not a .pt file of tensors by name "
       f"({error!r:.200})"
@@ -66,18 +75,18 @@ def load(state_dict: Any) -> Mapping[str, np.ndarray]:
 
 
 def _load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """The format: length of the header (uint64), header (JSON), raw bytes."""
+  """Reads the length of the header (uint64), the header (JSON), raw bytes."""
   try:
     data = np.memmap(path, np.uint8, mode="r")
     length = int(data[:8].view("<u8")[0])
     header = json.loads(bytes(data[8 : 8 + length]))
     header.pop("__metadata__", None)
-    arrays = {}
+    tensors = {}
     for name, tensor in header.items():
       start, end = tensor["data_offsets"]
       raw = data[8 + length + start : 8 + length + end]
       dtype = np.dtype(SAFETENSORS_DTYPES[tensor["dtype"]])
-      arrays[name] = np.frombuffer(raw.tobytes(), dtype).reshape(
+      tensors[name] = np.frombuffer(raw.tobytes(), dtype).reshape(
         tensor["shape"]
       )
   except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
@@ -85,4 +94,4 @@ def _load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
       f"state_dict = {str(path)!r}: is not a safetensors file that we can "
       f"read ({error!r})"
     ) from error
-  return arrays
+  return tensors

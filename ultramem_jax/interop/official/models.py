@@ -1,4 +1,4 @@
-"""The authors' whole models, in and out."""
+"""Imports and exports a whole model of the authors."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,18 +8,15 @@ import flax.linen as nn
 import numpy as np
 
 from ultramem_jax.interop.files import load
-from ultramem_jax.interop.official.layers import (
-  KINDS,
-  norm_entries,
-  table_entries,
-)
+from ultramem_jax.interop.official.layers import KINDS
 from ultramem_jax.interop.official.settings import (
   Settings,
   norm_settings,
-  only,
+  require_value,
   required,
 )
-from ultramem_jax.interop.tensors import Entry, entry, linear, read, write
+from ultramem_jax.interop.official.ultramem import norm_entries, table_entries
+from ultramem_jax.interop.tensors import Entry, Path, entry, linear, read, write
 from ultramem_jax.model import Transformer
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
@@ -27,8 +24,8 @@ from ultramem_jax.settings.memory import MemoryConfig
 from ultramem_jax.settings.model import ModelConfig, MoeConfig
 from ultramem_jax.settings.spans import parse_spans
 
-# Fields of their model config that must have the first value if they are set,
-# or any that means the same.
+# Fields of the authors' model config that, where set, must have one of these
+# values. All values of a field mean the same.
 MODEL_SETTINGS = {
   "activation_type": ("swiglu",),
   "block_type": ("sequential",),
@@ -47,12 +44,16 @@ MODEL_SETTINGS = {
   "residual_dropout": (0,),
   "embedding_dropout": (0,),
 }
-# Constructor arguments that their model never passes on to its V1 layers.
+# Defaults of the constructor of V1 layers: the authors' model never passes
+# these arguments on.
 V1_TUCKER_RANK, V1_NUM_CORES, V1_EXPANSION = 2, 2, 4
 
 
 def _spans(settings: Settings) -> str:
-  """`mem_insert_way`, 0-based, as our spans, 1-based; "" for no memory."""
+  """Returns `model.memory.spans`; "" for a model without memory.
+
+  `mem_insert_way` counts blocks from 0, our spans count them from 1.
+  """
   way = required(settings, "mem_insert_way")
   if way == "no_mem":
     return ""
@@ -69,12 +70,23 @@ def _spans(settings: Settings) -> str:
   try:
     parse_spans(spans, required(settings, "n_layers"))
   except ConfigError as error:
-    raise ConfigError(f"mem_insert_way = {way!r}: from 1, {error}") from error
+    raise ConfigError(
+      f"mem_insert_way = {way!r}: counted from 1, {error}"
+    ) from error
   return spans
 
 
-def _memory(settings: Settings, spans: str, sizes: dict[str, int]):
-  """Their mem_* fields as settings of a layer, and the MemoryConfig."""
+def _memory(
+  settings: Settings, spans: str, sizes: dict[str, int]
+) -> MemoryConfig:
+  """Returns the config of the memories, by the config of their layer.
+
+  Args:
+    settings: the authors' model config, whose mem_* fields are the settings of
+      a layer under other names.
+    spans: where the memories stand.
+    sizes: see `_memory_sizes`.
+  """
   kind = required(settings, "mem_type")
   require(
     kind in KINDS and kind != "meta_memory",
@@ -102,16 +114,18 @@ def _memory(settings: Settings, spans: str, sizes: dict[str, int]):
 
 
 def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
-  """Ours, from theirs and the sizes of the memories, see `_memory_sizes`."""
+  """Returns the config of the model; sizes: see `_memory_sizes`."""
   for name, allowed in MODEL_SETTINGS.items():
-    only(
+    require_value(
       settings,
       name,
       allowed,
       f"must be {allowed[0]}: nothing else is supported",
     )
   width, heads = (required(settings, n) for n in ("d_model", "n_heads"))
-  only(settings, "n_kv_heads", (None, heads), f"must be n_heads = {heads}")
+  require_value(
+    settings, "n_kv_heads", (None, heads), f"must be n_heads = {heads}"
+  )
   norm, eps, bias = norm_settings(settings)
   spans = _spans(settings)
   hidden = settings.get("mlp_hidden_size")
@@ -144,10 +158,18 @@ def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
   )
 
 
-def _nested(entries: dict[str, Entry], prefix: str, module: str):
-  """Entries of a layer as those of a model that holds it as module."""
+def _nested(
+  entries: dict[str, Entry], prefix: str, module: str
+) -> dict[str, Entry]:
+  """Returns the entries of a layer as those of a model that holds it.
 
-  def nest(path):
+  Args:
+    entries: of the layer.
+    prefix: stands before the names of the tensors in the model.
+    module: our name of the layer in the model.
+  """
+
+  def nest(path: Path) -> Path:
     return (path[0], module, *path[1:])
 
   return {
@@ -157,7 +179,7 @@ def _nested(entries: dict[str, Entry], prefix: str, module: str):
 
 
 def _block_entries(c: ModelConfig) -> dict[str, Entry]:
-  """Of one block; paths as if the block were the model."""
+  """Returns the tensors of a block, with paths as if it were the model."""
   width, hidden = c.embed_dim, c.mlp_dim
   heads = (c.num_heads, c.head_dim)
   kernels = [
@@ -180,7 +202,7 @@ def _block_entries(c: ModelConfig) -> dict[str, Entry]:
     ),
     "ff_out.weight": linear(("params", "mlp", "down", "kernel"), width, hidden),
   }
-  norms = {
+  norms: dict[str, tuple[Path, int]] = {
     "attn_norm": (("attention_norm",), width),
     "ff_norm": (("mlp_norm",), width),
   }
@@ -193,7 +215,7 @@ def _block_entries(c: ModelConfig) -> dict[str, Entry]:
 
 
 def _model_entries(c: ModelConfig) -> dict[str, Entry]:
-  """Of the whole model."""
+  """Returns the tensors of the whole model, by name."""
   width, vocabulary = c.embed_dim, c.vocab_size
   entries = {
     "transformer.wte.weight": entry(
@@ -225,11 +247,17 @@ def _model_entries(c: ModelConfig) -> dict[str, Entry]:
   return entries
 
 
-def _memory_sizes(settings: Settings, shapes: Mapping[str, tuple[int, ...]]):
-  """Rank, cores and projections of a model's memories, from its tensors.
+def _memory_sizes(
+  settings: Settings, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, int]:
+  """Returns rank, cores and projections of the memories, from the tensors.
 
-  Their model config does not decide them: V1 layers always have the
-  constructor's defaults. Those stand in for tensors that are absent.
+  The authors' model config does not decide them: V1 layers always have the
+  defaults of their constructor. Where a tensor is absent we take those, too.
+
+  Args:
+    settings: the authors' model config.
+    shapes: of the model's tensors, by name.
   """
   prefix = "transformer.mem_blocks.0."
   cores = sum(name.startswith(f"{prefix}tucker_core.") for name in shapes)
@@ -249,14 +277,16 @@ def _memory_sizes(settings: Settings, shapes: Mapping[str, tuple[int, ...]]):
   }
 
 
-def from_official_model(settings: Settings, state_dict: Any):
-  """The authors' whole model as a Transformer.
+def from_official_model(
+  settings: Settings, state_dict: Any
+) -> tuple[Transformer, Any]:
+  """Returns a Transformer that computes what the authors' whole model does.
 
   Args:
-    settings: fields of their model config.
+    settings: the fields of the authors' model config.
     state_dict: as in `from_official`.
   Returns:
-    (model, variables): model.apply(variables, tokens_BT) is their logits.
+    (model, variables), so that model.apply(variables, tokens_BT) is the logits.
   Raises:
     ConfigError: as `from_official`.
   """
@@ -266,18 +296,26 @@ def from_official_model(settings: Settings, state_dict: Any):
   return Transformer(c), read(_model_entries(c), arrays)
 
 
-def to_official_model(settings: Settings, variables: Any):
-  """Their tensors by name: the inverse of `from_official_model`.
+def to_official_model(
+  settings: Settings, variables: Any
+) -> dict[str, np.ndarray]:
+  """Returns the authors' tensors: the inverse of `from_official_model`.
 
-  Args, Raises: as `to_official`.
+  Args:
+    settings: as in `from_official_model`.
+    variables: {"params": ..., "buffers": ...} of the model.
+  Returns:
+    {name: numpy array}.
+  Raises:
+    ConfigError: as `to_official`.
   """
   memory = nn.unbox(variables)["params"].get("memory_0")
   shapes = {}
   if memory is not None:
-    # The shapes that `_memory_sizes` reads, in their layout.
+    # The shapes of the tensors that `_memory_sizes` reads.
     prefix = "transformer.mem_blocks.0."
-    sides, heads, rank, keys, width = memory["keys"].shape
-    shapes[f"{prefix}keys"] = (heads, sides, keys, width, rank)
+    sides, heads, rank, num_keys, key_dim = memory["keys"].shape
+    shapes[f"{prefix}keys"] = (heads, sides, num_keys, key_dim, rank)
     projections, width, embed_dim = memory["value_projection"].shape
     shapes[f"{prefix}values_proj.weight"] = (embed_dim, projections * width)
     for core in range(len(memory.get("core", ()))):
