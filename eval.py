@@ -76,7 +76,7 @@ def evaluate_loss() -> None:
   run = load_run()
   corpus = data.open(run.config)
   validate = loss_lib.on_validation_split(run.config, corpus, run.layout)
-  result = validate(run.variables["params"], run.variables["buffers"])
+  result = validate(run.variables)
   print(json.dumps({"step": run.step, **result}))
 
 

@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import time
+import types
 
 import jax
 import numpy as np
@@ -336,7 +337,7 @@ def test_stopped_and_killed_runs_end_as_the_unbroken_one(
   assert_same_run(workdir, unbroken[0])
 
 
-def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path):
   # At this rate the first step makes parameters of 5e28, and products of
   # them overflow. No record is due before step 5, but a checkpoint is.
   workdir = tmp_path / "run"
@@ -353,7 +354,7 @@ def test_a_loss_that_is_no_number_stops_the_run(start, tmp_path):
   )
   assert status == 2
   assert re.fullmatch(
-    r"error: the (loss|gradient_norm) of step 2 is (nan|inf); nothing was "
+    r"error: the (loss|gradient norm) of step 2 is (nan|inf); nothing was "
     r"saved since .*\n",
     errors,
   ), errors
@@ -369,6 +370,51 @@ def test_neither_loss_nor_gradient_may_be_infinite(name, value):
   values = {"loss": 1.0, "gradient_norm": 2.0}
   train.require_finite(values, 7)
   with pytest.raises(
-    errors.TrainingError, match=f"{name} of step 7 is {value}"
+    errors.TrainingError, match=f"{name.replace('_', ' ')} of step 7 is {value}"
   ):
     train.require_finite({**values, name: float(value)}, 7)
+
+
+def test_a_step_is_recorded_before_it_is_validated_and_saved():
+  """The order that makes the log of a resumed run equal an unbroken one's."""
+  config = testing.small_config(
+    steps=5, log_every=2, eval_every=3, checkpoint__every=4
+  )
+  done = []
+
+  class Log:
+    def __getattr__(self, name):
+      return lambda *arguments: done.append((name, *arguments[:1]))
+
+  def take_step(state):
+    done.append(("step", state.step + 1))
+    values = {"loss": 1.0, "gradient_norm": 1.0}
+    return types.SimpleNamespace(step=state.step + 1), values
+
+  state, results = train.run_steps(
+    config,
+    types.SimpleNamespace(step=1),
+    take_step,
+    report_usage=lambda state: (state, {"coverage": 0.5}),
+    validate=lambda state: {"loss": float(state.step)},
+    save=lambda n, state, results: done.append(("save", n, results)),
+    log=Log(),
+  )
+  assert (state.step, results) == (5, {"loss": 5.0})
+  assert done == [
+    ("step", 2),
+    ("record_step", 2),
+    ("step", 3),
+    ("record_validation", 3),
+    ("restart_clock", 3),
+    ("step", 4),
+    ("record_step", 4),
+    ("sync",),
+    ("save", 4, None),
+    ("restart_clock", 4),
+    ("step", 5),
+    ("record_validation", 5),
+    ("sync",),
+    ("save", 5, {"loss": 5.0}),
+    ("restart_clock", 5),
+  ]

@@ -52,5 +52,5 @@ def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
   validate = loss_lib.on_validation_split(
     loaded.config, data.open(loaded.config), loaded.layout
   )
-  result = validate(loaded.variables["params"], loaded.variables["buffers"])
+  result = validate(loaded.variables)
   assert result["loss"] == pytest.approx(report["loss"], rel=1e-6)

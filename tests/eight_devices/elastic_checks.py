@@ -127,9 +127,8 @@ def use(config, layout, variables):
   scores = scoring.Scorer(
     load_lib.TrainedModel(config, 0, model, variables, layout)
   ).log_likelihoods([("a", "bc"), ("", "longer than a window")])
-  result = loss_lib.on_validation_split(config, data.open(config), layout)(
-    variables["params"], variables["buffers"]
-  )
+  validate = loss_lib.on_validation_split(config, data.open(config), layout)
+  result = validate(variables)
   model, variables = prepare_lib.prepare(model, variables)
   tokens = generate.generate(
     model,

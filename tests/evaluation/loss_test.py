@@ -13,15 +13,15 @@ from ultramem_jax.train import sharding, step
 from ultramem_jax.train import state as state_lib
 
 
-def fake_eval_step(params, buffers, batch):
+def fake_eval_step(variables, batch):
   """Takes the sums from the batch; the "model" scales the losses."""
-  return {**batch, "loss": batch["loss"] * params["scale"] + buffers["shift"]}
+  scale, shift = variables["params"]["scale"], variables["buffers"]["shift"]
+  return {**batch, "loss": batch["loss"] * scale + shift}
 
 
 def run(batches, scale=1.0, shift=0.0):
-  return loss_lib.run(
-    fake_eval_step, {"scale": scale}, {"shift": shift}, batches
-  )
+  variables = {"params": {"scale": scale}, "buffers": {"shift": shift}}
+  return loss_lib.run(fake_eval_step, variables, batches)
 
 
 def test_numbers_by_hand():
@@ -71,19 +71,16 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
     model__num_layers=1,
   )
   state = jax.jit(lambda: state_lib.init_state(config))()
-  params = {
-    **state.params,
-    "head": jax.tree.map(jnp.zeros_like, state.params["head"]),
-  }
+  head = jax.tree.map(jnp.zeros_like, state.params["head"])
+  variables = state.replace(params={**state.params, "head": head}).variables()
   mesh = sharding.make_mesh(config)
   batches = [
     sharding.to_devices(batch, mesh)
     for batch in data.open(config).valid(sharding.process_rows(config, mesh))
   ]
   assert len(batches) > 1
-  result = loss_lib.run(
-    step.jitted(step.eval_step, config), params, state.buffers, batches
-  )
+  eval_step = step.jitted(step.eval_step, config)
+  result = loss_lib.run(eval_step, variables, batches)
   size = len(text.encode())
   assert size > len(text)
   # Each byte is a target once, and so is the end of the document.

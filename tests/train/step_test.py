@@ -339,16 +339,16 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
 def test_evaluation_uses_the_buffers_as_they_are():
   state = small_steps.first_state()
   batch = {**small_steps.make_batch(), "bytes": jnp.full((4, 8), 3, jnp.int32)}
-  evaluate, params = eval_step(CONFIG), state.variables()["params"]
+  evaluate, variables = eval_step(CONFIG), state.variables()
   before = jax.device_get(state.buffers)
-  sums = evaluate(params, state.buffers, batch)
+  sums = evaluate(variables, batch)
   loss = loss_of(state, batch, buffers=state.buffers)[1]["losses"]["loss"]
   count = float(batch["weights"].sum())
   np.testing.assert_allclose(sums["loss"], loss * count, rtol=1e-5)
   assert sums["tokens"] == count and sums["bytes"] == 3 * 4 * 8
   assert set(sums) == {"loss", "tokens", "bytes"}
   turned = jax.tree.map(jnp.negative, state.buffers)
-  other = evaluate(params, turned, batch)
+  other = evaluate({**variables, "buffers": turned}, batch)
   assert abs(other["loss"] - sums["loss"]) > 1e-3
   small_steps.assert_same_bits(state.buffers, before)
 
@@ -357,8 +357,7 @@ def test_evaluation_has_no_dropout():
   batch = {**small_steps.make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
   state = small_steps.first_state(DROPOUT)
   one, other = (
-    eval_step(config)(state.variables()["params"], state.buffers, batch)
-    for config in (DROPOUT, CONFIG)
+    eval_step(config)(state.variables(), batch) for config in (DROPOUT, CONFIG)
   )
   np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-6)
 

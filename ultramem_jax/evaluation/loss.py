@@ -14,23 +14,22 @@ from ultramem_jax.train import sharding, step
 
 def run(
   eval_step: Callable[..., dict[str, jax.Array]],
-  params: Any,
-  buffers: Any,
+  variables: Any,
   batches: Iterable[dict[str, jax.Array]],
 ) -> dict[str, float]:
   """Evaluates a model.
 
   Args:
-    eval_step: (params, buffers, batch) -> {"loss": in nats, "tokens", "bytes"},
-      each summed over the batch.
-    params, buffers: the model's collections.
+    eval_step: (variables, batch) -> {"loss": in nats, "tokens", "bytes"}, each
+      summed over the batch.
+    variables: the model's params and buffers.
     batches: batches on the device; one has a target with a weight.
   Returns:
     {"loss": nats per token, "perplexity", "bits_per_byte", "tokens": how many}.
   """
   sums = {"loss": 0.0, "tokens": 0.0, "bytes": 0.0}
   for batch in batches:
-    part = jax.device_get(eval_step(params, buffers, batch))
+    part = jax.device_get(eval_step(variables, batch))
     sums = {name: total + float(part[name]) for name, total in sums.items()}
   loss = sums["loss"] / sums["tokens"]
   return {
@@ -43,13 +42,13 @@ def run(
 
 def on_validation_split(
   config: Config, corpus: Corpus, layout: Layout
-) -> Callable[[Any, Any], dict[str, float]]:
-  """Returns the function (params, buffers) -> `run` on the validation split.
+) -> Callable[[Any], dict[str, float]]:
+  """Returns the function from variables to `run` on the validation split.
 
   Args:
     config: the run's; describes the batch and the model.
     corpus: opened with config.
-    layout: how params and buffers lie on a mesh.
+    layout: how the variables lie on a mesh.
   Raises:
     ConfigError: the validation split cannot be opened.
   """
@@ -59,11 +58,10 @@ def on_validation_split(
     step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
   )
 
-  def evaluate(params, buffers):
+  def evaluate(variables: Any) -> dict[str, float]:
     return run(
       eval_step,
-      params,
-      buffers,
+      variables,
       (sharding.to_devices(batch, mesh) for batch in batches),
     )
 

@@ -90,9 +90,7 @@ def quantize_run(
   }
   corpus = data.open(loaded.config)
   before, after = (
-    loss_lib.on_validation_split(here, corpus, loaded.layout)(
-      held["params"], held["buffers"]
-    )["loss"]
+    loss_lib.on_validation_split(here, corpus, loaded.layout)(held)["loss"]
     for here, held in (
       (loaded.config, loaded.variables),
       (quantized_config(loaded.config, dtype), variables),

@@ -7,6 +7,7 @@ single program would copy a table that one loop reads and another writes.
 
 import functools
 import math
+from typing import Any
 
 import jax
 
@@ -92,7 +93,7 @@ class TrainProgram:
     self,
     config: Config,
     layout: Layout | None = None,
-    options: dict[str, object] | None = None,
+    options: dict[str, Any] | None = None,
   ):
     """Compiles; nothing is allocated.
 

@@ -270,14 +270,11 @@ def table_step(
 
 
 def eval_step(
-  params, buffers, batch: Batch, *, config: Config, layout: Layout | None = None
+  variables: Any, batch: Batch, *, config: Config, layout: Layout | None = None
 ) -> dict[str, jax.Array]:
   """Returns sums over a batch: "loss" in nats, "tokens", "bytes" of text."""
   logits_BTV = Transformer(config.model, layout).apply(
-    {"params": params, "buffers": buffers},
-    batch["tokens"],
-    batch["segments"],
-    batch["positions"],
+    variables, batch["tokens"], batch["segments"], batch["positions"]
   )
   loss_BT, _ = token_losses(logits_BTV, batch["targets"])
   return {
