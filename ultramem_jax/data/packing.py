@@ -1,9 +1,9 @@
 """Packing: documents end to end, cut into rows of seq_len tokens.
 
 A document is bos, its text, eos. Documents follow each other without gaps; a
-row is seq_len + 1 consecutive tokens of that stream, of which the first
-seq_len are inputs and the last seq_len targets, and the next row begins with
-the last token of this one. So each token is a target exactly once.
+row is seq_len + 1 consecutive tokens of that stream: the first seq_len are
+inputs, the last seq_len targets. The next row begins with the last token of
+this one, so that each token is a target exactly once.
 
 A document that does not fit goes on in the next row, as a segment of its
 own: attention cannot look into the row before, so positions restart at 0.

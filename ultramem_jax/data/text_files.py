@@ -86,7 +86,7 @@ class TextDocuments:
   Args:
     files: where the documents lie.
     unpacked: the contents of the compressed files among them.
-    places: [D, 4] int64, for each document: the number of the file, the line
+    places: [documents, 4] int64: the number of the file, the line
       (from 1; 0 = the whole file), and offset and length in bytes, in the file
       or in unpacked.
     text_field: the field of a JSON line that holds the text.
@@ -136,7 +136,7 @@ class TextDocuments:
     return int(self._places[:, 3].sum())
 
   def held_out(self, fraction: float) -> np.ndarray:
-    """Returns [D] bool: which documents a hash of their names holds out.
+    """Returns for each document whether a hash of its name holds it out.
 
     Args:
       fraction: about this share of the documents is held out.
@@ -223,7 +223,7 @@ def index(
 
 
 def _scan(file: TextFile, unpacked: BinaryIO, text_field: str) -> np.ndarray:
-  """Returns [D, 3]: line, offset and length of each document of one file."""
+  """Returns line, offset and length of each document of one file."""
   offset, size = 0, os.path.getsize(file.path)
   if not os.access(file.path, os.R_OK):
     raise ValueError(f"{file.path}: may not be read")

@@ -79,6 +79,8 @@ def windows(
     context_T: [T] int32, at least one token.
     continuation_T: [T] int32, the tokens to score, any number.
     length: the largest number of inputs of the model.
+  Returns:
+    The windows, in the order of the tokens they score.
   """
   tokens_T = np.append(context_T, continuation_T)
   found = []
