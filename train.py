@@ -45,15 +45,14 @@ cli.define_processes()
 
 
 def announce(
-  config: Config, layout: Layout, corpus: Corpus, workdir: str
+  config: Config, layout: Layout, memory: str, corpus: Corpus, workdir: str
 ) -> None:
   """Prints what is to be trained, on what, and where.
 
   Raises:
-    ConfigError: the run does not fit in memory, a split of the corpus cannot be
-      opened, or the processes were given different configs or corpora.
+    ConfigError: a split of the corpus cannot be opened, or the processes were
+      given different configs or corpora.
   """
-  memory = fit.check(config, layout.mesh.size)
   described = corpus.describe()
   print(f"{accounting.headline(config.model)}\n{memory}")
   if config.model.spans:
@@ -178,8 +177,9 @@ def train(config: Config, workdir: str) -> Metrics | None:
   """
   require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
+  memory = fit.check(config, layout.mesh.size)
   corpus = data.open(config)
-  announce(config, layout, corpus, workdir)
+  announce(config, layout, memory, corpus, workdir)
   evaluate = loss_lib.on_validation_split(config, corpus, layout)
   validate = lambda state: evaluate(state.variables())
   rows = sharding.process_rows(config, layout.mesh)
