@@ -8,10 +8,12 @@ import re
 import subprocess
 import sys
 
+import jax
 import pytest
 
-from ultramem_jax import commands, testing
-from ultramem_jax.runs import workdir
+from ultramem_jax import commands, data, testing
+from ultramem_jax.runs import checkpoint, workdir
+from ultramem_jax.train import state as state_lib
 
 # Runs each command line in a process of its own, forked from one that has
 # imported everything and counted the parameters, which touches no device.
@@ -40,7 +42,8 @@ def run(program):
     __main__.main()
   elif program == "train.py":
     import train
-    train.compile_step = no_step
+    if "COMPILE" not in os.environ:
+      train.compile_step = no_step
     cli.run(train.main)
   else:
     runpy.run_path(program, run_name="__main__")
@@ -275,7 +278,14 @@ def test_each_command_explains_itself(run, name):
   assert f"\nultramem {name}:\n  --" in text or name == "convert"
 
 
-@pytest.mark.parametrize("program", ["train.py", "eval.py", "generate"])
+PROGRAMS = {
+  "train.py": ["train.py", TINY, *testing.flags(testing.RUN)],
+  "eval.py": ["eval.py"],
+  "generate": ["ultramem", "generate"],
+}
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_a_config_of_another_version_is_refused(run, tmp_path, program):
   """A field is where an earlier version had it."""
   workdir.claim(tmp_path, testing.small_config(), "some text")
@@ -284,16 +294,36 @@ def test_a_config_of_another_version_is_refused(run, tmp_path, program):
   memory = record["config"]["model"]["memory"]
   memory["table_dtype"] = memory["storage"].pop("table_dtype")
   path.write_text(json.dumps(record))
-  command = {
-    "train.py": ["train.py", TINY, "--config.data.valid_fraction=0.01"],
-    "eval.py": ["eval.py"],
-    "generate": ["ultramem", "generate"],
-  }
   assert_one_line(
-    run(*command[program], f"--workdir={tmp_path}"),
+    run(*PROGRAMS[program], f"--workdir={tmp_path}"),
     f"error: {path} is not a config of this version (model.memory.table_dtype",
     "use the version that wrote it, or start a new run in another --workdir",
   )
+
+
+@pytest.fixture(scope="module")
+def old_run(tmp_path_factory):
+  """The workdir of a run with a checkpoint in which an array is missing."""
+  folder = tmp_path_factory.mktemp("old")
+  config = testing.small_config()
+  state = jax.jit(lambda: state_lib.init_state(config))()
+  items = state.to_items()
+  items["params"].pop("head")
+  workdir.claim(folder, config, data.open(config).describe())
+  with checkpoint.Checkpointer(folder, keep=1) as checkpointer:
+    checkpointer.save(7, items, {})
+  return folder
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_checkpoint_of_another_version_is_refused(run, old_run, program):
+  assert_one_line(
+    run(*PROGRAMS[program], f"--workdir={old_run}", COMPILE="1"),
+    f"error: checkpoint {old_run}/checkpoints/7 is of another model: ",
+    "head",
+    "wrote it, go on with that version, or use another --workdir",
+  )
+  assert [path.name for path in old_run.glob("checkpoints/*")] == ["7"]
 
 
 def test_a_workdir_that_cannot_be_written_is_told_in_one_line(train):

@@ -56,6 +56,7 @@ MODEL = {
   "model.memory.value_dim": 8,
   "model.memory.top_m": 3,
 }
+RUN = {**MODEL, "batch_size": 4, "data.seq_len": 8, "steps": 40}
 
 
 def small_config(**overrides):
@@ -63,10 +64,7 @@ def small_config(**overrides):
   c = tiny.get_config()
   c.update_from_flattened_dict(
     {
-      **MODEL,
-      "batch_size": 4,
-      "data.seq_len": 8,
-      "steps": 40,
+      **RUN,
       **{name.replace("__", "."): value for name, value in overrides.items()},
     }
   )
