@@ -39,17 +39,18 @@ def make_config(activation="gelu", dtype="float32", **moe):
 def make_layer(model, seed=0):
   """(layer, params, x_BTD, segment_BT), every matrix of deviation 1 / 3."""
   layer = moe_lib.Moe(model)
-  keys = jax.random.split(jax.random.key(seed), 3)
-  x_BTD = jax.random.normal(keys[0], (B, T, D))
+  random = np.random.default_rng(seed)
+  normal = lambda shape: random.normal(size=shape).astype(np.float32)
+  x_BTD = normal((B, T, D))
   segment_BT = jnp.ones((B, T), jnp.int32)
-  shapes = jax.eval_shape(layer.init, keys[1], x_BTD, segment_BT)
+  shapes = jax.eval_shape(layer.init, jax.random.key(0), x_BTD, segment_BT)
   params = {
-    name: jax.random.normal(jax.random.fold_in(keys[2], index), x.shape) / 3
-    for index, (name, x) in enumerate(nn.unbox(shapes)["params"].items())
+    name: normal(x.shape) / 3 for name, x in nn.unbox(shapes)["params"].items()
   }
   return layer, params, x_BTD, segment_BT
 
 
+@functools.partial(jax.jit, static_argnames="model")
 def loop_over_experts(params, x_BTD, model):
   """The layer from its definition: every expert applied to every token."""
   logits_BTX = jnp.einsum("BTD,DX->BTX", x_BTD, params["router"])
@@ -78,7 +79,7 @@ def loop_over_experts(params, x_BTD, model):
 def test_equals_a_loop_over_experts_in_value_and_gradient(activation, top_k):
   model = make_config(activation, top_k=top_k).model
   layer, params, x_BTD, segment_BT = make_layer(model)
-  cotangent_BTD = jax.random.normal(jax.random.key(9), x_BTD.shape)
+  cotangent_BTD = np.random.default_rng(9).normal(size=x_BTD.shape)
 
   def value_and_gradient(function):
     def loss(params, x_BTD):
@@ -105,12 +106,13 @@ def test_bfloat16_routes_in_float32():
   x_BTD = (abs(x_BTD) + 0.1).astype(jnp.bfloat16)
   # Expert 3 leads expert 0 by less than bfloat16 can tell.
   column_D = abs(params["router"][:, 0]).astype(jnp.bfloat16)
-  column_D = column_D.astype(jnp.float32)
-  router_DX = (-abs(params["router"])).at[:, 0].set(column_D)
-  params["router"] = router_DX.at[:, 3].set(column_D * (1 + 2.0**-12))
-  y_BTD = layer.apply({"params": params}, x_BTD, segment_BT)
+  column_D = column_D.astype(np.float32)
+  params["router"] = -abs(params["router"])
+  params["router"][:, 0] = column_D
+  params["router"][:, 3] = column_D * np.float32(1 + 2.0**-12)
+  y_BTD = jax.jit(layer.apply)({"params": params}, x_BTD, segment_BT)
   assert y_BTD.dtype == jnp.bfloat16
-  expected_BTD = loop_over_experts(params, x_BTD.astype(jnp.float32), model)
+  expected_BTD = loop_over_experts(params, x_BTD.astype(np.float32), model)
   assert_close(y_BTD, expected_BTD, "bfloat16")
 
 
@@ -120,11 +122,10 @@ def test_no_token_is_lost_under_the_most_skewed_routing(top_k):
   layer, params, x_BTD, segment_BT = make_layer(model)
   x_BTD = abs(x_BTD) + 0.1
   # Every token prefers expert 4, then expert 1; all others stay empty.
-  preference_X = jnp.zeros(X).at[4].set(3.0).at[1].set(2.0)
-  params["router"] = jnp.broadcast_to(preference_X, (D, X)) / 4
-  y_BTD, sown = layer.apply(
-    {"params": params}, x_BTD, segment_BT, mutable=["losses", "stats"]
-  )
+  params["router"] = np.zeros((D, X), np.float32)
+  params["router"][:, 4], params["router"][:, 1] = 3 / 4, 2 / 4
+  apply = jax.jit(functools.partial(layer.apply, mutable=["losses", "stats"]))
+  y_BTD, sown = apply({"params": params}, x_BTD, segment_BT)
   assert_close(y_BTD, loop_over_experts(params, x_BTD, model))
   assert abs(y_BTD).min() > 0
   entropy = sown["stats"]["load_entropy"][0]
@@ -140,44 +141,45 @@ def test_a_tpu_does_not_round_the_logits_of_the_router():
   assert line.endswith(f"-> tensor<{B}x{T}x{X}xf32>")
 
 
+balance_loss = jax.jit(moe_lib.balance_loss)
+
+
 def test_balance_loss_is_1_when_balanced_and_x_when_collapsed():
-  present_BT = jnp.ones((2, X), bool)
-  uniform_BTX = jnp.full((2, X, X), 1 / X)
-  expert_BTY = jnp.stack([jnp.arange(X), (jnp.arange(X) + 1) % X], -1)
-  expert_BTY = jnp.broadcast_to(expert_BTY, (2, X, 2))
-  loss, share_X = moe_lib.balance_loss(uniform_BTX, expert_BTY, present_BT)
+  present_BT = np.ones((2, X), bool)
+  uniform_BTX = np.full((2, X, X), 1 / X, np.float32)
+  expert_BTY = np.stack([np.arange(X), (np.arange(X) + 1) % X], -1)
+  expert_BTY = np.broadcast_to(expert_BTY, (2, X, 2))
+  loss, share_X = balance_loss(uniform_BTX, expert_BTY, present_BT)
   assert loss == pytest.approx(1)
   assert_close(share_X, np.full(X, 1 / X))
-  collapsed_BTX = jnp.zeros((2, X, X)).at[..., 2].set(1)
-  loss, share_X = moe_lib.balance_loss(
-    collapsed_BTX, jnp.full((2, X, 1), 2), present_BT
-  )
+  collapsed_BTX = np.zeros((2, X, X), np.float32)
+  collapsed_BTX[..., 2] = 1
+  loss, share_X = balance_loss(collapsed_BTX, np.full((2, X, 1), 2), present_BT)
   assert loss == pytest.approx(X)
   assert_close(share_X, np.eye(X)[2])
 
 
 def test_balance_loss_by_hand_without_padding():
   # Three tokens of X = 2 experts, top 1; the last is padding.
-  probability_BTX = jnp.array([[[0.9, 0.1], [0.4, 0.6], [0.0, 1.0]]])
-  expert_BTY = jnp.array([[[0], [1], [1]]])
-  present_BT = jnp.array([[True, True, False]])
-  loss, share_X = moe_lib.balance_loss(probability_BTX, expert_BTY, present_BT)
+  probability_BTX = np.array([[[0.9, 0.1], [0.4, 0.6], [0.0, 1.0]]], np.float32)
+  expert_BTY = np.array([[[0], [1], [1]]])
+  present_BT = np.array([[True, True, False]])
+  loss, share_X = balance_loss(probability_BTX, expert_BTY, present_BT)
   assert_close(share_X, np.array([0.5, 0.5]))
   assert loss == pytest.approx(2 * (0.5 * 0.65 + 0.5 * 0.35))
-  probability_BTX = jnp.array([[[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]]])
-  loss, _ = moe_lib.balance_loss(
-    probability_BTX, jnp.array([[[0], [0], [1]]]), present_BT
-  )
+  probability_BTX = np.array([[[0.9, 0.1], [0.8, 0.2], [0.0, 1.0]]], np.float32)
+  expert_BTY = np.array([[[0], [0], [1]]])
+  loss, _ = balance_loss(probability_BTX, expert_BTY, present_BT)
   assert loss == pytest.approx(2 * 1.0 * 0.85)
-  absent_BT = jnp.zeros((1, 3), bool)
-  loss, _ = moe_lib.balance_loss(probability_BTX, expert_BTY, absent_BT)
+  absent_BT = np.zeros((1, 3), bool)
+  loss, _ = balance_loss(probability_BTX, expert_BTY, absent_BT)
   assert loss == 0
 
 
 def test_descending_the_balance_loss_balances():
   model = make_config(top_k=2).model
   layer, params, x_BTD, segment_BT = make_layer(model, seed=3)
-  params["router"] = params["router"].at[:, 0].add(x_BTD.mean((0, 1)) * 4)
+  params["router"][:, 0] += x_BTD.mean((0, 1)) * 4
 
   def loss(params):
     _, sown = layer.apply(
@@ -185,12 +187,11 @@ def test_descending_the_balance_loss_balances():
     )
     return sown["losses"]["balance"][0], sown["stats"]["load_entropy"][0]
 
-  before, entropy_before = loss(params)
-  gradient_of = jax.jit(jax.grad(loss, has_aux=True))
+  value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+  (before, entropy_before), gradient = value_and_gradient(params)
   for _ in range(50):
-    gradient = gradient_of(params)[0]
-    params = jax.tree.map(lambda p, g: p - 30 * g, params, gradient)
-  after, entropy_after = loss(params)
+    params = jax.tree.map(lambda p, g: p - 30 * np.asarray(g), params, gradient)
+    (after, entropy_after), gradient = value_and_gradient(params)
   assert after < before
   assert entropy_after > entropy_before
 
@@ -201,9 +202,9 @@ def test_training_adds_the_weighted_loss_of_every_block():
   for weight in (0.0, 0.01):
     run = make_config(balance_loss_weight=weight)
     batch = jax.tree.map(
-      lambda x: jnp.ones(x.shape, x.dtype), step.abstract_batch(run)
+      lambda x: np.ones(x.shape, x.dtype), step.abstract_batch(run)
     )
-    batch["tokens"] = jax.random.randint(jax.random.key(0), (4, 8), 0, 32)
+    batch["tokens"] = np.random.default_rng(0).integers(0, 32, (4, 8), np.int32)
     total, aux = step.jitted(step.loss_fn, run)(
       state.variables(), batch, jax.random.key(0), 32.0
     )

@@ -206,14 +206,14 @@ def test_dot_rows_is_its_reference(chunk_bytes, monkeypatch):
       out_BTY = function(table_IW, index_BTY, x_BTW)
       return (out_BTY * cotangent_BTY).sum(), out_BTY
 
-    return jax.grad(loss, (0, 1), has_aux=True)(table_IW, x_BTW)
+    return jax.jit(jax.grad(loss, (0, 1), has_aux=True))(table_IW, x_BTW)
 
   assert_close(
     value_and_gradient(lookup.dot_rows),
     value_and_gradient(lookup.dot_rows_reference),
   )
   check_grads(
-    lambda t, x: lookup.dot_rows(t, index_BTY, x),
+    jax.jit(lambda t, x: lookup.dot_rows(t, index_BTY, x)),
     (table_IW, x_BTW),
     1,
     modes=["rev"],

@@ -28,10 +28,12 @@ def random_inputs(heads=2, sharing=1, rank=2, per_rank=True, cores=2, seed=0):
   return query, keys, core
 
 
+filter_vectors = jax.jit(tucker.filter_vectors)
+retrieve = jax.jit(retrieval.retrieve, static_argnums=2)
+
+
 def filter_of(core_CARR):
-  if core_CARR is None:
-    return None
-  return np.stack(tucker.filter_vectors(core_CARR))
+  return None if core_CARR is None else np.stack(filter_vectors(core_CARR))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
@@ -190,7 +192,7 @@ def side_scores(query_BTPGRK, keys_PARNK):
 @pytest.mark.parametrize("sharing", [1, 2])
 def test_product_keys_find_the_top_of_the_whole_grid(sharing):
   query, keys, _ = random_inputs(sharing=sharing, cores=None)
-  found = jax.jit(retrieval.retrieve, static_argnums=2)(query, keys, M)
+  found = jax.device_get(retrieve(query, keys, M))
   side_BTPARN = side_scores(query, keys)
   for b, t, a in np.ndindex(B, T, 2):
     row_N, column_N = side_BTPARN[b, t, :, a, 0]
@@ -207,7 +209,7 @@ def test_two_stage_definition(function):
   query, keys, core_CARR = random_inputs(heads=4, sharing=2, per_rank=False)
   filter_PAR = filter_of(core_CARR)
   function = jax.jit(getattr(retrieval, function), static_argnums=2)
-  found = function(query, keys, M, core_CARR, filter_PAR)
+  found = jax.device_get(function(query, keys, M, core_CARR, filter_PAR))
   side_BTPARN = side_scores(query, keys)
   recalled = []
   for b, t, a in np.ndindex(B, T, 4):
@@ -231,25 +233,24 @@ def test_flipping_the_filter_retrieves_other_cells():
   query, keys, core_CARR = random_inputs()
   cells = []
   for sign in (1, -1):
-    found = jax.jit(retrieval.retrieve, static_argnums=2)(
-      query, keys, M, core_CARR, sign * filter_of(core_CARR)
+    found = jax.device_get(
+      retrieve(query, keys, M, core_CARR, sign * filter_of(core_CARR))
     )
-    cells.append(np.asarray(found.row_BTAM * N + found.column_BTAM))
+    cells.append(found.row_BTAM * N + found.column_BTAM)
   assert not (cells[0][..., None] == cells[1][..., None, :]).any()
 
 
 @pytest.mark.parametrize("cores", [2, None])
 def test_ties_go_to_the_lowest_index(cores):
   query, keys, core = random_inputs(cores=cores, heads=1)
-  retrieve = jax.jit(retrieval.retrieve, static_argnums=2)
   # A query of zeros, as of padding: everything ties.
-  found = retrieve(0 * query, keys, M, core, filter_of(core))
+  found = jax.device_get(retrieve(0 * query, keys, M, core, filter_of(core)))
   assert not found.row_BTAM.any()
-  assert (np.asarray(found.column_BTAM) == np.arange(M)).all()
+  assert (found.column_BTAM == np.arange(M)).all()
   assert not found.score_BTAMC.any()
   # Rows 8, 9, 10 repeat rows 0, 1, 2: none may come before its original.
   keys[0, :, :, 8:] = keys[0, :, :, :3]
-  found = retrieve(query, keys, M, core, filter_of(core))
+  found = jax.device_get(retrieve(query, keys, M, core, filter_of(core)))
   row_BTM, column_BTM = found.row_BTAM[:, :, 0], found.column_BTAM[:, :, 0]
   repeats = 0
   for b, t, i in np.argwhere(row_BTM >= 8):

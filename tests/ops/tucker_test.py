@@ -14,6 +14,11 @@ from ultramem_jax.tools import hlo
 GOLDENS = pathlib.Path(__file__).parents[1] / "goldens"
 
 
+filter_vectors = jax.jit(tucker.filter_vectors)
+refresh_filter = jax.jit(tucker.refresh_filter)
+singular_values = jax.jit(tucker.singular_values)
+
+
 def random_cores(rank, cores=2, heads=3, seed=0):
   """[C, A, R, R], uniform on [0, 1) as at initialization, plus some noise."""
   random = np.random.default_rng(seed)
@@ -24,7 +29,7 @@ def random_cores(rank, cores=2, heads=3, seed=0):
 @pytest.mark.parametrize("rank", [1, 2, 3, 4])
 def test_filter_vectors_are_leading_singular_vectors(rank):
   core_CARR = random_cores(rank)
-  u_AR, t_AR = jax.jit(tucker.filter_vectors)(core_CARR)
+  u_AR, t_AR = filter_vectors(core_CARR)
   assert u_AR.dtype == t_AR.dtype == jnp.float32
   core_ARR = core_CARR.astype(np.float64).sum(0)
   left, value, right = np.linalg.svd(core_ARR)
@@ -56,13 +61,13 @@ def test_special_cores_of_rank_2():
   core_CARR = np.array(SPECIAL_CORES, np.float32)[None]
   core_ARR = core_CARR[0].astype(np.float64)
   value_AR = np.linalg.svd(core_ARR, compute_uv=False)
-  u_AR, t_AR = map(np.asarray, jax.jit(tucker.filter_vectors)(core_CARR))
+  u_AR, t_AR = map(np.asarray, filter_vectors(core_CARR))
   ones_A = np.ones(len(core_ARR))
   assert_close(np.linalg.norm(u_AR, axis=-1), ones_A)
   assert_close(np.linalg.norm(t_AR, axis=-1), ones_A)
   # The joint sign, but for a sum of 0 and its rounding.
   assert u_AR.sum(-1).min() > -1e-6
-  singular_AR, gradient_of = jax.vjp(jax.jit(tucker.singular_values), core_CARR)
+  singular_AR, gradient_of = jax.vjp(singular_values, core_CARR)
   reached_A = np.einsum("AR,ARr,Ar->A", u_AR, core_ARR, t_AR)
   for head, value_R in enumerate(value_AR):
     assert_close(singular_AR[head], value_R)
@@ -75,8 +80,8 @@ def test_special_cores_of_rank_2():
 def test_gradient_at_equal_values_is_that_of_their_sum():
   """Each alone has a kink there; the sum of a turn's is smooth."""
   core_CARR = np.array([[[[0, -3], [3, 0]]]], np.float32)
-  gradient = jax.grad(lambda x: tucker.singular_values(x).sum())(core_CARR)
-  assert_close(gradient, core_CARR / 3)
+  gradient = jax.jit(jax.grad(lambda x: tucker.singular_values(x).sum()))
+  assert_close(gradient(core_CARR), core_CARR / 3)
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -87,9 +92,9 @@ def test_rank_2_is_as_exact_as_numpy(seed):
   core_ARR = core_CARR.sum(0).astype(np.float64)
   left, value_AR, right = np.linalg.svd(core_ARR)
   scale_A1 = value_AR[:, :1]
-  error_AR = (tucker.singular_values(core_CARR) - value_AR) / scale_A1
+  error_AR = (singular_values(core_CARR) - value_AR) / scale_A1
   assert abs(error_AR).max() < 3e-7
-  u_AR, t_AR = tucker.filter_vectors(core_CARR)
+  u_AR, t_AR = filter_vectors(core_CARR)
   # A vector turns by an error of the core over the gap of its values.
   gap_A1 = 1 - value_AR[:, 1:] / scale_A1
   for vector_AR, expected_AR in [(u_AR, left[:, :, 0]), (t_AR, right[:, 0])]:
@@ -120,8 +125,8 @@ def test_rank_2_calls_no_library_and_has_no_loop():
 def test_canonical_sign_of_negated_cores():
   """-C has the same u and the opposite t: u alone fixes the sign."""
   core_CARR = random_cores(3)
-  u_AR, t_AR = tucker.filter_vectors(core_CARR)
-  minus_u_AR, minus_t_AR = tucker.filter_vectors(-core_CARR)
+  u_AR, t_AR = filter_vectors(core_CARR)
+  minus_u_AR, minus_t_AR = filter_vectors(-core_CARR)
   assert_close(minus_u_AR, u_AR)
   assert_close(minus_t_AR, -t_AR)
 
@@ -143,18 +148,16 @@ def test_refresh_keeps_the_sign_through_a_random_walk(sign):
   vectors must stay close although the canonical ones jump.
   """
   random = np.random.default_rng(0)
-  refresh = jax.jit(tucker.refresh_filter)
-  canonical_vectors = jax.jit(tucker.filter_vectors)
   previous, jumps = None, 0
   for step in range(120):
     angle = step * 2 * np.pi / 60
     u_R = np.array([np.cos(angle), np.sin(angle)])
     core_CARR = np.outer(u_R, [0.8, 0.6]) + 0.02 * random.normal(size=(2, 2))
     core_CARR = core_CARR.astype(np.float32)[None, None]
-    canonical = canonical_vectors(core_CARR)
+    canonical = filter_vectors(core_CARR)
     if previous is None:
       previous = tuple(sign * x for x in canonical)
-    current = refresh(core_CARR, *previous)
+    current = refresh_filter(core_CARR, *previous)
     for new, old in zip(current, previous, strict=True):
       assert abs(new - old).max() < 0.3  # a step turns by 0.1, noise by 0.05
     jumps += int((current[0] * canonical[0]).sum() < 0)
@@ -164,10 +167,10 @@ def test_refresh_keeps_the_sign_through_a_random_walk(sign):
 
 def test_refresh_chooses_the_sign_of_each_head_jointly():
   core_CARR = random_cores(2, heads=4)
-  u_AR, t_AR = tucker.filter_vectors(core_CARR)
+  u_AR, t_AR = filter_vectors(core_CARR)
   sign_A1 = np.array([[1], [-1], [1], [-1]], np.float32)
   # L1 over u and t together: t's agreement may outvote u's disagreement.
-  new_u_AR, new_t_AR = tucker.refresh_filter(
+  new_u_AR, new_t_AR = refresh_filter(
     core_CARR, -0.1 * sign_A1 * u_AR, sign_A1 * t_AR
   )
   assert_close(new_u_AR, sign_A1 * u_AR)
@@ -177,20 +180,20 @@ def test_refresh_chooses_the_sign_of_each_head_jointly():
 def test_refresh_measures_l1():
   """By hand: u = t = (0.8, 0.6); L1 and L2 choose opposite signs."""
   core_CARR = np.outer([0.8, 0.6], [0.8, 0.6]).astype(np.float32)[None, None]
-  previous_u_AR = jnp.array([[1.0, 0.0]])
-  previous_t_AR = jnp.array([[-0.4, -0.5]])
+  previous_u_AR = np.array([[1.0, 0.0]], np.float32)
+  previous_t_AR = np.array([[-0.4, -0.5]], np.float32)
   # L1 to +: 0.2 + 0.6 + 1.2 + 1.1 = 3.1; to -: 1.8 + 0.6 + 0.4 + 0.1 = 2.9.
   # L2 squared to +: 3.05; to -: 3.77.
-  u_AR, t_AR = tucker.refresh_filter(core_CARR, previous_u_AR, previous_t_AR)
+  u_AR, t_AR = refresh_filter(core_CARR, previous_u_AR, previous_t_AR)
   assert_close(u_AR, [[-0.8, -0.6]])
   assert_close(t_AR, [[-0.8, -0.6]])
 
 
 def test_a_tie_keeps_the_canonical_sign():
   core_CARR = random_cores(3)
-  zeros_AR = jnp.zeros((3, 3))
-  refreshed = tucker.refresh_filter(core_CARR, zeros_AR, zeros_AR)
-  assert_close(refreshed, tucker.filter_vectors(core_CARR))
+  zeros_AR = np.zeros((3, 3), np.float32)
+  refreshed = refresh_filter(core_CARR, zeros_AR, zeros_AR)
+  assert_close(refreshed, filter_vectors(core_CARR))
 
 
 def numpy_auxiliary_loss(core_CARR, weight, margin):
@@ -232,7 +235,7 @@ def test_auxiliary_loss_is_its_formula(rank):
 def test_singular_values_are_sorted():
   core_CARR = random_cores(4)
   expected = np.linalg.svd(core_CARR.astype(np.float64).sum(0))[1]
-  assert_close(tucker.singular_values(core_CARR), expected)
+  assert_close(singular_values(core_CARR), expected)
 
 
 @pytest.mark.parametrize("name", ["v1_a", "v1_b"])
@@ -250,9 +253,9 @@ def test_against_the_authors_code(name):
     np.testing.assert_allclose(loss, golden["tucker_aux_loss"], atol=1e-7)
     np.testing.assert_allclose(gradient, gradient_CARR, atol=1e-6)
     assert_close(
-      tucker.singular_values(core_CARR), golden["tucker_core_singular_values"]
+      singular_values(core_CARR), golden["tucker_core_singular_values"]
     )
-    u_AR, t_AR = tucker.filter_vectors(core_CARR)
+    u_AR, t_AR = filter_vectors(core_CARR)
     their_u_AR = golden["buffer/tucker_core_u"][0, :, 0]
     their_t_AR = golden["buffer/tucker_core_v"][0, :, 0]
     sign_A1 = np.sign((u_AR * their_u_AR).sum(-1, keepdims=True))

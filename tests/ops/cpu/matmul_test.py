@@ -14,27 +14,29 @@ B, F, D = 2, 37, 11
 
 
 def make(rows, dtype):
-  keys = jax.random.split(jax.random.key(0))
-  x_BTD = jax.random.normal(keys[0], (B, rows, D), dtype)
-  return x_BTD, jax.random.normal(keys[1], (B, F, D), dtype)
+  random = np.random.default_rng(0)
+  return tuple(
+    random.normal(size=shape).astype(dtype)
+    for shape in ((B, rows, D), (B, F, D))
+  )
 
 
 @pytest.mark.parametrize("rows", [1, 5, matmul.FEW_ROWS + 1])
 def test_equals_the_product(rows, platform):
   del platform
   x_BTD, weight_BFD = make(rows, "float32")
-  expected_BTF = np.asarray(x_BTD) @ np.asarray(weight_BFD).swapaxes(1, 2)
-  actual_BTF = matmul.dot_transposed(x_BTD, weight_BFD)
+  expected_BTF = x_BTD @ weight_BFD.swapaxes(1, 2)
+  actual_BTF = jax.jit(matmul.dot_transposed)(x_BTD, weight_BFD)
   assert_close(actual_BTF, expected_BTF)
 
 
 def test_bfloat16_is_summed_in_the_dtype_asked_for():
-  x_BTD, weight_BFD = make(3, "bfloat16")
-  exact_BTF = np.asarray(x_BTD, np.float64) @ np.asarray(
-    weight_BFD, np.float64
-  ).swapaxes(1, 2)
-  assert_close(matmul.dot_transposed(x_BTD, weight_BFD, jnp.float32), exact_BTF)
-  rounded_BTF = matmul.dot_transposed(x_BTD, weight_BFD)
+  inputs = make(3, jnp.bfloat16)
+  x_BTD, weight_BFD = (x.astype(np.float64) for x in inputs)
+  exact_BTF = x_BTD @ weight_BFD.swapaxes(1, 2)
+  dot = jax.jit(matmul.dot_transposed, static_argnums=2)
+  assert_close(dot(*inputs, jnp.float32), exact_BTF)
+  rounded_BTF = dot(*inputs)
   assert rounded_BTF.dtype == jnp.bfloat16
   assert_close(rounded_BTF, exact_BTF, "bfloat16")
 
