@@ -1,9 +1,25 @@
 """Settings that all tests share."""
 
+import atexit
+import gc
 import os
+import tempfile
+
+# The processes of a test run, pytest's workers and the commands that tests
+# start, share what they compile. Another folder makes it last.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  folder = tempfile.TemporaryDirectory(prefix="jax_cache_")
+  atexit.register(folder.cleanup)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = folder.name
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
+
+# Tracing makes many objects that live, which Python's collector then looks at
+# again and again: a tenth of the time of these tests with its own thresholds.
+gc.set_threshold(50_000, 20, 100)
 
 # Compiling dominates these tests: four times faster to compile, unless
 # XLA_FLAGS says otherwise. Nor is code cut into parts for several threads, as

@@ -17,10 +17,8 @@ FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
 @pytest.mark.parametrize(
   "name", sorted(path.name for path in FOLDER.glob("*_checks.py"))
 )
-def test_on_eight_devices(name, tmp_path):
+def test_on_eight_devices(name):
   status, output, errors = testing.finish(
-    testing.start(
-      ["-m", "pytest", "-x", FOLDER / name], tmp_path, XLA_FLAGS=FLAGS
-    )
+    testing.start(["-m", "pytest", "-x", FOLDER / name], XLA_FLAGS=FLAGS)
   )
   assert status == 0, output[-6000:] + errors[-2000:]

@@ -34,10 +34,9 @@ def test_form(notebook):
   assert PATH.stat().st_size < 500_000
 
 
-def test_it_runs(notebook, monkeypatch, tmp_path_factory):
+def test_it_runs(notebook, monkeypatch):
   monkeypatch.setenv("QUICKSTART_STEPS", "3")
-  cache = tmp_path_factory.getbasetemp() / "jax_cache"
-  for name, value in testing.environment(cache).items():
+  for name, value in testing.environment().items():
     monkeypatch.setenv(name, value)
   folder = {"metadata": {"path": str(PATH.parent)}}
   nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()

@@ -79,7 +79,6 @@ def start(tmp_path_factory):
           *testing.flags(settings),
           *meeting,
         ],
-        folder / "cache",
         JAX_NUM_CPU_DEVICES=str(8 // count),
         **environment,
       )

@@ -38,12 +38,6 @@ SETTINGS = {
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-  """The compilation cache that all commands share."""
-  return tmp_path_factory.getbasetemp() / "jax_cache"
-
-
-@pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
   """Flags of a small corpus in which there is something to learn."""
   folder = tmp_path_factory.mktemp("corpus")
@@ -60,7 +54,7 @@ def corpus(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def start(corpus, cache):
+def start(corpus):
   """Starts train.py in a workdir, with overrides of the settings."""
 
   def start(workdir, overrides=(), **variables):
@@ -72,7 +66,6 @@ def start(corpus, cache):
         f"--workdir={workdir}",
         *testing.flags(settings),
       ],
-      cache,
       **variables,
     )
 
@@ -214,10 +207,10 @@ def test_the_same_command_again_reports_and_changes_nothing(unbroken, start):
   assert before == {name: after[name] for name in before}
 
 
-def test_evaluation_of_a_checkpoint_equals_its_validation(unbroken, cache):
+def test_evaluation_of_a_checkpoint_equals_its_validation(unbroken):
   workdir, _ = unbroken
   status, output, errors = testing.finish(
-    testing.start(["eval.py", f"--workdir={workdir}", "--step=20"], cache)
+    testing.start(["eval.py", f"--workdir={workdir}", "--step=20"])
   )
   assert status == 0, errors
   assert output.count("\n") == 1
@@ -229,7 +222,7 @@ def test_evaluation_of_a_checkpoint_equals_its_validation(unbroken, cache):
   }
 
 
-def test_generate_prints_prompts_and_their_texts(unbroken, cache):
+def test_generate_prints_prompts_and_their_texts(unbroken):
   workdir, _ = unbroken
   status, output, errors = testing.finish(
     testing.start(
@@ -242,8 +235,7 @@ def test_generate_prints_prompts_and_their_texts(unbroken, cache):
         "--prompt=dor",
         "--num_tokens=20",
         "--temperature=0",
-      ],
-      cache,
+      ]
     )
   )
   assert status == 0, errors

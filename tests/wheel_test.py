@@ -40,7 +40,7 @@ def run(installed, tmp_path):
     done = subprocess.run(
       [sys.executable, *map(str, command)],
       cwd=tmp_path,
-      env=testing.environment(tmp_path / "cache", PYTHONPATH=str(installed)),
+      env=testing.environment(PYTHONPATH=str(installed)),
       text=True,
       capture_output=True,
     )

@@ -84,18 +84,19 @@ def flags(overrides):
   return [f"--config.{name}={value}" for name, value in overrides.items()]
 
 
-def environment(cache, **variables):
-  """Environment of a command: CPU, with a compilation cache to share."""
+def environment(**variables):
+  """Returns the environment of a command that runs on the CPU."""
   return {
     **os.environ,
     "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(cache),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    # Another process may still be writing the entry of the compilation cache
+    # that this one reads; it is then compiled again, and nobody need be told.
+    "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
     **variables,
   }
 
 
-def start(arguments, cache, **variables):
+def start(arguments, **variables):
   """Starts Python with arguments in the repository's root."""
   return subprocess.Popen(
     [sys.executable, *map(str, arguments)],
@@ -104,7 +105,7 @@ def start(arguments, cache, **variables):
     stdin=subprocess.DEVNULL,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
-    env=environment(cache, **variables),
+    env=environment(**variables),
   )
 
 

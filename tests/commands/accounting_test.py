@@ -8,15 +8,15 @@ from ultramem_jax.tools import fit
 FLAGS = ["--config=tiny", "--config.model.memory.kind=none"]
 
 
-def run(cache, *arguments):
+def run(*arguments):
   command = ["-m", "ultramem_jax", "accounting", *FLAGS, *arguments]
-  status, output, errors = testing.finish(testing.start(command, cache))
+  status, output, errors = testing.finish(testing.start(command))
   assert status == 0, errors
   return output
 
 
-def test_json(tmp_path):
-  costs = json.loads(run(tmp_path, "--json", "--batch=64", "--memory=0.01"))
+def test_json():
+  costs = json.loads(run("--json", "--batch=64", "--memory=0.01"))
   assert costs["params"]["sparse"] == 0
   assert costs["memory_access"] == {"64": 4 * 2 * 128 * 512}
   assert costs["available_bytes"] == int(0.01 * fit.GIB)
@@ -24,7 +24,7 @@ def test_json(tmp_path):
   assert costs["fits"] is False
 
 
-def test_tables_end_with_the_verdict(tmp_path):
-  lines = run(tmp_path, "--memory=80").splitlines()
+def test_tables_end_with_the_verdict():
+  lines = run("--memory=80").splitlines()
   assert lines[0] == "parameters"
   assert lines[-1].startswith("  fits 80 GiB: yes, needs 0.")

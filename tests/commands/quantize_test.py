@@ -37,8 +37,7 @@ def test_the_command_makes_a_run_of_its_own(run, dtype, tmp_path):
         f"--workdir={run}",
         f"--output={output}",
         f"--dtype={dtype}",
-      ],
-      tmp_path / "cache",
+      ]
     )
   )
   assert status == 0, errors

@@ -100,7 +100,6 @@ def evaluate(folder, tmp_path, *flags):
         f"--tasks_dir={folder / 'tasks'}",
         *flags,
       ],
-      tmp_path / "cache",
       HF_HUB_OFFLINE="1",
       HF_HOME=str(tmp_path / "hf"),
     )
