@@ -1,6 +1,7 @@
 """A run that moves between meshes, and its model used on some of them."""
 
 import contextlib
+import functools
 import shutil
 
 import jax
@@ -67,18 +68,22 @@ def make_config(corpus, mesh):
   )
 
 
+@functools.cache
+def compile_step(config, devices):
+  """(mesh, compiled training step) of a config on the first devices."""
+  mesh = sharding.make_mesh(config, jax.devices()[:devices])
+  return mesh, train.compile_step(config, sharding.make_layout(config, mesh))
+
+
 def run(folder, corpus, place, until):
   """Goes on until a step; (state it began with, losses, state it ended with).
 
   As train.py does it, but for the devices.
   """
-  devices, mesh = place
-  config = make_config(corpus, mesh)
-  layout = sharding.make_layout(
-    config, sharding.make_mesh(config, jax.devices()[:devices])
-  )
+  devices, settings = place
+  config = make_config(corpus, settings)
   workdir.claim(folder, config, "the corpus")
-  run_step = train.compile_step(config, layout)
+  mesh, run_step = compile_step(config, devices)
   losses = []
   with (
     contextlib.closing(data.open(config).train(range(8))) as batches,
@@ -87,7 +92,7 @@ def run(folder, corpus, place, until):
     state, restored = train.restore_or_init(saver, run_step, batches)
     first = jax.device_get(state.to_items())
     for _ in range(restored or 0, until):
-      batch = sharding.to_devices(next(batches), layout.mesh)
+      batch = sharding.to_devices(next(batches), mesh)
       state, values = run_step(state, batch)
       losses.append(float(values["loss"]))
     saver.save(until, state.to_items(), batches.get_state())

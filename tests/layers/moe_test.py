@@ -181,17 +181,17 @@ def test_descending_the_balance_loss_balances():
   layer, params, x_BTD, segment_BT = make_layer(model, seed=3)
   params["router"][:, 0] += x_BTD.mean((0, 1)) * 4
 
-  def loss(params):
+  def loss(params, x_BTD):
     _, sown = layer.apply(
       {"params": params}, x_BTD, segment_BT, mutable=["losses", "stats"]
     )
     return sown["losses"]["balance"][0], sown["stats"]["load_entropy"][0]
 
   value_and_gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
-  (before, entropy_before), gradient = value_and_gradient(params)
+  (before, entropy_before), gradient = value_and_gradient(params, x_BTD)
   for _ in range(50):
     params = jax.tree.map(lambda p, g: p - 30 * np.asarray(g), params, gradient)
-    (after, entropy_after), gradient = value_and_gradient(params)
+    (after, entropy_after), gradient = value_and_gradient(params, x_BTD)
   assert after < before
   assert entropy_after > entropy_before
 
