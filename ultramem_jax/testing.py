@@ -44,7 +44,7 @@ def _assert_array_close(actual, expected, tolerance):
   )
 
 
-# `configs/tiny.py`, shrunk. The paper's initialization compiles a retrieval.
+# `configs/tiny.py`, shrunk.
 MODEL = {
   "model.embed_dim": 16,
   "model.num_layers": 2,
@@ -55,7 +55,6 @@ MODEL = {
   "model.memory.key_dim": 4,
   "model.memory.value_dim": 8,
   "model.memory.top_m": 3,
-  "model.memory.init": "official",
 }
 RUN = {**MODEL, "batch_size": 4, "data.seq_len": 8, "steps": 40}
 

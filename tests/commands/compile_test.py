@@ -20,16 +20,15 @@ CONFIG = [
 ]
 
 
-def run(cache, *arguments):
+def run(*arguments):
   """Runs the command: (exit status, stdout, stderr)."""
   command = ["-m", "ultramem_jax", "compile", *CONFIG, *arguments]
-  return testing.finish(testing.start(command, cache))
+  return testing.finish(testing.start(command))
 
 
 def test_programs_for_simulated_devices(tmp_path):
   """Data parallel: each device adds up the gradients of all parameters."""
   status, output, errors = run(
-    tmp_path,
     "--topology=cpu:4",
     "--batch=8",
     "--cache=16",
@@ -53,16 +52,16 @@ def test_programs_for_simulated_devices(tmp_path):
     assert "HloModule" in (tmp_path / "text" / f"{name}.txt").read_text()
 
 
-def test_a_batch_that_does_not_divide_is_told_in_one_line(tmp_path):
-  status, output, errors = run(tmp_path, "--topology=cpu:3")
+def test_a_batch_that_does_not_divide_is_told_in_one_line():
+  status, output, errors = run("--topology=cpu:3")
   assert status == 2 and not output
   assert errors.startswith("error: batch_size = 8: "), errors
   assert errors.count("\n") == 1
 
 
 @needs_libtpu
-def test_the_steps_compile_for_a_tpu(tmp_path):
-  status, output, errors = run(tmp_path, "--topology=v5e:2x2", "--batch=8")
+def test_the_steps_compile_for_a_tpu():
+  status, output, errors = run("--topology=v5e:2x2", "--batch=8")
   assert status == 0, errors
   train, decode = output.split("decode step for v5e:2x2, 4 devices")
   assert train.startswith("train step for v5e:2x2, 4 devices")

@@ -28,9 +28,10 @@ MODELS = {
     "model__memory__query_key_norm": "none",
     "model__memory__query_conv": 0,
     "model__memory__shuffle": "none",
+    "model__memory__init": "official",
     "model__memory__heads_per_query": 1,
   },
-  "ultramem": {"model__memory__init": "paper"},
+  "ultramem": {},
 }
 MESHES = {
   "data": {"mesh__data": 8},

@@ -119,7 +119,8 @@ def test_a_table_of_bfloat16_is_read_as_it_is(gpu_kernel, as_bits):
   if as_bits:
     stored_IW = stored_IW.view(np.uint16)
   pool = jax.jit(
-    functools.partial(lookup.pool_rows, kernels=pallas.KERNELS), static_argnums=3
+    functools.partial(lookup.pool_rows, kernels=pallas.KERNELS),
+    static_argnums=3,
   )
   assert_close(
     pool(stored_IW, *others, 4),
