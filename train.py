@@ -45,15 +45,15 @@ cli.define_processes()
 
 
 def announce(
-  config: Config, layout: Layout, memory: str, corpus: Corpus, workdir: str
+  config: Config, layout: Layout, memory: str, described: str, workdir: str
 ) -> None:
   """Prints what is to be trained, on what, and where.
 
-  Raises:
-    ConfigError: a split of the corpus cannot be opened, or the processes were
-      given different configs or corpora.
+  Args:
+    config, layout, workdir: the run.
+    memory: the line that `fit.check` returns.
+    described: the line that `Corpus.describe` returns.
   """
-  described = corpus.describe()
   print(f"{accounting.headline(config.model)}\n{memory}")
   if config.model.spans:
     print(optim.describe_table_update(config))
@@ -61,7 +61,6 @@ def announce(
     f"{sharding.describe(config, layout)}\n{described}\nworkdir: {workdir}",
     flush=True,
   )
-  distributed.require_same("config or corpus", f"{config} {described}")
 
 
 def compile_step(config: Config, layout: Layout) -> TrainProgram:
@@ -179,13 +178,15 @@ def train(config: Config, workdir: str) -> Metrics | None:
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   memory = fit.check(config, layout.mesh.size)
   corpus = data.open(config)
-  announce(config, layout, memory, corpus, workdir)
+  described = corpus.describe()
+  distributed.require_same("config or corpus", f"{config} {described}")
   evaluate = loss_lib.on_validation_split(config, corpus, layout)
   validate = lambda state: evaluate(state.variables())
   rows = sharding.process_rows(config, layout.mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
-    workdir_lib.claim(workdir, config, corpus.describe())
+    workdir_lib.claim(workdir, config, described)
+    announce(config, layout, memory, described, workdir)
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )

@@ -189,6 +189,7 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
     XLA_FLAGS="",
   )
   assert_one_line(result, f"error: {expected}")
+  assert not result[1]  # no word about the run before the error
   assert not (tmp_path / "run").exists()  # nor is anything left behind
 
 
