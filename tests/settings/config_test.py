@@ -11,7 +11,6 @@ from ultramem_jax.settings import config, kinds
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.memory import MAX_GRID_SIDE, MemoryConfig
 from ultramem_jax.settings.sampling import Sampling
-from ultramem_jax.settings.spans import Span, parse_spans
 
 NAN, INF = float("nan"), float("inf")
 
@@ -369,15 +368,6 @@ def test_derived_sizes_of_a_memory():
   assert derived == (15, 25, 4, 2)
   product_keys = dataclasses.replace(memory, score="sum", num_cores=1)
   assert product_keys.rank == 1
-
-
-def test_spans():
-  assert parse_spans("1:2/2:3", 4) == (Span(0, 0, 1), Span(1, 1, 2))
-  assert parse_spans("3:4/1:3", 4) == (Span(0, 2, 3), Span(1, 0, 2))
-  assert parse_spans("4:4", 4) == (Span(0, 3, 3),)
-  dense = tiny.get_config()
-  dense.model.memory.update(kind="none", spans="")
-  assert config.parse(dense).model.spans == ()
 
 
 def test_default_config_states_the_defaults_of_a_memory():
