@@ -5,9 +5,9 @@
 A model that is nearly all table, float32, split over 8 simulated CPU devices
 by rows; its parameters are made, saved and restored, each in a process of its
 own, whose peak resident memory is told as a multiple of the table. What a
-process holds before is told too. --phase=init does that alone and prints its
-bytes. All phases need the table's size on the disk too, and write
-results/host_memory.json.
+process holds before is told too. --phase=init runs that phase only, and prints
+its bytes. The phases need the table's size on the disk too. Writes
+results/host_memory.json and .png.
 """
 
 import json
@@ -21,50 +21,56 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 from absl import app, flags
+from matplotlib.figure import Figure
 
-from benchmarks import report
-from configs import default
+from benchmarks.harness import configs, plots, report
 from ultramem_jax.runs import checkpoint, workdir
 from ultramem_jax.serve import load as load_lib
-from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.config import Config
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
-GIBIBYTES = flags.DEFINE_float("gibibytes", 4, "Of the table.")
+GIBIBYTES = flags.DEFINE_float("gibibytes", 4, "Size of the table in GiB.")
 PHASES = ("init", "save", "restore")
-PHASE = flags.DEFINE_enum("phase", None, PHASES, "This one alone.")
-FOLDER = flags.DEFINE_string("folder", None, "Of the run that is saved.")
+PHASE = flags.DEFINE_enum(
+  "phase", None, PHASES, "Run this phase in this process."
+)
+FOLDER = flags.DEFINE_string("folder", None, "Workdir of --phase.")
 
 WIDTH = 1024
 
 
-def make_config(gibibytes: float) -> config_lib.Config:
-  """A small model with a table of n^2 rows."""
+def make_config(gibibytes: float) -> Config:
+  """Returns a small model whose table has so many GiB."""
   side = round((gibibytes * 2**30 / (4 * WIDTH)) ** 0.5)
-  c = default.get_config()
-  c.batch_size = 8
-  c.data.seq_len = 8
-  c.mesh.update(table=8)
-  c.model.update(embed_dim=64, num_layers=1, num_heads=2, mlp_dim=64)
-  c.model.memory.update(
-    kind="ultramem",
-    spans="1:1",
-    num_keys=side - side % 4,
-    key_dim=8,
-    value_dim=WIDTH,
+  return configs.load(
+    "default",
+    {
+      "batch_size": 8,
+      "data.seq_len": 8,
+      "mesh.table": 8,
+      "model.embed_dim": 64,
+      "model.num_layers": 1,
+      "model.num_heads": 2,
+      "model.mlp_dim": 64,
+      "model.memory.kind": "ultramem",
+      "model.memory.spans": "1:1",
+      "model.memory.num_keys": side - side % 4,
+      "model.memory.key_dim": 8,
+      "model.memory.value_dim": WIDTH,
+      "model.memory.storage.partition": "rows",
+    },
   )
-  c.model.memory.storage.partition = "rows"
-  return config_lib.parse(c)
 
 
 def peak_bytes() -> int:
-  """The most resident memory that this process ever had (Linux)."""
+  """Returns the most resident memory that this process had (Linux)."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
   (peak,) = (line for line in lines if line.startswith("VmHWM"))
   return 1024 * int(peak.split()[1])
 
 
-def run_phase(phase: str, folder: str, config: config_lib.Config) -> None:
+def run_phase(phase: str, folder: str, config: Config) -> None:
   """Runs one phase; prints its peak, and that before it, as JSON."""
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   before = peak_bytes()
@@ -84,13 +90,10 @@ def run_phase(phase: str, folder: str, config: config_lib.Config) -> None:
   print(json.dumps({"peak": peak_bytes(), "before": before}))
 
 
-def main(_) -> None:
-  config = make_config(GIBIBYTES.value)
-  if PHASE.value:
-    run_phase(PHASE.value, FOLDER.value, config)
-    return
-  memory = config.model.memory
-  table, results = 4 * memory.num_rows * memory.value_dim, {}
+def measure() -> report.Result:
+  """Runs each phase in a process of its own."""
+  memory = make_config(GIBIBYTES.value).model.memory
+  table, phases = 4 * memory.num_rows * memory.value_dim, {}
   with tempfile.TemporaryDirectory() as folder:
     for phase in PHASES:
       output = subprocess.run(
@@ -107,15 +110,41 @@ def main(_) -> None:
         text=True,
       ).stdout
       found = json.loads(output.splitlines()[-1])
-      results[phase] = {**found, "ratio": found["peak"] / table}
+      phases[phase] = {**found, "ratio": found["peak"] / table}
       print(
         f"{phase:<8} peak {found['peak'] / 2**30:.2f} GiB, "
         f"{found['peak'] / table:.3f} of the table; "
         f"{found['before'] / 2**30:.2f} GiB before",
         flush=True,
       )
-  report.save("host_memory", {"table_bytes": table, "phases": results})
+  return {"table_bytes": table, "phases": phases}
+
+
+def plot(result: report.Result) -> Figure:
+  """Draws peaks of the phases over the size of the table."""
+  phases = result["phases"]
+  worst = max(phase["ratio"] for phase in phases.values())
+  figure, (axes,) = plots.figure(
+    f"A table of {result['table_bytes'] / 2**30:.0f} GiB is made, saved and "
+    f"restored in {worst:.2f} times its size",
+    result,
+    size=(6.4, 2.6),
+  )
+  plots.bars(
+    axes, {name: phase["ratio"] for name, phase in phases.items()}, "{:.2f}"
+  )
+  axes.axvline(1, color="k", ls="--", lw=1)
+  axes.set_xlabel("peak memory of the process / bytes of the table")
+  return figure
+
+
+def main(_: list[str]) -> None:
+  if PHASE.value:
+    run_phase(PHASE.value, FOLDER.value, make_config(GIBIBYTES.value))
+  else:
+    report.run({"host_memory": report.Part(measure, plot)})
 
 
 if __name__ == "__main__":
+  report.define_flags()
   app.run(main)

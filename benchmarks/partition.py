@@ -16,11 +16,10 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=16"
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
-from absl import app
 from jax.sharding import AxisType
+from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks.harness import plots, report
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.tools import hlo
@@ -32,18 +31,23 @@ READS = 84  # of the published models: m = 42, two heads
 MEASURED = ((2, 512), (8, 128), (8, 512), (16, 512))  # P, W
 TOKENS = 2048  # of each device
 ROWS = 1100**2  # of the published 151M model
+LABELS = {
+  "columns": ("columns split", plots.BLUE),
+  "rows_pooled": ("rows split, summed first", plots.ORANGE),
+  "rows_unpooled": ("rows split, sent whole", plots.GREY),
+}
 SIZE = 4  # bytes: float32, as a CPU's collectives widen bfloat16
 
 
 def formula(partition: str, shards: int, width: int, size: int = 2) -> float:
-  """Bytes per token, with one core and one block as the paper counts."""
+  """Returns bytes a token, with one core and one block as the paper counts."""
   return sharded_lookup.bytes_moved(
     partition, shards, reads=READS, width=width, cores=1, pools=1, itemsize=size
   )
 
 
 def measured(partition: str, shards: int, width: int) -> float:
-  """The same, from the collectives of the compiled forward."""
+  """Returns the same from the collectives of the compiled forward."""
   mesh = jax.make_mesh(
     (shards, 1, 1, 1),
     sharding.AXES,
@@ -78,34 +82,7 @@ def measured(partition: str, shards: int, width: int) -> float:
   return sum(x.received for x in program.collectives(shards)) / TOKENS
 
 
-def plot(relative, points, path) -> None:
-  """Bytes over those of unpooled rows, one panel for each width."""
-  figure, axes = plt.subplots(
-    1, len(WIDTHS), figsize=(12, 3.2), sharey=True, layout="constrained"
-  )
-  colors = {"columns": "C0", "rows_pooled": "C1", "rows_unpooled": "C7"}
-  for width, panel in zip(WIDTHS, axes, strict=True):
-    for partition, color in colors.items():
-      panel.plot(
-        SHARDS,
-        [relative.get(f"{partition} {p} {width}", 1) for p in SHARDS],
-        color=color,
-        label=partition,
-      )
-    for name, (_, value) in points.items():
-      form, p, w = name.split()
-      if int(w) == width:
-        panel.plot(int(p), value, "o", color=colors[form])
-    panel.set(yscale="log", title=f"W = {width}", xlabel="P")
-    panel.set_xscale("log", base=2)
-    panel.set_xticks(SHARDS, SHARDS)
-    panel.grid(alpha=0.3)
-  axes[0].set_ylabel("bytes received / rows_unpooled")
-  axes[0].legend()
-  figure.savefig(path, dpi=150)
-
-
-def main(_) -> None:
+def measure() -> report.Result:
   forms = ("columns", "rows_pooled")
   relative = {
     f"{form} {p} {w}": formula(form, p, w) / formula("rows_unpooled", p, w)
@@ -114,38 +91,64 @@ def main(_) -> None:
     for w in WIDTHS
   }
   for form in forms:
-    print(
-      f"{form} / rows_unpooled, bfloat16\n  P \\ W"
-      + "".join(f"{w:>9}" for w in WIDTHS)
-    )
+    widths = "".join(f"{w:>9}" for w in WIDTHS)
+    print(f"{form} / rows_unpooled, bfloat16\n  P \\ W{widths}")
     for p in SHARDS:
-      print(
-        f"{p:>7}"
-        + "".join(f"{relative[f'{form} {p} {w}']:>9.3f}" for w in WIDTHS)
-      )
-  compiled, points = {}, {}
+      shares = (relative[f"{form} {p} {w}"] for w in WIDTHS)
+      print(f"{p:>7}" + "".join(f"{share:>9.3f}" for share in shares))
+  compiled = {}
   for p, w in MEASURED:
     for form in sharded_lookup.PARTITIONS:
       found, expected = measured(form, p, w), formula(form, p, w, SIZE)
       compiled[f"{form} {p} {w}"] = {"bytes": found, "formula": expected}
-      # As a share of what the formula says that unpooled rows take.
-      share = formula(form, p, w) / formula("rows_unpooled", p, w)
-      points[f"{form} {p} {w}"] = (found, share * found / expected)
       print(
         f"{form:<14} P {p:>3} W {w:>5}: compiled {found:>12,.0f} bytes a "
         f"token, formula {expected:>12,.0f} ({found / expected:.2f}x)",
         flush=True,
       )
-  path = report.save(
-    "partition",
-    {
-      "reads": READS,
-      "relative_bfloat16": relative,
-      "compiled_float32": compiled,
-    },
+  return {
+    "reads": READS,
+    "relative_bfloat16": relative,
+    "compiled_float32": compiled,
+  }
+
+
+def plot(result: report.Result) -> Figure:
+  """Draws bytes over those of unpooled rows, one panel for each width."""
+  relative = result["relative_bfloat16"]
+  at_8 = [relative[f"{form} 8 512"] for form in ("columns", "rows_pooled")]
+  figure, panels = plots.figure(
+    f"Among 8 devices, {1 / at_8[0]:.0f} times fewer bytes travel where "
+    f"columns are split, {1 / at_8[1]:.0f} times fewer where rows are summed "
+    "first (rows 512 wide)",
+    result,
+    panels=len(WIDTHS),
+    size=(2.7, 3.6),
+    sharey=True,
   )
-  plot(relative, points, path.with_suffix(".png"))
+  for width, panel in zip(WIDTHS, panels, strict=True):
+    for form, (label, color) in LABELS.items():
+      shares = [relative.get(f"{form} {p} {width}", 1) for p in SHARDS]
+      panel.plot(SHARDS, shares, color=color, label=label)
+    for name, point in result["compiled_float32"].items():
+      form, p, w = name.split()
+      if int(w) == width:
+        # As a share of what the formula says that unpooled rows take.
+        share = relative.get(name, 1) * point["bytes"] / point["formula"]
+        panel.plot(int(p), share, "o", color=LABELS[form][1])
+    plots.log_x(panel, SHARDS)
+    plots.log_y(panel)
+    panel.set(title=f"rows {width} wide", xlabel="devices")
+  panels[0].set_ylabel("bytes received / rows sent whole")
+  panels[0].set_ylim(bottom=0.002)
+  panels[0].legend(
+    loc="lower right",
+    fontsize="small",
+    title="lines: formula, bfloat16\ndots: compiled, float32",
+    title_fontsize="small",
+  )
+  return figure
 
 
 if __name__ == "__main__":
-  app.run(main)
+  report.main("partition", report.Part(measure, plot))

@@ -9,19 +9,15 @@ of the data included. Writes results/rounding.json and results/rounding.png;
 about 3 minutes on two cores. Stopped, the same command goes on.
 """
 
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
 
-import matplotlib.pyplot as plt
-from absl import app, flags
+from absl import flags
+from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks.harness import plots, report, runs
 
-ROOT = pathlib.Path(__file__).parent.parent
-TARGET = 0.005  # of float32's loss
+TARGET = 0.005  # of float32's loss, at most
 
 SMALL = {
   "batch_size": 4,
@@ -41,8 +37,11 @@ VARIANTS = {
   "bfloat16": LOW,
   "bfloat16, second moment by row": {**LOW, "optim.table_second_moment": "row"},
 }
+COLORS = (plots.GREY, plots.BLUE, plots.ORANGE)
 
-SEEDS = flags.DEFINE_integer("seeds", 1, "Seeds of each.", lower_bound=1)
+SEEDS = flags.DEFINE_integer(
+  "seeds", 1, "Seeds of each variant.", lower_bound=1
+)
 STEPS = flags.DEFINE_integer("steps", 200, "Steps of each run.", lower_bound=1)
 WORKDIR = flags.DEFINE_string(
   "workdir", "runs/benchmark_rounding", "Directory of the runs."
@@ -64,57 +63,21 @@ def train(label: str, seed: int) -> dict[str, dict[int, float]]:
     "steps": STEPS.value,
     "eval_every": STEPS.value,
   }
-  subprocess.run(
-    [
-      sys.executable,
-      "train.py",
-      "--config=configs/tiny.py",
-      f"--workdir={workdir}",
-      *(f"--config.{name}={value}" for name, value in overrides.items()),
-    ],
-    cwd=ROOT,
-    check=True,
-    stdout=subprocess.DEVNULL,
-  )
-  records = [
-    json.loads(line)
-    for line in (workdir / "metrics.jsonl").read_text().splitlines()
-  ]
+  runs.train("tiny", workdir, overrides)
   return {
-    name: {r["step"]: r[key] for r in records if key in r}
-    for name, key in (("loss", "loss"), ("valid", "valid/loss"))
+    "loss": runs.curve(workdir, "loss"),
+    "valid": runs.curve(workdir, "valid/loss"),
   }
 
 
-def plot(curves, path) -> None:
-  """Training loss, and its difference from float32's, of the first seed."""
-  figure, (left, right) = plt.subplots(
-    1, 2, figsize=(9, 4), layout="constrained"
-  )
-  exact = curves["float32"][0]["loss"]
-  for label, runs in curves.items():
-    loss = runs[0]["loss"]
-    left.plot(loss.keys(), loss.values(), label=label)
-    right.plot(
-      loss.keys(),
-      [100 * (value / exact[step] - 1) for step, value in loss.items()],
-    )
-  left.set(xlabel="step", ylabel="training loss, nats a byte")
-  right.set(xlabel="step", ylabel="% above float32")
-  left.legend()
-  for axes in (left, right):
-    axes.grid(alpha=0.3)
-  figure.savefig(path, dpi=150)
-
-
-def main(_) -> None:
+def measure() -> report.Result:
   curves = {label: [] for label in VARIANTS}
   for seed in range(SEEDS.value):
     for label in VARIANTS:
       curves[label].append(train(label, seed))
   final = {
-    label: [run["valid"][STEPS.value] for run in runs]
-    for label, runs in curves.items()
+    label: [run["valid"][STEPS.value] for run in seeds]
+    for label, seeds in curves.items()
   }
   exact = statistics.mean(final["float32"])
   excess = {
@@ -127,17 +90,39 @@ def main(_) -> None:
       f"({100 * excess[label]:+.2f} % of float32's; at most "
       f"{100 * TARGET} %)"
     )
-  path = report.save(
-    "rounding",
-    {
-      "steps": STEPS.value,
-      "validation_loss": final,
-      "excess_over_float32": excess,
-      "curves": curves,
-    },
+  return {
+    "steps": STEPS.value,
+    "validation_loss": final,
+    "excess_over_float32": excess,
+    "curves": curves,
+  }
+
+
+def plot(result: report.Result) -> Figure:
+  """Draws the first seed's training loss, and its distance from float32's."""
+  worst = max(result["excess_over_float32"].values())
+  figure, (left, right) = plots.figure(
+    f"Tables in bfloat16 add at most {100 * worst:.1f} % to the validation "
+    "loss",
+    result,
+    panels=2,
+    size=(5, 3.8),
   )
-  plot(curves, path.with_suffix(".png"))
+  exact = result["curves"]["float32"][0]["loss"]
+  for (label, seeds), color in zip(
+    result["curves"].items(), COLORS, strict=True
+  ):
+    loss = seeds[0]["loss"]
+    steps = [int(step) for step in loss]
+    valid = statistics.mean(result["validation_loss"][label])
+    left.plot(steps, loss.values(), color=color, label=f"{label}: {valid:.3f}")
+    excess = [100 * (value / exact[step] - 1) for step, value in loss.items()]
+    right.plot(steps, excess, color=color)
+  left.set(xlabel="training step", ylabel="training loss, nats a byte")
+  left.legend(title="tables and moments: validation loss at the end")
+  right.set(xlabel="training step", ylabel="training loss, % above float32's")
+  return figure
 
 
 if __name__ == "__main__":
-  app.run(main)
+  report.main("rounding", report.Part(measure, plot))

@@ -16,47 +16,57 @@ results/table_update_PART.json and .png.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from absl import app, flags
+from absl import flags
+from matplotlib.figure import Figure
 
-from benchmarks import report
+from benchmarks.harness import plots, report, timing
 from ultramem_jax.ops import lookup, precision, row_update
-from ultramem_jax.ops.cpu import sort as row_order
+from ultramem_jax.ops.cpu import sort
 from ultramem_jax.train import optim
 
 SIDES = (250, 500, 1100)  # n, of tables of n^2 rows
 TOKENS = 512
 MORE_TOKENS = (64, 256, 512, 1024, 2048)
-READS, BLOCKS, CORES, WIDTH = 84, 4, 2, 512
+READS, POOLS, CORES, WIDTH = 84, 4, 2, 512
 GROWTH, TEMPORARY_MIB = 1.6, 16  # at most
 ADAMW = optax.chain(
   optax.clip_by_global_norm(1.0), optax.adamw(1e-3, 0.9, 0.95)
 )
 
-PARTS = flags.DEFINE_list("parts", ["growth", "crossing"], "What to measure.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
 
 
+Updater = tuple[Callable[[], Any], int]
+
+
 def make_factors(rows: int, tokens: int) -> row_update.Factors:
-  """Random reads of a table, all rows alike, and a random gradient."""
+  """Returns uniformly random reads of a table with a random gradient."""
   rng = np.random.default_rng(rows + tokens)
   return row_update.Factors(
     jnp.asarray(rng.integers(0, rows, (tokens, READS)), jnp.int32),
-    jnp.asarray(rng.integers(0, BLOCKS, (tokens, READS)), jnp.int32),
+    jnp.asarray(rng.integers(0, POOLS, (tokens, READS)), jnp.int32),
     jnp.asarray(rng.normal(size=(tokens, READS, CORES)), jnp.float32),
-    jnp.asarray(rng.normal(size=(tokens, BLOCKS, WIDTH)), jnp.float32),
+    jnp.asarray(rng.normal(size=(tokens, POOLS, WIDTH)), jnp.float32),
   )
 
 
-def sparse_update(table, factors, step, clip: bool = False):
+def sparse_update(
+  table: row_update.Table,
+  factors: row_update.Factors,
+  step: jax.Array,
+  clip: bool = False,
+) -> row_update.Table:
+  """Updates the rows that were read, if asked with the gradient clipped."""
   rows = table.values_IW.shape[0]
   adamw = row_update.AdamW(0.9, 0.95, 1e-8, 0.1, 1e-3, step)
-  reads = row_order.sort_by_row(factors.row_TY, rows)
+  reads = sort.sort_by_row(factors.row_TY, rows)
   scale = 1.0
   if clip:
     scale = jax.lax.rsqrt(row_update.squared_norm(factors, reads, rows))
@@ -65,26 +75,40 @@ def sparse_update(table, factors, step, clip: bool = False):
   )
 
 
-def dense_update(table, factors, step):
-  """With the gradient as the lookup's backward adds it up, clipped."""
+def dense_update(
+  table: Any, factors: row_update.Factors, step: jax.Array
+) -> Any:
+  """Updates all rows with the clipped gradient of the lookup's backward.
+
+  Args:
+    table: (values_IW, state of the optimizer).
+    factors: of the gradient.
+    step: not used, as the optimizer counts.
+  """
   f = factors
   values_IW, state = table
   index_BTY = (f.row_TY + f.pool_TY * values_IW.shape[0])[None]
   _, gradient = jax.vjp(
     lambda values_IW: lookup.pool_rows(
-      values_IW, index_BTY, f.weight_TYC[None], BLOCKS
+      values_IW, index_BTY, f.weight_TYC[None], POOLS
     ),
     values_IW,
   )
-  del step  # the optimizer counts
+  del step
   updates_IW, state = ADAMW.update(
     gradient(f.vector_TEW[None])[0], state, values_IW
   )
   return optax.apply_updates(values_IW, updates_IW), state
 
 
-def updater(update, table, factors):
-  """(a function that updates a table again and again, temporary bytes)."""
+def updater(
+  update: Callable[..., Any], table: Any, factors: row_update.Factors
+) -> Updater:
+  """Compiles an update.
+
+  Returns:
+    A function that updates the table again, and the bytes of temporaries.
+  """
   compiled = (
     jax.jit(update, donate_argnums=0)
     .lower(table, factors, jnp.int32(1))
@@ -101,7 +125,10 @@ def updater(update, table, factors):
   return run, compiled.memory_analysis().temp_size_in_bytes
 
 
-def sparse_updater(side: int, tokens: int, dtype: str, clip: bool = False):
+def sparse_updater(
+  side: int, tokens: int, dtype: str, clip: bool = False
+) -> Updater:
+  """Returns an `updater` of a table of side^2 rows, by random reads."""
   shape = (side**2, WIDTH)
   table = row_update.Table(
     *(jnp.zeros(shape, precision.DTYPES[dtype]) for _ in range(3))
@@ -113,7 +140,8 @@ def sparse_updater(side: int, tokens: int, dtype: str, clip: bool = False):
   )
 
 
-def dense_updater(side: int, tokens: int):
+def dense_updater(side: int, tokens: int) -> Updater:
+  """Returns the dense `updater` of such a table."""
   values_IW = jnp.zeros((side**2, WIDTH))
   return updater(
     dense_update,
@@ -123,25 +151,24 @@ def dense_updater(side: int, tokens: int):
 
 
 def norm_seconds(side: int) -> float:
-  """Of the sum of squares of a gradient, which a step reports."""
+  """Returns the time of a gradient's sum of squares, which a step reports."""
   factors = make_factors(side**2, TOKENS)
 
   @jax.jit
   def norm(factors):
-    reads = row_order.sort_by_row(factors.row_TY, side**2)
+    reads = sort.sort_by_row(factors.row_TY, side**2)
     return row_update.squared_norm(factors, reads, side**2)
 
-  return report.interleaved_seconds({"": lambda: norm(factors)}, ROUNDS.value)[
-    ""
-  ]
+  return timing.median_seconds(lambda: norm(factors), ROUNDS.value)
 
 
-def measure_growth() -> dict[str, dict]:
+def measure_growth() -> report.Result:
+  """Returns seconds of the sparse update by dtype and rows."""
   result = {"norm_seconds": norm_seconds(SIDES[-1])}
   print(f"norm of the gradient: {1e3 * result['norm_seconds']:.1f} ms")
   for dtype in ("float32", "bfloat16"):
     updaters = {side: sparse_updater(side, TOKENS, dtype) for side in SIDES}
-    seconds = report.interleaved_seconds(
+    seconds = timing.interleaved_seconds(
       {side: run for side, (run, _) in updaters.items()}, ROUNDS.value
     )
     result[dtype] = {
@@ -159,12 +186,12 @@ def measure_growth() -> dict[str, dict]:
   return result
 
 
-def measure_crossing() -> dict[str, dict]:
-  """Seconds of both updates by reads a row."""
+def measure_crossing() -> report.Result:
+  """Returns seconds of both updates by reads a row."""
   side = SIDES[0]
   result = {"sparse": {}, "dense": {}}
   for tokens in MORE_TOKENS:
-    seconds = report.interleaved_seconds(
+    seconds = timing.interleaved_seconds(
       {
         "sparse": sparse_updater(side, tokens, "float32", clip=True)[0],
         "dense": dense_updater(side, tokens)[0],
@@ -183,44 +210,72 @@ def measure_crossing() -> dict[str, dict]:
   return result
 
 
-def plot(part, result, path) -> None:
-  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-  if part == "growth":
-    for dtype in ("float32", "bfloat16"):
-      axes.plot(
-        result[dtype].keys(),
-        [1e3 * point["seconds"] for point in result[dtype].values()],
-        marker="o",
-        label=dtype,
-      )
-    axes.set(xlabel="rows of the table", title=f"{TOKENS} tokens", ylim=0)
-  else:
-    for form, points in result.items():
-      axes.plot(
-        points.keys(),
-        [1e3 * s for s in points.values()],
-        marker="o",
-        label=form,
-      )
-    axes.axvline(
-      optim.SPARSE_READS_PER_ROW, color="0.5", linestyle="--", label="auto"
-    )
-    axes.set(
-      xlabel="reads a row", title=f"{SIDES[0] ** 2:,} rows", yscale="log"
-    )
-  axes.set(xscale="log", ylabel="ms of a table update")
+def plot_growth(result: report.Result) -> Figure:
+  """Draws milliseconds against the rows of the table."""
+  times = {
+    dtype: {int(rows): 1e3 * p["seconds"] for rows, p in result[dtype].items()}
+    for dtype in ("float32", "bfloat16")
+  }
+  rows = list(times["float32"])
+  exact = times["float32"].values()
+  figure, (axes,) = plots.figure(
+    f"From {rows[0]:,} to {rows[-1]:,} rows, the sparse update of a float32 "
+    f"table takes {min(exact):.0f} to {max(exact):.0f} ms",
+    result,
+  )
+  for (dtype, points), color in zip(
+    times.items(), (plots.BLUE, plots.ORANGE), strict=True
+  ):
+    label = f"table and moments in {dtype}"
+    axes.plot(rows, points.values(), "o-", color=color, label=label)
+  plots.log_x(axes, rows)
+  axes.set(
+    xlabel=f"rows of the table, each {WIDTH} wide",
+    ylabel=f"ms an update by {TOKENS} tokens",
+    ylim=0,
+  )
   axes.legend()
-  axes.grid(alpha=0.3)
-  figure.savefig(path, dpi=150)
+  return figure
 
 
-def main(_) -> None:
-  measure = {"growth": measure_growth, "crossing": measure_crossing}
-  for part in PARTS.value:
-    result = measure[part]()
-    path = report.save(f"table_update_{part}", result)
-    plot(part, result, path.with_suffix(".png"))
+def plot_crossing(result: report.Result) -> Figure:
+  """Draws milliseconds of both updates against reads a row."""
+  ratios = [
+    sparse / dense
+    for sparse, dense in zip(
+      result["sparse"].values(), result["dense"].values(), strict=True
+    )
+  ]
+  figure, (axes,) = plots.figure(
+    f"The sparse update takes {ratios[0]:.2f} of the dense one's time where "
+    "few rows are read, but more where many are",
+    result,
+  )
+  for form, color in (("sparse", plots.BLUE), ("dense", plots.ORANGE)):
+    reads = [float(x) for x in result[form]]
+    times = [1e3 * seconds for seconds in result[form].values()]
+    axes.plot(reads, times, "o-", color=color, label=form)
+  axes.axvline(
+    optim.SPARSE_READS_PER_ROW,
+    color="0.5",
+    linestyle="--",
+    label="automatic choice: dense from here",
+  )
+  plots.log_x(axes, [round(x, 2) for x in reads])
+  plots.log_y(axes)
+  axes.set(
+    xlabel="reads a step, per row of the table",
+    ylabel=f"ms an update of {SIDES[0] ** 2:,} rows",
+  )
+  axes.legend(loc="upper left")
+  return figure
 
 
 if __name__ == "__main__":
-  app.run(main)
+  report.main(
+    "table_update",
+    {
+      "growth": report.Part(measure_growth, plot_growth),
+      "crossing": report.Part(measure_crossing, plot_crossing),
+    },
+  )

@@ -1,162 +1,148 @@
-"""Does the memory pay? `tiny` against its dense twin, over several seeds.
+"""What does the memory bring? `tiny` and three twins, over several seeds.
 
-  python -m benchmarks.tiny [--seeds=3] [--steps=400]
+  python -m benchmarks.tiny [--seeds=3] [--steps=300]
 
-Both have the same FLOPs per token and take the same steps; the dense twin of
-the first seed also trains for as many steps as take it the memory's time.
-Writes results/tiny.json and results/tiny.png; about 8 minutes a seed on two
-cores. Stopped, the same command goes on.
+UltraMem and a dense model, each with and without a convolution of five taps:
+`tiny`'s memories convolve what they read, `tiny_dense_conv` what the MLPs of
+the same two blocks read. All have the same FLOPs per token, to 1 %, the same
+data in the same order and the same steps.
+
+Training takes about 5 minutes a run on two cores, an hour in all; stopped, the
+same command goes on. The losses do not depend on what else the machine does.
+The times of a step do: they are measured first, the four models in turn, and
+stand for the time of the curves. Writes results/tiny.json and .png.
 """
 
-import importlib
-import json
 import pathlib
 import statistics
-import subprocess
-import sys
+from typing import NamedTuple
 
-import matplotlib.pyplot as plt
-from absl import app, flags
+from absl import flags
+from matplotlib.figure import Figure
 
-from benchmarks import report
-from ultramem_jax import data
-from ultramem_jax.settings import config as config_lib
-from ultramem_jax.train.program import TrainProgram
+from benchmarks.harness import configs, plots, report, runs, timing, train_steps
 
-MODELS = {"UltraMem": "tiny", "dense": "tiny_dense"}
-ROOT = pathlib.Path(__file__).parent.parent
+CURVE_POINTS = 6  # validations of a run; one takes about 20 s
+
+
+class Twin(NamedTuple):
+  """A model of the comparison.
+
+  label, color: in plots.
+  config: the NAME of configs/NAME.py.
+  overrides: other values of the config's fields.
+  """
+
+  label: str
+  color: str
+  config: str
+  overrides: dict[str, object]
+
+
+TWINS = {
+  "tiny": Twin("UltraMem", plots.BLUE, "tiny", {}),
+  "tiny_dense_conv": Twin(
+    "dense, with the convolution", plots.ORANGE, "tiny_dense_conv", {}
+  ),
+  "tiny_no_conv": Twin(
+    "UltraMem, without the convolution",
+    plots.GREEN,
+    "tiny",
+    {"model.memory.query_conv": 0},
+  ),
+  "tiny_dense": Twin("dense", plots.GREY, "tiny_dense", {}),
+}
 
 SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds of each model.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 400, "Steps of each run.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 300, "Steps of each run.", lower_bound=1)
 WORKDIR = flags.DEFINE_string(
   "workdir", "runs/benchmark_tiny", "Directory of the runs."
 )
-EVALUATIONS = 2  # points of a curve; one takes about 20 s
 
 
-def validation_curve(config: str, seed: int, steps: int) -> dict[int, float]:
-  """Trains a config, or goes on; its validation bits per byte by step."""
-  workdir = pathlib.Path(WORKDIR.value, f"{config}_{steps}_{seed}")
-  curve = read_curve(workdir)
-  if steps not in curve:
-    subprocess.run(
-      [
-        sys.executable,
-        "train.py",
-        f"--config=configs/{config}.py",
-        f"--workdir={workdir}",
-        f"--config.seed={seed}",
-        f"--config.steps={steps}",
-        "--config.sample.num_tokens=0",
-        f"--config.eval_every={max(1, steps // EVALUATIONS)}",
-      ],
-      cwd=ROOT,
-      check=True,
-      stdout=subprocess.DEVNULL,
-    )
-    curve = read_curve(workdir)
+def validation_curve(name: str, seed: int) -> dict[int, float]:
+  """Trains a twin, or goes on; returns validation bits per byte by step."""
+  twin, steps = TWINS[name], STEPS.value
+  workdir = pathlib.Path(WORKDIR.value, f"{name}_{steps}_{seed}")
+  if steps not in runs.curve(workdir, "valid/bits_per_byte"):
+    overrides = {
+      **twin.overrides,
+      "seed": seed,
+      "steps": steps,
+      "sample.num_tokens": 0,
+      "eval_every": max(1, steps // CURVE_POINTS),
+    }
+    runs.train(twin.config, workdir, overrides)
+  curve = runs.curve(workdir, "valid/bits_per_byte")
+  print(f"{name}, seed {seed}: {curve}", flush=True)
   return curve
 
 
-def read_curve(workdir: pathlib.Path) -> dict[int, float]:
-  """The validations that a run has in its log so far."""
-  log = workdir / "metrics.jsonl"
-  lines = log.read_text().splitlines() if log.exists() else []
-  records = [json.loads(line) for line in lines]
-  return {
-    record["step"]: record["valid/bits_per_byte"]
-    for record in records
-    if "valid/bits_per_byte" in record
+def measure() -> report.Result:
+  steppers = {
+    name: train_steps.stepper(configs.load(twin.config, twin.overrides))[0]
+    for name, twin in TWINS.items()
   }
-
-
-def step_seconds(rounds: int = 20) -> dict[str, float]:
-  """Median seconds of a training step of each model, interleaved."""
-
-  def stepper(name):
-    module = importlib.import_module(f"configs.{name}")
-    config = config_lib.parse(module.get_config())
-    batches = data.open(config).train(range(config.batch_size))
-    batch = next(batches)
-    batches.close()
-    train_step = TrainProgram(config)
-    state = train_step.init_state()
-
-    def run():
-      nonlocal state
-      state, metrics = train_step(state, batch)
-      return state, metrics
-
-    return run
-
-  return report.interleaved_seconds(
-    {label: stepper(name) for label, name in MODELS.items()}, rounds
-  )
-
-
-def plot(curves, path) -> None:
-  """Validation bits per byte against steps, one line a seed."""
-  figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-  for (label, runs), color in zip(curves.items(), ("C0", "C7"), strict=True):
-    for index, run in enumerate(runs):
-      axes.plot(
-        run.keys(),
-        run.values(),
-        color=color,
-        marker=".",
-        label=label if index == 0 else None,
-      )
-  axes.set(
-    xlabel="step",
-    ylabel="validation bits per byte",
-    title="Python source, byte level, equal FLOPs per token",
-  )
-  axes.legend()
-  axes.grid(alpha=0.3)
-  figure.savefig(path, dpi=150)
-
-
-def main(_) -> None:
-  seconds = step_seconds()
-  ratio = seconds["UltraMem"] / seconds["dense"]
-  curves = {label: [] for label in MODELS}
+  seconds = timing.interleaved_seconds(steppers, rounds=20)
+  del steppers
+  curves = {name: [] for name in TWINS}
   for seed in range(SEEDS.value):
-    for label, name in MODELS.items():
-      curves[label].append(validation_curve(name, seed, STEPS.value))
-      print(f"seed {seed}, {label}: {curves[label][-1]}", flush=True)
+    for name in TWINS:
+      curves[name].append(validation_curve(name, seed))
   final = {
-    label: [run[STEPS.value] for run in runs] for label, runs in curves.items()
+    name: [curve[STEPS.value] for curve in seeds]
+    for name, seeds in curves.items()
   }
-  gaps = [
-    dense - memory
-    for dense, memory in zip(final["dense"], final["UltraMem"], strict=True)
-  ]
-  longer = round(ratio * STEPS.value)
-  equal_time = validation_curve(MODELS["dense"], 0, longer)[longer]
-  for label in MODELS:
+  for name, values in final.items():
     print(
-      f"{label:<10}{statistics.mean(final[label]):8.4f} bits per byte "
-      f"{1e3 * seconds[label]:8.1f} ms per step"
+      f"{TWINS[name].label:<34}{statistics.mean(values):7.3f} bits per byte "
+      f"({min(values):.3f} to {max(values):.3f}), "
+      f"{1e3 * seconds[name]:.0f} ms a step"
     )
-  print(f"gap {gaps} bits per byte, time {ratio:.2f}x")
-  print(
-    f"in the time of {STEPS.value} steps of UltraMem, seed 0, the dense twin "
-    f"takes {longer} steps to {equal_time:.4f} bits per byte"
+  return {
+    "steps": STEPS.value,
+    "step_seconds": seconds,
+    "bits_per_byte": final,
+    "curves": curves,
+  }
+
+
+def plot(result: report.Result) -> Figure:
+  """Draws bits per byte against steps and against time, a line for a seed."""
+  final = result["bits_per_byte"]
+  mean = {name: statistics.mean(values) for name, values in final.items()}
+  num_seeds = len(final["tiny"])
+  figure, (over_steps, over_time) = plots.figure(
+    "At equal FLOPs, the memory gains "
+    f"{mean['tiny_dense_conv'] - mean['tiny']:.2f} bits per byte beside the "
+    "convolution, "
+    f"{mean['tiny_dense'] - mean['tiny_no_conv']:.2f} without it",
+    result,
+    panels=2,
+    sharey=True,
   )
-  path = report.save(
-    "tiny",
-    {
-      "steps": STEPS.value,
-      "step_seconds": seconds,
-      "time_ratio": ratio,
-      "bits_per_byte": final,
-      "gap": gaps,
-      "curves": curves,
-      "dense_at_equal_time": {"steps": longer, "bits_per_byte": equal_time},
-    },
+  for name, twin in TWINS.items():
+    for seed, curve in enumerate(result["curves"][name]):
+      steps = [int(step) for step in curve]
+      style = {"color": twin.color, "marker": ".", "lw": 1.2}
+      over_steps.plot(
+        steps,
+        curve.values(),
+        label=f"{twin.label}: {mean[name]:.3f}" if seed == 0 else None,
+        **style,
+      )
+      seconds = result["step_seconds"][name]
+      over_time.plot([seconds * s for s in steps], curve.values(), **style)
+  over_steps.set(
+    xlabel="training step of 2048 bytes of Python source",
+    ylabel="validation loss, bits per byte",
   )
-  plot(curves, path.with_suffix(".png"))
+  over_time.set(xlabel="seconds of training")
+  over_steps.legend(
+    title=f"mean of {num_seeds} seeds after {result['steps']} steps"
+  )
+  return figure
 
 
 if __name__ == "__main__":
-  app.run(main)
+  report.main("tiny", report.Part(measure, plot))

@@ -4,25 +4,20 @@
 
 Tokens per second, bytes held by a device and model FLOPs utilisation (three
 times the forward's, over what a large float32 matmul reaches here) of the 151M
-dense, MoE, product-key and UltraMem models; shrunk unless --full, which wants
-an accelerator. All in turn, about 2 minutes on two cores. Writes
-results/training.json and results/training.png.
+dense, MoE, product-key and UltraMem models on the embedded corpus; shrunk
+unless --full, which needs an accelerator. All in turn, about 2 minutes on two
+cores. Writes results/training.json and results/training.png.
 """
-
-import importlib
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
-import numpy as np
-from absl import app, flags
+from absl import flags
+from matplotlib.figure import Figure
 
-from benchmarks import report
-from ultramem_jax.settings import config as config_lib
+from benchmarks.harness import configs, plots, report, timing, train_steps
 from ultramem_jax.tools import accounting
-from ultramem_jax.train.program import TrainProgram
 
-FULL = flags.DEFINE_bool("full", False, "The published sizes.")
+FULL = flags.DEFINE_bool("full", False, "Measure the published sizes.")
 ROUNDS = flags.DEFINE_integer("rounds", 7, "Timed rounds.", lower_bound=1)
 
 MODELS = {
@@ -31,6 +26,7 @@ MODELS = {
   "PKM": "151m_pkm_x10",
   "UltraMem": "151m_x12",
 }
+CORPUS = {"batch_size": 8, "data.source": "stdlib", "data.tokenizer": "bytes"}
 SHRUNK = {
   "model.embed_dim": 256,
   "model.num_layers": 6,
@@ -42,114 +38,99 @@ SHRUNK = {
   "data.seq_len": 128,
   "batch_size": 4,
 }
+SHRUNK_MEMORY = {
+  "model.mlp_dim": 1024,
+  "model.memory.num_keys": 200,
+  "model.memory.key_dim": 64,
+  "model.memory.top_m": 16,
+}
 SHRUNK_PARTS = {
   "dense": {"model.mlp_dim": 1024},
   "MoE": {"model.moe.expert_dim": 512},
   "PKM": {
-    "model.mlp_dim": 1024,
+    **SHRUNK_MEMORY,
     "model.memory.spans": "3:3",
-    "model.memory.num_keys": 200,
-    "model.memory.key_dim": 64,
     "model.memory.value_dim": 256,
-    "model.memory.top_m": 16,
   },
   "UltraMem": {
-    "model.mlp_dim": 1024,
+    **SHRUNK_MEMORY,
     "model.memory.spans": "2:3/4:5",
-    "model.memory.num_keys": 200,
-    "model.memory.key_dim": 64,
     "model.memory.value_dim": 128,
-    "model.memory.top_m": 16,
   },
 }
 
 
-def model_config(label: str) -> config_lib.Config:
-  c = importlib.import_module(f"configs.{MODELS[label]}").get_config()
-  c.batch_size = 8
-  if not FULL.value:
-    c.update_from_flattened_dict({**SHRUNK, **SHRUNK_PARTS[label]})
-  return config_lib.parse(c)
-
-
-def trainer(config: config_lib.Config):
-  """(a function that runs one step, bytes that the device holds)."""
-  train_step = TrainProgram(config)
-  state = train_step.init_state()
-  rng = np.random.default_rng(0)
-  shape = (config.batch_size, config.data.seq_len)
-  tokens_BT = jnp.asarray(rng.integers(0, 256, shape), jnp.int32)
-  batch = {
-    "tokens": tokens_BT,
-    "targets": tokens_BT,
-    "weights": jnp.ones(shape),
-    "segments": jnp.ones(shape, jnp.int32),
-    "positions": jnp.zeros(shape, jnp.int32) + jnp.arange(shape[1]),
-  }
-
-  def run():
-    nonlocal state
-    state, metrics = train_step(state, batch)
-    return state, metrics
-
-  return run, train_step.bytes_needed
-
-
-def peak_flops(size: int = 4096) -> float:
-  """FLOPs per second of a float32 matmul."""
+def matmul_flops_per_second(size: int = 4096) -> float:
+  """Returns what a float32 product of square matrices reaches."""
   x = jnp.ones((size, size))
   matmul = jax.jit(lambda x: x @ x)
-  seconds = report.interleaved_seconds({"": lambda: matmul(x)}, 5)[""]
-  return 2 * size**3 / seconds
+  return 2 * size**3 / timing.median_seconds(lambda: matmul(x), 5)
 
 
-def measure_models() -> dict[str, dict[str, float]]:
-  configs = {label: model_config(label) for label in MODELS}
-  trainers = {label: trainer(config) for label, config in configs.items()}
-  seconds = report.interleaved_seconds(
-    {label: run for label, (run, _) in trainers.items()}, ROUNDS.value
+def measure() -> report.Result:
+  loaded = {
+    label: configs.load(
+      name,
+      CORPUS if FULL.value else {**CORPUS, **SHRUNK, **SHRUNK_PARTS[label]},
+    )
+    for label, name in MODELS.items()
+  }
+  steppers = {
+    label: train_steps.stepper(config) for label, config in loaded.items()
+  }
+  seconds = timing.interleaved_seconds(
+    {label: step for label, (step, _) in steppers.items()}, ROUNDS.value
   )
-  peak, results = peak_flops(), {}
-  for label, config in configs.items():
+  peak, models = matmul_flops_per_second(), {}
+  for label, config in loaded.items():
     tokens = config.batch_size * config.data.seq_len
     flops = 3 * tokens * sum(accounting.flops_per_token(config.model).values())
-    results[label] = {
+    models[label] = {
       "tokens_per_second": tokens / seconds[label],
       "step_seconds": seconds[label],
-      "bytes": trainers[label][1],
+      "bytes": steppers[label][1],
       "flops_utilisation": flops / seconds[label] / peak,
       "parameters": sum(accounting.parameters(config.model).values()),
     }
-  return results
+    print(
+      f"{label:<10}{tokens / seconds[label]:10.0f} tokens/s "
+      f"{models[label]['bytes'] / 2**20:8.0f} MiB "
+      f"{100 * models[label]['flops_utilisation']:6.1f} % of the matmul's FLOPs"
+    )
+  return {"models": models, "full": FULL.value}
 
 
-def plot(models, path) -> None:
-  figure, axes = plt.subplots(1, 3, figsize=(9, 3.5), layout="constrained")
-  for panel, (title, name, scale) in zip(
-    axes,
+def plot(result: report.Result) -> Figure:
+  """Draws speed, memory and utilisation, one panel each."""
+  models = result["models"]
+  dense = models["dense"]["tokens_per_second"]
+  share = {k: 100 * m["tokens_per_second"] / dense for k, m in models.items()}
+  size = "151M models" if result["full"] else "151M models, shrunk"
+  figure, panels = plots.figure(
+    f"At equal FLOPs, UltraMem trains at {share['UltraMem']:.0f} % of the "
+    f"dense model's speed, MoE at {share['MoE']:.0f} % ({size})",
+    result,
+    panels=3,
+    size=(3.5, 2.8),
+  )
+  for panel, (title, name, scale, text) in zip(
+    panels,
     (
-      ("tokens per second", "tokens_per_second", 1),
-      ("MiB held", "bytes", 2**-20),
-      ("% of the matmul's FLOPs", "flops_utilisation", 100),
+      ("tokens a second", "tokens_per_second", 1, "{:,.0f}"),
+      ("memory of the device, MiB", "bytes", 2**-20, "{:,.0f}"),
+      ("FLOPs, % of a large matmul's", "flops_utilisation", 100, "{:.0f}"),
     ),
     strict=True,
   ):
-    panel.bar(models.keys(), [scale * m[name] for m in models.values()])
-    panel.set(title=title)
-  figure.savefig(path, dpi=150)
-
-
-def main(_) -> None:
-  models = measure_models()
-  for label, result in models.items():
-    print(
-      f"{label:<10}{result['tokens_per_second']:10.0f} tokens/s "
-      f"{result['bytes'] / 2**20:8.0f} MiB "
-      f"{100 * result['flops_utilisation']:6.1f} % of the matmul's FLOPs"
+    plots.bars(
+      panel,
+      {label: scale * m[name] for label, m in models.items()},
+      text,
+      [plots.MODELS[label] for label in models],
     )
-  path = report.save("training", {"models": models, "full": FULL.value})
-  plot(models, path.with_suffix(".png"))
+    panel.set_xlabel(title)
+  return figure
 
 
 if __name__ == "__main__":
-  app.run(main)
+  report.main("training", report.Part(measure, plot))

@@ -21,7 +21,7 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.memory import MemoryConfig
 
 # Up to this many tokens merged keys are faster than the scores of all ranks: at
-# 8 they are, at 64 not (`python -m benchmarks.inference --part=keys`).
+# 8 they are, at 64 not (`python -m benchmarks.inference --parts=keys`).
 MERGED_TOKENS = 8
 
 

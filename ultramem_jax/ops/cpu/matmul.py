@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 # Up to this many rows a CPU is faster with the matrix on the left
-# (`python -m benchmarks.few_rows`).
+# (`python -m benchmarks.matmul`).
 FEW_ROWS = 64
 
 

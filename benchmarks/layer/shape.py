@@ -14,5 +14,5 @@ KEY_DIM = 250
 
 
 def read_sets(tokens: int) -> int:
-  """Sets of reads to take turns, so that rows come from memory, not a cache."""
+  """Returns how many sets of reads take turns: more than a cache holds."""
   return max(1, 2**28 // (4 * VALUE_DIM * TOP_M * HEADS * tokens))

@@ -2,13 +2,15 @@
 
 import functools
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks import worker
-from benchmarks.layer_shape import (
+from benchmarks.layer import worker
+from benchmarks.layer.shape import (
   CORES,
   EMBED_DIM,
   EXPANSION,
@@ -23,7 +25,7 @@ from benchmarks.layer_shape import (
 )
 from ultramem_jax import MemoryConfig, UltraMem, refresh_buffers
 from ultramem_jax.ops import lookup, row_update
-from ultramem_jax.ops.cpu import sort as row_order
+from ultramem_jax.ops.cpu import sort
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.train import tables as tables_lib
 
@@ -46,15 +48,18 @@ LAYER = UltraMem(
 )
 
 
+Run = Callable[[], Any]  # what is timed
+
+
 @functools.cache
-def table():
+def table() -> jax.Array:
   row_block_IW = jax.random.normal(jax.random.key(0), (NUM_KEYS, VALUE_DIM))
   return jax.jit(lambda x: jnp.tile(x, (NUM_ROWS // NUM_KEYS, 1)))(row_block_IW)
 
 
 @functools.cache
-def variables():
-  """Of the layer; the table is not drawn at random, which takes a while."""
+def variables() -> Any:
+  """Returns the layer's variables, its table one random block repeated."""
 
   @jax.jit
   def init(key):
@@ -71,20 +76,20 @@ def variables():
   return made
 
 
-def compiled(function, *args):
+def compiled(function: Callable[..., Any], *args: Any) -> Run:
   program = jax.jit(function).lower(*args).compile()
   return lambda: jax.block_until_ready(program(*args))
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def reads(key, tokens):
+def reads(key: jax.Array, tokens: int) -> tuple[jax.Array, jax.Array]:
   keys = jax.random.split(key)
   shape = (1, tokens, TOP_M * HEADS)
   index_BTY = jax.random.randint(keys[0], shape, 0, NUM_ROWS)
   return index_BTY, jax.random.normal(keys[1], (*shape, 1))
 
 
-def gather(function, tokens):
+def gather(function: Callable[..., jax.Array], tokens: int) -> Run:
   keys = jax.random.split(jax.random.key(tokens), read_sets(tokens))
   sets = [reads(key, tokens) for key in keys]
   program = jax.jit(function).lower(table(), *sets[0]).compile()
@@ -92,16 +97,18 @@ def gather(function, tokens):
   return lambda: jax.block_until_ready(program(table(), *next(turns)))
 
 
-def take_and_einsum(table_IW, index_BTY, score_BTYC):
+def take_and_einsum(
+  table_IW: jax.Array, index_BTY: jax.Array, score_BTYC: jax.Array
+) -> jax.Array:
   rows_BTYW = jnp.take(table_IW, index_BTY, axis=0, mode="clip")
   return jnp.einsum("BTYW,BTYC->BTW", rows_BTYW, score_BTYC)
 
 
-def inputs(tokens):
+def inputs(tokens: int) -> jax.Array:
   return jax.random.normal(jax.random.key(tokens), (1, tokens, EMBED_DIM))
 
 
-def forward(tokens):
+def forward(tokens: int) -> Run:
   model = LAYER, variables()
   x_BTD = inputs(tokens)
   if tokens == 1:  # decoding
@@ -109,11 +116,11 @@ def forward(tokens):
   return compiled(model[0].apply, model[1], x_BTD)
 
 
-def backward(tokens, dense):
-  """Gradients of input and parameters.
+def backward(tokens: int, dense: bool) -> Run:
+  """Returns a call that computes gradients of input and parameters.
 
-  Without `dense`, of all but the table: what then remains of its gradient are
-  the factors that a sparse update takes, which the others are computed from.
+  Without `dense` the table has no gradient of its own: a sparse update takes
+  factors of it, from which the other gradients are computed anyway.
   """
   made = variables()
   trained = dict(made["params"])
@@ -138,8 +145,8 @@ def backward(tokens, dense):
   )
 
 
-def own_table():
-  """A table with moments that nobody else has: it is updated in place."""
+def own_table() -> row_update.Table:
+  """Returns a table with moments, which may be updated in place."""
   values_IW = table()
   variables.cache_clear()
   table.cache_clear()
@@ -149,22 +156,29 @@ def own_table():
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def update(table, gradient, count):
+def update(
+  table: row_update.Table, gradient: Any, count: jax.Array
+) -> row_update.Table:
   adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
   return row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
 
 
-def repeated(gradient_step, state, *inputs):
-  """A training step: gradient_step, then the table's update.
+def repeated(
+  gradient_step: Callable[..., Any], state: Any, *inputs: jax.Array
+) -> Run:
+  """Returns a training step: gradient_step, then the table's update.
 
-  gradient_step: (state, values_IW, *inputs) -> (state, the table's factors,
-  what else is computed).
+  Args:
+    gradient_step: (state, values_IW, *inputs) -> (state, the table's factors,
+      what else is computed).
+    state: what gradient_step carries.
+    *inputs: the same at every step.
   """
 
   @functools.partial(jax.jit, donate_argnums=0)
   def compute(state, *inputs):
     state, of_table, others = gradient_step(state, *inputs)
-    reads = row_order.sort_by_row(of_table.row_TY, NUM_ROWS)
+    reads = sort.sort_by_row(of_table.row_TY, NUM_ROWS)
     return state, (of_table, reads), others
 
   table, count = own_table(), jnp.float32(0)
@@ -179,8 +193,11 @@ def repeated(gradient_step, state, *inputs):
   return run
 
 
-def step(tokens):
-  """Gradients of everything, and AdamW: on the rows read, of the table."""
+def step(tokens: int) -> Run:
+  """Returns a step of the layer: all gradients, and AdamW.
+
+  Of the table, AdamW updates the rows that were read.
+  """
   made = variables()
   trained = {k: v for k, v in made["params"].items() if k != "values"}
   optimizer = optax.adamw(RATE, BETA1, BETA2, EPS, weight_decay=WEIGHT_DECAY)
@@ -215,8 +232,8 @@ def step(tokens):
   return repeated(gradient_step, state, x_BTD)
 
 
-def lookup_step(tokens):
-  """The lookup alone: pooled rows, gradient of the weights, AdamW on rows."""
+def lookup_step(tokens: int) -> Run:
+  """Returns a step of a lookup: sums, gradient of weights, AdamW of rows."""
   cotangent_BTEW = jax.random.normal(
     jax.random.key(1), (1, tokens, 1, VALUE_DIM)
   )
@@ -245,7 +262,7 @@ CASES = {
   "backward/ours": lambda tokens: backward(tokens, False),
   "backward/ours dense": lambda tokens: backward(tokens, True),
   "step/ours": step,
-  "step/ours, lookup alone": lookup_step,
+  "step/our lookup": lookup_step,
 }
 
 if __name__ == "__main__":

@@ -1,41 +1,20 @@
-"""Decoding: dense, MoE and UltraMem at equal parameters and FLOPs.
-
-  python -m benchmarks.inference [--size=151m] [--batch=1 --batch=8 ...]
-
-One token a sequence, as in figures 1 and 6 of the paper (arXiv 2411.12364):
-
-  models   latency of a step of the whole models against the batch (1b, 7),
-           values read as the paper counts them (1c), and as the compiled
-           program counts them
-  growth   latency of a step against the size of the table (6c): of the
-           UltraMem model, of its memory layer alone and of the row reads
-  keys     latency of the layer with keys prepared in each way
-
-Published sizes in bfloat16 on an accelerator; on a CPU the 151M models in
-float32, with the vocabulary of bytes: embedding and head are the same in all
-models, and no figure counts them. The cache holds 2048 positions, or as many
-as fit, which is said. On a CPU the models take turns; on an accelerator, which
-cannot hold them all, they come one after another. Writes
-results/inference_SIZE.json and .png, after --part with the parts' names; the
-machine should do nothing else.
-"""
+"""Decoding steps compared: models, growing tables, forms of keys."""
 
 import dataclasses
 import functools
 import gc
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 from unittest import mock
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
-from absl import app, flags
 
-from benchmarks import decoding, report
+from benchmarks.harness import timing
+from benchmarks.inference import decoding
 from ultramem_jax.layers import ultramem
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.model import Transformer
@@ -43,6 +22,7 @@ from ultramem_jax.ops import lookup
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.model import ModelConfig
 
+KEYS_BATCHES = (1, 8, 64)
 GROWTH = (250, 500, 1000, 2000)  # n, keys of a side; the table has n^2 rows
 
 
@@ -71,13 +51,14 @@ class Setting:
   rounds: int = 21
   seconds: float | None = None
 
-  def config(self, model: str, **memory) -> ModelConfig:
+  def config(self, model: str, **memory: Any) -> ModelConfig:
+    """Returns a model's config, with overrides of model.memory."""
     name = decoding.SIZES[self.size][model]
     return decoding.model_config(name, self.dtype, self.vocab_size, **memory)
 
 
 def default_setting(size: str | None, batches: list[int]) -> Setting:
-  """The setting of this machine; size and batches may be given."""
+  """Returns the setting of this machine; None and [] mean its own choice."""
   if jax.default_backend() == "cpu":
     return Setting(
       size or "151m", "float32", 264, tuple(batches or (1, 8, 64)), 2**30
@@ -91,14 +72,14 @@ def default_setting(size: str | None, batches: list[int]) -> Setting:
   )
 
 
-def _groups(cases) -> list[list]:
-  """What is in memory together: all of it on a CPU, else each case alone."""
+def _groups(cases: Iterable[Any]) -> list[list[Any]]:
+  """Returns what is in memory together: everything on a CPU, else one case."""
   cases = list(cases)
   return [cases] if jax.default_backend() == "cpu" else [[x] for x in cases]
 
 
 def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
-  """One record for each model and batch; each model has as much time."""
+  """Yields a record for each model and batch; models get the same time."""
   groups = _groups(decoding.SIZES[setting.size])
   began = time.monotonic()
   for done, group in enumerate(groups, 1):
@@ -122,7 +103,7 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
         model: decoding.make_step(*models[model], batch, length, steps)
         for model in group
       }
-      seconds = report.interleaved_seconds(
+      seconds = timing.interleaved_seconds(
         {model: step.call for model, step in made.items()}, rounds, warmup
       )
       for model, step in made.items():
@@ -141,7 +122,7 @@ def compare_models(setting: Setting) -> Iterator[dict[str, Any]]:
     gc.collect()
 
 
-def _line(record) -> str:
+def _line(record: dict[str, Any]) -> str:
   achieved = record["counted_bytes"] / record["seconds"]
   return (
     f"{record['model']:<9} batch {record['batch']:>4}  "
@@ -151,8 +132,8 @@ def _line(record) -> str:
   )
 
 
-def ratios(records) -> dict[str, dict[int, float]]:
-  """MoE / UltraMem and UltraMem / dense in time, by batch measured of both."""
+def ratios(records: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+  """Returns MoE / UltraMem and UltraMem / dense in time, by common batch."""
   seconds = {(r["model"], r["batch"]): r["seconds"] for r in records}
   batches = sorted({r["batch"] for r in records})
   pairs = {
@@ -169,8 +150,10 @@ def ratios(records) -> dict[str, dict[int, float]]:
   }
 
 
-def _varied(function, *inputs):
-  """A call of a compiled function on one of several inputs, in turn."""
+def _in_turn(
+  function: Callable[..., jax.Array], *inputs: Sequence[Any]
+) -> Callable[[], jax.Array]:
+  """Returns a call of a compiled function that takes several inputs in turn."""
   compiled = jax.jit(function).lower(*(x[0] for x in inputs)).compile()
   index = 0
 
@@ -182,8 +165,10 @@ def _varied(function, *inputs):
   return call
 
 
-def layer_call(model: Transformer, variables, batch: int = 1):
-  """A call of the first memory layer of a model on one token a row."""
+def layer_call(
+  model: Transformer, variables: Any, batch: int = 1
+) -> Callable[[], jax.Array]:
+  """Returns a call of a model's first memory layer on one token a row."""
   config = model.config
   layer = UltraMem(
     config.memory,
@@ -202,12 +187,13 @@ def layer_call(model: Transformer, variables, batch: int = 1):
     jax.random.normal(key, (batch, 1, config.embed_dim), config.dtype)
     for key in keys
   ]
-  call = _varied(layer.apply, [own] * len(x), x)
-  return call
+  return _in_turn(layer.apply, [own] * len(x), x)
 
 
-def rows_call(config: ModelConfig, table_IW, batch: int = 1):
-  """A call that pools random rows, as many as a layer reads."""
+def rows_call(
+  config: ModelConfig, table_IW: jax.Array, batch: int = 1
+) -> Callable[[], jax.Array]:
+  """Returns a call that pools random rows, as many as a layer reads."""
   c = config.memory
   rng = np.random.default_rng(0)
   shape = (batch, 1, c.num_heads * c.top_m)
@@ -216,7 +202,7 @@ def rows_call(config: ModelConfig, table_IW, batch: int = 1):
     for _ in range(decoding.TOKENS)
   ]
   score = [jnp.ones((*shape, c.num_cores), jnp.float32)] * len(index)
-  return _varied(
+  return _in_turn(
     functools.partial(lookup.pool_rows, num_pools=c.projections),
     [table_IW] * len(index),
     index,
@@ -225,14 +211,14 @@ def rows_call(config: ModelConfig, table_IW, batch: int = 1):
 
 
 def compare_growth(setting: Setting) -> Iterator[dict[str, Any]]:
-  """Latencies of one token a sequence as the table grows."""
+  """Yields a record of latencies, one token a sequence, for each table."""
   batch = 1 if jax.default_backend() == "cpu" else 512
   end = time.monotonic() + (setting.seconds or math.inf)
   for sides in _groups(setting.sides):
     if time.monotonic() > end:
       print(f"n {sides}: no time left", flush=True)
       continue
-    seconds = report.interleaved_seconds(
+    seconds = timing.interleaved_seconds(
       _growth_calls(setting, sides, batch), setting.rounds
     )
     for side in sides:
@@ -252,8 +238,10 @@ def compare_growth(setting: Setting) -> Iterator[dict[str, Any]]:
     gc.collect()
 
 
-def _growth_calls(setting: Setting, sides, batch: int):
-  """Calls of the model, of its layer and of its row reads, by table."""
+def _growth_calls(
+  setting: Setting, sides: Sequence[int], batch: int
+) -> dict[tuple[str, int], Callable[[], jax.Array]]:
+  """Returns calls of the model, its layer and its row reads, by table."""
   dense, functions = None, {}
   for side in sides:
     config = setting.config("UltraMem", num_keys=side)
@@ -280,136 +268,31 @@ def _growth_calls(setting: Setting, sides, batch: int):
 
 
 def compare_keys(setting: Setting) -> Iterator[dict[str, Any]]:
-  """Latencies of the layer: keys not prepared, normalized, merged as well."""
+  """Yields latencies of the layer: keys as they are, normalized, merged."""
   for query_per_rank in (True, False):
     yield from _compare_keys(setting, query_per_rank)
     gc.collect()
 
 
-def _compare_keys(setting, query_per_rank):
+def _compare_keys(
+  setting: Setting, query_per_rank: bool
+) -> Iterator[dict[str, Any]]:
   config = setting.config("UltraMem", query_per_rank=query_per_rank)
   plain = decoding.random_model(config)
   prepared = prepare_lib.prepare(*plain)
   # Each form, and up to how many tokens it reads merged keys.
   forms = {"plain": (plain, 0), "normalized": (prepared, 0)}
   if not query_per_rank:
-    forms["merged"] = prepared, ultramem.MERGED_TOKENS
-  for batch in (1, 8, 64):
+    forms["merged"] = (prepared, max(KEYS_BATCHES))
+  for batch in KEYS_BATCHES:
     calls = {}
     for name, (model, merged_tokens) in forms.items():
       with mock.patch.object(ultramem, "MERGED_TOKENS", merged_tokens):
         calls[name] = layer_call(*model, batch)
-    seconds = report.interleaved_seconds(calls, setting.rounds)
+    seconds = timing.interleaved_seconds(calls, setting.rounds)
     print(
       f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "
       + "  ".join(f"{k} {1e3 * v:7.3f} ms" for k, v in seconds.items()),
       flush=True,
     )
     yield {"query_per_rank": query_per_rank, "batch": batch, **seconds}
-
-
-def plot(result, path) -> None:
-  """Latency with its roofline and values read, growth: what was measured."""
-  panels = 2 * ("models" in result) + ("growth" in result)
-  figure, axes = plt.subplots(
-    1, panels, figsize=(4.7 * panels, 4), layout="constrained", squeeze=False
-  )
-  axes = list(axes[0])
-  if "models" in result:
-    _plot_models(result, axes.pop(0), axes.pop(0))
-  if "growth" in result:
-    _plot_growth(result["growth"], axes.pop())
-  figure.savefig(path, dpi=150)
-  plt.close(figure)
-
-
-def _plot_models(result, time, access) -> None:
-  for color, model in zip(
-    ("C7", "C1", "C0"), decoding.SIZES[result["size"]], strict=True
-  ):
-    own = sorted(
-      (r for r in result["models"] if r["model"] == model),
-      key=lambda r: r["batch"],
-    )
-    batches = [r["batch"] for r in own]
-    counted = np.array([r["counted_bytes"] for r in own])
-    time.plot(
-      batches, [1e3 * r["seconds"] for r in own], "o-", color=color, label=model
-    )
-    time.plot(batches, 1e3 * counted / result["bandwidth"], ":", color=color)
-    access.plot(batches, 1e-9 * counted, "o-", color=color, label=model)
-  _label(
-    time, "batch", "ms a step", "latency; dotted: counted bytes / bandwidth"
-  )
-  _label(access, "batch", "GB a step", "weights and rows read, as counted")
-
-
-def _plot_growth(records, axes) -> None:
-  for part in ("model", "layer", "rows"):
-    axes.plot(
-      [r["side"] ** 2 for r in records],
-      [1e3 * r[part] for r in records],
-      "o-",
-      label=part,
-    )
-  _label(axes, "rows of a table", "ms a step", "growing table")
-
-
-def _label(axes, xlabel, ylabel, title) -> None:
-  axes.set(
-    xlabel=xlabel, ylabel=ylabel, title=title, xscale="log", yscale="log"
-  )
-  axes.legend()
-  axes.grid(alpha=0.3)
-
-
-PARTS = {
-  "models": compare_models,
-  "growth": compare_growth,
-  "keys": compare_keys,
-}
-
-
-def run(setting: Setting, parts=tuple(PARTS)) -> dict[str, Any]:
-  """Measures, prints and returns what `main` saves."""
-  result = {
-    **dataclasses.asdict(setting),
-    "bandwidth": decoding.bandwidth(),
-    **{part: list(PARTS[part](setting)) for part in parts},
-  }
-  if "models" in result:
-    result["ratios"] = ratios(result["models"])
-    for name, by_batch in result["ratios"].items():
-      print(name, {b: round(ratio, 2) for b, ratio in by_batch.items()})
-  return result
-
-
-def main(_) -> None:
-  setting = default_setting(flags.FLAGS.size, flags.FLAGS.batch)
-  setting = dataclasses.replace(setting, cache=flags.FLAGS.cache)
-  if flags.FLAGS.n:
-    setting = dataclasses.replace(setting, sides=tuple(flags.FLAGS.n))
-  parts = flags.FLAGS.part
-  result = run(setting, parts)
-  chosen = [] if set(parts) == set(PARTS) else parts
-  path = report.save("_".join(["inference", setting.size, *chosen]), result)
-  if parts != ["keys"]:
-    plot(result, path.with_suffix(".png"))
-
-
-if __name__ == "__main__":
-  flags.DEFINE_enum(
-    "size",
-    None,
-    list(decoding.SIZES),
-    "Of the models; by default 1b6 on an accelerator, 151m on a CPU.",
-  )
-  flags.DEFINE_multi_integer(
-    "batch", [], "Sequences that decode at once; repeatable.", lower_bound=1
-  )
-  flags.DEFINE_integer("cache", 2048, "Positions in the cache.", lower_bound=1)
-  flags.DEFINE_multi_integer("n", [], "Sides of the growing table; repeatable.")
-  flags.DEFINE_multi_enum(
-    "part", list(PARTS), list(PARTS), "What to measure; repeatable."
-  )
-  app.run(main)

@@ -12,10 +12,16 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 
-def serve(cases) -> None:
-  """Answers until the input ends. cases: name -> (tokens -> function())."""
+def serve(cases: Mapping[str, Callable[[int], Callable[[], Any]]]) -> None:
+  """Answers until the input ends.
+
+  Args:
+    cases: by name, functions of the number of tokens that return what is timed.
+  """
   # What libraries print must not mix with the answers.
   answers = os.fdopen(os.dup(1), "w")
   os.dup2(2, 1)
@@ -34,7 +40,7 @@ def serve(cases) -> None:
     print(answer, file=answers, flush=True)
 
 
-def _seconds(run, calls):
+def _seconds(run: Callable[[], Any], calls: int) -> list[float]:
   run()
   seconds = []
   for _ in range(calls):
@@ -47,7 +53,7 @@ def _seconds(run, calls):
 class Worker:
   """The asking side of a process, which the first question starts."""
 
-  def __init__(self, command, environment):
+  def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
     self._command = command
     self._environment = {**os.environ, **environment}
     self._process = None
@@ -73,7 +79,7 @@ class Worker:
     if self._process is not None:
       self._write(None)
 
-  def _write(self, message) -> None:
+  def _write(self, message: Any) -> None:
     self._process.stdin.write(json.dumps(message) + "\n")
     self._process.stdin.flush()
 

@@ -1,8 +1,8 @@
 """The peers of benchmarks.layer: torch's embedding_bag, and ultra-mem.
 
 Runs in an environment of its own, without JAX; asked by benchmarks.layer
-through `benchmarks.worker`. ultra-mem 0.1.2 computes less than the layer of
-the paper: its two heads share one grid of keys and one query of the full
+through `benchmarks.layer.worker`. ultra-mem 0.1.2 computes less than the layer
+of the paper: its two heads share one grid of keys and one query of the full
 width for both ranks (2.8 times fewer products), each head reads rows of half
 the width from a table of its own, and rows of one block of the expansion
 overwrite each other where they should be added.
@@ -11,13 +11,15 @@ overwrite each other where they should be added.
 import functools
 import gc
 import itertools
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from ultra_mem import UltraMem
 
-from benchmarks import worker
-from benchmarks.layer_shape import (
+from benchmarks.layer import worker
+from benchmarks.layer.shape import (
   CORES,
   EMBED_DIM,
   EXPANSION,
@@ -31,18 +33,21 @@ from benchmarks.layer_shape import (
   read_sets,
 )
 
+Run = Callable[[], None]  # what is timed
+Optimizer = Callable[..., torch.optim.Optimizer]
+
 
 @functools.cache
-def table():
+def table() -> torch.Tensor:
   return torch.randn(1100, VALUE_DIM).repeat(NUM_ROWS // 1100, 1)
 
 
-def reads(tokens):
+def reads(tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
   shape = (tokens, TOP_M * HEADS)
   return torch.randint(NUM_ROWS, shape), torch.randn(shape)
 
 
-def bag(tokens):
+def bag(tokens: int) -> Run:
   sets = itertools.cycle([reads(tokens) for _ in range(read_sets(tokens))])
 
   @torch.no_grad()
@@ -53,13 +58,15 @@ def bag(tokens):
   return run
 
 
-def free(cached):
+def free(cached: Any) -> None:
   """Makes room for an optimizer's state."""
   cached.cache_clear()
   gc.collect()
 
 
-def bag_backward(tokens, sparse, optimizer=None):
+def bag_backward(
+  tokens: int, sparse: bool, optimizer: Optimizer | None = None
+) -> Run:
   if optimizer:
     free(model)
   index, weight = reads(tokens)
@@ -79,7 +86,7 @@ def bag_backward(tokens, sparse, optimizer=None):
 
 
 @functools.cache
-def model():
+def model() -> UltraMem:
   return UltraMem(
     EMBED_DIM,
     dim_values=VALUE_DIM // CORES,
@@ -92,11 +99,11 @@ def model():
   )
 
 
-def layer(compiled):
+def layer(compiled: bool) -> torch.nn.Module:
   return torch.compile(model()) if compiled else model()
 
 
-def forward(tokens, compiled):
+def forward(tokens: int, compiled: bool) -> Run:
   run_layer = layer(compiled).eval()
   x = torch.randn(1, tokens, EMBED_DIM)
 
@@ -107,7 +114,9 @@ def forward(tokens, compiled):
   return run
 
 
-def backward(tokens, compiled, optimizer=None):
+def backward(
+  tokens: int, compiled: bool, optimizer: Optimizer | None = None
+) -> Run:
   if optimizer:
     free(table)
   run_layer = layer(compiled).train()

@@ -6,22 +6,21 @@ nothing is initialized in float32 first, nothing is copied.
 
 import dataclasses
 import functools
-import importlib
 import math
 import re
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import report
+from benchmarks.harness import configs
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
-from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools import accounting
 
@@ -39,8 +38,10 @@ WEIGHT_STD = 0.02
 TOKENS = 64  # different inputs, taken in turn
 
 
-def model_config(name: str, dtype: str, vocab_size: int, **memory):
-  """The ModelConfig of configs/NAME.py, served in dtype.
+def model_config(
+  name: str, dtype: str, vocab_size: int, **memory: Any
+) -> ModelConfig:
+  """Returns the ModelConfig of configs/NAME.py, served in dtype.
 
   Args:
     name: of a config.
@@ -48,28 +49,26 @@ def model_config(name: str, dtype: str, vocab_size: int, **memory):
     vocab_size: of embedding and head; 0 = the config's.
     **memory: overrides of model.memory.
   """
-  config = importlib.import_module(f"configs.{name}").get_config()
-  config.model.dtype = dtype
-  config.model.memory.update(memory)
+  overrides = {f"model.memory.{field}": x for field, x in memory.items()}
   if vocab_size:
-    config.model.vocab_size = vocab_size
-  return config_lib.parse(config).model
+    overrides["model.vocab_size"] = vocab_size
+  return configs.load(name, {**overrides, "model.dtype": dtype}).model
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _filled(shape, dtype, std, seed):
-  """Hashed counters as numbers of mean 0: one pass, no temporaries."""
+  """Returns hashed counters with mean 0: one pass, no temporaries."""
   x = jax.lax.iota(jnp.uint32, math.prod(shape)) * jnp.uint32(2654435761)
   x = (x ^ (x >> 15) ^ seed) * jnp.uint32(2246822519)
   x = ((x ^ (x >> 13)) >> 8).astype(jnp.float32) * 2**-23 - 1  # in [-1, 1)
   return (math.sqrt(3) * std * x).astype(dtype).reshape(shape)
 
 
-def _seed(name: str):
+def _seed(name: str) -> jax.Array:
   return jnp.uint32(zlib.crc32(name.encode()))
 
 
-def random_model(config: ModelConfig):
+def random_model(config: ModelConfig) -> tuple[Transformer, Any]:
   """Returns (model, variables), the variables random; see `prepared_model`.
 
   On a CPU all memories share one table, and every fourth mixture its experts,
@@ -101,21 +100,30 @@ def random_model(config: ModelConfig):
   return model, jax.tree_util.tree_map_with_path(leaf, shapes)
 
 
-def prepared_model(config: ModelConfig):
+def prepared_model(config: ModelConfig) -> tuple[Transformer, Any]:
   """Returns (model, variables) of random weights, prepared for serving."""
   return prepare_lib.prepare(*random_model(config))
 
 
-def cache_length(config: ModelConfig, batch: int, longest: int, budget: int):
-  """The largest power of two up to longest whose cache fits in budget bytes."""
+def cache_length(
+  config: ModelConfig, batch: int, longest: int, budget: int
+) -> int:
+  """Returns the largest power of two whose cache fits in budget bytes.
+
+  Args:
+    config: of the model.
+    batch: sequences.
+    longest: the most positions to return.
+    budget: bytes.
+  """
   size = jnp.dtype(config.dtype).itemsize
   token = 2 * size * config.num_layers * config.embed_dim * batch
   fits = max(1, budget // token)
   return min(longest, 1 << (fits.bit_length() - 1))
 
 
-def filled_cache(model: Transformer, batch: int, length: int, used: int):
-  """A cache of which `used` positions hold random keys and values."""
+def filled_cache(model: Transformer, batch: int, length: int, used: int) -> Any:
+  """Returns a cache of which `used` positions hold random keys and values."""
 
   def leaf(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -146,9 +154,9 @@ class Step:
 
 
 def make_step(
-  model: Transformer, variables, batch: int, length: int, steps: int
+  model: Transformer, variables: Any, batch: int, length: int, steps: int
 ) -> Step:
-  """A step over a cache that is full after `steps` of them."""
+  """Returns a step over a cache that is full after `steps` of them."""
   config = model.config
   used = max(0, length - steps)
   cache = filled_cache(model, batch, length, used)
@@ -175,7 +183,7 @@ def make_step(
 
 
 def _tokens(config: ModelConfig, batch: int) -> Iterator[jax.Array]:
-  """Batches of one token a row, different ones in turn, on the device."""
+  """Yields batches of one token a row, different ones in turn."""
   rng = np.random.default_rng(0)
   batches = [
     jnp.asarray(rng.integers(0, config.vocab_size, (batch, 1)), jnp.int32)
@@ -183,16 +191,3 @@ def _tokens(config: ModelConfig, batch: int) -> Iterator[jax.Array]:
   ]
   while True:
     yield from batches
-
-
-def bandwidth(size: int = 2**28) -> float:
-  """Bytes a second that a copy in place reads and writes."""
-  x = _filled((size // 4,), jnp.float32, 1.0, jnp.uint32(0))
-  step = jax.jit(lambda x: x + 1, donate_argnums=0)
-
-  def call():
-    nonlocal x
-    x = step(x)
-    return x
-
-  return 2 * size / report.interleaved_seconds({"copy": call}, 9)["copy"]

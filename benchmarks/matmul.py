@@ -1,0 +1,116 @@
+"""Products of few rows with large matrices on a CPU: which side goes first.
+
+  python -m benchmarks.matmul
+
+x @ W with W as parameters hold it, with the transpose of W stored in its
+place, and as the transpose of W^T @ x^T (`ultramem_jax/ops/cpu/matmul.py`),
+for matrices of a 151M model. Beside them the time that reading the bytes of W
+takes. Several copies of W take turns, so that they come from memory and not
+from a cache. Writes results/matmul.json and .png.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from matplotlib.figure import Figure
+
+from benchmarks.harness import plots, report, timing
+from ultramem_jax.ops.cpu import matmul
+
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+SHAPES = ((1024, 4096), (4096, 1024), (1024, 1024))  # D, F
+COPIES_BYTES = 2**28
+STORED, TRANSPOSED, MATRIX_FIRST = "x W", "x W, W stored transposed", "(Wᵀ xᵀ)ᵀ"
+COLORS = {
+  STORED: plots.GREY,
+  TRANSPOSED: plots.ORANGE,
+  MATRIX_FIRST: plots.BLUE,
+}
+
+
+def in_turn(
+  function: Callable[..., jax.Array],
+  x_TD: jax.Array,
+  weights: Sequence[jax.Array],
+) -> Callable[[], jax.Array]:
+  """Returns a call of a compiled function that takes the weights in turn."""
+  program = jax.jit(function).lower(x_TD, weights[0]).compile()
+  turns = itertools.cycle(weights)
+  return lambda: program(x_TD, next(turns))
+
+
+def make_calls(
+  rows: int, width: int, out_width: int
+) -> dict[str, Callable[[], jax.Array]]:
+  """Returns the three forms of the product, by name."""
+  copies = max(2, COPIES_BYTES // (4 * width * out_width))
+  key = jax.random.key(0)
+  weight_DF = jax.random.normal(key, (width, out_width))
+  weights = [weight_DF + i for i in range(copies)]
+  transposed = [jnp.array(weight_DF.T) for weight_DF in weights]
+  x_TD = jax.random.normal(key, (rows, width))
+  return {
+    STORED: in_turn(lambda x, w: x @ w, x_TD, weights),
+    TRANSPOSED: in_turn(lambda x, w: x @ w.T, x_TD, transposed),
+    MATRIX_FIRST: in_turn(
+      lambda x, w: matmul.weight_first(x[None], w[None])[0], x_TD, transposed
+    ),
+  }
+
+
+def measure_shape(rows: int, width: int, out_width: int) -> report.Result:
+  """Times the three forms for x [rows, width] and W [width, out_width]."""
+  seconds = timing.interleaved_seconds(make_calls(rows, width, out_width), 15)
+  name = f"{width} x {out_width}"
+  times = "  ".join(f"{k} {1e3 * v:7.2f} ms" for k, v in seconds.items())
+  ratio = seconds[STORED] / seconds[MATRIX_FIRST]
+  print(f"{name:<12}{rows:>4}  {times}  {ratio:5.2f}x", flush=True)
+  return {"matrix": [width, out_width], "rows": rows, "seconds": seconds}
+
+
+def measure() -> report.Result:
+  return {
+    "copy_bytes_per_second": timing.copy_bytes_per_second(),
+    "records": [
+      measure_shape(rows, *shape) for shape in SHAPES for rows in ROWS
+    ],
+  }
+
+
+def plot(result: report.Result) -> Figure:
+  """Draws milliseconds against rows, one panel for each matrix."""
+  records = result["records"]
+  ratios = [
+    r["seconds"][STORED] / r["seconds"][MATRIX_FIRST]
+    for r in records
+    if 4 <= r["rows"] <= 32
+  ]
+  figure, panels = plots.figure(
+    f"With the matrix first, products of 4 to 32 rows are {min(ratios):.1f} "
+    f"to {max(ratios):.1f} times as fast",
+    result,
+    panels=len(SHAPES),
+    size=(3.5, 3.6),
+    sharey=True,
+  )
+  for shape, panel in zip(SHAPES, panels, strict=True):
+    own = [record for record in records if record["matrix"] == list(shape)]
+    for form, color in COLORS.items():
+      times = [1e3 * record["seconds"][form] for record in own]
+      panel.plot(ROWS, times, "o-", ms=4, color=color, label=form)
+    # A copy's bytes are those read and those written.
+    read = 4 * math.prod(shape) / (result["copy_bytes_per_second"] / 2)
+    panel.axhline(1e3 * read, color="k", ls="--", label="reading W")
+    plots.log_x(panel, ROWS)
+    plots.log_y(panel)
+    panel.set(title=f"W: {shape[0]} x {shape[1]}", xlabel="rows of x")
+  panels[0].set_ylabel("ms a product")
+  panels[2].legend(loc="upper left")
+  return figure
+
+
+if __name__ == "__main__":
+  report.main("matmul", report.Part(measure, plot))
