@@ -12,6 +12,7 @@ train: $(VENV)/installed  ## make train [CONFIG=FILE] [ARGS="--workdir=DIR ..."]
 test: $(VENV)/installed-test  ## make test [ARGS="tests/ops/lookup_test.py ..."]
 	$(VENV)/bin/ruff format --check --quiet .
 	$(VENV)/bin/ruff check --quiet .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -m pytest --numprocesses=2 --dist=loadfile \
 	  --no-loadscope-reorder $(ARGS)
 

@@ -1,7 +1,6 @@
 """Attention over a decoding cache: reads the part in use, in chunks."""
 
 import functools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -47,12 +46,13 @@ def attend(
   )
 
 
-def _attend_in_groups(chunk, budget, query_BTQH, *arrays):
+def _attend_in_groups(
+  chunk, budget, query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start
+):
   """Attends for as many sequences at a time as the budget in bytes holds."""
-  *cache, start = arrays
-  batch, heads, size, width = cache[0].shape
+  batch, heads, size, width = key_BQSH.shape
   chunk = min(chunk, size)
-  row_bytes = heads * chunk * width * cache[0].dtype.itemsize
+  row_bytes = heads * chunk * width * key_BQSH.dtype.itemsize
   group = max(
     rows
     for rows in range(1, batch + 1)
@@ -60,14 +60,25 @@ def _attend_in_groups(chunk, budget, query_BTQH, *arrays):
   )
   if chunk == size and query_BTQH.shape[1] == 1:
     group = batch  # A CPU reads a whole cache in place, but copies parts.
-  attend_group: Callable[..., jax.Array] = functools.partial(
-    _attend_in_chunks, chunk, group
-  )
+
+  def attend_group(first):
+    return _attend_in_chunks(
+      chunk,
+      group,
+      first,
+      query_BTQH,
+      key_BQSH,
+      value_BQSH,
+      segment_BT,
+      segment_BS,
+      start,
+    )
+
   if group == batch:
-    return attend_group(0, query_BTQH, *cache, start)
+    return attend_group(0)
 
   def add_group(index, y_BTQH):
-    rows_BTQH = attend_group(index * group, query_BTQH, *cache, start)
+    rows_BTQH = attend_group(index * group)
     return jax.lax.dynamic_update_slice_in_dim(
       y_BTQH, rows_BTQH, index * group, 0
     )

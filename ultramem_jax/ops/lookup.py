@@ -85,7 +85,8 @@ def dot_rows(
   """
   x_BTEW = x_BTW.astype(jnp.float32)[:, :, None]
   pool_BTY = jnp.zeros_like(index_BTY)
-  return _dot(1, kernels, table_IW, index_BTY, pool_BTY, x_BTEW)[..., 0]
+  out_BTYC: Any = _dot(1, kernels, table_IW, index_BTY, pool_BTY, x_BTEW)
+  return out_BTYC[..., 0]
 
 
 # `_pool` and `_dot` are each other's gradients: the gradient of `_pool` with
@@ -142,6 +143,8 @@ def _dot(num_cores, kernels, table_IW, row_BTY, pool_BTY, x_BTEW) -> jax.Array:
 
 def _kernel_branches(kernels: Kernels, op, count, table_IW, num_cores):
   """Returns the op of each platform's kernel that takes the table."""
+  if not kernels:  # without them, tracing touches no device
+    return {}
   branches = {
     platform: functools.partial(getattr(kernel, op), count)
     for platform, kernel in kernels
@@ -149,7 +152,7 @@ def _kernel_branches(kernels: Kernels, op, count, table_IW, num_cores):
   }
   here = {"gpu": "cuda", "tpu": "tpu"}.get(jax.default_backend())
   require(
-    not kernels or (here in branches if here else bool(branches)),
+    here in branches if here else bool(branches),
     "model.memory.storage.kernel",
     "pallas",
     f"takes tables, {', '.join(kernel.TABLES for _, kernel in kernels)}; not "

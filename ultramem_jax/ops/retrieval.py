@@ -1,7 +1,7 @@
 """Retrieval: from queries and keys to the m best cells of the grid."""
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -68,9 +68,10 @@ def retrieve(
   scale_PGJRN = None
   if scale_PARN is not None:
     scale_PGJRN = scale_PARN.reshape(keys_PGJRNK.shape[:5])
-  index_BTPAM, side_BTPARM = _retrieve(
+  found: Any = _retrieve(
     m, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
   )
+  index_BTPAM, side_BTPARM = found
   return _retrieved(index_BTPAM, side_BTPARM, core_CARR)
 
 
@@ -122,7 +123,7 @@ def _retrieve_in_chunks(
 
 
 def _retrieve_forward(m, *inputs):
-  found = _retrieve(m, *inputs)
+  found: Any = _retrieve(m, *inputs)
   # The scores of all keys are not kept: their gradient needs only the index.
   return found, (inputs, found[0])
 

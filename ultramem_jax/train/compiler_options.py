@@ -26,7 +26,9 @@ GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
 KINDS = {"TPU v6 lite": SPARSE_CORE, "TPU7x": SPARSE_CORE}
 
 
-def for_device(device: jax.Device) -> dict[str, bool]:
+def for_device(
+  device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
+) -> dict[str, bool]:
   """The options for programs of a mesh of such devices."""
   platforms = {"tpu": TPU, "gpu": GPU}
   return KINDS.get(device.device_kind, platforms.get(device.platform, {}))

@@ -109,11 +109,11 @@ def make_optimizer(
     that are not all; without it, it is that of the gradients given.
   """
 
-  def clip(gradients, state, params=None, *, norm=None):
+  def clip(updates, state, params=None, *, norm=None, **_: Any):
     del params
-    norm = optax.tree.norm(gradients) if norm is None else norm
+    norm = optax.tree.norm(updates) if norm is None else norm
     factor = clip_factor(optim, norm)
-    return jax.tree.map(lambda x: factor * x, gradients), state
+    return jax.tree.map(lambda x: factor * x, updates), state
 
   def decays(params: Any) -> Any:
     return jax.tree_util.tree_map_with_path(
@@ -144,7 +144,7 @@ def table_adamw(
     optim.beta2,
     optim.eps,
     optim.weight_decay,
-    value_schedule(optim, steps)(step),
+    jnp.asarray(value_schedule(optim, steps)(step)),
     step,
   )
 
@@ -162,7 +162,7 @@ def update_all_rows(
     The tables after the step.
   """
   values = {path: table.values_IW for path, table in tables.items()}
-  moments = optax.ScaleByAdamState(
+  moments: Any = optax.ScaleByAdamState(
     gradients.step - 1,
     {path: table.mean_IW for path, table in tables.items()},
     {path: table.variance for path, table in tables.items()},
@@ -172,13 +172,13 @@ def update_all_rows(
     {path: gradients.scale * x for path, x in gradients.gradients.items()},
     moments,
   )
-  rate = value_schedule(optim, steps)(gradients.step)
+  rate = jnp.asarray(value_schedule(optim, steps)(gradients.step))
   rest = optax.chain(
     optax.add_decayed_weights(optim.weight_decay),
     optax.scale_by_learning_rate(rate),
   )
   updates, _ = rest.update(updates, rest.init(values), values)
-  values = optax.apply_updates(values, updates)
+  values: Any = optax.apply_updates(values, updates)
   return {
     path: Table(values[path], moments.mu[path], moments.nu[path])
     for path in tables

@@ -144,7 +144,7 @@ class TrainProgram:
     needs = []
     kept = 0  # outputs of the programs before, which are still there
     for compiled in self.programs.values():
-      memory = compiled.memory_analysis()
+      memory: Any = compiled.memory_analysis()
       kept += memory.output_size_in_bytes - memory.alias_size_in_bytes
       needs.append(state + kept + memory.temp_size_in_bytes)
     return max(needs)

@@ -10,18 +10,13 @@ mesh.table_axes names.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
-from jax.sharding import (
-  AbstractMesh,
-  AxisType,
-  Mesh,
-  NamedSharding,
-  PartitionSpec,
-)
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
@@ -140,8 +135,12 @@ def table_volumes(config: Config, shards: int) -> dict[str, float]:
   return volumes
 
 
-def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
-  """How the run's tokens and tables are split over its mesh.
+def make_layout(config: Config, mesh: Any) -> Layout:
+  """Returns how the run's tokens and tables are split over its mesh.
+
+  Args:
+    config: the run.
+    mesh: a Mesh; an AbstractMesh will do where nothing is placed on devices.
 
   Raises:
     ConfigError: the tables do not divide over the mesh.
@@ -153,7 +152,7 @@ def make_layout(config: Config, mesh: Mesh | AbstractMesh) -> Layout:
   volumes = table_volumes(config, shards)
   possible = [
     name
-    for name in sorted(volumes, key=volumes.get)
+    for name in sorted(volumes, key=lambda name: volumes[name])
     if memory.storage.partition == "auto"
     or name.startswith(memory.storage.partition)
   ]
@@ -209,8 +208,12 @@ def parameter_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
     lambda tokens_BT: Transformer(model).init(jax.random.key(0), tokens_BT),
     jax.ShapeDtypeStruct((1, 1), jnp.int32),
   )
-  names = traverse_util.flatten_dict(nn.get_partition_spec(variables["params"]))
-  params = traverse_util.flatten_dict(nn.meta.unbox(variables["params"]))
+  names: dict[Any, Any] = traverse_util.flatten_dict(
+    nn.get_partition_spec(variables["params"])
+  )
+  params: dict[Any, Any] = traverse_util.flatten_dict(
+    nn.meta.unbox(variables["params"])
+  )
   return {
     path: tuple(zip(names[path], leaf.shape, strict=True))
     for path, leaf in params.items()
@@ -315,7 +318,7 @@ def process_rows(config: Config, mesh: Mesh) -> list[int]:
   Processes whose devices differ in other axes than the batch's hold, and so
   feed, the same rows.
   """
-  held = batch_sharding(mesh).addressable_devices_indices_map(
+  held: Any = batch_sharding(mesh).addressable_devices_indices_map(
     (config.batch_size,)
   )
   rows = range(config.batch_size)

@@ -76,6 +76,7 @@ def loss_fn(
     monitoring scalars by "module/name"; "slots", those that each memory read,
     [B, T, A, M]; and the collections asked for.
   """
+  sown: Any
   logits_BTV, sown = Transformer(config.model, layout).apply(
     variables,
     batch["tokens"],
@@ -95,12 +96,14 @@ def loss_fn(
     "auxiliary_loss": sum(jax.tree.leaves(sown.get("losses", {})))
     / jnp.float32(config.accumulation_steps),
   }
-  stats = traverse_util.flatten_dict(sown.get("stats", {}), sep="/")
+  stats: dict[str, Any] = traverse_util.flatten_dict(
+    sown.get("stats", {}), sep="/"
+  )
   slots = {
     memory: values["slot_BTAM"][0]
     for memory, values in sown.get("intermediates", {}).items()
   }
-  return sum(losses.values()), {
+  return jnp.asarray(sum(losses.values())), {
     "losses": losses,
     "stats": {name: value for name, (value,) in stats.items()},
     "slots": slots,

@@ -64,7 +64,7 @@ def is_table(path: str) -> bool:
 
 def split_tables(params: Any) -> tuple[Any, dict[str, jax.Array]]:
   """Returns the parameters without their tables, and the tables by path."""
-  flat = traverse_util.flatten_dict(params, sep="/")
+  flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
   values = {path: flat.pop(path) for path in list(flat) if is_table(path)}
   return traverse_util.unflatten_dict(flat, sep="/"), values
 
@@ -156,9 +156,10 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
   Returns:
     Factors by path; positions of batch and layers in one axis, T.
   """
-  tap_gradients = traverse_util.flatten_dict(tap_gradients, sep="/")
+  flat_reads: dict[str, Any] = traverse_util.flatten_dict(read, sep="/")
+  flat_taps: dict[str, Any] = traverse_util.flatten_dict(tap_gradients, sep="/")
   parts = {path: [] for path in tables}
-  for name, reads in traverse_util.flatten_dict(read, sep="/").items():
+  for name, reads in flat_reads.items():
     if len(reads) > 1:
       raise ValueError(
         f"{name} is read {len(reads)} times by one call of the model: its "
@@ -169,7 +170,7 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
       path = f"memory_tables/{name.rpartition('/')[-1]}"
     num_rows = len(tables[path].values_IW)
     parts[path].append(
-      _factors_of_read(reads[0], tap_gradients[name], segments_BT, num_rows)
+      _factors_of_read(reads[0], flat_taps[name], segments_BT, num_rows)
     )
   return {
     path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)

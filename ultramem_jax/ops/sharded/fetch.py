@@ -158,7 +158,7 @@ def sum_over_rounds(
     The sum, also over the devices that hold the same tokens. Differentiable in
     table, if float, and x; in the backward the rows travel again.
   """
-  out = _sum_over_rounds(op, exchange, num_rows, table_iW, index_BTY, x)
+  out: Any = _sum_over_rounds(op, exchange, num_rows, table_iW, index_BTY, x)
   return jax.lax.psum(out, exchange.copy_axes) if exchange.copy_axes else out
 
 

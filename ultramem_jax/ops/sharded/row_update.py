@@ -5,6 +5,8 @@ part of the table that it holds: no gradient of rows travels. Devices that hold
 the same part do the same work. The layout says how tables lie.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -77,8 +79,9 @@ def update_rows(
   """
   if not layout_lib.spans_devices(layout):
     return row_update.update_rows(table, factors, reads, scale, adamw, key)
-  spec = layout.table_spec()
-  specs = Table(spec, spec, PartitionSpec(*spec[: table.variance.ndim]))
+  spec: Any = layout.table_spec()
+  variance: Any = PartitionSpec(*spec[: table.variance.ndim])
+  specs = Table(spec, spec, variance)
 
   def update(table, factors, reads, scale, adamw, key):
     shard = jax.lax.axis_index(layout.table_axes).astype(jnp.uint32)
