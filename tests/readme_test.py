@@ -59,6 +59,15 @@ def flags_of(*paths):
   }
 
 
+def flags_of_benchmark(path):
+  """The flags of a module or package of benchmarks, and of their harness."""
+  files = [ROOT / f"{path}.py"]
+  if not files[0].exists():
+    files = sorted((ROOT / path).glob("*.py"))
+  assert files, path
+  return flags_of(*files, *(ROOT / "benchmarks/harness").glob("*.py"))
+
+
 def check_flag(word, known, settings):
   """A flag such as --batch=8, or --config.steps=8, which goes to settings."""
   name, _, value = word.removeprefix("--").partition("=")
@@ -112,7 +121,7 @@ def check_python(words):
         command, "ultramem_jax/commands/model_flags.py", "ultramem_jax/cli.py"
       )
     else:
-      known = flags_of(target.replace(".", "/") + ".py")
+      known = flags_of_benchmark(target.replace(".", "/"))
   elif target.endswith(".py"):
     known = flags_of(
       target, "ultramem_jax/commands/model_flags.py", "ultramem_jax/cli.py"
