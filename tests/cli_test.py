@@ -21,6 +21,7 @@ from ultramem_jax.train import state as state_lib
 DRIVER = """
 import importlib, json, os, pkgutil, runpy, signal, sys, time, traceback
 from configs import tiny
+from jax._src import xla_bridge
 from ultramem_jax import __main__, cli, commands
 from ultramem_jax.settings import config
 from ultramem_jax.tools import accounting
@@ -28,6 +29,8 @@ from ultramem_jax.tools import accounting
 for module in pkgutil.iter_modules(commands.__path__):
   importlib.import_module(f"ultramem_jax.commands.{module.name}")
 accounting.parameters(config.parse(tiny.get_config()).model)
+# A fork of a process with a device would hang in its first compilation.
+assert not xla_bridge.backends_are_initialized()
 
 def no_step(*arguments):
   if "INTERRUPT" in os.environ:
