@@ -22,6 +22,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.runs import checkpoint, distributed, preemption
 from ultramem_jax.runs import log as log_lib
+from ultramem_jax.runs import profile as profile_lib
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.checks import require
@@ -40,6 +41,11 @@ WORKDIR = flags.DEFINE_string(
   None,
   "Directory of the run; a run found there goes on. Default: runs/ and the "
   "name of the config file.",
+)
+PROFILE = flags.DEFINE_string(
+  "profile",
+  "",
+  "FIRST:LAST: steps to trace, into the workdir's folder profile.",
 )
 cli.define_processes()
 
@@ -96,7 +102,7 @@ def restore_or_init(
 def run_steps(
   config: Config,
   state: TrainState,
-  take_step: Callable[[TrainState], tuple[TrainState, Metrics]],
+  take_step: Callable[[int, TrainState], tuple[TrainState, Metrics]],
   report_usage: Callable[[TrainState], tuple[TrainState, Metrics]],
   validate: Callable[[TrainState], Metrics],
   save: Callable[[int, TrainState, Metrics | None], None],
@@ -104,10 +110,13 @@ def run_steps(
 ) -> tuple[TrainState, Metrics | None]:
   """Trains until the last step, or until a signal asks to stop.
 
+  The devices need not wait for the log: the metrics of a step are fetched when
+  the next one has been dispatched, or when a validation or a save waits anyway.
+
   Args:
     config: the run; uses steps, log_every, eval_every and checkpoint.every.
     state: the state to start from, before the last step.
-    take_step: trains a step on the next batch.
+    take_step: trains a step, of this number, on the next batch.
     report_usage: returns how the tables were used since the last report.
     validate: returns the results on the validation split.
     save: writes a checkpoint: (step, state, validation results at this step).
@@ -118,30 +127,48 @@ def run_steps(
   Raises:
     TrainingError: the loss or the gradient norm is not finite.
   """
-  results = None
+  results, due = None, []
   with preemption.Preemption() as stop:
     for n in range(int(state.step) + 1, config.steps + 1):
-      state, values = take_step(state)
+      state, values = take_step(n, state)
+      record(log, due)  # of the step before, while this one runs
       last, stopping = n == config.steps, stop.requested(n)
       if n % config.log_every == 0:
         state, used = report_usage(state)
-        values = jax.device_get({**values, **used})
-        require_finite(values, n)
-        log.record_step(n, values)
+        due.append((n, {**values, **used}))
+      validates = last or n % config.eval_every == 0
+      scheduled = last or n % config.checkpoint.every == 0
       results = None
-      if last or n % config.eval_every == 0:
+      if validates or scheduled or stopping:
+        record(log, due)
+      if validates:
         results = validate(state)
         log.record_validation(n, results)
-      scheduled = last or n % config.checkpoint.every == 0
       if scheduled or stopping:
         require_finite(jax.device_get(values), n)
         log.sync()
         save(n, state, results)
-      if results or scheduled:
+      if validates or scheduled:
         log.restart_clock(n)
       if stopping and not last:
         return state, None
   return state, results
+
+
+def record(log: log_lib.RunLog, due: list[tuple[int, Metrics]]) -> None:
+  """Fetches and records the metrics that are due, and empties the list.
+
+  Args:
+    log: records them.
+    due: (step, metrics on the devices).
+  Raises:
+    TrainingError: the loss or the gradient norm is not finite.
+  """
+  for n, values in due:
+    values = jax.device_get(values)
+    require_finite(values, n)
+    log.record_step(n, values)
+  due.clear()
 
 
 def require_finite(values: Metrics, n: int) -> None:
@@ -162,12 +189,15 @@ def require_finite(values: Metrics, n: int) -> None:
       )
 
 
-def train(config: Config, workdir: str) -> Metrics | None:
+def train(
+  config: Config, workdir: str, profiled: range = range(0)
+) -> Metrics | None:
   """Trains in a workdir: fresh, or from its newest checkpoint.
 
   Args:
     config: the run.
     workdir: the run's directory; its first run binds it to this config.
+    profiled: steps to trace.
   Returns:
     The validation results at the last step; None if a signal stopped the run.
   Raises:
@@ -193,10 +223,14 @@ def train(config: Config, workdir: str) -> Metrics | None:
     train_step = compile_step(config, layout)
     state, restored = restore_or_init(checkpointer, train_step, batches)
     log = stack.enter_context(log_lib.RunLog(workdir, config, restored))
+    profile = stack.enter_context(profile_lib.Profile(workdir, profiled))
 
-    def take_step(state):
+    def on_next_batch(state):
       batch = sharding.to_devices(next(batches), layout.mesh)
       return train_step(state, batch)
+
+    def take_step(n, state):
+      return profile.step(n, on_next_batch, state)
 
     def save(n, state, results):
       loss = results["loss"] if results else None
@@ -254,7 +288,8 @@ def print_sample(
 def main() -> None:
   cli.join_processes(stops_together=True)
   config = cli.load_config()
-  train(config, WORKDIR.value or f"runs/{cli.config_name()}")
+  profiled = profile_lib.parse(PROFILE.value, config.steps)
+  train(config, WORKDIR.value or f"runs/{cli.config_name()}", profiled)
 
 
 if __name__ == "__main__":

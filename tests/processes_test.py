@@ -50,7 +50,7 @@ def start(tmp_path_factory):
     "data.valid_path": folder / "valid_*.txt",
   }
 
-  def start(workdir, count=1, slurm=False, overrides=()):
+  def start(workdir, count=1, slurm=False, overrides=(), flags=()):
     settings = {**SETTINGS, **corpus, **dict(overrides)}
 
     def start_one(index):
@@ -77,6 +77,7 @@ def start(tmp_path_factory):
           "--config=configs/tiny.py",
           f"--workdir={workdir}",
           *testing.flags(settings),
+          *flags,
           *meeting,
         ],
         JAX_NUM_CPU_DEVICES=str(8 // count),
@@ -125,8 +126,8 @@ def restore(workdir, saved):
 
 def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   workdir = tmp_path / "two"
-  # One is killed: the other ends by itself, and not well.
-  processes = start(workdir, 2)
+  # One is killed: the other ends by itself, and not well. Both write a trace.
+  processes = start(workdir, 2, flags=["--profile=2:3"])
   wait_until(lambda: sealed(workdir), processes)
   processes[1].kill()
   (status, output, errors), (killed, silent, _) = map(testing.finish, processes)
@@ -134,6 +135,15 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   assert "tables split over 8 devices: rows" in output, errors
   assert silent == ""
   reached = max(sealed(workdir))
+  for index in range(2):
+    (trace,) = workdir.glob(f"profile/process_{index}/**/*.xplane.pb")
+    events = {
+      event.name
+      for plane in jax.profiler.ProfileData.from_file(str(trace)).planes
+      for line in plane.lines
+      for event in line.events
+    }
+    assert "train" in events
 
   # One is asked to stop, which both do after the same step. What the flags
   # said, the environment of a cluster says.

@@ -368,7 +368,10 @@ def test_neither_loss_nor_gradient_may_be_infinite(name, value):
 
 
 def test_a_step_is_recorded_before_it_is_validated_and_saved():
-  """The order that makes the log of a resumed run equal an unbroken one's."""
+  """The order that makes the log of a resumed run equal an unbroken one's.
+
+  Otherwise it is recorded when the next one has been dispatched.
+  """
   config = testing.small_config(
     steps=5, log_every=2, eval_every=3, checkpoint__every=4
   )
@@ -378,10 +381,11 @@ def test_a_step_is_recorded_before_it_is_validated_and_saved():
     def __getattr__(self, name):
       return lambda *arguments: done.append((name, *arguments[:1]))
 
-  def take_step(state):
-    done.append(("step", state.step + 1))
+  def take_step(n, state):
+    assert n == state.step + 1
+    done.append(("step", n))
     values = {"loss": 1.0, "gradient_norm": 1.0}
-    return types.SimpleNamespace(step=state.step + 1), values
+    return types.SimpleNamespace(step=n), values
 
   state, results = train.run_steps(
     config,
@@ -395,8 +399,8 @@ def test_a_step_is_recorded_before_it_is_validated_and_saved():
   assert (state.step, results) == (5, {"loss": 5.0})
   assert done == [
     ("step", 2),
-    ("record_step", 2),
     ("step", 3),
+    ("record_step", 2),
     ("record_validation", 3),
     ("restart_clock", 3),
     ("step", 4),
