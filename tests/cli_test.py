@@ -20,6 +20,8 @@ from ultramem_jax.train import state as state_lib
 # Answers with a line of JSON for each.
 DRIVER = """
 import importlib, json, os, pkgutil, runpy, signal, sys, time, traceback
+import jax
+settings = dict(jax.config.values)
 from configs import tiny
 from jax._src import xla_bridge
 from ultramem_jax import __main__, cli, commands
@@ -29,6 +31,8 @@ from ultramem_jax.tools import accounting
 for module in pkgutil.iter_modules(commands.__path__):
   importlib.import_module(f"ultramem_jax.commands.{module.name}")
 accounting.parameters(config.parse(tiny.get_config()).model)
+# Commands change JAX's settings when they run, modules do not.
+assert jax.config.values == settings
 # A fork of a process with a device would hang in its first compilation.
 assert not xla_bridge.backends_are_initialized()
 
@@ -237,6 +241,10 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
       "--process_id = 2: must be less than --num_processes = 2",
     ),
     ([TINY, "--num_processes=0"], "num_processes"),
+    # Of a profile
+    ([TINY, "--profile=10"], "--profile = '10': must be FIRST:LAST, steps of"),
+    ([TINY, "--profile=15:10"], "--profile = '15:10': must be FIRST:LAST"),
+    ([TINY, "--profile=9:301"], "--profile = '9:301': must be FIRST:LAST, "),
   ],
 )
 def test_bad_flags_are_told_in_one_line(train, arguments, expected):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ultramem_jax.runs import distributed
+from ultramem_jax.runs import compilation_cache, distributed
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, parse
 from ultramem_jax.settings.errors import ConfigError, UserError
@@ -24,6 +24,14 @@ EXIT_STATUS = 2
 INTERRUPTED_STATUS = 130  # what a shell reports of a program that Ctrl-C ended
 # The configs of the checkout, or of the installed package.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
+
+COMPILATION_CACHE = flags.DEFINE_string(
+  "compilation_cache",
+  None,
+  "Folder where compiled programs are kept for the next start; empty: they are "
+  "not kept. Default: that of JAX_COMPILATION_CACHE_DIR, or "
+  "~/.cache/ultramem_jax/xla.",
+)
 
 
 def define_config() -> None:
@@ -107,7 +115,8 @@ def run(main: Callable[..., None]) -> None:
   The arguments must be as many as main has parameters. --help prints the
   docstring of main's module and the flags. UserError, OSError and Ctrl-C end
   the program with one line and status 2 or 130; other exceptions keep their
-  traceback. If one of several processes fails, all of them end.
+  traceback. If one of several processes fails, all of them end. Programs that
+  are compiled are kept for the next start (`runs.compilation_cache`).
   """
   logging.use_absl_handler()
   # JAX would tell which backends it did not find.
@@ -123,6 +132,7 @@ def run(main: Callable[..., None]) -> None:
       raise ConfigError(f"unexpected arguments: {extra}")
     if len(arguments) < len(names):
       raise ConfigError(f"missing arguments: {' '.join(names)}")
+    compilation_cache.use(COMPILATION_CACHE.value)
     main(*arguments)
 
 

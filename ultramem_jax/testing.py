@@ -86,14 +86,7 @@ def flags(overrides):
 
 def environment(**variables):
   """Returns the environment of a command that runs on the CPU."""
-  return {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    # Another process may still be writing the entry of the compilation cache
-    # that this one reads; it is then compiled again, and nobody need be told.
-    "PYTHONWARNINGS": "ignore:Error reading persistent compilation cache",
-    **variables,
-  }
+  return {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
 
 
 def start(arguments, **variables):
