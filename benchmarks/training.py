@@ -9,8 +9,6 @@ unless --full, which needs an accelerator. All in turn, about 2 minutes on two
 cores. Writes results/training.json and results/training.png.
 """
 
-import jax
-import jax.numpy as jnp
 from absl import flags
 from matplotlib.figure import Figure
 
@@ -60,13 +58,6 @@ SHRUNK_PARTS = {
 }
 
 
-def matmul_flops_per_second(size: int = 4096) -> float:
-  """Returns what a float32 product of square matrices reaches."""
-  x = jnp.ones((size, size))
-  matmul = jax.jit(lambda x: x @ x)
-  return 2 * size**3 / timing.median_seconds(lambda: matmul(x), 5)
-
-
 def measure() -> report.Result:
   loaded = {
     label: configs.load(
@@ -81,7 +72,7 @@ def measure() -> report.Result:
   seconds = timing.interleaved_seconds(
     {label: step for label, (step, _) in steppers.items()}, ROUNDS.value
   )
-  peak, models = matmul_flops_per_second(), {}
+  peak, models = timing.matmul_flops_per_second(), {}
   for label, config in loaded.items():
     tokens = config.batch_size * config.data.seq_len
     flops = 3 * tokens * sum(accounting.flops_per_token(config.model).values())

@@ -1,14 +1,16 @@
 """The results of benchmarks: JSON files, which can be redrawn at any time.
 
 A benchmark has one or more parts. Each part measures numbers, which are kept
-in results/NAME.json together with the machine they were taken on, and draws
-them in results/NAME.png. With --plot_only the numbers on file are drawn.
+in results/NAME.json together with the machine and the commit they were taken
+on, and draws them in results/NAME.png. With --plot_only the numbers on file are
+drawn.
 """
 
 import json
 import os
 import pathlib
 import platform
+import subprocess
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -86,7 +88,8 @@ def run(parts: dict[str, Part]) -> None:
   """
   for name, part in parts.items():
     if not flags.FLAGS.plot_only:
-      write(name, {"machine": machine(), **part.measure()})
+      taken = {"machine": machine(), "commit": commit()}
+      write(name, {**taken, **part.measure()})
     if part.plot:
       part.plot(read(name)).savefig(path(name, "png"), dpi=150)
 
@@ -131,3 +134,21 @@ def machine() -> Result:
     "python": platform.python_version(),
     "jax": jax.__version__,
   }
+
+
+def commit() -> str:
+  """Returns the commit of this checkout; "unknown" where there is none.
+
+  It ends in "-dirty" if anything but results differs from the commit.
+  """
+
+  def git(*words: str) -> str:
+    return subprocess.run(
+      ("git", *words), cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+  try:
+    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
+  except (OSError, subprocess.CalledProcessError):
+    return "unknown"

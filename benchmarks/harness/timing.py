@@ -1,4 +1,4 @@
-"""Times of functions that take turns, and what the machine's memory reaches."""
+"""Times of functions that take turns, and what the machine reaches."""
 
 import statistics
 import time
@@ -51,3 +51,14 @@ def copy_bytes_per_second(size: int = 2**28) -> float:
     return array
 
   return 2 * size / median_seconds(call, 9)
+
+
+def matmul_flops_per_second(size: int = 4096) -> float:
+  """Returns what a float32 product of square matrices reaches.
+
+  Args:
+    size: of their side.
+  """
+  x = jnp.ones((size, size))
+  matmul = jax.jit(lambda x: x @ x)
+  return 2 * size**3 / median_seconds(lambda: matmul(x), 5)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from benchmarks.layer import worker
+from benchmarks.harness import worker
 from benchmarks.layer.shape import (
   CORES,
   EMBED_DIM,
@@ -48,7 +48,7 @@ LAYER = UltraMem(
 )
 
 
-Run = Callable[[], Any]  # what is timed
+Run = worker.Run
 
 
 @functools.cache

@@ -1,10 +1,10 @@
 """The peers of benchmarks.layer: torch's embedding_bag, and ultra-mem.
 
 Runs in an environment of its own, without JAX; asked by benchmarks.layer
-through `benchmarks.layer.worker`. ultra-mem 0.1.2 computes less than the layer
-of the paper: its two heads share one grid of keys and one query of the full
-width for both ranks (2.8 times fewer products), each head reads rows of half
-the width from a table of its own, and rows of one block of the expansion
+through `benchmarks.harness.worker`. ultra-mem 0.1.2 computes less than the
+layer of the paper: its two heads share one grid of keys and one query of the
+full width for both ranks (2.8 times fewer products), each head reads rows of
+half the width from a table of its own, and rows of one block of the expansion
 overwrite each other where they should be added.
 """
 
@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from ultra_mem import UltraMem
 
-from benchmarks.layer import worker
+from benchmarks.harness import worker
 from benchmarks.layer.shape import (
   CORES,
   EMBED_DIM,
@@ -33,7 +33,7 @@ from benchmarks.layer.shape import (
   read_sets,
 )
 
-Run = Callable[[], None]  # what is timed
+Run = worker.Run
 Optimizer = Callable[..., torch.optim.Optimizer]
 
 
