@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from ultramem_jax.layers import prepared
 from ultramem_jax.layers.parameter import parameter
-from ultramem_jax.ops.cpu import matmul
+from ultramem_jax.ops.cpu.matmul import dot_transposed
+from ultramem_jax.ops.matmul import apply_weight
 
 
 def contract(
@@ -34,15 +35,13 @@ def contract(
     [..., *outputs] in x's dtype.
   """
   if module.prepared_for != "cpu":
-    return jnp.tensordot(x, make().astype(x.dtype), num_axes)
+    return apply_weight(x, make().astype(x.dtype), num_axes)
   first, last = range(num_axes), range(-num_axes, 0)
   kernel = prepared.read(
     module, name, lambda: jnp.moveaxis(make().astype(x.dtype), first, last)
   )
   width = math.prod(x.shape[-num_axes:])
-  y_1TF = matmul.dot_transposed(
-    x.reshape(1, -1, width), kernel.reshape(1, -1, width)
-  )
+  y_1TF = dot_transposed(x.reshape(1, -1, width), kernel.reshape(1, -1, width))
   return y_1TF.reshape(*x.shape[:-num_axes], *kernel.shape[:-num_axes])
 
 
