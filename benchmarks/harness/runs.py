@@ -51,6 +51,22 @@ def train(
   return 1024 * usage.ru_maxrss  # Linux counts in KiB
 
 
+def evaluate(workdir: str | os.PathLike) -> dict[str, float]:
+  """Returns what eval.py prints of a run: of the whole validation split.
+
+  Raises:
+    subprocess.CalledProcessError: it failed.
+  """
+  printed = subprocess.run(
+    [sys.executable, "eval.py", f"--workdir={os.path.abspath(workdir)}"],
+    cwd=report.ROOT,
+    check=True,
+    text=True,
+    stdout=subprocess.PIPE,
+  )
+  return json.loads(printed.stdout)
+
+
 def records(
   workdir: str | os.PathLike, log: str = "metrics"
 ) -> list[dict[str, float]]:
