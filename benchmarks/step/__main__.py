@@ -16,7 +16,7 @@ In float32, with AdamW and clipping, on one batch of bytes:
 Ours is the step of train.py. The sides are processes with the same settings of
 the allocator, which take turns. --trace adds the time of ours by kind of
 operation; --quick leaves out torch.compile and all but the first model of a
-part. The peers run in an environment of their own, --peers. Takes 18 GiB of
+part. The peers run in an environment of their own, --peers. Takes 12 GiB of
 memory and about ten minutes on two cores, --quick two. Writes
 results/step_PART.json and .png; the machine should do nothing else.
 """
@@ -29,7 +29,7 @@ from benchmarks.harness import peers, report
 from benchmarks.step import compare, plots
 
 ROUNDS = flags.DEFINE_integer(
-  "rounds", None, "Turns of each side; 5, or 2 with --quick.", lower_bound=1
+  "rounds", None, "Turns of each side; 3, or 1 with --quick.", lower_bound=1
 )
 QUICK = flags.DEFINE_bool("quick", False, "Measure less, in two minutes.")
 TRACE = flags.DEFINE_bool("trace", False, "Trace our steps, too.")
@@ -47,12 +47,16 @@ PARTS = {
 def measure(part: str) -> report.Result:
   """Measures a part as the flags say."""
   setting = compare.Setting(
-    rounds=ROUNDS.value or (2 if QUICK.value else 5),
+    rounds=ROUNDS.value or (1 if QUICK.value else 3),
     turn_seconds=1.0,
     quick=QUICK.value,
     traces=TRACE.value,
   )
-  return {"huge_pages": peers.HUGE.value, **PARTS[part][0](setting)}
+  return {
+    "peers": peers.PACKAGES,
+    "huge_pages": peers.HUGE.value,
+    **PARTS[part][0](setting),
+  }
 
 
 def main(_: list[str]) -> None:

@@ -14,6 +14,9 @@ from ultramem_jax.tools import accounting
 
 MATMUL_SIZE = 2048
 TRACED_STEPS = 3
+ROUNDS_ALONE = 2  # at most, as each begins processes
+ARRAYS = 7  # like a table: values and moments on both sides, torch's gradient
+MEMORY_BYTES = 2**33  # that they may take
 # (maker, argument) by name of a case.
 Makers = Mapping[str, tuple[str, Any]]
 Model = tuple[str, cases.Overrides]
@@ -59,8 +62,9 @@ def take_steps(
     workers.append(peers.peer_worker("benchmarks.step.in_torch"))
     for name, maker in others.items():
       turns[name] = Case(workers[-1], *maker)
+  rounds = min(setting.rounds, ROUNDS_ALONE) if alone else setting.rounds
   try:
-    seconds = take_turns(turns, setting.rounds, setting.turn_seconds, alone)
+    seconds = take_turns(turns, rounds, setting.turn_seconds, alone)
     traces = {}
     if setting.traces:
       for name, case in ours.items():
@@ -166,11 +170,13 @@ def compare_memories(setting: Setting) -> report.Result:
   """Compares models that have a memory with torch and ultra-mem."""
   models = {}
   for label, model in setting.chosen(cases.MEMORIES).items():
+    values = model["model.memory.num_keys"] ** 2
+    values *= model["model.memory.value_dim"]
     result = take_steps(
       setting,
       {OURS: ("step", ["default", model])},
       {"torch, ultra-mem": ("step", {"model": model, "parameters": None})},
-      alone=True,
+      alone=ARRAYS * 4 * values > MEMORY_BYTES,
     )
     show(label, result, OURS)
     models[label] = result
