@@ -11,6 +11,7 @@ operations inside it, such as a loop's.
 
 import pathlib
 import re
+import statistics
 import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -62,16 +63,29 @@ class Op(NamedTuple):
   part: str
 
 
-def measure(run: Callable[[], Any], calls: int) -> dict[str, Any]:
-  """Returns `summary` of calls of a function, in seconds per call."""
-  with tempfile.TemporaryDirectory() as folder:
-    with jax.profiler.trace(folder):
-      for _ in range(calls):
+Summary = dict[str, dict[str, float]]
+
+
+def measure(run: Callable[[], Any], calls: int) -> Summary:
+  """Returns the `summary` of a function's calls; of each time, the median."""
+  summaries = []
+  for _ in range(calls):
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder):
         jax.block_until_ready(run())
-    return summary(folder, calls)
+      summaries.append(summary(folder))
+
+  def medians(heading: str) -> dict[str, float]:
+    names = {name for one in summaries for name in one[heading]}
+    return {
+      name: statistics.median(one[heading].get(name, 0.0) for one in summaries)
+      for name in names
+    }
+
+  return {heading: _ordered(medians(heading)) for heading in ("kinds", "parts")}
 
 
-def summary(folder: str, calls: int) -> dict[str, dict[str, float]]:
+def summary(folder: str, calls: int = 1) -> Summary:
   """Returns the seconds per call of the newest trace in a folder.
 
   Args:
@@ -86,14 +100,14 @@ def summary(folder: str, calls: int) -> dict[str, dict[str, float]]:
   for op, seconds in _read(folder):
     kinds[op.kind] = kinds.get(op.kind, 0.0) + seconds / calls
     parts[op.part] = parts.get(op.part, 0.0) + seconds / calls
-
-  def ordered(times: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(times.items(), key=lambda item: -item[1]))
-
-  return {"kinds": ordered(kinds), "parts": ordered(parts)}
+  return {"kinds": _ordered(kinds), "parts": _ordered(parts)}
 
 
-def table(title: str, times: dict[str, dict[str, float]]) -> str:
+def _ordered(times: dict[str, float]) -> dict[str, float]:
+  return dict(sorted(times.items(), key=lambda item: -item[1]))
+
+
+def table(title: str, times: Summary) -> str:
   """Returns a summary as lines of text."""
   total = sum(times["kinds"].values())
   lines = [f"{title}: {1e3 * total:.1f} ms of threads"]
@@ -247,7 +261,7 @@ def _part(op_name: str) -> str:
     for module in modules
     if not CONTROL.fullmatch(module)
   ]
-  return "/".join(names[:2]) or "step"
+  return "/".join(names[:2]) or "elsewhere"
 
 
 def main(arguments: list[str]) -> None:

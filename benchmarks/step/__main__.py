@@ -15,10 +15,10 @@ In float32, with AdamW and clipping, on one batch of bytes:
 
 Ours is the step of train.py. The sides are processes with the same settings of
 the allocator, which take turns. --trace adds the time of ours by kind of
-operation; --quick leaves out torch.compile and all but the first model of a
-part. The peers run in an environment of their own, --peers. Takes 12 GiB of
-memory and about ten minutes on two cores, --quick two. Writes
-results/step_PART.json and .png; the machine should do nothing else.
+operation; --quick leaves out torch.compile, which needs a C++ compiler, and all
+but the first model of a part. The peers run in an environment of their own,
+--peers. Takes 12 GiB of memory and about ten minutes on two cores, --quick two.
+Writes results/step_PART.json and .png; the machine should do nothing else.
 """
 
 import functools

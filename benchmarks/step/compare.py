@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks.harness import configs, peers, report, trace
 from benchmarks.harness.worker import Case, take_turns
 from benchmarks.step import cases
-from benchmarks.step.cases import COMPILED, OURS, TORCH
+from benchmarks.step.cases import COMPILED, OURS, PEER, TORCH
 from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import accounting
 
@@ -175,7 +175,7 @@ def compare_memories(setting: Setting) -> report.Result:
     result = take_steps(
       setting,
       {OURS: ("step", ["default", model])},
-      {"torch, ultra-mem": ("step", {"model": model, "parameters": None})},
+      {PEER: ("step", {"model": model, "parameters": None})},
       alone=ARRAYS * 4 * values > MEMORY_BYTES,
     )
     show(label, result, OURS)

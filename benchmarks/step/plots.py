@@ -5,11 +5,23 @@ from collections.abc import Sequence
 from matplotlib.figure import Figure
 
 from benchmarks.harness import plots, report
+from benchmarks.step import cases
 from benchmarks.step.cases import COMPILED, OURS, TORCH
 
 PROJECT = "UltraMem-JAX"
-LABELS = {OURS: PROJECT, TORCH: "torch", COMPILED: "torch, compiled"}
-COLORS = {OURS: plots.BLUE, TORCH: plots.ORANGE, COMPILED: plots.GREY}
+LABELS = {
+  OURS: PROJECT,
+  TORCH: "torch 2.13",
+  COMPILED: "torch 2.13,\ncompiled",
+  cases.PEER: "torch 2.13,\nultra-mem 0.1.2",
+}
+COLORS = {
+  **plots.MODELS,
+  OURS: plots.BLUE,
+  TORCH: plots.ORANGE,
+  COMPILED: plots.GREY,
+  cases.PEER: plots.ORANGE,
+}
 
 
 def span(numbers: Sequence[float], text: str = "{:.2f}") -> str:
@@ -56,9 +68,7 @@ def plot_dense(result: report.Result) -> Figure:
   return figure
 
 
-def _pairs(
-  result: report.Result, finding: str, colors: dict[str, str]
-) -> Figure:
+def _pairs(result: report.Result, finding: str) -> Figure:
   """Draws the times of the same cases for each model."""
   figure, panels = plots.figure(
     finding, result, panels=len(result["models"]), size=(5.2, 2.5)
@@ -71,7 +81,7 @@ def _pairs(
       panel,
       {LABELS.get(name, name): 1e3 * seconds[name] for name in seconds},
       "{:,.0f}",
-      [colors[name] for name in seconds],
+      [COLORS[name] for name in seconds],
     )
     panel.set(title=label, xlabel="ms a training step")
   return figure
@@ -91,19 +101,16 @@ def plot_twins(result: report.Result) -> Figure:
     result,
     f"At equal FLOPs, a training step with memories takes {span(ratios)} "
     "times as long as without",
-    plots.MODELS,
   )
 
 
 def plot_memories(result: report.Result) -> Figure:
   """Draws models with a memory beside those in torch."""
-  peer = "torch, ultra-mem"
-  ratios = _ratios(result, peer, OURS)
+  ratios = _ratios(result, cases.PEER, OURS)
   return _pairs(
     result,
-    f"With a memory, torch and ultra-mem take {span(ratios)} times as long "
-    f"as {PROJECT} for a training step",
-    {OURS: plots.BLUE, peer: plots.ORANGE},
+    f"With a memory, torch and ultra-mem take {span(ratios)} times as long as "
+    f"{PROJECT} for a training step",
   )
 
 
