@@ -5,7 +5,6 @@ installed here, come from PyPI. Our side and the peers' are processes with the
 same settings of the allocator.
 """
 
-import os
 import pathlib
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from absl import flags
 from benchmarks.harness import report
 from benchmarks.harness.worker import Worker
 
-CACHE = pathlib.Path.home() / ".cache" / "ultramem_jax"
+FOLDER = pathlib.Path.home() / ".cache" / "ultramem_jax" / "peers"
 PACKAGES = ("torch==2.13.0", "ultra-mem==0.1.2")
 # glibc then takes memory in huge pages and keeps it, which spares both sides
 # most of the page faults of large arrays.
@@ -28,20 +27,13 @@ HUGE_PAGES = {
 
 HUGE = flags.DEFINE_bool("huge_pages", False, "Let both sides use huge pages.")
 ENVIRONMENT = flags.DEFINE_string(
-  "peers", str(CACHE / "peers"), "Virtual environment of the peers."
+  "peers", str(FOLDER), "Virtual environment of the peers."
 )
 
 
 def own_worker(module: str) -> Worker:
-  """Returns a process of a module of ours.
-
-  What it compiles is kept: a process for each turn compiles only once.
-  """
-  compiled = os.environ.get(
-    "JAX_COMPILATION_CACHE_DIR", str(CACHE / "compiled")
-  )
-  settings = {**_settings(), "JAX_COMPILATION_CACHE_DIR": compiled}
-  return Worker([sys.executable, "-m", module], settings)
+  """Returns a process of a module of ours."""
+  return Worker([sys.executable, "-m", module], _settings())
 
 
 def peer_worker(module: str) -> Worker:

@@ -43,7 +43,10 @@ class Setting:
 
 
 def take_steps(
-  setting: Setting, own: Makers, others: Makers | None = None, alone=False
+  setting: Setting,
+  own: Makers,
+  others: Makers | None = None,
+  alone: bool = False,
 ) -> report.Result:
   """Times cases in turns; their processes begin and end here.
 
