@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ultramem_jax import Transformer, UltraMem, refresh_buffers, testing
+from ultramem_jax.layers.attention import rotation
 from ultramem_jax.model import Block
 from ultramem_jax.ops import tucker
 from ultramem_jax.testing import assert_close
@@ -198,7 +199,7 @@ def test_dense_blocks_have_12_d_squared_parameters():
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def apply_block(c, params, x_BTD, mlp_conv=0):
   return Block(c, mlp_conv=mlp_conv).apply(
-    {"params": params}, x_BTD, ONES, POSITIONS, False, True
+    {"params": params}, x_BTD, ONES, rotation(c, POSITIONS), False, True
   )
 
 

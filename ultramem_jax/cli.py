@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ultramem_jax.runs import compilation_cache, distributed
+from ultramem_jax.runs import compilation_cache, distributed, host_memory
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, parse
 from ultramem_jax.settings.errors import ConfigError, UserError
@@ -116,7 +116,8 @@ def run(main: Callable[..., None]) -> None:
   docstring of main's module and the flags. UserError, OSError and Ctrl-C end
   the program with one line and status 2 or 130; other exceptions keep their
   traceback. If one of several processes fails, all of them end. Programs that
-  are compiled are kept for the next start (`runs.compilation_cache`).
+  are compiled are kept for the next start (`runs.compilation_cache`), and freed
+  memory for the next step (`runs.host_memory`).
   """
   logging.use_absl_handler()
   # JAX would tell which backends it did not find.
@@ -133,6 +134,7 @@ def run(main: Callable[..., None]) -> None:
     if len(arguments) < len(names):
       raise ConfigError(f"missing arguments: {' '.join(names)}")
     compilation_cache.use(COMPILATION_CACHE.value)
+    host_memory.keep_freed()
     main(*arguments)
 
 

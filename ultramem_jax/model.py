@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.layers.attention import Attention
+from ultramem_jax.layers import attention
 from ultramem_jax.layers.convolution import CausalConv
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.memory_plus import MemoryPlus
@@ -59,14 +59,14 @@ class Block(nn.Module):
   mlp_conv: int = 0
 
   @nn.compact
-  def __call__(self, x_BTD, segment_BT, position_BT, decode, deterministic):
+  def __call__(self, x_BTD, segment_BT, rotation, decode, deterministic):
     c = self.config
     norm = (c.norm, c.norm_eps, c.norm_bias)
     dtype = jnp.dtype(c.dtype)
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
     h_BTD = make_norm(*norm, "attention_norm", "embed", dtype=dtype)(x_BTD)
-    h_BTD = Attention(c, self.prepared_for, name="attention")(
-      h_BTD, segment_BT, position_BT, decode
+    h_BTD = attention.Attention(c, self.prepared_for, name="attention")(
+      h_BTD, segment_BT, rotation, decode
     )
     x_BTD += dropout(h_BTD)
     h_BTD = make_norm(*norm, "mlp_norm", "embed", dtype=dtype)(x_BTD)
@@ -142,8 +142,9 @@ class Transformer(nn.Module):
     embed = self._embed()
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
     x_BTD = layout_lib.constrain_batch(dropout(embed(tokens_BT)), self.layout)
+    rotation = attention.rotation(c, position_BT)
     x_BTD = self._run_blocks(
-      x_BTD, segment_BT, position_BT, decode, deterministic, dropout
+      x_BTD, segment_BT, rotation, decode, deterministic, dropout
     )
     x_BTD = make_norm(
       c.norm, c.norm_eps, c.norm_bias, "final_norm", "embed", dtype=dtype
@@ -174,7 +175,7 @@ class Transformer(nn.Module):
     )
 
   def _run_blocks(
-    self, x_BTD, segment_BT, position_BT, decode, deterministic, dropout
+    self, x_BTD, segment_BT, rotation, decode, deterministic, dropout
   ):
     """Runs the blocks, and the memories beside them."""
     c = self.config
@@ -193,7 +194,7 @@ class Transformer(nn.Module):
       mlp_conv = c.mlp_conv if layer in c.mlp_conv_layers else 0
       x_BTD, h_BTD = block_class(
         c, self.layout, self.prepared_for, mlp_conv, name=f"block_{layer}"
-      )(x_BTD, segment_BT, position_BT, decode, deterministic)
+      )(x_BTD, segment_BT, rotation, decode, deterministic)
       for span in c.spans:
         if span.start == layer:
           y_BTD = memory_class(

@@ -8,31 +8,15 @@ import jax.numpy as jnp
 
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.norm import make_norm
-from ultramem_jax.ops import cached_attention
+from ultramem_jax.ops import cached_attention, rotary
 from ultramem_jax.settings.model import ModelConfig
 
 
-def rotate(
-  x_BTQH: jax.Array, position_BT: jax.Array, theta: float
-) -> jax.Array:
-  """Rotates x by its position: rotary embedding, half-rotation form.
-
-  Su et al., arXiv 2104.09864. Angles and rotation are in float32.
-
-  Args:
-    x_BTQH: [B, T, Q, H] float, H even.
-    position_BT: [B, T] int32.
-    theta: base of the wavelengths, 2 pi theta^(2 i / H).
-  Returns:
-    [B, T, Q, H] in x's dtype.
-  """
-  half = x_BTQH.shape[-1] // 2
-  frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-  angle_BT1H = jnp.multiply.outer(position_BT, frequency_H)[:, :, None]
-  sin, cos = jnp.sin(angle_BT1H), jnp.cos(angle_BT1H)
-  first, second = jnp.split(x_BTQH.astype(jnp.float32), 2, axis=-1)
-  rotated = [first * cos - second * sin, second * cos + first * sin]
-  return jnp.concatenate(rotated, axis=-1).astype(x_BTQH.dtype)
+def rotation(
+  config: ModelConfig, position_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns sine and cosine of the angles by which all layers rotate."""
+  return rotary.angles(position_BT, config.head_dim, config.rope_theta)
 
 
 class Attention(nn.Module):
@@ -51,7 +35,8 @@ class Attention(nn.Module):
   prepared_for: str | None = None
 
   @nn.compact
-  def __call__(self, x_BTD, segment_BT, position_BT, decode: bool):
+  def __call__(self, x_BTD, segment_BT, rotation, decode: bool):
+    """Attends; `rotation` is that of the function `rotation`."""
     c = self.config
     dtype = jnp.dtype(c.dtype)
 
@@ -71,8 +56,8 @@ class Attention(nn.Module):
         make_norm(c.norm, c.norm_eps, c.norm_bias, name, dtype=dtype)(x)
         for name, x in (("query_norm", query_BTQH), ("key_norm", key_BTQH))
       )
-    query_BTQH = rotate(query_BTQH, position_BT, c.rope_theta)
-    key_BTQH = rotate(key_BTQH, position_BT, c.rope_theta)
+    query_BTQH = rotary.rotate(query_BTQH, *rotation)
+    key_BTQH = rotary.rotate(key_BTQH, *rotation)
     if decode:
       y_BTQH = self._attend_cached(query_BTQH, key_BTQH, value_BTQH, segment_BT)
     else:
