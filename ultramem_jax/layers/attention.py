@@ -1,14 +1,12 @@
 """Causal self-attention with rotary positions and a decoding cache."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.norm import make_norm
-from ultramem_jax.ops import cached_attention, rotary
+from ultramem_jax.ops import attention, cached_attention, rotary
 from ultramem_jax.settings.model import ModelConfig
 
 
@@ -61,17 +59,8 @@ class Attention(nn.Module):
     if decode:
       y_BTQH = self._attend_cached(query_BTQH, key_BTQH, value_BTQH, segment_BT)
     else:
-      place_T = jnp.arange(x_BTD.shape[1])
-      mask_BTS = (segment_BT[:, :, None] == segment_BT[:, None, :]) & (
-        place_T[None, :, None] >= place_T[None, None, :]
-      )
-      implementation: Any = c.attention
-      y_BTQH = jax.nn.dot_product_attention(
-        query_BTQH,
-        key_BTQH,
-        value_BTQH,
-        mask=mask_BTS[:, None],
-        implementation=implementation,
+      y_BTQH = attention.attend(
+        query_BTQH, key_BTQH, value_BTQH, segment_BT, c.attention
       )
     out_std = (2 * c.num_layers * c.embed_dim) ** -0.5
     return Linear(
