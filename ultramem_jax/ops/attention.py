@@ -96,7 +96,8 @@ def _backward(saved, gradient_BTQH):
   gradient_BQTH = gradient_BTQH.swapaxes(1, 2)
   # The part of the softmax's gradient that is the same for all keys.
   mean_BQT1 = (gradient_BQTH * y_BQTH).sum(-1, keepdims=True)
-  query_parts, key_sum, value_sum = [], 0.0, 0.0
+  query_parts = []
+  key_sum = value_sum = jnp.zeros(key_BQTH.shape, jnp.float32)
   for block, until in _blocks(query_BQTH.shape[2]):
     query_BQtH, gradient_BQtH = (
       x[:, :, block] for x in (query_BQTH, gradient_BQTH)
@@ -148,10 +149,10 @@ def _dot(x, y, axes):
 
   The factors are rounded to y's dtype.
   """
-  contracted = tuple((axis,) for axis in axes)
+  x_axis, y_axis = axes
   return jax.lax.dot_general(
     x.astype(y.dtype),
     y,
-    (contracted, ((0, 1), (0, 1))),
+    (((x_axis,), (y_axis,)), ((0, 1), (0, 1))),
     preferred_element_type=jnp.float32,
   )
