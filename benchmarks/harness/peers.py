@@ -17,6 +17,12 @@ from benchmarks.harness.worker import Worker
 
 FOLDER = pathlib.Path.home() / ".cache" / "ultramem_jax" / "peers"
 PACKAGES = ("torch==2.13.0", "ultra-mem==0.1.2")
+# What `ultramem_jax.runs.host_memory` does to glibc in the commands.
+KEEP_FREED = {
+  "MALLOC_ARENA_MAX": "1",
+  "MALLOC_MMAP_MAX_": "0",
+  "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
 # glibc then takes memory in huge pages and keeps it, which spares both sides
 # most of the page faults of large arrays.
 HUGE_PAGES = {
@@ -31,20 +37,29 @@ ENVIRONMENT = flags.DEFINE_string(
 )
 
 
-def own_worker(module: str) -> Worker:
-  """Returns a process of a module of ours."""
-  return Worker([sys.executable, "-m", module], _settings())
+def own_worker(module: str, keep_freed: bool = False) -> Worker:
+  """Returns a process of a module of ours.
+
+  Args:
+    module: its name.
+    keep_freed: what is freed stays with the process, as in train.py.
+  """
+  return Worker([sys.executable, "-m", module], _settings(keep_freed))
 
 
-def peer_worker(module: str) -> Worker:
-  """Returns a process of a module that runs among the peers, without JAX."""
+def peer_worker(module: str, keep_freed: bool = False) -> Worker:
+  """Returns a process of a module that runs among the peers, without JAX.
+
+  Args: as for `own_worker`.
+  """
   python = _python(pathlib.Path(ENVIRONMENT.value))
-  return Worker([python, "-m", module], _settings())
+  return Worker([python, "-m", module], _settings(keep_freed))
 
 
-def _settings() -> dict[str, str]:
+def _settings(keep_freed: bool) -> dict[str, str]:
+  kept = KEEP_FREED if keep_freed else {}
   pages = HUGE_PAGES if HUGE.value else {}
-  return {"PYTHONPATH": str(report.ROOT), **pages}
+  return {"PYTHONPATH": str(report.ROOT), **kept, **pages}
 
 
 def _python(folder: pathlib.Path) -> str:

@@ -13,8 +13,8 @@ In float32, with AdamW and clipping, on one batch of bytes:
   depth      4, 8 and 16 layers
   monitors   what a step costs beside one without statistics and usage counts
 
-Ours is the step of train.py. The sides are processes with the same settings of
-the allocator, which take turns. --trace adds the time of ours by kind of
+Ours is the step of train.py. The sides are processes that take turns; both keep
+freed memory, as train.py does. --trace adds the time of ours by kind of
 operation; --quick leaves out torch.compile, which needs a C++ compiler, and all
 but the first model of a part. The peers run in an environment of their own,
 --peers. Takes 12 GiB of memory and about ten minutes on two cores, --quick two.

@@ -57,14 +57,15 @@ def take_steps(
   Returns:
     "median_seconds" by case; "trace", the traces of ours, if asked for.
   """
-  worker = peers.own_worker("benchmarks.step.in_jax")
+  worker = peers.own_worker("benchmarks.step.in_jax", keep_freed=True)
   workers = [worker]
   ours = {name: Case(worker, *maker) for name, maker in own.items()}
   turns = dict(ours)
   if others:
-    workers.append(peers.peer_worker("benchmarks.step.in_torch"))
+    peer = peers.peer_worker("benchmarks.step.in_torch", keep_freed=True)
+    workers.append(peer)
     for name, maker in others.items():
-      turns[name] = Case(workers[-1], *maker)
+      turns[name] = Case(peer, *maker)
   rounds = min(setting.rounds, ROUNDS_ALONE) if alone else setting.rounds
   try:
     seconds = take_turns(turns, rounds, setting.turn_seconds, alone)

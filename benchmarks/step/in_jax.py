@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.harness import configs, trace, train_steps, worker
 from benchmarks.step import cases
-from ultramem_jax.runs import compilation_cache, host_memory
+from ultramem_jax.runs import compilation_cache
 from ultramem_jax.settings.config import Config
 from ultramem_jax.train import step as step_lib
 from ultramem_jax.train.state import TrainState
@@ -67,5 +67,4 @@ MAKERS = {"step": step, "step without monitors": quiet_step, "matmul": matmul}
 
 if __name__ == "__main__":
   compilation_cache.use()  # a process for each turn compiles only once
-  host_memory.keep_freed()  # as train.py does
   worker.serve(MAKERS, trace=trace.measure)
