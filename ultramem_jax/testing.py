@@ -1,15 +1,18 @@
 """What tests of this project and of models built on it share.
 
-A small model as a Config and as command-line flags, a comparison of arrays,
-and commands run in a process of their own.
+A small model as a Config and as command-line flags, numbers for the variables
+of a model, a comparison of arrays, and commands run in a process of their own.
 """
 
 import os
 import pathlib
 import subprocess
 import sys
+import zlib
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import tiny
@@ -71,9 +74,64 @@ def small_config(**overrides):
   return config_lib.parse(c)
 
 
+def random_variables(module, *inputs, seed=0):
+  """Returns variables as `module.init` makes them, of other numbers.
+
+  To compile an initialization takes as long as to compile a model. The scales
+  and biases of norms are not all ones and zeros; buffers fit the cores.
+  """
+  return _draw(jax.eval_shape(module.init, jax.random.key(0), *inputs), seed)
+
+
+def random_state(config):
+  """Returns a state before the first step, with `random_variables`."""
+  shapes = jax.eval_shape(lambda: state_lib.init_state(config))
+  zeros = jax.tree.map(
+    lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), shapes
+  )
+  variables = _draw(shapes.variables(), config.seed)
+  return state_lib.TrainState.from_items({**zeros.to_items(), **variables})
+
+
+def _draw(shapes, seed):
+  """Returns numbers for the collections of a model."""
+
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    # Its own numbers for every name, whatever else there is.
+    random = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    *_, last = name.split("/")
+    if last == "core":
+      numbers = random.uniform(size=leaf.shape)
+    elif last == "permutation":
+      numbers = random.permutation(leaf.size)
+    else:
+      # About the std of a matrix that keeps a width of 16.
+      numbers = (last == "scale") + random.normal(0, 0.25, leaf.shape)
+    if leaf.dtype == jnp.uint16:
+      return numbers.astype(jnp.bfloat16).view(np.uint16)
+    return numbers.astype(leaf.dtype)
+
+  variables = jax.tree_util.tree_map_with_path(draw, nn.unbox(dict(shapes)))
+  if "buffers" in variables:
+    _fit_buffers(variables["params"], variables["buffers"])
+  return jax.tree.map(jnp.asarray, variables)
+
+
+def _fit_buffers(params, buffers):
+  """Sets the filter vectors of every memory to those of its core."""
+  for name, child in buffers.items():
+    if isinstance(child, dict):
+      _fit_buffers(params[name], child)
+  if "u" in buffers:
+    u_ARR, _, t_ARR = np.linalg.svd(params["core"].sum(0))
+    # Those of positive matrices have one sign.
+    buffers.update(u=abs(u_ARR[:, :, 0]), t=abs(t_ARR[:, 0]))
+
+
 def save_run(workdir, config, corpus="some text"):
-  """Makes the workdir of a run whose step 7 has the first parameters."""
-  state = jax.jit(lambda: state_lib.init_state(config))()
+  """Makes the workdir of a run whose step 7 has a `random_state`."""
+  state = random_state(config)
   workdir_lib.claim(workdir, config, corpus)
   with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
     checkpointer.save(7, state.to_items(), {}, None)

@@ -20,10 +20,11 @@ def make(num_rows, tokens, reads, cores=2, num_pools=4, width=6, seed=0):
   """A table and factors; many reads of few rows."""
   rng = np.random.default_rng(seed)
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+  variance_IW = np.square(rng.normal(size=(num_rows, width)))
   table = row_update.Table(
     normal(num_rows, width),
     normal(num_rows, width),
-    jnp.square(normal(num_rows, width)),
+    jnp.asarray(variance_IW, jnp.float32),
   )
   # Squaring makes low rows far likelier.
   row_TY = (num_rows * rng.random((tokens, reads)) ** 2).astype(np.int32)
@@ -97,7 +98,9 @@ def test_squared_norm_is_that_of_the_sums():
   _, factors = make(7, 50, 8)
   reads = row_order.sort_by_row(factors.row_TY, 7)
   expected = np.square(dense_gradient(factors, 7)).sum()
-  squares = row_update.squared_norm(factors, reads, 7)
+  squares = jax.jit(row_update.squared_norm, static_argnums=2)(
+    factors, reads, 7
+  )
   np.testing.assert_allclose(squares, expected, rtol=1e-5)
 
 
@@ -106,6 +109,10 @@ def update(table, factors, scale=1.0, adamw=ADAMW, key=0):
   return row_update.update_rows(
     table, factors, reads, scale, adamw, jnp.uint32(key)
   )
+
+
+jitted_update = jax.jit(update)
+update_reference = jax.jit(row_update.update_rows_reference)
 
 
 def was_read(factors, num_rows):
@@ -118,10 +125,8 @@ def test_update_equals_the_reference(shape, per_row):
   table, factors = make(*shape)
   if per_row:
     table = table._replace(variance=table.variance.mean(1))
-  updated = update(table, factors, 0.5)
-  assert_close(
-    updated, row_update.update_rows_reference(table, factors, 0.5, ADAMW)
-  )
+  updated = jitted_update(table, factors, 0.5)
+  assert_close(updated, update_reference(table, factors, 0.5, ADAMW))
   for new, old in zip(*map(jax.tree.leaves, (updated, table)), strict=True):
     changed_I = np.asarray(new != old).reshape(shape[0], -1).any(1)
     np.testing.assert_array_equal(changed_I, was_read(factors, shape[0]))
@@ -129,46 +134,50 @@ def test_update_equals_the_reference(shape, per_row):
 
 def test_steps_equal_those_of_adamw():
   table, factors = make(5, 60, 8)
-  table = table._replace(mean_IW=0 * table.mean_IW, variance=0 * table.variance)
+  zeros_IW = jnp.zeros_like(table.mean_IW)
+  table = table._replace(mean_IW=zeros_IW, variance=zeros_IW)
   assert was_read(factors, 5).all()
   optimizer = optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1)
   values_IW = table.values_IW
   state = optimizer.init(values_IW)
+  optimize = jax.jit(optimizer.update)
   for step in range(1, 5):
     vector_TEW = factors.vector_TEW * step**2
     factors = factors._replace(vector_TEW=vector_TEW)
-    table = update(table, factors, adamw=ADAMW._replace(step=step))
+    table = jitted_update(table, factors, adamw=ADAMW._replace(step=step))
     gradient_IW = jnp.asarray(dense_gradient(factors, 5), jnp.float32)
-    change_IW, state = optimizer.update(gradient_IW, state, values_IW)
+    change_IW, state = optimize(gradient_IW, state, values_IW)
     values_IW = optax.apply_updates(values_IW, change_IW)
   assert_close(table.values_IW, values_IW)
 
 
+@jax.jit
 def low_precision(table):
   return jax.tree.map(lambda x: precision.encode(x, jnp.uint16), table)
+
+
+@jax.jit
+def decode(table):
+  return jax.tree.map(precision.decode, table)
 
 
 def test_bfloat16_is_rounded_up_or_down_with_the_right_chances():
   table, factors = make(40, 50, 8)
   table = low_precision(table)
-  exact = row_update.update_rows_reference(
-    jax.tree.map(precision.decode, table), factors, 1.0, ADAMW
-  )
+  exact = update_reference(decode(table), factors, 1.0, ADAMW)
   several = jax.jit(jax.vmap(lambda key: update(table, factors, key=key)))(
     jnp.arange(400)
   )
-  several, exact = jax.device_get(
-    (jax.tree.map(precision.decode, several), exact)
+  several, exact, table = map(
+    jax.tree.leaves, jax.device_get((decode(several), exact, decode(table)))
   )
-  several, exact, table = map(jax.tree.leaves, (several, exact, table))
   for rounded, expected, old in zip(several, exact, table, strict=True):
     # Half a bit of 8, the whole bit where it lies between two numbers.
     assert (abs(rounded - expected) <= 2**-7 * abs(expected)).all()
     assert_close(rounded.mean(0), expected, tolerance=1e-3)
     read_I = was_read(factors, 40)
     np.testing.assert_array_equal(
-      rounded[:, ~read_I],
-      np.asarray(precision.decode(old))[None][:, ~read_I].repeat(400, 0),
+      rounded[:, ~read_I], old[None][:, ~read_I].repeat(400, 0)
     )
   # What the three arrays of a table are rounded by is not the same, nor is
   # it the same in two rows or columns.
@@ -187,7 +196,9 @@ def test_bfloat16_is_rounded_up_or_down_with_the_right_chances():
 def test_rounding_depends_on_key_and_row_alone():
   table, factors = make(40, 50, 8)
   table = low_precision(table)
-  once, again, other = (update(table, factors, key=key) for key in (1, 1, 2))
+  once, again, other = (
+    jitted_update(table, factors, key=key) for key in (1, 1, 2)
+  )
   # The same rows among other reads: their order changes, their sums do not.
   f = factors
   extra = [x[-1:] for x in f]
@@ -195,7 +206,7 @@ def test_rounding_depends_on_key_and_row_alone():
   more = row_update.Factors(
     *(jnp.concatenate([e, x]) for e, x in zip(extra, f, strict=True))
   )
-  longer = update(table, more, key=1)
+  longer = jitted_update(table, more, key=1)
   results = map(jax.tree.leaves, (once, again, other, longer))
   for a, b, c, d in zip(*results, strict=True):
     np.testing.assert_array_equal(a, b)

@@ -13,7 +13,7 @@ import pytest
 import small_steps
 
 import ultramem_jax
-from ultramem_jax import MemoryConfig, Transformer, UltraMem
+from ultramem_jax import MemoryConfig, Transformer, UltraMem, testing
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim
 
@@ -131,8 +131,8 @@ class Twice(nn.Module):
 
 def toy(model):
   """(loss function, variables without tables, tables, input) of a model."""
-  x_BTD = jax.random.normal(jax.random.key(0), (2, 5, 6))
-  variables = jax.jit(model.init)(jax.random.key(1), x_BTD)
+  x_BTD = np.random.default_rng(0).normal(size=(2, 5, 6)).astype(np.float32)
+  variables = testing.random_variables(model, x_BTD)
   params, tables = ultramem_jax.take_tables(variables["params"])
 
   def loss_fn(variables, x_BTD):
@@ -144,6 +144,7 @@ def toy(model):
   return loss_fn, {**variables, "params": params}, tables, x_BTD
 
 
+@jax.jit
 def dense(factors, table):
   """The gradient of a table [I, W] from its factors."""
   f = factors
@@ -180,7 +181,7 @@ def test_factors_are_those_of_the_dense_gradient_however_deep_the_table():
     expected_gradients,
     tolerance=1e-5,
   )
-  norm = ultramem_jax.global_norm(gradients, factors, tables)
+  norm = jax.jit(ultramem_jax.global_norm)(gradients, factors, tables)
   np.testing.assert_allclose(
     norm, optax.tree.norm(expected_gradients), rtol=1e-6
   )
@@ -189,7 +190,9 @@ def test_factors_are_those_of_the_dense_gradient_however_deep_the_table():
 def test_a_table_read_twice_by_one_call_is_refused():
   loss_fn, variables, tables, x_BTD = toy(Twice())
   with pytest.raises(ValueError, match="memory/values is read 2 times"):
-    ultramem_jax.sparse_value_and_grad(loss_fn)(variables, tables, x_BTD)
+    jax.eval_shape(
+      ultramem_jax.sparse_value_and_grad(loss_fn), variables, tables, x_BTD
+    )
 
 
 def test_moments_are_zero_and_of_the_dtype_asked_for():
