@@ -8,12 +8,10 @@ import re
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from ultramem_jax import commands, data, testing
 from ultramem_jax.runs import checkpoint, workdir
-from ultramem_jax.train import state as state_lib
 
 # Runs each command line in a process of its own, forked from one that has
 # imported everything and counted the parameters, which touches no device.
@@ -318,8 +316,7 @@ def old_run(tmp_path_factory):
   """The workdir of a run with a checkpoint in which an array is missing."""
   folder = tmp_path_factory.mktemp("old")
   config = testing.small_config()
-  state = jax.jit(lambda: state_lib.init_state(config))()
-  items = state.to_items()
+  items = testing.random_state(config).to_items()
   items["params"].pop("head")
   workdir.claim(folder, config, data.open(config).describe())
   with checkpoint.Checkpointer(folder, keep=1) as checkpointer:

@@ -35,11 +35,8 @@ MODELS = {"memories": config(), "mlp_conv": dense_config(mlp_conv=3)}
 
 
 @functools.cache
-def initialized(c):
-  model = Transformer(c)
-  return jax.jit(lambda key: nn.unbox(model.init(key, TOKENS)))(
-    jax.random.key(0)
-  )
+def variables_of(c):
+  return testing.random_variables(Transformer(c), TOKENS)
 
 
 ONES = np.ones((B, T), np.int32)
@@ -52,7 +49,7 @@ def apply(c, variables, tokens_BT, segment_BT=ONES, position_BT=POSITIONS):
 
 
 def logits_of(c, tokens_BT, segment_BT=ONES, position_BT=POSITIONS):
-  return apply(c, initialized(c), tokens_BT, segment_BT, position_BT)
+  return apply(c, variables_of(c), tokens_BT, segment_BT, position_BT)
 
 
 # Dense transformer, from its definition.
@@ -141,30 +138,20 @@ def numpy_dense(c, params, tokens_T):
 )
 def test_dense_model_is_the_slow_one(overrides):
   c = dense_config(**overrides)
-  variables = initialized(c)
+  variables = variables_of(c)
   assert set(variables) == {"params"}
-  random = np.random.default_rng(0)
-  # Norm weights and biases off their initial ones and zeros.
-  params = jax.tree.map(
-    lambda x: (
-      x + 0.1 * random.normal(size=x.shape).astype(np.float32)
-      if x.ndim == 1
-      else x
-    ),
-    variables["params"],
-  )
-  logits_BTV = apply(c, {"params": params}, TOKENS)
+  logits_BTV = apply(c, variables, TOKENS)
   assert logits_BTV.shape == (B, T, c.vocab_size)
   assert logits_BTV.dtype == jnp.float32
   for logits_TV, tokens_T in zip(logits_BTV, TOKENS, strict=True):
-    assert_close(logits_TV, numpy_dense(c, params, tokens_T))
+    assert_close(logits_TV, numpy_dense(c, variables["params"], tokens_T))
 
 
 @pytest.mark.parametrize("taps", [0, 3])
 def test_a_block_returns_what_its_mlp_read(taps):
   """The normalized residual stream after attention: what a memory reads."""
   c = dense_config(mlp_conv=taps)
-  params = initialized(c)["params"]["block_0"]
+  params = variables_of(c)["params"]["block_0"]
   x_BTD = np.random.default_rng(0).normal(size=(B, T, c.embed_dim))
   _, h_BTD = apply_block(c, params, x_BTD.astype(np.float32), taps)
   params = jax.tree.map(np.float64, params)
@@ -179,7 +166,7 @@ def test_a_block_returns_what_its_mlp_read(taps):
 
 def test_only_the_named_blocks_convolve():
   c = dense_config(num_layers=4, mlp_conv=2, mlp_conv_blocks="3/1")
-  params = initialized(c)["params"]
+  params = variables_of(c)["params"]
   convolved = {name for name in params if "mlp_conv" in params[name]}
   assert convolved == {"block_0", "block_2"}
   assert params["block_0"]["mlp_conv"]["kernel"].shape == (2, c.embed_dim)
@@ -190,7 +177,7 @@ def test_dense_blocks_have_12_d_squared_parameters():
   for layer in range(c.num_layers):
     kernels = [
       x.size
-      for x in jax.tree.leaves(initialized(c)["params"][f"block_{layer}"])
+      for x in jax.tree.leaves(variables_of(c)["params"][f"block_{layer}"])
       if x.ndim > 1
     ]
     assert sum(kernels) == 12 * 32**2
@@ -236,7 +223,7 @@ def test_spans_are_a_plain_loop(spans):
   text = "/".join(f"{i}:{j}" for i, j in spans)
   # Parameters do not depend on the spans, nor may the plain loop.
   first = config("1:2/2:3", num_layers=4)
-  variables = initialized(first)
+  variables = variables_of(first)
   expected = plain_loop(first, spans, variables, TOKENS)
   actual = apply(config(text, num_layers=4), variables, TOKENS)
   assert_close(actual, expected)
@@ -245,7 +232,7 @@ def test_spans_are_a_plain_loop(spans):
 @pytest.mark.parametrize("c", MODELS.values(), ids=MODELS)
 def test_causal(c):
   """No gradient to the embeddings of later tokens, some to all earlier."""
-  variables = initialized(c)
+  variables = variables_of(c)
 
   def at(embedding_VD, position):
     params = {**variables["params"], "embed": {"embedding": embedding_VD}}
@@ -262,7 +249,7 @@ def test_causal(c):
 @functools.cache
 def loss_and_gradient(c):
   """With the parameters of `config()`."""
-  variables = initialized(config())
+  variables = variables_of(config())
 
   def loss(params):
     logits_BTV, sown = Transformer(c).apply(
@@ -285,7 +272,7 @@ def test_remat_changes_neither_value_nor_gradient():
   assert_close(loss_and_gradient(recomputed), loss_and_gradient(kept))
   jaxpr = {
     c.remat: str(
-      jax.make_jaxpr(functools.partial(apply, c))(initialized(kept), TOKENS)
+      jax.make_jaxpr(functools.partial(apply, c))(variables_of(kept), TOKENS)
     )
     for c in (kept, recomputed)
   }
@@ -299,7 +286,7 @@ def test_every_parameter_has_a_gradient():
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
     assert np.isfinite(leaf).all() and leaf.any(), path
   for name in ("memory_0", "memory_1"):
-    core = initialized(c)["params"][name]["core"]
+    core = variables_of(c)["params"][name]["core"]
     assert_close(
       losses[name]["auxiliary"][0], tucker.auxiliary_loss(core, 1e-3, 0.15)
     )
@@ -324,7 +311,7 @@ def test_packed_documents_are_separate_documents(c):
 def test_positions():
   """0, 1, ... by default; only differences matter; and they do matter."""
   c = config()
-  logits_BTV = jax.jit(Transformer(c).apply)(initialized(c), TOKENS)
+  logits_BTV = jax.jit(Transformer(c).apply)(variables_of(c), TOKENS)
   at = lambda position_BT: logits_of(c, TOKENS, ONES, position_BT)
   assert_close(at(POSITIONS), logits_BTV)
   # Angles of 100 radians are rounded to 1e-5.
@@ -334,7 +321,7 @@ def test_positions():
 
 def test_dropout():
   c = config(dropout_rate=0.5)
-  variables = initialized(config())
+  variables = variables_of(config())
   masks = {}
 
   def record(next_function, args, kwargs, context):
@@ -371,7 +358,7 @@ def test_dropout():
 @pytest.mark.parametrize("c", MODELS.values(), ids=MODELS)
 def test_prefill_and_decoding_are_the_full_forward(c):
   """The second prompt is padded on its left, with segment 0."""
-  variables = initialized(c)
+  variables = variables_of(c)
   segment_BT = jnp.array([[1] * T, [0, 0, 1, 1, 1, 1]])
   position_BT = jnp.array([[0, 1, 2, 3, 4, 5], [0, 0, 0, 1, 2, 3]])
   model = Transformer(c)
@@ -414,14 +401,14 @@ def test_prefill_and_decoding_are_the_full_forward(c):
 def test_decoding_needs_positions():
   with pytest.raises(ValueError, match="position_BT = None: must be given"):
     Transformer(config()).apply(
-      initialized(config()), TOKENS, decode=True, mutable=["cache"]
+      variables_of(config()), TOKENS, decode=True, mutable=["cache"]
     )
 
 
 def test_bfloat16_is_close():
   """Matmuls rounded to 8 bits; parameters and logits stay float32."""
   exact, rounded = dense_config(), dense_config(dtype="bfloat16")
-  variables = initialized(rounded)
+  variables = variables_of(rounded)
   for leaf in jax.tree.leaves(variables["params"]):
     assert leaf.dtype == jnp.float32
   logits_BTV = logits_of(rounded, TOKENS)
@@ -432,14 +419,14 @@ def test_bfloat16_is_close():
 
 def test_bfloat16_with_memories():
   """Where rounding changes a choice it costs much: looser, on average."""
-  variables = initialized(config())
+  variables = variables_of(config())
   exact = logits_of(config(), TOKENS)
   rounded = apply(config(dtype="bfloat16"), variables, TOKENS)
   assert (rounded - exact).std() < 0.25 * exact.std()  # measured 0.12
 
 
 def test_refresh_buffers_of_a_whole_model():
-  variables = initialized(config())
+  variables = variables_of(config())
   params = variables["params"]
   assert set(variables["buffers"]) == {"memory_0", "memory_1"}
   buffers = {
@@ -460,11 +447,13 @@ def test_refresh_buffers_of_a_whole_model():
     u_AR, t_AR = tucker.filter_vectors(negated[name]["core"])
     assert_close(abs(new["u"]), abs(u_AR))
     assert_close(new["u"] * new["t"], u_AR * t_AR)
-  assert refresh_buffers(initialized(dense_config())["params"], {}) == {}
+  assert refresh_buffers(variables_of(dense_config())["params"], {}) == {}
 
 
 def test_memories_do_not_share():
-  params = initialized(config())["params"]
+  model = Transformer(config())
+  init = lambda key: nn.unbox(model.init(key, TOKENS))["params"]
+  params = jax.jit(init)(jax.random.key(0))
   one, other = params["memory_0"]["values"], params["memory_1"]["values"]
   assert one.shape == other.shape
   assert (one != other).all()

@@ -20,7 +20,7 @@ settings.eval_batches = 2
 settings.batch_size = 2
 settings.model.update(embed_dim=16, num_layers=2, num_heads=2, mlp_dim=32)
 settings.model.memory.update(
-  spans="1:1/2:2", num_keys=16, key_dim=4, value_dim=8, top_m=4, init="official"
+  spans="1:1/2:2", num_keys=16, key_dim=4, value_dim=8, top_m=4
 )
 """,
 }

@@ -12,7 +12,6 @@ import shlex
 import textwrap
 import tomllib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -23,7 +22,6 @@ from ultramem_jax.commands import SUMMARIES
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.train import state as state_lib
 
 ROOT = testing.ROOT
 PAGES = {
@@ -203,7 +201,7 @@ def workdir(tmp_path_factory):
   folder = tmp_path_factory.mktemp("docs")
   config = testing.small_config()
   workdir_lib.claim(folder / "runs/a", config, "no corpus")
-  items = jax.jit(lambda: state_lib.init_state(config))().to_items()
+  items = testing.random_state(config).to_items()
   with checkpoint.Checkpointer(folder / "runs/a", 1) as saver:
     saver.save(1, items, {})
   return folder

@@ -9,7 +9,6 @@ from ultramem_jax.data.tokenizer import ByteTokenizer
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.train import sharding
-from ultramem_jax.train import state as state_lib
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +33,7 @@ class SlowScorer:
       model__num_layers=1,
       model__memory__spans="1:1",
     )
-    state = jax.jit(lambda: state_lib.init_state(config))()
-    variables = state.variables()
+    variables = testing.random_state(config).variables()
     layout = sharding.make_layout(config, sharding.make_mesh(config))
     model = Transformer(config.model, layout)
     self.run = load_lib.TrainedModel(config, 7, model, variables, layout)

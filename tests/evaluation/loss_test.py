@@ -10,7 +10,6 @@ import pytest
 from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.train import sharding, step
-from ultramem_jax.train import state as state_lib
 
 
 def fake_eval_step(variables, batch):
@@ -70,7 +69,7 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
     model__memory__spans="",
     model__num_layers=1,
   )
-  state = jax.jit(lambda: state_lib.init_state(config))()
+  state = testing.random_state(config)
   head = jax.tree.map(jnp.zeros_like, state.params["head"])
   variables = state.replace(params={**state.params, "head": head}).variables()
   mesh = sharding.make_mesh(config)

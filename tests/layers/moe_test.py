@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from configs import tiny_dense
+from ultramem_jax import testing
 from ultramem_jax.layers import moe as moe_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
-from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step
 
 B, T, D, F, X = 3, 7, 16, 12, 6
@@ -198,7 +198,7 @@ def test_descending_the_balance_loss_balances():
 
 def test_training_adds_the_weighted_loss_of_every_block():
   metrics = {}
-  state = jax.jit(functools.partial(state_lib.init_state, make_config()))()
+  state = testing.random_state(make_config())
   for weight in (0.0, 0.01):
     run = make_config(balance_loss_weight=weight)
     batch = jax.tree.map(

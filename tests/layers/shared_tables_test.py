@@ -35,7 +35,7 @@ def model_of(kind, **overrides):
 
 
 def variables_of(model):
-  return nn.unbox(jax.jit(model.init)(jax.random.key(0), TOKENS))
+  return testing.random_variables(model, TOKENS)
 
 
 @pytest.mark.parametrize(

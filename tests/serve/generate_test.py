@@ -15,7 +15,6 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.sampling import Sampling
-from ultramem_jax.train import state as state_lib
 
 KEY = jax.random.key(0)
 CONFIG = testing.small_config()
@@ -136,8 +135,7 @@ def test_tokens_beyond_the_vocabulary_are_refused(prompts):
 @functools.cache
 def make_model(config=CONFIG):
   """A model whose greedy tokens vary."""
-  state = jax.jit(functools.partial(state_lib.init_state, config))()
-  return Transformer(config.model), state.variables()
+  return Transformer(config.model), testing.random_state(config).variables()
 
 
 @functools.cache

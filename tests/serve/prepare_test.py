@@ -4,7 +4,6 @@ import functools
 import math
 import re
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +17,13 @@ from ultramem_jax.ops.cpu import matmul
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.testing import assert_close
-from ultramem_jax.train import state as state_lib
 
 
 @functools.cache
 def make_model(**overrides):
   config = testing.small_config(**overrides)
-  state = jax.jit(functools.partial(state_lib.init_state, config))()
-  return Transformer(config.model), state.variables()
+  model = Transformer(config.model)
+  return model, testing.random_variables(model, jnp.zeros((1, 8), jnp.int32))
 
 
 LAYERS = {
@@ -52,8 +50,9 @@ def test_prepared_equals_unprepared(case):
     **{"init": "official", **settings},
   )
   layer = layer_class(config, embed_dim=12)
-  x_BTD = jax.random.normal(jax.random.key(0), (2, max(LENGTHS), 12))
-  variables = nn.meta.unbox(jax.jit(layer.init)(jax.random.key(1), x_BTD))
+  random = np.random.default_rng(0)
+  x_BTD = random.normal(size=(2, max(LENGTHS), 12)).astype(np.float32)
+  variables = testing.random_variables(layer, x_BTD)
   served, prepared = prepare_lib.prepare(layer, variables, x_BTD)
   assert ("merged_keys" in prepared["prepared"]) == (case == "shared_query")
   assert "keys" not in prepared["params"]
@@ -71,14 +70,31 @@ def test_prepared_equals_unprepared(case):
       )
 
 
+def prepared_shapes(model, variables, platform=None):
+  """(model, variables) as `prepare` returns them, shapes for numbers."""
+  served = []
+
+  def prepare(variables):
+    model_for_platform, prepared = prepare_lib.prepare(
+      model, variables, platform=platform
+    )
+    served.append(model_for_platform)
+    return prepared
+
+  shapes = jax.eval_shape(prepare, variables)
+  return served[0], shapes
+
+
 def test_models_read_what_they_are_prepared_for_and_nothing_else():
   """What a model computes depends on its attribute, not on a collection."""
   model, variables = make_model(model__num_layers=1, model__memory__spans="1:1")
   served, prepared = prepare_lib.prepare(model, variables, platform="gpu")
   tokens_BT = jnp.arange(8).reshape(2, -1)
   with pytest.raises(ValueError, match="the variables lack prepared/memory_0"):
-    served.apply(variables, tokens_BT)
-  wrong = jax.tree.map(lambda x: x * jnp.nan, prepared["prepared"])
+    jax.eval_shape(served.apply, variables, tokens_BT)
+  wrong = jax.tree.map(
+    lambda x: np.full(x.shape, np.nan, x.dtype), prepared["prepared"]
+  )
   forward = jax.jit(model.apply)
   np.testing.assert_array_equal(
     forward({**variables, "prepared": wrong}, tokens_BT),
@@ -119,7 +135,7 @@ def test_a_cpu_serves_transposed_matrices_and_no_other(kind):
   flatten = functools.partial(traverse_util.flatten_dict, sep="/")
   params = flatten(variables["params"])
   on_cpu, for_cpu = prepare_lib.prepare(model, variables)
-  _, for_gpu = prepare_lib.prepare(model, variables, platform="gpu")
+  _, for_gpu = prepared_shapes(model, variables, "gpu")
   keys = set() if kind == "dense" else {"memory_0/keys"}
   assert set(flatten(for_gpu["prepared"])) == keys
   assert flatten(for_gpu["params"]).keys() == params.keys() - keys
@@ -145,7 +161,7 @@ def decode_step_text(num_keys, **overrides):
     model__memory__spans="1:2/2:2",
     **overrides,
   )
-  model, variables = prepare_lib.prepare(model, variables)
+  model, variables = prepared_shapes(model, variables)
   cache = generate.init_cache(model, 3, 300)
   token_B1 = jnp.ones((3, 1), jnp.int32)
   return (

@@ -1,6 +1,5 @@
 """Quantized tables: the error of a row, and what may be quantized."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
@@ -44,7 +43,7 @@ def test_scales_are_folded_into_the_reads(memory):
   )
   model = Transformer(config.model)
   tokens_BT = jnp.arange(24).reshape(2, 12)
-  variables = nn.unbox(jax.jit(model.init)(jax.random.key(0), tokens_BT))
+  variables = testing.random_variables(model, tokens_BT)
   params = quantize.quantize(variables["params"], "int8")
   flat = traverse_util.flatten_dict(params, sep="/")
   scales = [path for path in flat if path.endswith("_scale")]
