@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness import configs, plots, report, runs, timing, train_steps
 
 # Validations of a run, and their batches: the whole split has 230.
-CURVE_POINTS, CURVE_BATCHES = 10, 32
+CURVE_POINTS, CURVE_BATCHES = 6, 16
 
 
 class Twin(NamedTuple):
