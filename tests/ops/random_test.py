@@ -8,12 +8,29 @@ import pytest
 from ultramem_jax.ops import random
 
 
-@pytest.mark.parametrize("shape", [(1, 1), (7, 5), (300, 65)])
-def test_equals_jax_random_to_the_last_bit(shape):
+@pytest.mark.parametrize("shape", [(), (9,), (300, 65), (3, 2, 1, 5)])
+def test_normal_equals_jax_random_to_the_last_bit(shape):
   key = jax.random.key(5)
   np.testing.assert_array_equal(
     jax.jit(random.normal, static_argnums=1)(key, shape),
     jax.random.normal(key, shape),
+  )
+
+
+@pytest.mark.parametrize(
+  "draw",
+  [
+    lambda key: jax.random.uniform(key, (3, 7)),
+    lambda key: jax.random.permutation(key, 50),
+    lambda key: jax.random.bits(key, (5,), "uint8"),
+    lambda key: jax.random.normal(jax.random.fold_in(key, 2**32 - 1), (4,)),
+    lambda key: jax.random.key_data(jax.random.split(key, (2, 3))),
+  ],
+)
+def test_an_unrolled_key_gives_the_same_numbers(draw):
+  key = jax.random.key(5)
+  np.testing.assert_array_equal(
+    jax.jit(draw)(random.unrolled(key)), jax.jit(draw)(key)
   )
 
 

@@ -1,12 +1,15 @@
-"""Random numbers for arrays that fill the memory of all devices.
+"""Random numbers in programs that compile fast and hold nothing but them.
 
-`jax.random.normal` on a CPU holds three more arrays of the result's size,
-because its hash runs as a loop over whole arrays.
+JAX's hash is a loop over whole arrays on a CPU: it holds three more arrays of
+the result's size, and is slow to compile for arrays of more than two axes.
 """
+
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import random as extend
 
 # Threefry-2x32 (Salmon et al., Parallel random numbers: as easy as 1, 2, 3,
 # 2011): 20 rounds with these rotations, a key injected after every fourth.
@@ -32,8 +35,27 @@ def counters(
   return high, low
 
 
+def _places(shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+  """Returns words (high, low) of the place of each number in an array."""
+  axes = [
+    jax.lax.broadcasted_iota(jnp.uint32, shape, axis)
+    for axis in range(len(shape))
+  ]
+  if math.prod(shape) <= 2**32:
+    return jnp.zeros(shape, jnp.uint32), _join(axes, shape)
+  return counters(_join(axes[:-1], shape), axes[-1], shape[-1])
+
+
+def _join(axes: list[jax.Array], shape: tuple[int, ...]) -> jax.Array:
+  """Returns the place that indices along the first axes give."""
+  place = jnp.zeros(shape, jnp.uint32)
+  for index, size in zip(axes, shape, strict=False):
+    place = place * jnp.uint32(size) + index
+  return place
+
+
 def _threefry(key_2, high, low):
-  """Returns the xor of the two words that Threefry makes of (high, low)."""
+  """Returns the two words that Threefry makes of (high, low)."""
   keys = (key_2[0], key_2[1], key_2[0] ^ key_2[1] ^ _PARITY)
   high, low = high + keys[0], low + keys[1]
   for group in range(5):
@@ -43,31 +65,64 @@ def _threefry(key_2, high, low):
       low ^= high
     high += keys[(group + 1) % 3]
     low += keys[(group + 2) % 3] + jnp.uint32(group + 1)
-  return high ^ low
+  return high, low
 
 
-def normal(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """Computes jax.random.normal(key, shape), bit for bit, without temporaries.
+def _random_bits(key_2, bit_width: int, shape: tuple[int, ...]) -> jax.Array:
+  """Returns words of at most 32 bits."""
+  high, low = _threefry(key_2, *_places(shape))
+  return (high ^ low).astype(f"uint{bit_width}")
+
+
+def _split(key_2, shape: tuple[int, ...]) -> jax.Array:
+  return jnp.stack(_threefry(key_2, *_places(shape)), -1)
+
+
+def _fold_in(key_2, data) -> jax.Array:
+  # By JAX's loop: without it, the hash would be fused into all that uses the
+  # key.
+  return jax.random.key_data(
+    jax.random.fold_in(
+      jax.random.wrap_key_data(key_2, impl="threefry2x32"), data
+    )
+  )
+
+
+def _seed(seed) -> jax.Array:
+  return jax.random.key_data(jax.random.key(seed, impl="threefry2x32"))
+
+
+_UNROLLED = extend.define_prng_impl(
+  key_shape=(2,),
+  seed=_seed,
+  split=_split,
+  random_bits=_random_bits,
+  fold_in=_fold_in,
+  name="threefry2x32_unrolled",
+  tag="fryu",
+)
+
+
+def unrolled(key: jax.Array) -> jax.Array:
+  """Returns a threefry PRNG key that gives the same numbers by other programs.
 
   Every number depends on key and place only, so that one fused loop computes
-  them, and each device computes its own.
+  an array of them, and each device computes its own part.
 
   Args:
-    key: a threefry PRNG key.
-    shape: [I, W]; W at most 2^16.
-  Returns:
-    [I, W] float32.
+    key: from which words of up to 32 bits are drawn. An array of more than 2^32
+      numbers has a last axis of at most 2^16.
   """
-  row_IW, column_IW = (
-    jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1)
-  )
-  bits_IW = _threefry(
-    jax.random.key_data(key), *counters(row_IW, column_IW, shape[1])
-  )
-  # The highest 23 bits as the fraction of a float in [1, 2); then to (-1, 1).
-  float_IW = jax.lax.bitcast_convert_type(
-    (bits_IW >> 9) | jnp.uint32(0x3F800000), jnp.float32
-  )
-  least = np.nextafter(np.float32(-1), np.float32(0))
-  uniform_IW = jnp.maximum(least, (float_IW - 1) * (1 - least) + least)
-  return np.float32(np.sqrt(2)) * jax.lax.erf_inv(uniform_IW)
+  return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
+
+
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """Computes jax.random.normal(key, shape), bit for bit, without temporaries.
+
+  Args:
+    key: a threefry PRNG key; see `unrolled`.
+    shape: of the result.
+  Returns:
+    float32.
+  """
+  return jax.random.normal(unrolled(key), shape)

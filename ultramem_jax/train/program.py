@@ -114,13 +114,8 @@ class TrainProgram:
 
   def init_state(self) -> TrainState:
     """Makes the state before the first step, where it belongs."""
-    init = step.jitted(
-      state_lib.init_state,
-      self._config,
-      self._layout,
-      out_shardings=sharding.of(self.state),
-    )
-    return init()
+    init = state_lib.initializer(self._config, self._layout)
+    return jax.jit(init, out_shardings=sharding.of(self.state))()
 
   def __call__(
     self, state: TrainState, batch: step.Batch

@@ -1,6 +1,7 @@
 """What a run carries from step to step."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from ultramem_jax.model import Transformer
+from ultramem_jax.ops import random
 from ultramem_jax.ops.row_update import Table
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
@@ -74,8 +76,10 @@ def init_state(config: Config, layout: Layout | None = None) -> TrainState:
   """Returns the state before the first step; it depends on config.seed."""
   model = Transformer(config.model, layout)
   key = jax.random.key(config.seed)
-  tokens_BT = jnp.zeros((1, config.data.seq_len), jnp.int32)
-  variables = model.init(jax.random.fold_in(key, 0), tokens_BT)
+  # No parameter depends on the tokens; one is traced fastest.
+  token_BT = jnp.zeros((1, 1), jnp.int32)
+  init_key = random.unrolled(jax.random.fold_in(key, 0))
+  variables = model.init(init_key, token_BT)
   params, tables = tables_lib.take_tables(
     variables["params"],
     config.optim.table_moments,
@@ -98,9 +102,20 @@ def init_state(config: Config, layout: Layout | None = None) -> TrainState:
   )
 
 
+@functools.lru_cache(maxsize=16)
+def initializer(
+  config: Config, layout: Layout | None = None
+) -> Callable[[], TrainState]:
+  """Returns the function that makes a run's first state, to be jitted.
+
+  It is the same for the same arguments, so that JAX traces it once.
+  """
+  return functools.partial(init_state, config, layout)
+
+
 def abstract_state(config: Config, layout: Layout) -> TrainState:
   """Shapes, dtypes and shardings of `init_state`; nothing is allocated."""
-  state = jax.eval_shape(functools.partial(init_state, config))
+  state = jax.eval_shape(initializer(config, layout))
   return sharding.with_sharding(
     state, sharding.state_shardings(state, config, layout)
   )
