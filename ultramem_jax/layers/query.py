@@ -1,9 +1,12 @@
 """Queries of a memory: which head reads which, and their scale at the start."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import retrieval
+from ultramem_jax.ops.cpu import top_k
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.memory import MemoryConfig
@@ -29,8 +32,11 @@ def spread_queries(config: MemoryConfig, query_BTPGRK: jax.Array) -> jax.Array:
   return query_BTPGRK[:, :, :, jnp.arange(heads) // share]
 
 
-# Traced once for all memories of a shape: it is most of an initialization.
-_retrieve = jax.jit(retrieval.retrieve, static_argnums=2)
+# Traced once for all memories of a shape, and compiled in little time: it is
+# most of an initialization, and runs once.
+_retrieve = jax.jit(
+  functools.partial(retrieval.retrieve, choose=top_k.by_xla), static_argnums=2
+)
 
 
 def calibrated_query_weight(

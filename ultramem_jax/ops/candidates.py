@@ -4,6 +4,7 @@ The filter keeps M rows and M columns; refining scores the M x M cells where
 they meet, the candidates, and keeps M of them (paper section 3.3).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ultramem_jax.ops import precision
-from ultramem_jax.ops.cpu import matmul
-from ultramem_jax.ops.cpu.top_k import top_m
+from ultramem_jax.ops.cpu import matmul, top_k
+
+# (scores [..., N], m) -> the indices [..., m] of the best, as `top_k.top_m`.
+Choose = Callable[[jax.Array, int], jax.Array]
 
 
 def filter_keys(
@@ -22,6 +25,7 @@ def filter_keys(
   filter_PGJR: jax.Array,
   m: int,
   in_turn: bool = False,
+  choose: Choose = top_k.top_m,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the m keys of each side that score highest under the filter.
 
@@ -34,6 +38,7 @@ def filter_keys(
     m: M, keys kept per side.
     in_turn: compute one side and head after the other, and hold the scores of
       one at a time.
+    choose: finds the m best of many scores.
   Returns:
     (index_BTPAM, chosen_BTPARM): the keys, int32, best first; and their scores,
     float32.
@@ -46,11 +51,11 @@ def filter_keys(
   )
   by_pair = query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR
   if not in_turn:
-    found = _filter(*by_pair, m=m)
+    found = _filter(*by_pair, m=m, choose=choose)
   else:
     found = jax.lax.map(
       lambda pair: _filter(
-        *jax.tree.map(lambda x: x[None, None, None], pair), m=m
+        *jax.tree.map(lambda x: x[None, None, None], pair), m=m, choose=choose
       ),
       jax.tree.map(lambda x: x.reshape(-1, *x.shape[3:]), by_pair),
     )
@@ -59,7 +64,7 @@ def filter_keys(
   return _to_heads(index_PGJBTM), _to_heads(chosen_PGJBTRM)
 
 
-def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m):
+def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m, choose):
   """Returns the keys kept [P, G, J, B, T, M], and scores [..., T, R, M]."""
   *pairs, rank, num_keys, width = keys_PGJRNK.shape
   batch, length = query_PGJRBTK.shape[-3:-1]
@@ -77,7 +82,7 @@ def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m):
     weight_PGJRN[:, :, :, r, None, None] * scores_PGJRBTN[:, :, :, r]
     for r in range(rank)
   )
-  index_PGJBTM = top_m(filtered_PGJBTN, m)
+  index_PGJBTM = choose(filtered_PGJBTN, m)
   index_PGJ1BTM = index_PGJBTM[:, :, :, None]
   chosen_PGJRBTM = jnp.take_along_axis(scores_PGJRBTN, index_PGJ1BTM, axis=-1)
   if scale_PGJRN is not None:
@@ -98,6 +103,7 @@ def refine(
   chosen_BTPARM: jax.Array,
   core_CARR: jax.Array | None,
   m: int,
+  choose: Choose = top_k.top_m,
 ) -> tuple[jax.Array, jax.Array]:
   """Scores the candidates exactly and keeps the best m of each head.
 
@@ -105,6 +111,7 @@ def refine(
     index_BTPAM, chosen_BTPARM: keys and scores of `filter_keys`.
     core_CARR: [C, A, R, R] float32; None: a cell's score is a sum of two.
     m: cells kept.
+    choose: as for `filter_keys`.
   Returns:
     (index_BTPAM, side_BTPARM): row and column of the best m cells, best first,
     and their scores by side.
@@ -118,7 +125,7 @@ def refine(
     cells_m = np.flatnonzero(grid_i * grid_j <= m)
     row_m, column_m = np.divmod(cells_m, num_candidates)
     grid_BTAm = row_BTARM[..., 0, row_m] + column_BTARM[..., 0, column_m]
-    cell_BTAM = jnp.asarray(cells_m, jnp.int32)[top_m(grid_BTAm, m)]
+    cell_BTAM = jnp.asarray(cells_m, jnp.int32)[choose(grid_BTAm, m)]
   else:
     folded_BTARM = jnp.einsum(
       "BTARm,ARr->BTArm", row_BTARM, core_CARR.sum(0), precision=precision.EXACT
@@ -127,7 +134,7 @@ def refine(
       folded_BTARM[..., r, :, None] * column_BTARM[..., r, None, :]
       for r in range(folded_BTARM.shape[-2])
     )
-    cell_BTAM = top_m(grid_BTAMM.reshape(*grid_BTAMM.shape[:3], -1), m)
+    cell_BTAM = choose(grid_BTAMM.reshape(*grid_BTAMM.shape[:3], -1), m)
   row_BTAM, column_BTAM = jnp.divmod(cell_BTAM, num_candidates)
   index_BTPAM = jnp.stack(
     [

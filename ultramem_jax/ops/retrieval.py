@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import candidates, chunks, precision, retrieval_gradient
+from ultramem_jax.ops.cpu import top_k
 
 # A chunk of positions reads all keys. Where those exceed the bytes that a chunk
 # may hold, its scores may exceed them too, up to this factor.
@@ -33,6 +34,7 @@ def retrieve(
   core_CARR: jax.Array | None = None,
   filter_PAR: jax.Array | None = None,
   scale_PARN: jax.Array | None = None,
+  choose: candidates.Choose = top_k.top_m,
 ) -> Retrieved:
   """Finds the m best cells of the N x N grid of key pairs, for each head.
 
@@ -52,6 +54,7 @@ def retrieve(
     filter_PAR: [P, A, R] float32, u and t stacked; with a core only.
     scale_PARN: [P, A, R, N] float32, not 0: factors of the keys' scores, with
       which keys need not be normalized (`layers.norm.KeyNorm`). None: all 1.
+    choose: finds the best of many scores.
   Returns:
     The cells, C = 1 without a core. Scores are differentiable in query, keys,
     core and scale; the choice is not.
@@ -69,7 +72,7 @@ def retrieve(
   if scale_PARN is not None:
     scale_PGJRN = scale_PARN.reshape(keys_PGJRNK.shape[:5])
   found: Any = _retrieve(
-    m, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
+    m, choose, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
   )
   index_BTPAM, side_BTPARM = found
   return _retrieved(index_BTPAM, side_BTPARM, core_CARR)
@@ -81,13 +84,13 @@ def _retrieved(index_BTPAM, side_BTPARM, core_CARR) -> Retrieved:
   return Retrieved(row_BTAM, column_BTAM, score_BTAMC)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _retrieve(
-  m, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
+  m, choose, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
 ) -> tuple[jax.Array, jax.Array]:
   """Returns the best cells [B, T, P, A, M], and scores [B, T, P, A, R, M]."""
   return chunks.with_budget(
-    functools.partial(_retrieve_in_chunks, m),
+    functools.partial(_retrieve_in_chunks, m, choose),
     query_BTPGRK,
     keys_PGJRNK,
     scale_PGJRN,
@@ -97,7 +100,14 @@ def _retrieve(
 
 
 def _retrieve_in_chunks(
-  m, budget, query_BTPGRK, keys_PGJRNK, scale_PGJRN, core_CARR, filter_PGJR
+  m,
+  choose,
+  budget,
+  query_BTPGRK,
+  keys_PGJRNK,
+  scale_PGJRN,
+  core_CARR,
+  filter_PGJR,
 ):
   sides, groups, sharing, rank, num_keys, _ = keys_PGJRNK.shape
   heads = groups * sharing
@@ -115,21 +125,23 @@ def _retrieve_in_chunks(
 
   def retrieve_chunk(_, query_BTPGRK):
     index_BTPAM, chosen_BTPARM = candidates.filter_keys(
-      query_BTPGRK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m, in_turn
+      query_BTPGRK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m, in_turn, choose
     )
-    return None, candidates.refine(index_BTPAM, chosen_BTPARM, core_CARR, m)
+    return None, candidates.refine(
+      index_BTPAM, chosen_BTPARM, core_CARR, m, choose
+    )
 
   return chunks.scan_chunks(retrieve_chunk, None, query_BTPGRK, length)[1]
 
 
-def _retrieve_forward(m, *inputs):
-  found: Any = _retrieve(m, *inputs)
+def _retrieve_forward(m, choose, *inputs):
+  found: Any = _retrieve(m, choose, *inputs)
   # The scores of all keys are not kept: their gradient needs only the index.
   return found, (inputs, found[0])
 
 
-def _retrieve_backward(m, residuals, gradients):
-  del m
+def _retrieve_backward(m, choose, residuals, gradients):
+  del m, choose
   inputs, index_BTPAM = residuals
   query_BTPGRK, keys_PGJRNK, scale_PGJRN, *choice = inputs
   return (

@@ -34,15 +34,16 @@ def top_m(scores: jax.Array, m: int) -> jax.Array:
   """
   scores = jax.lax.stop_gradient(scores)
   if math.prod(scores.shape[:-1]) < SIEVE_ROWS:
-    return _top_k(scores, m)
+    return by_xla(scores, m)
   return jax.lax.platform_dependent(
     scores,
     cpu=lambda scores: sieve(scores, m),
-    default=lambda scores: _top_k(scores, m),
+    default=lambda scores: by_xla(scores, m),
   )
 
 
-def _top_k(scores, m):
+def by_xla(scores: jax.Array, m: int) -> jax.Array:
+  """Computes `top_m` by XLA's top-k: on a CPU slower, but compiled sooner."""
   # In two dimensions, because for more of them the TPU's compiler sorts in
   # full, although it has a top-k for more than about 64 m scores. The barrier
   # keeps XLA from merging a later slice into the top-k, which would make it a
@@ -53,6 +54,9 @@ def _top_k(scores, m):
   return jax.lax.optimization_barrier(index).reshape(*leading, m)
 
 
+# Compiled into the program that calls it, but traced once for all calls of a
+# shape: otherwise it would be most of the tracing of a model with memories.
+@functools.partial(jax.jit, static_argnames="m")
 def sieve(scores: jax.Array, m: int) -> jax.Array:
   """Computes `top_m` by a threshold that at least m scores reach, and few more.
 
@@ -74,7 +78,7 @@ def sieve(scores: jax.Array, m: int) -> jax.Array:
   index_BM = jax.lax.cond(
     fits_B1.all(),
     lambda scores_BN, *slots: _sort(scores_BN, *slots, m=m),
-    lambda scores_BN, *_: _top_k(scores_BN, m),
+    lambda scores_BN, *_: by_xla(scores_BN, m),
     scores_BN,
     index_Bm,
     marked_B1,
