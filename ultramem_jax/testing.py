@@ -87,8 +87,8 @@ def random_variables(module, *inputs, seed=0):
 def random_state(config):
   """Returns a state before the first step, with `random_variables`."""
   shapes = jax.eval_shape(lambda: state_lib.init_state(config))
-  zeros = jax.tree.map(
-    lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), shapes
+  zeros = jax.device_put(
+    jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   )
   variables = _draw(shapes.variables(), config.seed)
   return state_lib.TrainState.from_items({**zeros.to_items(), **variables})
@@ -116,7 +116,7 @@ def _draw(shapes, seed):
   variables = jax.tree_util.tree_map_with_path(draw, nn.unbox(dict(shapes)))
   if "buffers" in variables:
     _fit_buffers(variables["params"], variables["buffers"])
-  return jax.tree.map(jnp.asarray, variables)
+  return jax.device_put(variables)
 
 
 def _fit_buffers(params, buffers):

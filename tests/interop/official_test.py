@@ -7,13 +7,12 @@ import math
 import pathlib
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ultramem_jax import interop
+from ultramem_jax import interop, testing
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 
@@ -217,13 +216,13 @@ LAYERS = {
 
 def float_and_other(arrays):
   """As jax arrays, those of floats in float64."""
-  found = {k: jnp.asarray(v) for k, v in arrays.items()}
   floats = {
-    k: v.astype(jnp.float64)
-    for k, v in found.items()
-    if jnp.issubdtype(v.dtype, jnp.floating)
+    k: np.float64(v)
+    for k, v in arrays.items()
+    if np.issubdtype(v.dtype, np.floating)
   }
-  return floats, {k: v for k, v in found.items() if k not in floats}
+  others = {k: v for k, v in arrays.items() if k not in floats}
+  return jax.device_put((floats, others))
 
 
 @plain
@@ -236,13 +235,11 @@ def reference(kind, s, state_dict, x_BTD, cotangent_BTD):
     return (y_BTD * cotangent_BTD).sum(), (y_BTD, *found)
 
   tensors, buffers = float_and_other(state_dict)
-  x_TD = jnp.asarray(x_BTD, jnp.float64).reshape(-1, x_BTD.shape[-1])
+  x_TD = np.float64(x_BTD).reshape(-1, x_BTD.shape[-1])
   (_, (y, cell, score)), (grads, grad_x) = jax.jit(
     jax.value_and_grad(loss, (0, 1), has_aux=True)
   )(tensors, x_TD)
-  return jax.tree.map(
-    np.asarray, (y, cell, score, grads, grad_x.reshape(x_BTD.shape))
-  )
+  return jax.device_get((y, cell, score, grads, grad_x.reshape(x_BTD.shape)))
 
 
 def imported(kind, s, state_dict, x_BTD, cotangent_BTD):
@@ -289,12 +286,12 @@ def assert_same_tensors(actual, expected):
 
 
 def assert_new_weights_round_trip(kind, s, layer):
-  """Export then import of a layer's own initial weights."""
-  x_BTD = jnp.zeros((1, 2, layer.embed_dim))
-  fresh = jax.jit(layer.init)(jax.random.key(0), x_BTD)
+  """Export then import of variables such as the layer makes itself."""
+  x_BTD = np.zeros((1, 2, layer.embed_dim), np.float32)
+  fresh = testing.random_variables(layer, x_BTD)
   named = interop.to_official(kind, fresh, **s)
   _, again = interop.from_official(kind, named, **s)
-  jax.tree.map(np.testing.assert_array_equal, again, nn.unbox(fresh))
+  jax.tree.map(np.testing.assert_array_equal, again, fresh)
 
 
 @pytest.mark.parametrize("name", ["v1_a", "v1_b", "v2_a", "memplus_a"])

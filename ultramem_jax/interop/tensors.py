@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
-import jax.numpy as jnp
+import jax
 import numpy as np
 from flax import traverse_util
 
@@ -84,10 +84,11 @@ def read(entries: dict[str, Entry], tensors: Mapping[str, Any]) -> Any:
       if isinstance(path[-1], int):
         elements.setdefault(path[:-1], {})[path[-1]] = array
       else:
-        flat[path] = jnp.asarray(array)
+        flat[path] = array
   for path, parts in elements.items():
-    flat[path] = jnp.stack([parts[i] for i in range(len(parts))])
-  return traverse_util.unflatten_dict(flat)
+    flat[path] = np.stack([parts[i] for i in range(len(parts))])
+  # Not by jnp.asarray, which compiles a program for every shape.
+  return jax.device_put(traverse_util.unflatten_dict(flat))
 
 
 def write(entries: dict[str, Entry], variables: Any) -> dict[str, np.ndarray]:
