@@ -12,14 +12,22 @@ import numpy as np
 import pytest
 
 from configs import ablation
-from ultramem_jax import ConfigError, MemoryConfig, UltraMem, refresh_buffers
+from ultramem_jax import (
+  ConfigError,
+  MemoryConfig,
+  UltraMem,
+  refresh_buffers,
+  testing,
+)
 from ultramem_jax.layers.keys import KeyNorm
 from ultramem_jax.ops import shuffle, tucker
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.testing import assert_close
 
 B, T, D = 2, 7, 16
-SMALL = MemoryConfig(num_keys=6, key_dim=5, value_dim=8, top_m=3)
+SMALL = MemoryConfig(
+  num_keys=6, key_dim=5, value_dim=8, top_m=3, init="official"
+)
 # Large enough for statistics.
 LARGE = MemoryConfig(num_keys=32, key_dim=16, value_dim=32, top_m=16)
 
@@ -34,17 +42,14 @@ def inputs(length=T, seed=0):
   return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def init_and_apply(layer, key, x_BTD, mutable=()):
-  variables = nn.unbox(layer.init(key, x_BTD))
-  return variables, layer.apply(variables, x_BTD, mutable=list(mutable))
+@functools.partial(jax.jit, static_argnums=0)
+def init_and_apply(layer, key, x_BTD):
+  return layer.init_with_output(key, x_BTD)[0]
 
 
 @functools.cache
-def initialized(layer, seed=0):
-  return jax.jit(lambda key, x: nn.unbox(layer.init(key, x)))(
-    jax.random.key(seed), inputs()
-  )
+def variables_of(layer):
+  return testing.random_variables(layer, inputs())
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -169,24 +174,28 @@ def ladder(row):
       return MemoryConfig(**fields)
 
 
-@functools.cache
 def ladder_output(row):
   layer = layer_of(ladder(row))
-  return init_and_apply(layer, jax.random.key(0), inputs())
+  return apply(layer, variables_of(layer), inputs())
 
 
 @pytest.mark.parametrize("row", ablation.ROWS)
 def test_each_row_of_the_ladder_is_the_slow_layer(row):
   """The first rows are product-key memory: softmax over the whole grid."""
   layer = layer_of(ladder(row))
-  variables, (y_BTD, _) = ladder_output(row)
-  assert_close(y_BTD, numpy_layer(layer, variables, inputs()))
+  expected_BTD = numpy_layer(layer, variables_of(layer), inputs())
+  assert_close(ladder_output(row), expected_BTD)
 
 
 def test_each_switch_of_the_ladder_changes_the_output():
   rows = list(ablation.ROWS)
   for before, after in itertools.pairwise(rows):
-    old, new = ladder_output(before)[1][0], ladder_output(after)[1][0]
+    old, new = ladder_output(before), ladder_output(after)
+    if after == "init":
+      old, new = (
+        init_and_apply(layer_of(ladder(row)), jax.random.key(0), inputs())
+        for row in (before, after)
+      )
     if after == "lr_decay":  # the optimizer's, not the layer's
       assert ladder(before) == ladder(after)
       continue
@@ -205,7 +214,8 @@ def test_each_switch_of_the_ladder_changes_the_output():
 )
 def test_other_settings_are_the_slow_layer(changes):
   layer = layer_of(**changes)
-  variables, (y_BTD, _) = init_and_apply(layer, jax.random.key(1), inputs())
+  variables = variables_of(layer)
+  y_BTD = apply(layer, variables, inputs())
   assert_close(y_BTD, numpy_layer(layer, variables, inputs()))
 
 
@@ -268,7 +278,7 @@ def test_standalone_in_a_flax_model():
   gradient = jax.jit(jax.grad(loss))(params, variables["buffers"])
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
     assert np.isfinite(leaf).all() and leaf.any(), path
-  buffers = refresh_buffers(variables["params"], variables["buffers"])
+  buffers = jax.jit(refresh_buffers)(variables["params"], variables["buffers"])
   assert_close(buffers, variables["buffers"])
 
 
@@ -316,7 +326,7 @@ def test_what_does_not_fit_the_input_is_refused():
 
 def test_bfloat16_is_close():
   layer = layer_of(top_m=12)  # all keys pass the filter, fewer choices change
-  variables = initialized(layer)
+  variables = variables_of(layer)
   exact_BTD = apply(layer, variables, inputs())
   y_BTD = apply(layer.copy(dtype=jnp.bfloat16), variables, inputs())
   assert y_BTD.dtype == jnp.bfloat16
@@ -327,7 +337,7 @@ def test_bfloat16_is_close():
 def test_accelerators_round_neither_scores_nor_values():
   """Products of float32 numbers keep them so, beside bfloat16's own matmuls."""
   layer = layer_of().copy(dtype=jnp.bfloat16)
-  variables = initialized(layer)
+  variables = variables_of(layer)
 
   def loss(params):
     y_BTD = layer.apply({**variables, "params": params}, inputs())
@@ -419,7 +429,7 @@ def test_official_init():
 def test_causal():
   """No gradient to any input after the position, some to all five before."""
   layer = layer_of()
-  variables = initialized(layer)
+  variables = variables_of(layer)
 
   def at(x_BTD, position):
     y_BTD = layer.apply(variables, x_BTD)
@@ -436,7 +446,7 @@ def test_causal():
 def test_convolution_does_not_cross_documents():
   """Two documents and padding in one row: each as if it were alone."""
   layer = layer_of()
-  variables = initialized(layer)
+  variables = variables_of(layer)
   x_BTD = inputs()
   segment_BT = jnp.array([[0, 0, 1, 1, 1, 2, 2], [1, 1, 1, 1, 2, 0, 0]])
   y_BTD = apply(layer, variables, x_BTD, segment_BT)
@@ -454,7 +464,7 @@ def test_convolution_does_not_cross_documents():
 def test_decoding_step_by_step_is_the_full_forward():
   """A prompt of three positions, then one at a time; a document ends."""
   layer = layer_of()
-  variables = initialized(layer)
+  variables = variables_of(layer)
   x_BTD = inputs()
   segment_BT = jnp.array([[1] * T, [0, 1, 1, 1, 1, 2, 2]])
   expected_BTD = apply(layer, variables, x_BTD, segment_BT)
@@ -479,7 +489,7 @@ def test_decoding_step_by_step_is_the_full_forward():
 
 def test_permutation_set_to_the_hash_is_the_hash():
   hashed, stored = layer_of(), layer_of(shuffle="permutation")
-  variables = initialized(hashed)
+  variables = variables_of(hashed)
   side = SMALL.grid_side
   row, column = np.divmod(np.arange(side**2, dtype=np.int32), side)
   permutation = shuffle.hash_shuffle(row, column, side, hashed.layer_index)
@@ -492,7 +502,7 @@ def test_permutation_set_to_the_hash_is_the_hash():
 
 def test_layers_have_their_own_shuffle():
   layer = layer_of()
-  variables = initialized(layer)
+  variables = variables_of(layer)
   one = apply(layer, variables, inputs())
   other = apply(layer.copy(layer_index=2), variables, inputs())
   assert abs(one - other).max() > 0.1 * abs(one).max()
@@ -500,7 +510,7 @@ def test_layers_have_their_own_shuffle():
 
 def test_sown_values():
   layer = layer_of()
-  variables = initialized(layer)
+  variables = variables_of(layer)
   collections = ("intermediates", "losses", "stats")
   sow = jax.jit(
     lambda variables, x: layer.apply(variables, x, mutable=collections)
@@ -525,13 +535,13 @@ def test_sown_values():
   core = variables["params"]["core"]
   assert_close(
     sown["losses"]["auxiliary"][0],
-    tucker.auxiliary_loss(core, c.aux_loss_weight, c.aux_loss_margin),
+    jax.jit(tucker.auxiliary_loss)(core, c.aux_loss_weight, c.aux_loss_margin),
   )
   stats = {name: value for name, (value,) in sown["stats"].items()}
   assert_close(stats["score_top_1"], total[..., 0].mean())
   assert_close(stats["score_top_m"], total[..., -1].mean())
   assert_close(stats["output_std"], np.std(y_BTD))
-  lambda_AR = tucker.singular_values(core)
+  lambda_AR = jax.jit(tucker.singular_values)(core)
   assert_close(
     stats["core_lambda_ratio"], (lambda_AR[:, 1] / lambda_AR[:, 0]).mean()
   )
@@ -539,7 +549,7 @@ def test_sown_values():
 
 def test_stats_leave_padding_out():
   layer = layer_of()
-  variables = initialized(layer)
+  variables = variables_of(layer)
   x_BTD = inputs()
   segment_BT = np.ones((B, T), np.int32)
   segment_BT[:, 3:] = 0
@@ -557,8 +567,7 @@ def test_buffers_of_stacked_layers_are_refreshed_by_vmap():
   class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BTD, _):
-      memory = MemoryConfig(num_keys=8, key_dim=4, value_dim=8, top_m=3)
-      return x_BTD + UltraMem(memory, embed_dim=16)(x_BTD), None
+      return x_BTD + UltraMem(SMALL, embed_dim=D)(x_BTD), None
 
   stack = nn.scan(
     Block,
@@ -567,8 +576,7 @@ def test_buffers_of_stacked_layers_are_refreshed_by_vmap():
     split_rngs={"params": True},
     metadata_params={nn.PARTITION_NAME: None},
   )()
-  x_BTD = jax.random.normal(jax.random.key(1), (2, 5, 16))
-  variables = jax.jit(stack.init)(jax.random.key(0), x_BTD, None)
+  variables = jax.jit(stack.init)(jax.random.key(0), inputs(), None)
   params, buffers = nn.unbox(variables["params"]), variables["buffers"]
   stale = jax.tree.map(lambda x: 0.5 * x, buffers)
   refreshed = jax.jit(jax.vmap(refresh_buffers))(params, stale)
@@ -578,7 +586,7 @@ def test_buffers_of_stacked_layers_are_refreshed_by_vmap():
 def test_refresh_buffers():
   """Pure; u and t follow the cores with their sign, the rest stays."""
   layer = layer_of(shuffle="permutation")
-  variables = initialized(layer)
+  variables = variables_of(layer)
   params, buffers = variables["params"], variables["buffers"]
   flipped = {**buffers, "u": -buffers["u"], "t": -buffers["t"]}
   core = params["core"] + 0.05 * np.random.default_rng(0).normal(
@@ -586,7 +594,7 @@ def test_refresh_buffers():
   ).astype(np.float32)
   before = jax.tree.map(np.array, flipped)
   refreshed = jax.jit(refresh_buffers)({**params, "core": core}, flipped)
-  u_AR, t_AR = tucker.filter_vectors(core)
+  u_AR, t_AR = jax.jit(tucker.filter_vectors)(core)
   assert_close(refreshed["u"], -u_AR)
   assert_close(refreshed["t"], -t_AR)
   np.testing.assert_array_equal(
