@@ -1,4 +1,4 @@
-"""Runs the tests of eight_devices/, each file in a process of 8 CPU devices.
+"""Runs the tests of eight_devices/, in one process of 8 CPU devices.
 
 By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 \
     python -m pytest tests/eight_devices/FILE
@@ -6,19 +6,16 @@ By hand: XLA_FLAGS=--xla_force_host_platform_device_count=8 \
 
 import os
 
-import pytest
-
 from ultramem_jax import testing
 
 FOLDER = testing.ROOT / "tests" / "eight_devices"
 FLAGS = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
 
 
-@pytest.mark.parametrize(
-  "name", sorted(path.name for path in FOLDER.glob("*_checks.py"))
-)
-def test_on_eight_devices(name):
+def test_on_eight_devices():
+  files = sorted(FOLDER.glob("*_checks.py"))
+  assert files
   status, output, errors = testing.finish(
-    testing.start(["-m", "pytest", "-x", FOLDER / name], XLA_FLAGS=FLAGS)
+    testing.start(["-m", "pytest", *files], XLA_FLAGS=FLAGS)
   )
   assert status == 0, output[-6000:] + errors[-2000:]

@@ -47,10 +47,7 @@ KINDS = {
     "model__memory__kind": "peer",
     "model__memory__value_dim": 32,
   },
-  "memory_plus": {
-    "model__memory__kind": "memory_plus",
-    "model__memory__spans": "1:1/2:2",
-  },
+  "memory_plus": {**ONE_BLOCK, "model__memory__kind": "memory_plus"},
   "ultramem_v2": {
     "model__memory__kind": "ultramem_v2",
     "model__memory__spans": "1:1/2:2",
@@ -83,7 +80,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   train_step = TrainProgram(config)
   corpus = data.open(config)
   batches = corpus.train(lanes)
-  state = train_step.init_state()
+  state = testing.random_state(config)
   state, before = run(config, train_step, state, batches, SAVED)
   with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
     checkpointer.save(SAVED, state.to_items(), batches.get_state())
@@ -110,7 +107,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   tokens_BT = next(batches)["tokens"][:, :12]
   cache = generate.init_cache(model, len(tokens_BT), 12)
   decode = jax.jit(functools.partial(generate.apply_cached, model, variables))
-  ones_BT = jnp.ones_like(tokens_BT[:, :1])
+  ones_BT = np.ones_like(tokens_BT[:, :1])
   logits = []
   for position in range(12):
     here = slice(position, position + 1)
