@@ -34,6 +34,13 @@ def test_an_unrolled_key_gives_the_same_numbers(draw):
   )
 
 
+def test_keys_of_other_kinds_are_taken_too():
+  for key in (jax.random.PRNGKey(5), jax.random.key(5, impl="rbg")):
+    np.testing.assert_array_equal(
+      random.normal(key, (4, 3)), jax.random.normal(key, (4, 3))
+    )
+
+
 def test_counters_beyond_32_bits():
   width = 1000
   places = [

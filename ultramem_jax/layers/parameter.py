@@ -6,6 +6,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from ultramem_jax.ops import random
+
 
 def parameter(
   module: nn.Module,
@@ -24,6 +26,7 @@ def parameter(
       the mesh; None: an axis that is never split.
     shape: of the parameter.
   """
-  boxed = nn.with_logical_partitioning(initializer, tuple(axes))
+  initialize = lambda key, shape: initializer(random.unrolled(key), shape)
+  boxed = nn.with_logical_partitioning(initialize, tuple(axes))
   value: Any = module.param(name, boxed, tuple(shape))
   return value

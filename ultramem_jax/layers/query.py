@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops import retrieval
+from ultramem_jax.ops import random, retrieval
 from ultramem_jax.ops.cpu import top_k
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
@@ -64,7 +64,7 @@ def calibrated_query_weight(
     float32 scalar.
   """
   c = config
-  sample_BTPGRK = jax.random.normal(
+  sample_BTPGRK = random.normal(
     key,
     (
       1,

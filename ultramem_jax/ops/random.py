@@ -104,15 +104,18 @@ _UNROLLED = extend.define_prng_impl(
 
 
 def unrolled(key: jax.Array) -> jax.Array:
-  """Returns a threefry PRNG key that gives the same numbers by other programs.
+  """Returns a PRNG key that gives the same numbers by other programs.
 
   Every number depends on key and place only, so that one fused loop computes
   an array of them, and each device computes its own part.
 
   Args:
-    key: from which words of up to 32 bits are drawn. An array of more than 2^32
-      numbers has a last axis of at most 2^16.
+    key: a threefry PRNG key, from which words of up to 32 bits are drawn; any
+      other key is returned as it is. An array of more than 2^32 numbers has a
+      last axis of at most 2^16.
   """
+  if str(jax.random.key_impl(key)) != "threefry2x32":
+    return key
   return jax.random.wrap_key_data(jax.random.key_data(key), impl=_UNROLLED)
 
 
@@ -120,7 +123,7 @@ def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   """Computes jax.random.normal(key, shape), bit for bit, without temporaries.
 
   Args:
-    key: a threefry PRNG key; see `unrolled`.
+    key: a PRNG key; for one that is not of threefry there are temporaries.
     shape: of the result.
   Returns:
     float32.

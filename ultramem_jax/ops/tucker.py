@@ -28,6 +28,7 @@ def filter_vectors(core_CARR: jax.Array) -> tuple[jax.Array, jax.Array]:
   return sign_A1 * u_AR, sign_A1 * t_AR
 
 
+@jax.jit
 def refresh_filter(
   core_CARR: jax.Array, previous_u_AR: jax.Array, previous_t_AR: jax.Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 from flax import struct
 
 from ultramem_jax.model import Transformer
-from ultramem_jax.ops import random
 from ultramem_jax.ops.row_update import Table
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
@@ -78,8 +77,7 @@ def init_state(config: Config, layout: Layout | None = None) -> TrainState:
   key = jax.random.key(config.seed)
   # No parameter depends on the tokens; one is traced fastest.
   token_BT = jnp.zeros((1, 1), jnp.int32)
-  init_key = random.unrolled(jax.random.fold_in(key, 0))
-  variables = model.init(init_key, token_BT)
+  variables = model.init(jax.random.fold_in(key, 0), token_BT)
   params, tables = tables_lib.take_tables(
     variables["params"],
     config.optim.table_moments,
