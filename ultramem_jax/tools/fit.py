@@ -200,7 +200,8 @@ def activation_bytes_per_token(config: Config) -> int:
 
   It keeps logits and their gradient; the input of each block; and what blocks
   and memories hold inside, or one block when they are recomputed. The estimate
-  is within 25 % of what XLA compiles for a CPU in float32 without recomputing.
+  is within 25 % of what XLA compiles in float32 without recomputing. A CPU
+  needs less, as its attention keeps no scores (`ops/attention.py`).
   """
   m = config.model
   size = jnp.dtype(m.dtype).itemsize
