@@ -80,6 +80,15 @@ def test_it_runs(notebook, monkeypatch):
   assert float(losses[-1]) < 0.1 * float(losses[0])
 
 
+def test_outputs_are_stored(notebook):
+  """Those of all 300 steps, so that whoever does not run it sees them."""
+  text, pictures = texts_and_pictures(notebook)
+  assert pictures == 4
+  found = re.search(r"'bits_per_byte': ([\d.]+)", text)
+  assert found and float(found[1]) < 2.5
+  assert re.search(r"without self: \+[\d.]+ bits in a line with it", text)
+
+
 def test_readme_names_it():
   assert (
     f"notebooks/{PATH.name}"
