@@ -99,6 +99,23 @@ def restore_or_init(
   return TrainState.from_items(restored.items), restored.step
 
 
+def usage_reporter(
+  config: Config, state: TrainState, layout: Layout
+) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
+  """Returns `usage.report`, jitted; it takes over the state.
+
+  Args:
+    config: the run.
+    state: lies where those to come will.
+    layout: of its arrays on a mesh.
+  """
+  return jax.jit(
+    functools.partial(usage.report, config=config),
+    donate_argnums=0,
+    out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
+  )
+
+
 def run_steps(
   config: Config,
   state: TrainState,
@@ -240,11 +257,7 @@ def train(
       results = validate(state)
       log.note(log_lib.describe(config.steps, results))
     else:
-      report_usage = jax.jit(
-        functools.partial(usage.report, config=config),
-        donate_argnums=0,
-        out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
-      )
+      report_usage = usage_reporter(config, state, layout)
       state, results = run_steps(
         config, state, take_step, report_usage, validate, save, log
       )

@@ -54,8 +54,15 @@ def test_equals_its_definition():
   assert_close(attention.attend(query, key, value, segment_BT), expected)
 
 
-def test_large_scores_neither_overflow_nor_hide_a_document():
-  """A first position that scores 1e4 more, but is of another document."""
+def test_large_scores_do_not_overflow():
+  """Scores of hundreds, whose exponentials float32 does not hold."""
+  query, *rest = inputs(6)
+  y = attention.attend(300 * query, *rest[:3])
+  assert_close(y, attention._attend_at_once("xla", 300 * query, *rest[:3]))
+
+
+def test_a_loud_position_of_another_document_hides_nothing():
+  """The first position, which scores 1e4 more."""
   query, key, value, _, _ = inputs(6)
   segment_BT = jnp.array([[1, 2, 2, 2, 2, 2]] * 2)
   loud = key.at[:, 0].set(1e4 * jnp.sign(query[:, 3]))

@@ -58,9 +58,10 @@ def _attend_at_once(
 
 
 # On a CPU time goes into passes over the scores rather than matmuls. A block of
-# queries leaves out the keys after it. The gradient computes the scores again:
-# that is faster than to keep the probabilities, and the layers of a model share
-# the only array of their size, the bias.
+# queries leaves out the keys after it. The gradient computes the scores again,
+# as FlashAttention does (Dao et al., arXiv 2205.14135): that is faster than to
+# keep the probabilities, and the layers of a model share the only array of
+# their size, the bias.
 
 
 @jax.custom_vjp
