@@ -34,7 +34,9 @@ def test_time_has_the_kind_and_the_part_of_its_operations():
   threads = os.cpu_count() * (time.perf_counter() - began)
   assert sum(kinds.values()) == pytest.approx(sum(parts.values()))
   assert sum(kinds.values()) < threads
-  assert parts["layer"] >= kinds[trace.MATMUL] + kinds["top-k, sort"]
+  # The layer may hold nothing else: its sum then differs by rounding alone.
+  inside = kinds[trace.MATMUL] + kinds["top-k, sort"]
+  assert parts["layer"] >= inside * (1 - 1e-9)
 
 
 def test_a_folder_without_a_trace_is_an_error(tmp_path):
