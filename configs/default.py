@@ -73,11 +73,11 @@ def get_config() -> Any:
   # Blocks that have it: "i/j/...", counted from 1, or full.
   c.model.mlp_conv_blocks = "full"
   c.model.norm = "layernorm"  # layernorm | rms
-  c.model.norm_eps = 1e-5  # added to the variance in norms; above 0
+  c.model.norm_eps = 1e-5  # added to the variance in norms; [1e-12, 1]
   c.model.norm_bias = False  # norms learn a bias
   c.model.qk_norm = False  # normalize the queries and keys of each head
   c.model.tie_embeddings = False  # the output head is the embedding
-  c.model.rope_theta = 10000.0  # base of the rotary wavelengths; above 0
+  c.model.rope_theta = 10000.0  # base of the rotary wavelengths; at least 1
   # Share of activations that is dropped in embedding, attention, MLP and
   # memory; [0, 1].
   c.model.dropout_rate = 0.0
@@ -134,7 +134,7 @@ def get_config() -> Any:
   # (False).
   c.model.memory.shared_projection = placeholder(bool)
   c.model.memory.query_key_norm = "layernorm"  # layernorm | rms | none
-  c.model.memory.norm_eps = 1e-5  # added to the variance in those; above 0
+  c.model.memory.norm_eps = 1e-5  # added to the variance in those; [1e-12, 1]
   # Taps of the causal convolution before the query; 0 = no convolution. None:
   # the kind's own (5).
   c.model.memory.query_conv = placeholder(int)
@@ -183,13 +183,13 @@ def get_config() -> Any:
 
   # AdamW.
   c.optim = ConfigDict()
-  c.optim.learning_rate = 1e-3  # peak; above 0
+  c.optim.learning_rate = 1e-3  # peak; above 0, at most 1000
   c.optim.warmup_fraction = 0.01  # share of steps with a rising rate, below 1
   c.optim.init_fraction = 0.0  # rate at the first step, as a share of the peak
   c.optim.final_fraction = 0.1  # rate at the last step, as a share of the peak
-  c.optim.beta1 = 0.9  # decay of the first moments; [0, 1)
-  c.optim.beta2 = 0.95  # decay of the second moments; [0, 1)
-  c.optim.eps = 1e-8  # added to the root of the second moments; above 0
+  c.optim.beta1 = 0.9  # decay of the first moments; [0, 0.999999]
+  c.optim.beta2 = 0.95  # decay of the second moments; [0, 0.999999]
+  c.optim.eps = 1e-8  # added to the root of the second moments; [1e-16, 1]
   c.optim.weight_decay = 0.1  # of weights, keys and value tables
   c.optim.decay_norms = False  # decay the weights and biases of norms as well
   c.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0 = no limit

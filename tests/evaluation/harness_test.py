@@ -196,6 +196,8 @@ def test_generation_settings():
   from ultramem_jax.evaluation import harness
 
   assert harness.sampling({}) == ((), Sampling(256, 0.0, 0, 1.0))
+  neutral = {**harness.NEUTRAL, "temperature": None, "seed": 7}
+  assert harness.sampling(neutral) == harness.sampling({})
   assert harness.sampling(
     {
       "until": "\n",

@@ -250,6 +250,20 @@ def test_rows_are_filtered_and_drawn_independently():
   assert set(np.unique(token_B)) == {0, 1, 2}
 
 
+def test_the_lowest_temperature_takes_the_likeliest_token():
+  logits_BV = jnp.array([[0.0, 8.9, 9.0], [880.0, -900.0, 900.0]])
+  tiny = float(np.finfo(np.float32).tiny)
+  sampling = Sampling(1, temperature=tiny, top_p=0.95)
+  token_B = generate.sample_token(logits_BV, KEY, sampling)
+  np.testing.assert_array_equal(token_B, [2, 2])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**70])
+def test_a_seed_that_a_key_would_cut_is_refused(seed):
+  with pytest.raises(ConfigError, match=f"seed = {seed}: must be at least 0"):
+    generate.generate_text(Successor(), {}, None, [""], Sampling(1), seed)
+
+
 def test_keys_decide_the_draws():
   def draw(seed):
     return [

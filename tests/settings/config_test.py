@@ -103,8 +103,8 @@ BAD = [
     )
   ),
   *(
-    ({name: value}, name, "in [0, 1)")
-    for value in (-0.1, 1.0)
+    ({name: value}, name, "in [0, 0.999999]")
+    for value in (-0.1, 1.0, 0.99999999999)
     for name in ("optim.beta1", "optim.beta2")
   ),
   *(
@@ -131,10 +131,16 @@ BAD = [
     )
   ),
   (dict([("optim.learning_rate", 0.0)]), "optim.learning_rate", "positive"),
-  (dict([("model.norm_eps", -1e-5)]), "model.norm_eps", "positive"),
-  (dict([("model.memory.norm_eps", 0.0)]), "model.memory.norm_eps", "positive"),
-  (dict([("model.rope_theta", 0.0)]), "model.rope_theta", "positive"),
-  (dict([("optim.eps", 0.0)]), "optim.eps", "positive"),
+  *(
+    ({name: value}, name, "in [1e-12, 1]")
+    for value in (-1e-5, 0.0, 1e-13)
+    for name in ("model.norm_eps", "model.memory.norm_eps")
+  ),
+  (dict([("model.rope_theta", 0.0)]), "model.rope_theta", "at least 1"),
+  *(
+    ({"optim.eps": value}, "optim.eps", "in [1e-16, 1]")
+    for value in (0.0, 1e-17)
+  ),
   *(
     ({"optim.value_lr_horizon": value}, "optim.value_lr_horizon", "in (0, 1]")
     for value in (0.0, 1.5)
@@ -349,7 +355,7 @@ def test_an_integer_is_a_float():
 def test_the_largest_grid_fits_int32():
   side = MAX_GRID_SIDE
   assert side**2 - 1 <= np.iinfo(np.int32).max < (side + 1) ** 2 - 1
-  memory = dict(key_dim=1, value_dim=2, top_m=1)
+  memory = dict(key_dim=2, value_dim=2, top_m=1)
   assert MemoryConfig(num_keys=side // 2, **memory).grid_side == side
 
 

@@ -40,6 +40,19 @@ RESULTS_NAME = "tasks.jsonl"
 # many processes; `evaluate` uses one.
 BOOTSTRAP_SAMPLES = 1000
 
+# Settings of other libraries' generation, at the values that change nothing.
+NEUTRAL = {
+  "early_stopping": False,
+  "length_penalty": 1.0,
+  "min_p": 0.0,
+  "no_repeat_ngram_size": 0,
+  "num_beams": 1,
+  "num_return_sequences": 1,
+  "repetition_penalty": 1.0,
+  "typical_p": 1.0,
+  "use_cache": True,
+}
+
 
 class Model(LM):
   """A Scorer with the interface of the harness.
@@ -85,7 +98,8 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
   Raises:
     ConfigError: a setting is out of range, or not supported.
   """
-  left = {"num_beams": 1, **settings}
+  # What is not set is null in some tasks' files.
+  left = {k: v for k, v in settings.items() if v is not None}
   until = left.pop("until", None) or []
   num_tokens = left.pop("max_new_tokens", 256)
   temperature = left.pop("temperature", 0.0)
@@ -96,11 +110,13 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
     top_k=left.pop("top_k", 0),
     top_p=left.pop("top_p", 1.0),
   )
+  left.pop("seed", None)  # the draws are the scorer's own
+  others = [k for k, v in left.items() if v != NEUTRAL.get(k)]
   require(
-    left == {"num_beams": 1},
+    not others,
     "generation_kwargs",
     settings,
-    f"not supported: {', '.join(left)}",
+    f"not supported: {', '.join(others)}",
   )
   return ((until,) if isinstance(until, str) else tuple(until)), found
 

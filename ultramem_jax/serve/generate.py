@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
-from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.checks import require, require_seed
 from ultramem_jax.settings.sampling import Sampling
 
 # Prompts are padded to a multiple of this, so that few lengths are compiled.
@@ -107,6 +107,8 @@ def sample_token(
   """
   if sampling.temperature == 0:
     return logits_BV.argmax(-1).astype(jnp.int32)
+  # At most 0, so that division by a low temperature cannot overflow.
+  logits_BV = logits_BV - logits_BV.max(-1, keepdims=True)
   logits_BV = logits_BV / sampling.temperature
   if 0 < sampling.top_k < logits_BV.shape[-1]:
     least_B1 = jax.lax.top_k(logits_BV, sampling.top_k)[0][:, -1:]
@@ -316,11 +318,12 @@ def generate_text(
     tokenizer: the one that the model was trained with.
     prompts: the beginnings; "" begins a new document.
     sampling: how many tokens are drawn, and how.
-    seed: decides the draws.
+    seed: decides the draws; from 0 to 2^32 - 1.
   Returns:
     The new text of each prompt, up to the end of the document or of
     sampling.num_tokens tokens.
   """
+  require_seed("seed", seed)
   encoded = [
     np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)])
     for prompt in prompts

@@ -13,13 +13,22 @@ from ultramem_jax.settings.checks import (
   named,
   require,
   require_at_least,
+  require_at_most,
   require_choice,
+  require_float,
   require_fraction,
   require_positive,
+  require_seed,
   require_types,
 )
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.settings.sampling import Sampling, require_sampling
+
+# With less, a gradient whose square float32 rounds to 0 would give an update
+# far larger than the learning rate: such a gradient is up to about 1e-17.
+MIN_EPS = 1e-16
+# 1 - beta has two digits in float32; it divides the moments at the first step.
+MAX_BETA = 0.999999
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +106,16 @@ class OptimConfig:
     require_choice(path, self, "table_update", "dense", "sparse", "auto")
     require_choice(path, self, "table_moments", "float32", "bfloat16")
     require_choice(path, self, "table_second_moment", "element", "row")
-    require_positive(path, self, "learning_rate", "eps")
+    require_positive(path, self, "learning_rate")
+    # AdamW moves a parameter by about the rate in a step.
+    require_at_most(path, self, 1000, "learning_rate", "weight_decay")
+    require(
+      MIN_EPS <= self.eps <= 1,
+      "optim.eps",
+      self.eps,
+      f"must lie in [{MIN_EPS}, 1]: with less, an update has no bound where "
+      "float32 rounds the square of a gradient to 0",
+    )
     require(
       0 < self.value_lr_horizon <= 1,
       "optim.value_lr_horizon",
@@ -109,7 +127,12 @@ class OptimConfig:
     )
     for field in ("beta1", "beta2"):
       value = getattr(self, field)
-      require(0 <= value < 1, f"{path}.{field}", value, "must lie in [0, 1)")
+      require(
+        0 <= value <= MAX_BETA,
+        f"{path}.{field}",
+        value,
+        f"must lie in [0, {MAX_BETA}]: float32 does not tell more from 1",
+      )
     require_at_least(
       path,
       self,
@@ -202,7 +225,8 @@ class Config:
 
   def __post_init__(self):
     require_types("", self)
-    require_at_least("", self, 0, "seed", "eval_batches")
+    require_seed("seed", self.seed)
+    require_at_least("", self, 0, "eval_batches")
     require_at_least(
       "",
       self,
@@ -212,12 +236,6 @@ class Config:
       "accumulation_steps",
       "log_every",
       "eval_every",
-    )
-    require(
-      self.seed < 2**32,
-      "seed",
-      self.seed,
-      "must be less than 2^32: random keys use its lower 32 bits",
     )
     require(
       round(self.optim.warmup_fraction * self.steps) < self.steps,
@@ -288,8 +306,10 @@ def _build(cls: type, values: Any, path: str) -> Any:
       built[name] = _build(field.type, value, named(path, name))
       continue
     # Equal configs then print alike.
-    to_float = field.type is float and type(value) is int
-    built[name] = float(value) if to_float else value
+    if field.type is float and type(value) is int:
+      require_float(named(path, name), value)
+      value = float(value)
+    built[name] = value
   return cls(**built)
 
 

@@ -9,7 +9,7 @@ from ultramem_jax.settings.checks import (
   require,
   require_at_least,
   require_choice,
-  require_positive,
+  require_norm_eps,
   require_types,
 )
 from ultramem_jax.settings.imported import ImportedWeights
@@ -196,7 +196,7 @@ class MemoryConfig:
       "ring_layers",
       "pre_value_dim",
     )
-    require_positive(_PATH, self, "norm_eps")
+    require_norm_eps(_PATH, self)
     require(
       0 < self.share_ratio <= 1,
       named(_PATH, "share_ratio"),
@@ -213,6 +213,13 @@ class MemoryConfig:
 
   def _require_structure(self):
     """Requires fields to fit together."""
+    require(
+      self.key_dim > 1 or self.query_key_norm != "layernorm",
+      named(_PATH, "key_dim"),
+      self.key_dim,
+      "must be at least 2 with query_key_norm = 'layernorm', which makes a "
+      "single number 0",
+    )
     require(
       math.isqrt(self.expansion) ** 2 == self.expansion,
       named(_PATH, "expansion"),

@@ -7,7 +7,7 @@ from ultramem_jax.settings.checks import (
   require_at_least,
   require_choice,
   require_fraction,
-  require_positive,
+  require_norm_eps,
   require_types,
 )
 from ultramem_jax.settings.memory import MemoryConfig
@@ -111,7 +111,8 @@ class ModelConfig:
       "needs model.dtype = 'bfloat16'",
     )
     require_fraction(path, self, "dropout_rate")
-    require_positive(path, self, "norm_eps", "rope_theta")
+    require_norm_eps(path, self)
+    require_at_least(path, self, 1, "rope_theta")
     require(
       self.embed_dim % self.num_heads == 0 and self.head_dim % 2 == 0,
       "model.num_heads",

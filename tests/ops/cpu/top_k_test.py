@@ -47,6 +47,15 @@ def test_rows_of_one_score_take_the_first_indices():
   np.testing.assert_array_equal(sieve(scores, 6), jax.lax.top_k(scores, 6)[1])
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(("num_scores", "m"), [(13, 13), (300, 8)])
+def test_scores_whose_sum_overflows(num_scores, m, sign):
+  random = np.random.default_rng(0)
+  scores = sign * random.uniform(1.8e38, 3.3e38, size=(9, num_scores))
+  scores = scores.astype(np.float32)
+  np.testing.assert_array_equal(sieve(scores, m), jax.lax.top_k(scores, m)[1])
+
+
 def test_scores_that_are_no_numbers_give_indices_in_range():
   scores = np.full((4, 12), np.nan, np.float32)
   scores[0, 3] = 1

@@ -151,7 +151,8 @@ def _halve(x_BN, m, low_B1, high_B1):
   middle_B1 = 0.5 * (low_B1 + high_B1)
   # A sum of floats, exact up to 2^24: XLA does not vectorize one of integers.
   reached_B1 = jnp.float32(x_BN >= middle_B1).sum(-1, keepdims=True)
-  enough_B1 = reached_B1 >= m
+  # The sum of two large scores overflows: -inf would mark what only pads.
+  enough_B1 = (reached_B1 >= m) & (middle_B1 > low_B1)
   return (
     jnp.where(enough_B1, middle_B1, low_B1),
     jnp.where(enough_B1, high_B1, middle_B1),
