@@ -13,72 +13,6 @@ import pytest
 from ultramem_jax import commands, data, testing
 from ultramem_jax.runs import checkpoint, workdir
 
-# Runs each command line in a process of its own, forked from one that has
-# imported everything and counted the parameters, which touches no device.
-# Answers with a line of JSON for each.
-DRIVER = """
-import importlib, json, os, pkgutil, runpy, signal, sys, time, traceback
-import jax
-settings = dict(jax.config.values)
-from configs import tiny
-from jax._src import xla_bridge
-from ultramem_jax import __main__, cli, commands
-from ultramem_jax.settings import config
-from ultramem_jax.tools import accounting
-
-for module in pkgutil.iter_modules(commands.__path__):
-  importlib.import_module(f"ultramem_jax.commands.{module.name}")
-accounting.parameters(config.parse(tiny.get_config()).model)
-# Commands change JAX's settings when they run, modules do not.
-assert jax.config.values == settings
-# A fork of a process with a device would hang in its first compilation.
-assert not xla_bridge.backends_are_initialized()
-
-def no_step(*arguments):
-  if "INTERRUPT" in os.environ:
-    # The shell may have turned Ctrl-C off for a background program.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.kill(os.getpid(), signal.SIGINT)
-    time.sleep(300)
-  raise AssertionError("the training step was to be compiled")
-
-def run(program):
-  if program == "ultramem":
-    __main__.main()
-  elif program == "train.py":
-    import train
-    if "COMPILE" not in os.environ:
-      train.compile_step = no_step
-    cli.run(train.main)
-  else:
-    runpy.run_path(program, run_name="__main__")
-
-for line in sys.stdin:
-  case = json.loads(line)
-  began = time.monotonic()
-  pid = os.fork()
-  if pid == 0:
-    os.dup2(os.open(case["stdout"], os.O_WRONLY | os.O_CREAT), 1)
-    os.dup2(os.open(case["stderr"], os.O_WRONLY | os.O_CREAT), 2)
-    os.environ.update(case["environment"])
-    sys.argv = case["command"]
-    status = 0
-    try:
-      run(sys.argv[0])
-    except SystemExit as end:
-      status = end.code
-    except BaseException:
-      traceback.print_exc()
-      status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # At a normal exit Python takes apart all that was imported, for a second.
-    os._exit(status)
-  _, status = os.waitpid(pid, 0)
-  answer = os.waitstatus_to_exitcode(status), time.monotonic() - began
-  print(json.dumps(answer), flush=True)
-"""
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
@@ -88,7 +22,7 @@ def run(tmp_path_factory):
   """
   folder = tmp_path_factory.mktemp("cli")
   driver = subprocess.Popen(
-    [sys.executable, "-c", DRIVER],
+    [sys.executable, "-m", "tests.forked_commands"],
     cwd=testing.ROOT,
     text=True,
     stdin=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""The transformer: against numpy and a plain loop, and its properties."""
+"""The transformer with memories: against a plain loop, and its properties."""
 
 import functools
 
@@ -8,186 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ultramem_jax import Transformer, UltraMem, refresh_buffers, testing
-from ultramem_jax.layers.attention import rotation
-from ultramem_jax.model import Block
+from tests import numpy_model
+from tests.small_model import (
+  MODELS,
+  ONES,
+  POSITIONS,
+  TOKENS,
+  B,
+  T,
+  apply,
+  apply_block,
+  config,
+  dense_config,
+  logits_of,
+  variables_of,
+)
+from ultramem_jax import Transformer, UltraMem, refresh_buffers
 from ultramem_jax.ops import tucker
 from ultramem_jax.testing import assert_close
-
-B, T = 2, 6
-# Every position of a row has its own token.
-TOKENS = np.stack([np.arange(T), np.arange(T)[::-1] + T]).astype(np.int32)
-
-
-def config(spans="1:2/2:2", **overrides):
-  """Two blocks and two memories, one of them around a block."""
-  overrides = {f"model__{name}": value for name, value in overrides.items()}
-  return testing.small_config(
-    **{"model__vocab_size": 32, "model__memory__spans": spans, **overrides}
-  ).model
-
-
-def dense_config(**overrides):
-  return config("", memory__kind="none", **overrides)
-
-
-MODELS = {"memories": config(), "mlp_conv": dense_config(mlp_conv=3)}
-
-
-@functools.cache
-def variables_of(c):
-  return testing.random_variables(Transformer(c), TOKENS)
-
-
-ONES = np.ones((B, T), np.int32)
-POSITIONS = np.arange(T, dtype=np.int32) * ONES
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def apply(c, variables, tokens_BT, segment_BT=ONES, position_BT=POSITIONS):
-  return Transformer(c).apply(variables, tokens_BT, segment_BT, position_BT)
-
-
-def logits_of(c, tokens_BT, segment_BT=ONES, position_BT=POSITIONS):
-  return apply(c, variables_of(c), tokens_BT, segment_BT, position_BT)
-
-
-# Dense transformer, from its definition.
-
-
-def numpy_norm(c, params, x, kind=None):
-  if (kind or c.norm) == "layernorm":
-    x = x - x.mean(-1, keepdims=True)
-  x = x / np.sqrt((x**2).mean(-1, keepdims=True) + c.norm_eps)
-  return x * params["scale"] + params.get("bias", 0)
-
-
-def numpy_rotate(c, x_TQH):
-  """Pairs (i, i + H / 2) turned by position * theta^(-2 i / H)."""
-  half = c.head_dim // 2
-  rate_H = c.rope_theta ** (-np.arange(half) / half)
-  turn_TH = np.exp(1j * np.arange(len(x_TQH))[:, None] * rate_H)
-  z_TQH = (x_TQH[..., :half] + 1j * x_TQH[..., half:]) * turn_TH[:, None]
-  return np.concatenate([z_TQH.real, z_TQH.imag], -1)
-
-
-def numpy_attention(c, params, x_TD):
-  query, key, value = (
-    np.einsum("TD,DQH->TQH", x_TD, params[name]["kernel"])
-    for name in ("query", "key", "value")
-  )
-  if c.qk_norm:
-    query = numpy_norm(c, params["query_norm"], query, "rms")
-    key = numpy_norm(c, params["key_norm"], key, "rms")
-  query, key = numpy_rotate(c, query), numpy_rotate(c, key)
-  score_QTS = np.einsum("TQH,SQH->QTS", query, key) / c.head_dim**0.5
-  weight_QTS = np.exp(score_QTS) * np.tri(len(x_TD))
-  weight_QTS /= weight_QTS.sum(-1, keepdims=True)
-  y_TQH = np.einsum("QTS,SQH->TQH", weight_QTS, value)
-  return np.einsum("TQH,QHD->TD", y_TQH, params["out"]["kernel"])
-
-
-def numpy_mlp(c, params, x_TD):
-  h_TF = x_TD @ params["up"]["kernel"]
-  if c.activation == "swiglu":
-    gate_TF = x_TD @ params["gate"]["kernel"]
-    h_TF *= gate_TF / (1 + np.exp(-gate_TF))
-  else:  # the tanh form of GELU
-    inner = np.sqrt(2 / np.pi) * (h_TF + 0.044715 * h_TF**3)
-    h_TF *= 0.5 * (1 + np.tanh(inner))
-  return h_TF @ params["down"]["kernel"]
-
-
-def numpy_convolution(params, x_TD):
-  """y[t] = sum_j w[j] * x[t - j]."""
-  y_TD = np.zeros_like(x_TD)
-  for t in range(len(x_TD)):
-    for j, w_D in enumerate(params["kernel"][: t + 1]):
-      y_TD[t] += w_D * x_TD[t - j]
-  return y_TD
-
-
-def numpy_dense(c, params, tokens_T):
-  params = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
-  embedding_VD = params["embed"]["embedding"]
-  x_TD = embedding_VD[tokens_T]
-  for layer in range(c.num_layers):
-    p = params[f"block_{layer}"]
-    h_TD = numpy_norm(c, p["attention_norm"], x_TD)
-    x_TD = x_TD + numpy_attention(c, p["attention"], h_TD)
-    h_TD = numpy_norm(c, p["mlp_norm"], x_TD)
-    if "mlp_conv" in p:
-      h_TD = numpy_convolution(p["mlp_conv"], h_TD)
-    x_TD = x_TD + numpy_mlp(c, p["mlp"], h_TD)
-  x_TD = numpy_norm(c, params["final_norm"], x_TD)
-  if c.tie_embeddings:
-    return x_TD @ embedding_VD.T
-  return x_TD @ params["head"]["kernel"]
-
-
-@pytest.mark.parametrize(
-  "overrides",
-  [
-    dict(),
-    dict(norm_bias=True, rope_theta=100.0),
-    dict(norm="rms", activation="swiglu", qk_norm=True, tie_embeddings=True),
-    dict(mlp_conv=3),
-    dict(mlp_conv=2, mlp_conv_blocks="2"),
-  ],
-  ids=str,
-)
-def test_dense_model_is_the_slow_one(overrides):
-  c = dense_config(**overrides)
-  variables = variables_of(c)
-  assert set(variables) == {"params"}
-  logits_BTV = apply(c, variables, TOKENS)
-  assert logits_BTV.shape == (B, T, c.vocab_size)
-  assert logits_BTV.dtype == jnp.float32
-  for logits_TV, tokens_T in zip(logits_BTV, TOKENS, strict=True):
-    assert_close(logits_TV, numpy_dense(c, variables["params"], tokens_T))
-
-
-@pytest.mark.parametrize("taps", [0, 3])
-def test_a_block_returns_what_its_mlp_read(taps):
-  """The normalized residual stream after attention: what a memory reads."""
-  c = dense_config(mlp_conv=taps)
-  params = variables_of(c)["params"]["block_0"]
-  x_BTD = np.random.default_rng(0).normal(size=(B, T, c.embed_dim))
-  _, h_BTD = apply_block(c, params, x_BTD.astype(np.float32), taps)
-  params = jax.tree.map(np.float64, params)
-  for h_TD, x_TD in zip(h_BTD, x_BTD, strict=True):
-    read_TD = numpy_norm(c, params["attention_norm"], x_TD)
-    x_TD = x_TD + numpy_attention(c, params["attention"], read_TD)
-    expected_TD = numpy_norm(c, params["mlp_norm"], x_TD)
-    if taps:
-      expected_TD = numpy_convolution(params["mlp_conv"], expected_TD)
-    assert_close(h_TD, expected_TD)
-
-
-def test_only_the_named_blocks_convolve():
-  c = dense_config(num_layers=4, mlp_conv=2, mlp_conv_blocks="3/1")
-  params = variables_of(c)["params"]
-  convolved = {name for name in params if "mlp_conv" in params[name]}
-  assert convolved == {"block_0", "block_2"}
-  assert params["block_0"]["mlp_conv"]["kernel"].shape == (2, c.embed_dim)
-
-
-def test_dense_blocks_have_12_d_squared_parameters():
-  c = dense_config(embed_dim=32, mlp_dim=128)
-  for layer in range(c.num_layers):
-    kernels = [
-      x.size
-      for x in jax.tree.leaves(variables_of(c)["params"][f"block_{layer}"])
-      if x.ndim > 1
-    ]
-    assert sum(kernels) == 12 * 32**2
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def apply_block(c, params, x_BTD, mlp_conv=0):
-  return Block(c, mlp_conv=mlp_conv).apply(
-    {"params": params}, x_BTD, ONES, rotation(c, POSITIONS), False, True
-  )
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -212,7 +50,7 @@ def plain_loop(c, spans, variables, tokens_BT):
     x_BTD = sum(waiting.pop(block, []), x_BTD)
   assert not waiting
   final, head = jax.tree.map(np.asarray, (params["final_norm"], params["head"]))
-  return numpy_norm(c, final, np.asarray(x_BTD)) @ head["kernel"]
+  return numpy_model.norm(c, final, np.asarray(x_BTD)) @ head["kernel"]
 
 
 @pytest.mark.parametrize(

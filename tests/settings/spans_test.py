@@ -1,8 +1,30 @@
 """Places of memories in a transformer, as a config writes them."""
 
 from configs import tiny
+from tests.settings import refusals
 from ultramem_jax.settings import config
 from ultramem_jax.settings.spans import Span, parse_blocks, parse_spans
+
+
+@refusals.cases(
+  [
+    ({"model.memory.spans": spans}, "model.memory.spans", allowed)
+    for spans, allowed in (
+      ("1", "'i:j' parts"),
+      ("1:2/", "got ''"),
+      ("1:2,3:4", "'i:j'"),
+      ("a:b", "got 'a:b'"),
+      ("-1:2", "got '-1:2'"),
+      ("1:2:3", "'1:2:3'"),
+      ("0:1", "1 <= i <= j"),
+      ("2:1", "1 <= i <= j"),
+      ("3:5", "num_layers = 4"),
+      ("1:2/1:3", "same block"),
+    )
+  ]
+)
+def test_bad_spans_are_named(changes, field, allowed):
+  refusals.assert_refused(changes, field, allowed)
 
 
 def test_spans():

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ultramem_jax import testing
+from ultramem_jax.model import Transformer
 from ultramem_jax.train import step
 from ultramem_jax.train.program import TrainProgram
 
@@ -28,6 +29,7 @@ def make_config(**overrides):
 
 
 CONFIG = make_config()
+TWO_PARTS = make_config(accumulation_steps=2)
 # A step reads some of the rows, and its gradients are clipped. Adam does not
 # magnify the rounding of gradients that are all but zero.
 SPARSE_SETTINGS = {
@@ -72,6 +74,34 @@ def train_step(state, batch, config=CONFIG):
 @functools.cache
 def first_state(config=CONFIG):
   return testing.random_state(config)
+
+
+@functools.cache
+def first_step(config=CONFIG):
+  """(state, metrics) after the first step on the first batch."""
+  return train_step(first_state(config), make_batch(config), config)
+
+
+@functools.cache
+def forward(model):
+  """(variables, batch) -> logits and what the memories sow, jitted."""
+  return jax.jit(
+    lambda variables, batch: Transformer(model).apply(
+      variables,
+      batch["tokens"],
+      batch["segments"],
+      batch["positions"],
+      mutable=["intermediates"],
+    )
+  )
+
+
+def differ(one, other):
+  """Whether some leaf of two trees differs."""
+  return any(
+    (np.asarray(a) != np.asarray(b)).any()
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
+  )
 
 
 def assert_same_bits(actual, expected):

@@ -1,25 +1,21 @@
 """Tests of the training and evaluation steps."""
 
-import dataclasses
 import functools
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small_steps
 
+from tests.train import small_steps
 from ultramem_jax.layers import buffers as buffers_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.testing import assert_close
-from ultramem_jax.train import optim, step, usage
+from ultramem_jax.train import optim, step
 from ultramem_jax.train import state as state_lib
-from ultramem_jax.train.program import TrainProgram
 
 # Few configs, as each is compiled anew.
 CONFIG = small_steps.CONFIG
-TWO_PARTS = small_steps.make_config(accumulation_steps=2)
 DROPOUT = small_steps.make_config(model__dropout_rate=0.5, accumulation_steps=2)
 
 
@@ -47,28 +43,6 @@ def gradient_fn(config):
   return step.jitted(function, config)
 
 
-@functools.cache
-def forward(model):
-  """(variables, batch) -> logits and what the memories sow, jitted."""
-  return jax.jit(
-    lambda variables, batch: Transformer(model).apply(
-      variables,
-      batch["tokens"],
-      batch["segments"],
-      batch["positions"],
-      mutable=["intermediates"],
-    )
-  )
-
-
-@functools.cache
-def first_step(config=CONFIG):
-  """(state, metrics) after the first step on the first batch."""
-  return small_steps.train_step(
-    small_steps.first_state(config), small_steps.make_batch(config), config
-  )
-
-
 def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
   """The training loss with refreshed buffers, and its auxiliary outputs."""
   if buffers is None:
@@ -80,21 +54,16 @@ def loss_of(state, batch, config=CONFIG, buffers=None, **changes):
   )[0]
 
 
-def differ(one, other):
-  """Whether some leaf of two trees differs."""
-  return any(
-    (np.asarray(a) != np.asarray(b)).any()
-    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(other), strict=True)
-  )
-
-
 def test_accumulated_step_equals_one_step():
-  assert CONFIG.accumulation_steps != TWO_PARTS.accumulation_steps
+  assert CONFIG.accumulation_steps != small_steps.TWO_PARTS.accumulation_steps
   assert CONFIG.model.dropout_rate == 0
   # The parts hold different numbers of tokens: a mean of means would differ.
   weights = small_steps.make_batch()["weights"].reshape(2, -1).sum(1)
   assert weights[0] != weights[1]
-  (whole, metrics), (parts, sums) = first_step(CONFIG), first_step(TWO_PARTS)
+  (whole, metrics), (parts, sums) = (
+    small_steps.first_step(CONFIG),
+    small_steps.first_step(small_steps.TWO_PARTS),
+  )
   assert set(sums) == set(metrics)
   # Means of the parts' means over the tokens that are there, and a deviation.
   monitors = {
@@ -111,7 +80,7 @@ def test_accumulated_step_equals_one_step():
   assert_close(parts.opt_state, whole.opt_state, tolerance=1e-4)
   batch = small_steps.make_batch(seed=1)
   whole, metrics = small_steps.train_step(whole, batch)
-  parts, sums = small_steps.train_step(parts, batch, TWO_PARTS)
+  parts, sums = small_steps.train_step(parts, batch, small_steps.TWO_PARTS)
   np.testing.assert_allclose(sums["loss"], metrics["loss"], rtol=1e-5)
   np.testing.assert_allclose(
     sums["gradient_norm"], metrics["gradient_norm"], rtol=1e-4
@@ -123,7 +92,7 @@ def test_losses_equal_their_definitions():
   total, aux = loss_of(state, batch)
   parts = aux["losses"]
   buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
-  logits_BTV, _ = forward(CONFIG.model)(
+  logits_BTV, _ = small_steps.forward(CONFIG.model)(
     {**state.variables(), "buffers": buffers}, batch
   )
   logits_BTV = np.asarray(logits_BTV, np.float64)
@@ -141,7 +110,7 @@ def test_losses_equal_their_definitions():
   np.testing.assert_allclose(parts["auxiliary_loss"], auxiliary, rtol=1e-4)
   np.testing.assert_allclose(total, sum(parts.values()), rtol=1e-6)
   assert all(part > 0 for part in parts.values())
-  metrics = first_step()[1]
+  metrics = small_steps.first_step()[1]
   for name, part in parts.items():
     np.testing.assert_allclose(metrics[name], part, rtol=1e-5)
 
@@ -151,7 +120,7 @@ def test_parts_of_a_batch_add_up():
   buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
   total_weight = batch["weights"].sum()
   halves = [
-    gradient_fn(TWO_PARTS)(
+    gradient_fn(small_steps.TWO_PARTS)(
       state.variables()["params"],
       buffers,
       {k: v[rows] for k, v in batch.items()},
@@ -220,14 +189,14 @@ def test_weight_zero_contributes_nothing():
   batch = small_steps.make_batch()
   absent_BT = batch["weights"] == 0
   other_BT = jnp.where(absent_BT, 255 - batch["targets"], batch["targets"])
-  assert differ(other_BT, batch["targets"])
+  assert small_steps.differ(other_BT, batch["targets"])
   small_steps.assert_same_bits(
     gradient(CONFIG, targets=other_BT), gradient(CONFIG)
   )
   # Nor do the tokens of padding, whatever they are.
   padding_BT = batch["segments"] == 0
   other_BT = jnp.where(padding_BT, 255 - batch["tokens"], batch["tokens"])
-  assert differ(other_BT, batch["tokens"])
+  assert small_steps.differ(other_BT, batch["tokens"])
   same, _ = loss_of(small_steps.first_state(), batch, tokens=other_BT)
   np.testing.assert_allclose(
     same, loss_of(small_steps.first_state(), batch)[0], rtol=1e-6
@@ -243,62 +212,6 @@ def test_batch_without_weight_leaves_a_finite_state():
   assert all(np.isfinite(x).all() for x in trained)
 
 
-@pytest.mark.parametrize("config", [CONFIG, TWO_PARTS], ids=["one", "two"])
-def test_usage_counts_the_reads_of_tokens_that_are_there(config):
-  state, batch = small_steps.first_state(config), small_steps.make_batch()
-  buffers = buffers_lib.refresh_buffers(state.params, state.buffers)
-  _, sown = forward(config.model)(
-    {**state.variables(), "buffers": buffers}, batch
-  )
-  slot_BTAM = np.asarray(sown["intermediates"]["memory_0"]["slot_BTAM"][0])
-  memory = config.model.memory
-  assert slot_BTAM.shape[2:] == (memory.num_heads, memory.top_m)
-  count_U = np.zeros(memory.grid_side**2, np.int32)
-  for b, t in np.argwhere(batch["segments"]):
-    for slot in slot_BTAM[b, t].ravel():
-      count_U[slot] += 1
-  reads = int((batch["segments"] > 0).sum()) * slot_BTAM[0, 0].size
-  assert reads < slot_BTAM.size  # there is padding
-  assert count_U.sum() == reads
-  once, _ = first_step(config)
-  np.testing.assert_array_equal(once.usage["memory_0"], count_U)
-  # A second step adds to it.
-  twice, _ = small_steps.train_step(once, batch, config)
-  assert twice.usage["memory_0"].sum() == 2 * reads
-
-
-@pytest.mark.parametrize("row_multiple, counters", [(1, 16), (3, 18)])
-def test_usage_report_by_hand(row_multiple, counters):
-  # Four rows in two blocks: slots 0-3 read rows 0-3, slots 4-7 again.
-  config = small_steps.make_config(
-    model__memory__num_keys=2,
-    model__memory__expansion=4,
-    model__memory__top_m=2,
-    model__memory__storage__row_multiple=row_multiple,
-  )
-  usage_U = np.zeros(counters, np.int32)
-  usage_U[[0, 4, 1, 9]] = 3, 1, 2, 2  # row 0: 3 + 1, row 1: 2 + 2
-  state = small_steps.first_state().replace(
-    usage={"memory_0": jnp.asarray(usage_U)}
-  )
-  state, metrics = usage.report(state, config=config)
-  assert {name: float(value) for name, value in metrics.items()} == {
-    "memory_0/coverage": 2 / 4,
-    "memory_0/coverage_virtual": 4 / 16,
-    # sum of p log(p / (1 / 4)) with p = 1 / 2 twice
-    "memory_0/usage_kl": pytest.approx(np.log(2)),
-  }
-  assert not state.usage["memory_0"].any()
-  _, metrics = usage.report(state, config=config)  # nothing was read
-  assert {float(value) for value in metrics.values()} == {0.0}
-  # More reads in all than an int32 holds.
-  even = small_steps.first_state().replace(
-    usage={"memory_0": jnp.full(16, 2**28, jnp.int32)}
-  )
-  _, metrics = usage.report(even, config=config)
-  assert float(metrics["memory_0/usage_kl"]) == pytest.approx(0, abs=1e-6)
-
-
 def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
   calls = []
 
@@ -307,19 +220,22 @@ def test_buffers_are_refreshed_once_from_the_cores_before_the_step(monkeypatch):
     return buffers_lib.refresh_buffers(params, buffers)
 
   monkeypatch.setattr(step, "refresh_buffers", counted)
-  state, batch = small_steps.first_state(TWO_PARTS), small_steps.make_batch()
+  state, batch = (
+    small_steps.first_state(small_steps.TWO_PARTS),
+    small_steps.make_batch(),
+  )
   # Cores far from those of the buffers, with the signs of the buffers turned.
   memory = state.params["memory_0"]
   core = memory["core"].at[:, :, 0, 1].add(1.0)
   params = {**state.params, "memory_0": {**memory, "core": core}}
   turned = jax.tree.map(jnp.negative, state.buffers)
   state = state.replace(params=params, buffers=turned)
-  step.jitted(step.model_step, TWO_PARTS).eval_shape(state, batch)
+  step.jitted(step.model_step, small_steps.TWO_PARTS).eval_shape(state, batch)
   assert len(calls) == 1
-  after, metrics = small_steps.train_step(state, batch, TWO_PARTS)
+  after, metrics = small_steps.train_step(state, batch, small_steps.TWO_PARTS)
   expected = buffers_lib.refresh_buffers(params, turned)
   assert_close(after.buffers, expected)
-  assert differ(expected, turned)
+  assert small_steps.differ(expected, turned)
   for name in ("u", "t"):
     before_AR = np.asarray(turned["memory_0"][name])
     after_AR = np.asarray(after.buffers["memory_0"][name])
@@ -363,24 +279,6 @@ def test_evaluation_has_no_dropout():
   np.testing.assert_allclose(one["loss"], other["loss"], rtol=1e-6)
 
 
-def test_steps_are_traced_once_and_take_over_the_state(monkeypatch):
-  monkeypatch.setattr(
-    step, "model_step", chex.assert_max_traces(step.model_step, n=1)
-  )
-  run = TrainProgram(CONFIG)
-  state = run.init_state()
-  for seed in range(3):
-    given = state
-    state, _ = run(given, small_steps.make_batch(seed=seed))
-    kept = [
-      jax.tree_util.keystr(path)
-      for path, leaf in jax.tree_util.tree_leaves_with_path(given)
-      if not leaf.is_deleted()
-    ]
-    assert kept == []
-  assert state.step == 3
-
-
 def test_same_seed_same_bits():
   def two_steps():
     state = small_steps.first_state(DROPOUT)
@@ -391,18 +289,6 @@ def test_same_seed_same_bits():
     return state, metrics
 
   small_steps.assert_same_bits(two_steps(), two_steps())
-  dense = small_steps.make_config(
-    model__memory__kind="none", model__memory__spans=""
-  )
-
-  def initialized(seed):
-    config = dataclasses.replace(dense, seed=seed)
-    return jax.jit(functools.partial(state_lib.init_state, config))()
-
-  same, again, other = map(initialized, (0, 0, 1))
-  small_steps.assert_same_bits(same, again)
-  assert differ(other.params["head"], same.params["head"])
-  assert differ(other.key, same.key)
 
 
 def test_dropout_is_drawn_anew_in_every_step_and_part():
@@ -439,7 +325,7 @@ def test_dropout_is_drawn_anew_in_every_step_and_part():
 
 
 def test_learning_rates_are_those_of_the_step():
-  _, metrics = first_step()
+  _, metrics = small_steps.first_step()
   base = optim.base_schedule(CONFIG.optim, CONFIG.steps)
   assert metrics["learning_rate"] == base(1)
   of_values = optim.value_schedule(CONFIG.optim, CONFIG.steps)
@@ -447,7 +333,7 @@ def test_learning_rates_are_those_of_the_step():
   # Decay apart, the first step of Adam moves a parameter by the rate.
   start, after = (
     state.variables()["params"]
-    for state in (small_steps.first_state(), first_step()[0])
+    for state in (small_steps.first_state(), small_steps.first_step()[0])
   )
   for (module, name), rate in (
     (("memory_0", "values"), float(metrics["value_learning_rate"])),
@@ -471,15 +357,6 @@ def test_dense_models_report_nothing_of_a_memory():
   )
   assert "value_learning_rate" not in metrics
   assert not any("memory" in name for name in metrics)
-
-
-def test_items_of_a_checkpoint_come_back():
-  state = first_step()[0]
-  items = state.to_items()
-  assert set(items) == {"params", "buffers", "rest"}
-  count = sum(len(jax.tree.leaves(tree)) for tree in items.values())
-  assert count == len(jax.tree.leaves(state))  # nothing is kept twice
-  small_steps.assert_same_bits(state_lib.TrainState.from_items(items), state)
 
 
 def test_losses_fall_on_one_batch():

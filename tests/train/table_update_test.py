@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 import pytest
-import small_steps
 
+from tests.train import small_steps
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close

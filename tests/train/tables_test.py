@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import small_steps
 
 import ultramem_jax
+from tests.train import small_steps
 from ultramem_jax import MemoryConfig, Transformer, UltraMem, testing
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim

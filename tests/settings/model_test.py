@@ -1,0 +1,61 @@
+"""The transformer's settings: what is refused."""
+
+from tests.settings import refusals
+
+NAN, INF = float("nan"), float("inf")
+
+
+@refusals.cases(
+  [
+    *(
+      ({f"model.{name}": "x"}, f"model.{name}", "one of")
+      for name in ("activation", "norm", "dtype", "attention", "remat")
+    ),
+    *(
+      ({f"model.{name}": 0}, f"model.{name}", "at least 1")
+      for name in (
+        "vocab_size",
+        "embed_dim",
+        "num_layers",
+        "num_heads",
+        "mlp_dim",
+      )
+    ),
+    ({"model.mlp_conv": -1}, "model.mlp_conv", "at least 0"),
+    ({"model.norm_bias": 1}, "model.norm_bias", "of type bool"),
+    *(
+      ({"model.norm_eps": value}, "model.norm_eps", "in [1e-12, 1]")
+      for value in (-1e-5, 0.0, 1e-13)
+    ),
+    ({"model.rope_theta": 0.0}, "model.rope_theta", "at least 1"),
+    *(
+      ({"model.dropout_rate": value}, "model.dropout_rate", "in [0, 1]")
+      for value in (-0.1, 1.1)
+    ),
+    *(
+      ({f"model.{name}": value}, f"model.{name}", "finite")
+      for value in (NAN, INF)
+      for name in ("rope_theta", "dropout_rate")
+    ),
+    ({"model.attention": "cudnn"}, "model.attention", "bfloat16"),
+    ({"model.num_heads": 3}, "model.num_heads", "embed_dim = 128"),
+    ({"model.embed_dim": 4}, "model.num_heads", "even head width"),
+    *(
+      (
+        {"model.mlp_conv": 5, "model.mlp_conv_blocks": blocks},
+        "model.mlp_conv_blocks",
+        "different blocks joined by '/', such as '1/3', each from 1 to "
+        "model.num_layers = 4",
+      )
+      for blocks in ("", "1/", "1,3", "a", "0", "5", "2/2")
+    ),
+    ({"model.memory.spans": ""}, "model.memory.spans", "at least one span"),
+    (
+      {"model.memory.value_projection": False, "model.memory.expansion": 1},
+      "model.memory.value_dim",
+      "embed_dim = 128",
+    ),
+  ]
+)
+def test_bad_values_are_named(changes, field, allowed):
+  refusals.assert_refused(changes, field, allowed)

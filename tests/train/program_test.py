@@ -1,0 +1,26 @@
+"""The compiled programs of a training step."""
+
+import chex
+import jax
+
+from tests.train import small_steps
+from ultramem_jax.train import step
+from ultramem_jax.train.program import TrainProgram
+
+
+def test_steps_are_traced_once_and_take_over_the_state(monkeypatch):
+  monkeypatch.setattr(
+    step, "model_step", chex.assert_max_traces(step.model_step, n=1)
+  )
+  run = TrainProgram(small_steps.CONFIG)
+  state = run.init_state()
+  for seed in range(3):
+    given = state
+    state, _ = run(given, small_steps.make_batch(seed=seed))
+    kept = [
+      jax.tree_util.keystr(path)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(given)
+      if not leaf.is_deleted()
+    ]
+    assert kept == []
+  assert state.step == 3
