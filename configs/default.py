@@ -33,19 +33,23 @@ def get_config() -> Any:
   # stdlib (the standard library of this Python, embedded) | text (files of
   # yours) | tfds (TensorFlow Datasets).
   c.data.source = "stdlib"
-  # text: glob of .txt, .md, .py ... files (one document each) or .jsonl files
-  # (one document a line); .gz and .zst are unpacked.
+  # text: a file, a glob or a folder (all text below it). Text in UTF-8 is a
+  # document a file; .jsonl, .ndjson and .json a document a line; .parquet a
+  # document a row. .gz, .zst, .bz2 and .xz are unpacked.
   c.data.path = ""
-  # text: glob of the files to validate on; "" = hold out a part of `path`.
+  # text: the files to validate on, in the same way; "" = hold out a part of
+  # `path`.
   c.data.valid_path = ""
   # Share of documents held out for validation, chosen by a hash, where the
-  # source has no validation split; strictly between 0 and 1.
+  # source has no validation split; strictly between 0 and 1. Of a single file,
+  # the last part.
   c.data.valid_fraction = 0.04
   c.data.tfds_name = ""  # tfds: name[/config][:version], such as c4/en:3.0.1
   c.data.tfds_dir = ""  # tfds: data directory; "" = ~/tensorflow_datasets
   c.data.train_split = "train"  # tfds: split to train on; slices are allowed
   c.data.valid_split = "validation"  # tfds: split to validate on
-  c.data.text_field = "text"  # jsonl and tfds: the field that holds the text
+  # JSON lines, Parquet and tfds: the field that holds the text.
+  c.data.text_field = "text"
   c.data.tokenizer = "bytes"  # bytes | path of a Hugging Face tokenizer.json
   c.data.seq_len = 1024  # [T] tokens per row
   # segments (a row packs documents; attention and positions stay inside each) |

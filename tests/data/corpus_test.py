@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from ultramem_jax import data
-from ultramem_jax.data import text_files
+from ultramem_jax.data import text_index
 from ultramem_jax.settings.errors import ConfigError
 
 
@@ -40,13 +40,13 @@ def test_a_dataset_is_described(corpora, texts, make_config):
 def test_files_are_indexed_once(corpora, make_config, monkeypatch):
   """For a description and batches of both splits, which share the files."""
   indexed = []
-  index = text_files.index
+  index = text_index.index
 
   def counting(files, *arguments):
     indexed.extend(file.path for file in files)
     return index(files, *arguments)
 
-  monkeypatch.setattr(text_files, "index", counting)
+  monkeypatch.setattr(text_index, "index", counting)
   corpus = data.open(make_config(**corpora["files"] | {"valid_path": ""}))
   assert indexed == []
   corpus.describe()

@@ -23,7 +23,9 @@ def test_files_are_found_below_directories_and_read_as_they_are(
     "two",
   ]
   assert data.open(config).describe() == (
-    f"text {pattern}: 3 train documents, 0.0 MB; 3 validation documents, 0.0 MB"
+    f"text {pattern}: 3 train documents, 0.0 MB; 3 validation documents, "
+    "0.0 MB; 3 of the validation documents are in train, too; "
+    "2 bytes are not UTF-8"
   )
 
 
@@ -98,23 +100,15 @@ def test_text_errors(assert_refused, tmp_path):
   )
   packed = gzip.compress(good * 999)
   refused("cut.jsonl.gz: is not a whole gzip", "cut.jsonl.gz", packed[:-9])
-  refused("plain.txt.gz: is not a whole gzip file", "plain.txt.gz", good)
+  refused("plain.txt.gz: is not a gzip file", "plain.txt.gz", good)
   packed = zstandard.compress(good * 999)
   refused("cut.jsonl.zst: is not a whole zstd", "cut.jsonl.zst", packed[:-3])
   refused("plain.txt.zst: is not a zstd file", "plain.txt.zst", good)
-  with open(tmp_path / "huge.txt", "wb") as file:
-    file.truncate(70 << 20)  # holes: takes no room on disk
-  assert_refused(
-    "huge.txt: holds a document of 73 MB; at most 67 MB",
-    source="text",
-    path=str(tmp_path / "huge.txt"),
-  )
   (tmp_path / "one.txt").write_text("one")
   one = dict(source="text", path=f"{tmp_path}/one.txt")
   assert_refused(
-    "leaves no document for", "train", valid_fraction=1 - 1e-9, **one
+    "leaves no document for train, of 1 in all", valid_fraction=1 - 1e-9, **one
   )
-  assert_refused("of 1 in all", "valid", valid_fraction=1e-9, **one)
   assert_refused(
     "data.valid_path = 'nowhere': matches no file",
     "valid",

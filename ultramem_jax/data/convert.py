@@ -15,7 +15,7 @@ from array_record.python import (
 
 from ultramem_jax.data import records
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.errors import DamagedRecords
+from ultramem_jax.settings.errors import DataError
 
 
 def convert(source: Path, target: Path) -> None:
@@ -28,7 +28,7 @@ def convert(source: Path, target: Path) -> None:
       if the conversion fails.
   Raises:
     ConfigError: source is no such directory, or target exists.
-    errors.DamagedRecords: a file is cut off, or longer than it should be.
+    errors.DataError: a file is cut off, or longer than it should be.
     OSError: a file is missing, or cannot be written.
   """
   info_path = source / "dataset_info.json"
@@ -94,7 +94,7 @@ def _convert_shard(part: records.Part, target: Path) -> None:
   writer.close()
   size = os.path.getsize(part.path)
   if end != size:
-    raise DamagedRecords(
+    raise DataError(
       f"{part.path}: goes on after its {part.stop} records, at byte {end} "
       f"of {size}; dataset_info.json does not belong to it"
     )

@@ -42,10 +42,8 @@ class Corpus:
     else:
       label = f"tfds {data.tfds_name}"
     train, valid = self._splits.train, self._splits.valid
-    return (
-      f"{label}: {_size(train, 'train', unit)}; "
-      f"{_size(valid, 'validation', unit)}"
-    )
+    sizes = [_size(train, "train", unit), _size(valid, "validation", unit)]
+    return f"{label}: {'; '.join(sizes + self._splits.remarks())}"
 
   def train(
     self, rows: Sequence[int]

@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from ultramem_jax.settings.errors import DamagedRecords
+from ultramem_jax.settings.errors import DataError
 
 _HEADER = struct.Struct("<QI")  # length and its checksum
 _FOOTER_BYTES = 4  # checksum of the data
@@ -59,7 +59,7 @@ def read_block(part: Part, record: int, byte: int, limit: int) -> Block:
   Returns:
     The Block.
   Raises:
-    DamagedRecords: the file ends before record part.stop - 1 does.
+    DataError: the file ends before record part.stop - 1 does.
   """
   records = []
   with open(part.path, "rb") as file:
@@ -70,7 +70,7 @@ def read_block(part: Part, record: int, byte: int, limit: int) -> Block:
       length = _HEADER.unpack(header)[0] if len(header) == 12 else size
       end = byte + _HEADER.size + length + _FOOTER_BYTES
       if end > size:
-        raise DamagedRecords(
+        raise DataError(
           f"{part.path}: ends inside record {record}, at byte {byte} of "
           f"{size}; {part.stop} records are needed"
         )

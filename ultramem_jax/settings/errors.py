@@ -21,5 +21,5 @@ class TrainingError(UserError, RuntimeError):
   """A run cannot go on, for example because its loss is not finite."""
 
 
-class DamagedRecords(UserError, ValueError):
-  """A file of records is cut off, or holds other bytes than records."""
+class DataError(UserError, ValueError):
+  """A file of data is damaged or cut off, or was changed while in use."""

@@ -1,0 +1,207 @@
+"""Finds the documents of text files, and refuses files that hold no text.
+
+Every file is read: a damaged line, or bytes that are no text, stop a run before
+it trains. That costs one to three seconds per gigabyte. Compressed and Parquet
+files are unpacked into an unnamed temporary file in `TMPDIR`, which needs room
+for the unpacked text.
+"""
+
+import codecs
+import hashlib
+import io
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+
+from ultramem_jax.data import formats, json_lines, unpack
+from ultramem_jax.data.find import TextFile
+from ultramem_jax.data.text_files import TextDocuments, digest
+from ultramem_jax.settings.errors import ConfigError, DataError
+
+# Every lane holds its current document in memory, tokens and all.
+MAX_DOCUMENT_BYTES = 64 << 20
+
+# More bytes than one in so many that are not UTF-8 mean another encoding.
+_DECODABLE_PER_LOST = 100
+_MAY_BE_LOST = 3  # of a short file
+
+_BOM = codecs.BOM_UTF8
+
+Place = tuple[int, int, int, int]
+
+
+class _Scan(NamedTuple):
+  """The places (line, offset, length, digest) in a file.
+
+  undecodable: how many of its bytes are not UTF-8.
+  """
+
+  places: list[Place]
+  undecodable: int
+
+
+def index(
+  files: list[TextFile], text_field: str, field: str, value: str
+) -> TextDocuments:
+  """Finds every document in files, leaving empty ones out.
+
+  Args:
+    files: what to index.
+    text_field: the field of a JSON line, or the column, that holds the text.
+    field, value: the setting that names the files, and its value, for errors.
+  Returns:
+    The documents, in order of files, then of lines.
+  Raises:
+    ConfigError: a file that cannot be read or unpacked or that holds no text, a
+      damaged line, a line without text_field.
+  """
+  unpacked = io.BytesIO()
+  if any(formats.is_packed(file.path) for file in files):
+    # It is closed with the last TextDocuments that reads it.
+    unpacked = tempfile.TemporaryFile()  # noqa: SIM115
+  places, undecodable = [np.zeros((0, 5), np.int64)], 0
+  for number, file in enumerate(files):
+    try:
+      scan = _scan(file.path, unpacked, text_field)
+    except ConfigError:
+      raise
+    except (OSError, ValueError) as error:
+      raise ConfigError(f"{field} = {value!r}: {error}") from error
+    found = np.array(scan.places, np.int64).reshape(-1, 4)
+    places.append(np.insert(found, 0, number, axis=1))
+    undecodable += scan.undecodable
+  return TextDocuments(
+    files, unpacked, np.concatenate(places), text_field, undecodable
+  )
+
+
+def _scan(path: str, unpacked: BinaryIO, text_field: str) -> _Scan:
+  """Finds the documents of one file."""
+  with open(path, "rb") as stored:
+    head, size = stored.read(formats.HEAD_BYTES), os.path.getsize(path)
+    packed = formats.is_packed(path)
+    if size or packed:
+      formats.require_signature(path, head, formats.stored(path))
+    kind, compression = formats.named(path)
+    if kind == "parquet":
+      return _scan_parquet(path, unpacked, text_field)
+    start = 0
+    if compression:
+      start = unpacked.seek(0, os.SEEK_END)
+      unpacked.writelines(unpack.chunks(path, compression))
+      unpacked.flush()
+      size = unpacked.tell() - start
+    return _scan_stream(
+      path, unpacked if compression else stored, start, size, text_field
+    )
+
+
+def _scan_stream(
+  path: str, stream: BinaryIO, start: int, size: int, text_field: str
+) -> _Scan:
+  """Finds the documents of the last size bytes of a stream, from start."""
+  stream.seek(start)
+  head = stream.read(formats.HEAD_BYTES)
+  if size:
+    formats.require_signature(path, head, "")
+  stream.seek(start)
+  kind = formats.named(path).kind
+  if kind == "json":
+    if json_lines.begins_array(head, text_field):
+      raise ValueError(f"{path}: is one array; write a line for each document")
+    first = stream.readline(MAX_DOCUMENT_BYTES)
+    kind = "lines" if json_lines.begins(first, text_field) else "text"
+    stream.seek(start)
+  if kind == "lines":
+    return _scan_lines(path, stream, start, text_field)
+  bom = len(_BOM) if head.startswith(_BOM) else 0
+  start, size = start + bom, size - bom
+  found, undecodable = _scan_text(
+    path, _read_chunks(path, stream, start, size), size
+  )
+  return _Scan([(0, start, size, found)] if size else [], undecodable)
+
+
+def _read_chunks(
+  path: str, stream: BinaryIO, start: int, size: int
+) -> Iterator[bytes]:
+  """Yields size bytes of a stream."""
+  stream.seek(start)
+  while size:
+    chunk = stream.read(min(size, unpack.CHUNK_BYTES))
+    if not chunk:
+      raise DataError(f"{path}: was cut short while in use")
+    size -= len(chunk)
+    yield chunk
+
+
+def _scan_text(
+  path: str, chunks: Iterable[bytes], size: int
+) -> tuple[int, int]:
+  """Returns the digest of a text, and how many of its bytes are not UTF-8.
+
+  Raises:
+    ValueError: they are many, or there are zero bytes.
+  """
+  found = hashlib.blake2b(digest_size=8)
+  decoder = codecs.getincrementaldecoder("utf-8")("ignore")
+  lost = 0
+  for chunk in chunks:
+    if b"\0" in chunk:
+      raise ValueError(
+        f"{path}: holds NUL bytes, so that it is no text in UTF-8; only text, "
+        "JSON lines and Parquet are read"
+      )
+    found.update(chunk)
+    if not chunk.isascii() or decoder.getstate()[0]:
+      # A character across two chunks is lost in one, and found in the next.
+      lost += len(chunk) - len(decoder.decode(chunk).encode())
+  if lost > max(_MAY_BE_LOST, size // _DECODABLE_PER_LOST):
+    raise ValueError(
+      f"{path}: {lost} of its {size} bytes are not UTF-8; convert it"
+    )
+  return int.from_bytes(found.digest(), "big", signed=True), lost
+
+
+def _scan_lines(
+  path: str, stream: BinaryIO, offset: int, text_field: str
+) -> _Scan:
+  """Finds the lines with text, from offset to the end of a stream."""
+  places = []
+  for line, data in enumerate(stream, 1):
+    if data.strip():
+      text = json_lines.parse(data, f"{path}, line {line}", text_field)
+      if text:
+        _require_short(path, len(data))
+        places.append((line, offset, len(data), digest(text.encode())))
+    offset += len(data)
+  return _Scan(places, 0)
+
+
+def _scan_parquet(path: str, unpacked: BinaryIO, text_field: str) -> _Scan:
+  """Finds the rows with text, and writes them to unpacked."""
+  from ultramem_jax.data import parquet_files  # a tenth of a second
+
+  places, undecodable = [], 0
+  offset = unpacked.seek(0, os.SEEK_END)
+  for row, data in enumerate(parquet_files.texts(path, text_field), 1):
+    if data:
+      found, lost = _scan_text(f"{path}, row {row}", [data], len(data))
+      places.append((row, offset, len(data), found))
+      undecodable += lost
+      unpacked.write(data)
+      offset += len(data)
+  unpacked.flush()
+  return _Scan(places, undecodable)
+
+
+def _require_short(path: str, size: int) -> None:
+  """Raises ValueError if a document that cannot be cut fills the memory."""
+  if size > MAX_DOCUMENT_BYTES:
+    raise ValueError(
+      f"{path}: holds a document of {size / 1e6:.0f} MB; at most "
+      f"{MAX_DOCUMENT_BYTES / 1e6:.0f} MB fit in a lane: split it up"
+    )
