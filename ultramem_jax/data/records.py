@@ -91,6 +91,14 @@ def blocks(file: Part) -> Iterator[Block]:
     yield block
 
 
+def parsed(part: Part, parse: Callable[[bytes], str], record: bytes) -> str:
+  """Returns the text of a record; a DataError of parse names the file."""
+  try:
+    return parse(record)
+  except DataError as error:
+    raise DataError(f"{part.path}: {error}") from error
+
+
 class RecordLane(Iterator[str]):
   """Yields the texts of the parts lane, lane + num_lanes, ..., shuffled.
 
@@ -134,7 +142,11 @@ class RecordLane(Iterator[str]):
         self._block = self._read()
       if self._taken < len(self._block.records):
         self._taken += 1
-        return self._parse(self._block.records[self._taken - 1])
+        return parsed(
+          self._current_part(),
+          self._parse,
+          self._block.records[self._taken - 1],
+        )
       self._advance(self._block)
 
   def _current_part(self) -> Part:
@@ -184,7 +196,8 @@ class RecordSource:
     """Yields every document once, in order."""
     for file in self._files:
       for block in blocks(file):
-        yield from map(self._parse, block.records)
+        for record in block.records:
+          yield parsed(file, self._parse, record)
 
   def lanes(
     self, lanes: Sequence[int], num_lanes: int, seed: int

@@ -49,9 +49,12 @@ class Splits:
     Raises:
       ConfigError: a split cannot be opened.
     """
-    if self._data.source == "tfds":
-      return []
-    return self._texts.remarks()
+    if self._data.source != "tfds":
+      return self._texts.remarks()
+    from ultramem_jax.data import tfds_files  # a second to import
+
+    count = tfds_files.shared(self._data)
+    return [f"{count} examples are in both splits"] if count else []
 
   @functools.cached_property
   def _texts(self) -> text_splits.TextSplits:

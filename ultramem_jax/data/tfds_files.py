@@ -5,9 +5,12 @@ examples, in ArrayRecord files (random access) or TFRecord files (streamed;
 `python -m ultramem_jax convert` turns them into the former).
 """
 
+import bisect
+import itertools
+import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -16,16 +19,26 @@ from ultramem_jax.data import indexed, records
 from ultramem_jax.data.documents import Source
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import ConfigError, DataError
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 class Examples:
-  """The texts of ArrayRecord examples, as a sequence of str."""
+  """The texts of ArrayRecord examples, as a sequence of str.
 
-  def __init__(self, data_source: Any, parse: Callable[[bytes], str]):
+  Args:
+    data_source: the examples, serialized.
+    files: TFDS's instructions, which files they are in.
+    parse: returns the text of one.
+  """
+
+  def __init__(
+    self, data_source: Any, files: Sequence[Any], parse: Callable[[bytes], str]
+  ):
     self._data_source, self._parse = data_source, parse
+    self._paths = [str(file.filename) for file in files]
+    self._ends = list(itertools.accumulate(file.take for file in files))
 
   def __len__(self) -> int:
     return len(self._data_source)
@@ -34,7 +47,11 @@ class Examples:
     return f"Examples({len(self)})"
 
   def __getitem__(self, index: int) -> str:
-    return self._parse(self._data_source[index])
+    try:
+      return self._parse(self._data_source[index])
+    except Exception as error:  # ArrayRecord raises nothing more precise
+      path = self._paths[bisect.bisect(self._ends, index)]
+      raise DataError(f"{path}: {_first_line(error)}") from error
 
 
 def load(data: DataConfig, split: str) -> Source:
@@ -77,7 +94,7 @@ def load(data: DataConfig, split: str) -> Source:
   if file_format == "array_record":
     raw = tfds.decode.DeserializeMethod.RAW_BYTES
     examples = builder.as_data_source(name, deserialize_method=raw)
-    texts = Examples(examples, parse)
+    texts = Examples(examples, files, parse)
     return indexed.IndexedSource(texts, len(texts), num_bytes)
   require(
     file_format == "tfrecord",
@@ -131,16 +148,72 @@ def open_builder(directory: str, field: str, value: str) -> Any:
   Returns:
     TFDS's builder of the directory.
   Raises:
-    ConfigError: the metadata cannot be read.
+    ConfigError: the metadata cannot be read, or name classes of others.
   """
   try:
+    _require_known_features(os.path.join(directory, "features.json"))
     return tfds.builder_from_directory(directory)
   except Exception as error:  # from JSON, protobuf or TFDS
-    cause = str(error).splitlines()[0]
     raise ConfigError(
       f"{field} = {value!r}: the metadata in {directory} cannot be read "
-      f"({cause})"
+      f"({_first_line(error)})"
     ) from error
+
+
+def shared(data: DataConfig) -> int:
+  """Returns how many examples are in both splits, as slices may overlap."""
+  directory = find(data.tfds_name, data.tfds_dir)
+  builder = open_builder(directory, "data.tfds_name", data.tfds_name)
+  train, valid = (
+    builder.info.splits[name].file_instructions
+    for name in (data.train_split, data.valid_split)
+  )
+  return sum(
+    max(0, min(a.skip + a.take, b.skip + b.take) - max(a.skip, b.skip))
+    for a in train
+    for b in valid
+    if a.filename == b.filename
+  )
+
+
+def _require_known_features(path: str) -> None:
+  """Raises ValueError if a features.json names a class that is not TFDS's own.
+
+  TFDS would import the module of any class.
+  """
+  if not os.path.isfile(path):
+    raise ValueError("there is no features.json")
+  known = {
+    f"{cls.__module__}.{cls.__name__}"
+    for cls in vars(tfds.features).values()
+    if isinstance(cls, type) and issubclass(cls, tfds.features.FeatureConnector)
+  }
+  with open(path) as file:
+    for name in _class_names(json.load(file)):
+      if name not in known:
+        raise ValueError(
+          f"features.json names {name}, which is no class of tfds.features"
+        )
+
+
+def _class_names(node: Any) -> Iterator[str]:
+  """Yields the names of classes in a features.json and in JSON inside it."""
+  if isinstance(node, list):
+    for child in node:
+      yield from _class_names(child)
+  elif isinstance(node, dict):
+    for key, child in node.items():
+      if not isinstance(child, str):
+        yield from _class_names(child)
+      elif key in ("type", "pythonClassName", "python_class_name"):
+        yield child
+      elif key in ("json", "content"):
+        yield from _class_names(json.loads(child))
+
+
+def _first_line(error: Exception) -> str:
+  """Returns what an error says, in one line."""
+  return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
@@ -159,7 +232,12 @@ def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
   wanted = tfds.features.FeaturesDict({text_field: features[text_field]})
 
   def parse(example: bytes) -> str:
-    fields: Any = wanted.deserialize_example_np(example)
+    try:
+      fields: Any = wanted.deserialize_example_np(example)
+    except Exception as error:  # of protobuf or TFDS
+      raise DataError(_first_line(error)) from error
+    if fields[text_field] is None:
+      raise DataError(f"an example has no field {text_field!r}")
     return fields[text_field].decode(errors="replace")
 
   return parse
