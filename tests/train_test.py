@@ -4,7 +4,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import time
 
@@ -251,14 +250,6 @@ def test_trained_models_are_loaded_from_python(unbroken):
   assert logits_BTV.shape == (1, 3, run.config.model.vocab_size)
   letter = chr(int(logits_BTV[0, -1].argmax()))
   assert letter in "lnr"  # what comes after "ba"
-
-
-def test_a_run_with_flash_attention_is_used_without_gpus(unbroken, tmp_path):
-  workdir = shutil.copytree(unbroken[0], tmp_path / "run")
-  held = json.loads((workdir / "config.json").read_text())
-  held["config"]["model"].update(attention="cudnn", dtype="bfloat16")
-  (workdir / "config.json").write_text(json.dumps(held))
-  assert load_lib.load(workdir).config.model.attention == "xla"
 
 
 def wait_for(process, happened, timeout=300):

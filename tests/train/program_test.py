@@ -24,3 +24,14 @@ def test_steps_are_traced_once_and_take_over_the_state(monkeypatch):
     ]
     assert kept == []
   assert state.step == 3
+
+
+def test_table_gradients_are_not_computed_as_arrays():
+  config = small_steps.make_config(
+    **{**small_steps.SPARSE_SETTINGS, "model__memory__num_keys": 512}
+  )
+  programs = small_steps.train_program(config).programs
+  assert set(programs) == {"train", "update"}
+  table_bytes = 4 * 512**2 * config.model.memory.value_dim
+  for compiled in programs.values():
+    assert compiled.memory_analysis().temp_size_in_bytes < table_bytes / 2

@@ -164,15 +164,6 @@ def test_low_precision_tables_train():
   )
 
 
-def test_table_gradients_are_not_computed_as_arrays():
-  config = make_config(model__memory__num_keys=512)
-  programs = small_steps.train_program(config).programs
-  assert set(programs) == {"train", "update"}
-  table_bytes = 4 * 512**2 * config.model.memory.value_dim
-  for compiled in programs.values():
-    assert compiled.memory_analysis().temp_size_in_bytes < table_bytes / 2
-
-
 def test_auto_is_sparse_where_few_rows_are_read():
   # 4 sequences of 8 tokens, 3 rows for each of 2 heads.
   config = make_config(optim__table_update="auto", model__memory__num_keys=32)
