@@ -63,12 +63,16 @@ def get_config() -> Any:
   c.data.shuffle_window = 10000
   c.data.prefetch = 2  # batches that a thread prepares ahead; 0 = no thread
 
-  # Model: a pre-norm causal transformer with rotary positions.
+  # Model: a causal transformer with rotary positions.
   c.model = ConfigDict()
   c.model.vocab_size = 264  # [V] at least the tokenizer's (bytes: 259)
   c.model.embed_dim = 256  # [D] width of the residual stream
   c.model.num_layers = 4  # [L] transformer blocks
   c.model.num_heads = 4  # [Q] attention heads; D / Q must be even
+  # [q] heads of keys and values, each shared by Q / q attention heads; the
+  # cache of decoding holds only these. 0 = Q.
+  c.model.num_kv_heads = 0
+  c.model.head_dim = 0  # [H] width of an attention head, even; 0 = D / Q
   c.model.mlp_dim = 1024  # [F] hidden width of an MLP
   c.model.activation = "gelu"  # of MLPs and experts: gelu | swiglu
   # Taps of a causal depthwise convolution of what the MLP, experts or memory of
@@ -79,9 +83,14 @@ def get_config() -> Any:
   c.model.norm = "layernorm"  # layernorm | rms
   c.model.norm_eps = 1e-5  # added to the variance in norms; [1e-12, 1]
   c.model.norm_bias = False  # norms learn a bias
-  c.model.qk_norm = False  # normalize the queries and keys of each head
+  c.model.norm_position = "pre"  # of attention and MLP, or "post": after them
+  # Normalize queries and keys: none | head (each head) | width (all heads as
+  # one vector).
+  c.model.qk_norm = "none"
+  c.model.qkv_bias = False  # queries, keys and values have a bias
   c.model.tie_embeddings = False  # the output head is the embedding
   c.model.rope_theta = 10000.0  # base of the rotary wavelengths; at least 1
+  c.model.sliding_window = 0  # positions that a token attends to; 0 = all
   # Share of activations that is dropped in embedding, attention, MLP and
   # memory; [0, 1].
   c.model.dropout_rate = 0.0
@@ -92,6 +101,23 @@ def get_config() -> Any:
   # What the backward pass recomputes to save memory: none | block (every
   # block).
   c.model.remat = "none"
+
+  # Longer rotary wavelengths, for longer texts than a model was trained on
+  # (ultramem_jax/ops/rotary.py has the formulas).
+  c.model.rope_scaling = ConfigDict()
+  c.model.rope_scaling.kind = "none"  # none | linear | llama3 | yarn
+  c.model.rope_scaling.factor = 1.0  # how much longer texts become; above 0
+  # llama3, yarn: positions that the model was trained on.
+  c.model.rope_scaling.original_length = 8192
+  # llama3, yarn: pairs that turn as often over these positions, or less, turn
+  # more slowly by the whole factor ...
+  c.model.rope_scaling.low_rotations = 1.0
+  # ... and from this often on, as before. Llama 3 has 4, YaRN 32.
+  c.model.rope_scaling.high_rotations = 4.0
+  # yarn: take whole pairs as bounds between the two, further apart.
+  c.model.rope_scaling.truncate = True
+  # Multiplies queries and keys; 0 = 0.1 ln(factor) + 1 with yarn, otherwise 1.
+  c.model.rope_scaling.attention_factor = 0.0
 
   # Mixture of experts in place of the MLP of every block.
   c.model.moe = ConfigDict()

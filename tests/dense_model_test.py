@@ -23,7 +23,7 @@ from ultramem_jax.testing import assert_close
   [
     dict(),
     dict(norm_bias=True, rope_theta=100.0),
-    dict(norm="rms", activation="swiglu", qk_norm=True, tie_embeddings=True),
+    dict(norm="rms", activation="swiglu", qk_norm="head", tie_embeddings=True),
     dict(mlp_conv=3),
     dict(mlp_conv=2, mlp_conv_blocks="2"),
   ],

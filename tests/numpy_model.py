@@ -25,7 +25,7 @@ def attention(c, params, x_TD):
     np.einsum("TD,DQH->TQH", x_TD, params[name]["kernel"])
     for name in ("query", "key", "value")
   )
-  if c.qk_norm:
+  if c.qk_norm == "head":
     query = norm(c, params["query_norm"], query, "rms")
     key = norm(c, params["key_norm"], key, "rms")
   query, key = rotate(c, query), rotate(c, key)

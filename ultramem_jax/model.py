@@ -41,11 +41,14 @@ class Embed(nn.Embed):
 
 
 class Block(nn.Module):
-  """A pre-norm transformer block.
+  """A transformer block: attention, then an MLP or a mixture of experts.
+
+  Norms stand before each of the two, or after (`norm_position`), where its
+  output joins the residual stream.
 
   Returns the residual stream and the tensor its MLP (or mixture of experts)
-  read: normalized, and convolved over positions where `mlp_conv` says so. A
-  memory placed at this block reads the same tensor.
+  read: normalized, unless norms stand after, and convolved over positions where
+  `mlp_conv` says so. A memory placed at this block reads the same tensor.
 
   Attributes:
     config: the transformer's settings.
@@ -61,15 +64,22 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BTD, segment_BT, rotation, decode, deterministic):
     c = self.config
-    norm = (c.norm, c.norm_eps, c.norm_bias)
-    dtype = jnp.dtype(c.dtype)
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
-    h_BTD = make_norm(*norm, "attention_norm", "embed", dtype=dtype)(x_BTD)
+
+    def norm(name, position, x_BTD):
+      if c.norm_position != position:
+        return x_BTD
+      dtype = jnp.dtype(c.dtype)
+      return make_norm(
+        c.norm, c.norm_eps, c.norm_bias, name, "embed", dtype=dtype
+      )(x_BTD)
+
+    h_BTD = norm("attention_norm", "pre", x_BTD)
     h_BTD = attention.Attention(c, self.prepared_for, name="attention")(
       h_BTD, segment_BT, rotation, decode
     )
-    x_BTD += dropout(h_BTD)
-    h_BTD = make_norm(*norm, "mlp_norm", "embed", dtype=dtype)(x_BTD)
+    x_BTD += dropout(norm("attention_norm", "post", h_BTD))
+    h_BTD = norm("mlp_norm", "pre", x_BTD)
     if self.mlp_conv:
       h_BTD = CausalConv(self.mlp_conv, name="mlp_conv")(
         h_BTD, segment_BT, decode
@@ -78,7 +88,8 @@ class Block(nn.Module):
       y_BTD = Moe(c, self.layout, name="moe")(h_BTD, segment_BT)
     else:
       y_BTD = Mlp(c, self.prepared_for, name="mlp")(h_BTD)
-    x_BTD = layout_lib.constrain_batch(x_BTD + dropout(y_BTD), self.layout)
+    y_BTD = dropout(norm("mlp_norm", "post", y_BTD))
+    x_BTD = layout_lib.constrain_batch(x_BTD + y_BTD, self.layout)
     return x_BTD, h_BTD
 
 

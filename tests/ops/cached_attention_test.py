@@ -1,5 +1,6 @@
 """Attention over a cache against attention with a mask over all of it."""
 
+import functools
 import re
 
 import jax
@@ -14,18 +15,18 @@ B, Q, H = 3, 2, 4
 CHUNK = cached_attention.CPU_CHUNK
 
 
-def make_inputs(size, start, length):
+def make_inputs(size, start, length, kv_heads=Q):
   """A query of slots start ..., a cache, and the segments of both."""
   random = np.random.default_rng(0)
   draw = lambda *shape: random.normal(size=shape).astype(np.float32)
   query_BTQH = draw(B, length, Q, H)
-  key_BQSH, value_BQSH = (draw(B, Q, size, H) for _ in range(2))
+  key_BqSH, value_BqSH = (draw(B, kv_heads, size, H) for _ in range(2))
   # Rows padded by nothing, by a chunk and more, and of several documents.
   segment_BS = np.ones((B, size), np.int32)
   segment_BS[1, : max(0, start - 3)] = 0
   segment_BS[2] = np.arange(size) // 50 + 1
   segment_BT = segment_BS[:, start : start + length]
-  return query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start
+  return query_BTQH, key_BqSH, value_BqSH, segment_BT, segment_BS, start
 
 
 def jit_afresh(function):
@@ -33,17 +34,21 @@ def jit_afresh(function):
   return jax.jit(lambda *inputs: function(*inputs))
 
 
-@jax.jit
-def masked(query_BTQH, key_BQSH, value_BQSH, segment_BT, segment_BS, start):
+@functools.partial(jax.jit, static_argnums=6)
+def masked(
+  query_BTQH, key_BqSH, value_BqSH, segment_BT, segment_BS, start, window=0
+):
   slot_T = start + jnp.arange(query_BTQH.shape[1])
   slot_S = np.arange(segment_BS.shape[1])
   mask_BTS = (segment_BT[:, :, None] == segment_BS[:, None, :]) & (
     slot_S[None, None, :] <= slot_T[None, :, None]
   )
+  if window:
+    mask_BTS &= slot_S[None, None, :] > slot_T[None, :, None] - window
   return jax.nn.dot_product_attention(
     query_BTQH,
-    key_BQSH.swapaxes(1, 2),
-    value_BQSH.swapaxes(1, 2),
+    key_BqSH.swapaxes(1, 2),
+    value_BqSH.swapaxes(1, 2),
     mask=mask_BTS[:, None],
   )
 
@@ -60,12 +65,32 @@ def test_equals_masked_attention(size, length, budget, monkeypatch):
     assert_close(attend(*inputs), masked(*inputs))
 
 
+@pytest.mark.parametrize("budget", [1, cached_attention.CPU_BYTES])
+@pytest.mark.parametrize("window", [0, 3, CHUNK])
+def test_grouped_heads_and_windows(window, budget, monkeypatch):
+  monkeypatch.setattr(cached_attention, "CPU_BYTES", budget)
+  attend = jit_afresh(functools.partial(cached_attention.attend, window=window))
+  size = 2 * CHUNK + 37
+  for start in (0, CHUNK + 1, size - 5):
+    inputs = make_inputs(size, start, 5, kv_heads=1)
+    assert_close(attend(*inputs), masked(*inputs, window))
+
+
+def test_chunks_before_the_window_are_not_read():
+  inputs = make_inputs(3 * CHUNK, 2 * CHUNK + 9, 2)
+  expected_BTQH = np.asarray(masked(*inputs, 8))
+  for cache_BqSH in inputs[1:3]:
+    cache_BqSH[:, :, : 2 * CHUNK] = np.nan
+  attend = functools.partial(cached_attention.attend, window=8)
+  assert_close(jax.jit(attend)(*inputs), expected_BTQH)
+
+
 def test_only_chunks_in_use_are_read():
   start = CHUNK + 5
   inputs = make_inputs(4 * CHUNK, start, 1)
   expected_BTQH = np.asarray(masked(*inputs))
-  for cache_BQSH in inputs[1:3]:
-    cache_BQSH[:, :, 2 * CHUNK :] = np.nan
+  for cache_BqSH in inputs[1:3]:
+    cache_BqSH[:, :, 2 * CHUNK :] = np.nan
   assert_close(jax.jit(cached_attention.attend)(*inputs), expected_BTQH)
 
 

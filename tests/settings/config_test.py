@@ -153,6 +153,7 @@ def test_round_trip():
   given = tiny.get_config().to_dict()
   own = kinds.DEFAULTS["ultramem"]
   given["model"]["memory"].update(own)
+  given["model"].update(num_kv_heads=4, head_dim=32)
   assert as_dict == given
   again = config.parse(json.loads(json.dumps(as_dict)))
   assert again == c

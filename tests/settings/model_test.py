@@ -1,15 +1,50 @@
 """The transformer's settings: what is refused."""
 
 from tests.settings import refusals
+from ultramem_jax import testing
+from ultramem_jax.settings import config
 
 NAN, INF = float("nan"), float("inf")
+
+
+def test_zeros_stand_for_heads_of_the_usual_number_and_width():
+  plain = testing.small_config(model__embed_dim=24, model__num_heads=6).model
+  assert (plain.num_kv_heads, plain.head_dim) == (6, 4)
+  # A width of its own need not divide the model's.
+  wide = testing.small_config(
+    model__num_heads=5, model__head_dim=8, model__num_kv_heads=1
+  ).model
+  assert (wide.num_kv_heads, wide.head_dim) == (1, 8)
+
+
+def test_settings_that_a_workdir_may_lack_have_their_defaults():
+  fields = config.to_dict(testing.small_config())
+  expected = config.parse(fields)
+  for name in (
+    "num_kv_heads",
+    "head_dim",
+    "qkv_bias",
+    "norm_position",
+    "sliding_window",
+    "rope_scaling",
+  ):
+    del fields["model"][name]
+  assert config.parse(fields) == expected
 
 
 @refusals.cases(
   [
     *(
       ({f"model.{name}": "x"}, f"model.{name}", "one of")
-      for name in ("activation", "norm", "dtype", "attention", "remat")
+      for name in (
+        "activation",
+        "norm",
+        "norm_position",
+        "qk_norm",
+        "dtype",
+        "attention",
+        "remat",
+      )
     ),
     *(
       ({f"model.{name}": 0}, f"model.{name}", "at least 1")
@@ -21,7 +56,10 @@ NAN, INF = float("nan"), float("inf")
         "mlp_dim",
       )
     ),
-    ({"model.mlp_conv": -1}, "model.mlp_conv", "at least 0"),
+    *(
+      ({f"model.{name}": -1}, f"model.{name}", "at least 0")
+      for name in ("mlp_conv", "num_kv_heads", "head_dim", "sliding_window")
+    ),
     ({"model.norm_bias": 1}, "model.norm_bias", "of type bool"),
     *(
       ({"model.norm_eps": value}, "model.norm_eps", "in [1e-12, 1]")
@@ -40,6 +78,8 @@ NAN, INF = float("nan"), float("inf")
     ({"model.attention": "cudnn"}, "model.attention", "bfloat16"),
     ({"model.num_heads": 3}, "model.num_heads", "embed_dim = 128"),
     ({"model.embed_dim": 4}, "model.num_heads", "even head width"),
+    ({"model.head_dim": 5}, "model.head_dim", "must be even"),
+    ({"model.num_kv_heads": 3}, "model.num_kv_heads", "num_heads = 4"),
     *(
       (
         {"model.mlp_conv": 5, "model.mlp_conv_blocks": blocks},

@@ -4,9 +4,12 @@ import functools
 import importlib
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from configs import tiny
+from ultramem_jax import Transformer
 from ultramem_jax.settings import config
 from ultramem_jax.tools import accounting
 
@@ -78,6 +81,26 @@ def test_tied_embeddings_and_gated_mlps():
   model = config.parse(c).model
   assert accounting.parameters(model)["embedding"] == 300 * 24
   assert accounting.flops_per_token(model)["mlp"] == 2 * 4 * 3 * 24 * 40
+
+
+def test_grouped_heads_and_biases():
+  c = small()
+  c.model.update(num_heads=6, num_kv_heads=2, head_dim=8, qkv_bias=True)
+  c.model.update(qk_norm="width")
+  model = config.parse(c).model
+  queries, keys = 6 * 8, 2 * 8
+  attention = 24 * (2 * queries + 2 * keys) + queries + 2 * keys
+  assert accounting.flops_per_token(model)["attention"] == 2 * 4 * attention
+  plain = accounting.parameters(config.parse(small()).model)
+  counts = accounting.parameters(model)
+  assert counts == plain | {
+    "dense": plain["dense"] + 4 * (attention - 4 * 24**2),
+    "norm": plain["norm"] + 4 * (queries + keys),
+  }
+  token_BT = np.zeros((1, 1), np.int32)
+  shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), token_BT)
+  sizes = [x.size for x in jax.tree.leaves(shapes["params"])]
+  assert sum(counts.values()) == sum(sizes)
 
 
 def test_convolutions_before_mlps_are_dense_parameters():

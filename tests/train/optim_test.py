@@ -98,7 +98,7 @@ def test_rates_from_zero_equal_the_golden_ones():
     },
     {
       "model__norm_bias": True,
-      "model__qk_norm": True,
+      "model__qk_norm": "head",
       "model__activation": "swiglu",
       "model__tie_embeddings": True,
     },

@@ -70,6 +70,33 @@ def test_where_every_parameter_lies():
   }
 
 
+@pytest.mark.parametrize("kv_heads, split", [(4, TENSOR), (2, None)])
+def test_what_a_published_model_has_too_few_of_is_whole(kv_heads, split):
+  """A vocabulary, and heads of keys, which 4 devices may not divide."""
+  config = testing.small_config(
+    batch_size=8,
+    mesh__fsdp=2,
+    mesh__tensor=4,
+    model__memory__kind="none",
+    model__num_layers=1,
+    model__num_heads=8,
+    model__num_kv_heads=kv_heads,
+    model__qkv_bias=True,
+    model__vocab_size=261,
+  )
+  found = specs(config)
+  assert found["embed/embedding"] == (None, FSDP)
+  assert found["head/kernel"] == (FSDP, None)
+  assert found["block_0/attention/query/kernel"] == (FSDP, TENSOR, None)
+  assert found["block_0/attention/query/bias"] == (TENSOR, None)
+  for name in ("key", "value"):
+    assert found[f"block_0/attention/{name}/kernel"] == (FSDP, split, None)
+    assert found.get(f"block_0/attention/{name}/bias", (None, None)) == (
+      split,
+      None,
+    )
+
+
 def test_experts_lie_on_the_table_axis():
   config = testing.small_config(
     batch_size=8,

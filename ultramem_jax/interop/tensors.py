@@ -16,34 +16,42 @@ Path = tuple[str | int, ...]
 class Entry(NamedTuple):
   """One tensor and the arrays that hold it.
 
-  array = tensor.reshape(split).transpose(axes). Where there are several paths,
-  the first axis of this array runs over them. A path that ends in a number is
-  that element of the array at the rest of the path.
+  Of a single path, array = tensor.reshape(split).transpose(axes). Where there
+  are several, `parts` are the lengths into which the first axis of the reshaped
+  tensor is cut; the array at each path is its part, transposed. A path that
+  ends in a number is that element of the array at the rest of the path.
   """
 
   shape: tuple[int, ...]
   split: tuple[int, ...]
   axes: tuple[int, ...]
   paths: tuple[Path, ...]
+  parts: tuple[int, ...]
 
   @property
-  def array_shape(self) -> tuple[int, ...]:
+  def array_shapes(self) -> dict[Path, tuple[int, ...]]:
     """The shape of the array at each path."""
-    moved = tuple(self.split[axis] for axis in self.axes)
-    return moved if len(self.paths) == 1 else moved[1:]
+    splits = ((part, *self.split[1:]) for part in self.parts)
+    return {
+      path: tuple(split[axis] for axis in self.axes)
+      for path, split in zip(self.paths, splits, strict=True)
+    }
 
   def to_arrays(self, tensor: np.ndarray) -> dict[Path, np.ndarray]:
     """Returns the arrays, by path, that hold the tensor."""
-    moved = tensor.reshape(self.split).transpose(self.axes)
-    parts = [moved] if len(self.paths) == 1 else moved
-    return dict(zip(self.paths, parts, strict=True))
+    ends = np.cumsum(self.parts)[:-1]
+    parts = np.split(tensor.reshape(self.split), ends)
+    return {
+      path: part.transpose(self.axes)
+      for path, part in zip(self.paths, parts, strict=True)
+    }
 
   def to_tensor(self, arrays: Mapping[Path, np.ndarray]) -> np.ndarray:
     """Returns the tensor that the arrays at `paths` hold."""
-    parts = [arrays[path] for path in self.paths]
-    moved = parts[0] if len(parts) == 1 else np.stack(parts)
-    moved = moved.reshape([self.split[axis] for axis in self.axes])
-    return moved.transpose(np.argsort(self.axes)).reshape(self.shape)
+    back = np.argsort(self.axes)
+    parts = [arrays[path].transpose(back) for path in self.paths]
+    tensor = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return tensor.reshape(self.shape)
 
 
 def entry(
@@ -51,10 +59,16 @@ def entry(
   split: tuple[int, ...],
   axes: tuple[int, ...] | None = None,
   shape: tuple[int, ...] | None = None,
+  parts: tuple[int, ...] | None = None,
 ) -> Entry:
   """Returns an Entry; by default the shape is split, and no axis moves."""
-  axes = tuple(range(len(split))) if axes is None else axes
-  return Entry(split if shape is None else shape, split, axes, paths)
+  return Entry(
+    split if shape is None else shape,
+    split,
+    tuple(range(len(split))) if axes is None else axes,
+    paths,
+    split[:1] if parts is None else parts,
+  )
 
 
 def linear(path: Path, outputs: int, inputs: int) -> Entry:
@@ -132,11 +146,9 @@ def _array_faults(
 ) -> list[str]:
   """Returns what keeps the arrays from filling the entries, one line each."""
   faults = []
-  wanted = {
-    path: entry.array_shape
-    for entry in entries.values()
-    for path in entry.paths
-  }
+  wanted = {}
+  for entry in entries.values():
+    wanted |= entry.array_shapes
   for path, shape in wanted.items():
     name = "/".join(map(str, path))
     if path not in arrays:

@@ -14,14 +14,19 @@ def rotation(
   config: ModelConfig, position_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns sine and cosine of the angles by which all layers rotate."""
-  return rotary.angles(position_BT, config.head_dim, config.rope_theta)
+  return rotary.angles(
+    position_BT, config.head_dim, config.rope_theta, config.rope_scaling
+  )
 
 
 class Attention(nn.Module):
   """Multi-head causal self-attention within segments.
 
+  Where keys and values have fewer heads, q, than queries, each is shared by
+  Q / q query heads.
+
   In decoding the collection "cache" keeps `cached_key` and `cached_value`
-  [B, Q, S, H] and `cached_segment` [B, S] of the positions so far, and the
+  [B, q, S, H] and `cached_segment` [B, S] of the positions so far, and the
   number `index` of these; S is the length of the call that created the cache.
 
   Attributes:
@@ -38,29 +43,32 @@ class Attention(nn.Module):
     c = self.config
     dtype = jnp.dtype(c.dtype)
 
-    def project(name):
+    def project(name, heads, axis):
       return Linear(
-        (c.num_heads, c.head_dim),
+        (heads, c.head_dim),
         c.embed_dim**-0.5,
-        ("embed", "heads", "head"),
+        ("embed", axis, "head"),
         dtype=dtype,
         prepared_for=self.prepared_for,
+        use_bias=c.qkv_bias,
         name=name,
       )(x_BTD)
 
-    query_BTQH, key_BTQH, value_BTQH = map(project, ("query", "key", "value"))
-    if c.qk_norm:
-      query_BTQH, key_BTQH = (
-        make_norm(c.norm, c.norm_eps, c.norm_bias, name, dtype=dtype)(x)
-        for name, x in (("query_norm", query_BTQH), ("key_norm", key_BTQH))
-      )
-    query_BTQH = rotary.rotate(query_BTQH, *rotation)
-    key_BTQH = rotary.rotate(key_BTQH, *rotation)
+    query_BTQH = project("query", c.num_heads, "heads")
+    key_BTqH = project("key", c.num_kv_heads, "kv_heads")
+    value_BTqH = project("value", c.num_kv_heads, "kv_heads")
+    query_BTQH = rotary.rotate(self._norm("query_norm", query_BTQH), *rotation)
+    key_BTqH = rotary.rotate(self._norm("key_norm", key_BTqH), *rotation)
     if decode:
-      y_BTQH = self._attend_cached(query_BTQH, key_BTQH, value_BTQH, segment_BT)
+      y_BTQH = self._attend_cached(query_BTQH, key_BTqH, value_BTqH, segment_BT)
     else:
       y_BTQH = attention.attend(
-        query_BTQH, key_BTQH, value_BTQH, segment_BT, c.attention
+        query_BTQH,
+        key_BTqH,
+        value_BTqH,
+        segment_BT,
+        c.attention,
+        c.sliding_window,
       )
     out_std = (2 * c.num_layers * c.embed_dim) ** -0.5
     return Linear(
@@ -73,11 +81,23 @@ class Attention(nn.Module):
       name="out",
     )(y_BTQH)
 
-  def _attend_cached(self, query_BTQH, key_BTQH, value_BTQH, segment_BT):
+  def _norm(self, name, x_BTQH):
+    """Normalizes each head, or all of them as one vector, or nothing."""
+    c = self.config
+    if c.qk_norm == "none":
+      return x_BTQH
+    norm = make_norm(
+      c.norm, c.norm_eps, c.norm_bias, name, dtype=jnp.dtype(c.dtype)
+    )
+    if c.qk_norm == "head":
+      return norm(x_BTQH)
+    return norm(x_BTQH.reshape(*x_BTQH.shape[:2], -1)).reshape(x_BTQH.shape)
+
+  def _attend_cached(self, query_BTQH, key_BTqH, value_BTqH, segment_BT):
     """Writes the new positions into the cache and attends over all of it."""
     new = {
-      "cached_key": key_BTQH.swapaxes(1, 2),
-      "cached_value": value_BTQH.swapaxes(1, 2),
+      "cached_key": key_BTqH.swapaxes(1, 2),
+      "cached_value": value_BTqH.swapaxes(1, 2),
       "cached_segment": segment_BT,
     }
     is_initialized = self.has_variable("cache", "cached_key")
@@ -100,4 +120,5 @@ class Attention(nn.Module):
       segment_BT,
       cache["cached_segment"].value,
       start,
+      self.config.sliding_window,
     )

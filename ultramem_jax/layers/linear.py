@@ -46,7 +46,7 @@ def contract(
 
 
 class Linear(nn.Module):
-  """A linear map without a bias; its `kernel` is [*inputs, *outputs].
+  """A linear map; its `kernel` is [*inputs, *outputs], its `bias` [*outputs].
 
   Attributes:
     outputs: widths of the output axes.
@@ -55,6 +55,7 @@ class Linear(nn.Module):
     num_axes: number of x's last axes that are inputs.
     dtype: of the product.
     prepared_for: see `model.Transformer`.
+    use_bias: add a bias, zeros at first.
   """
 
   outputs: tuple[int, ...]
@@ -63,16 +64,22 @@ class Linear(nn.Module):
   num_axes: int = 1
   dtype: jnp.dtype = jnp.float32
   prepared_for: str | None = None
+  use_bias: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., *inputs] to [..., *outputs]."""
     shape = *x.shape[-self.num_axes :], *self.outputs
     initializer = nn.initializers.normal(self.std)
-    return contract(
+    y = contract(
       self,
       "kernel",
       x.astype(self.dtype),
       lambda: parameter(self, "kernel", initializer, self.axes, shape),
       self.num_axes,
     )
+    if not self.use_bias:
+      return y
+    axes = self.axes[self.num_axes :]
+    bias = parameter(self, "bias", nn.initializers.zeros, axes, self.outputs)
+    return y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - bias.ndim))

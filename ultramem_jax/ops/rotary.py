@@ -1,4 +1,18 @@
-"""Rotary positions (Su et al., arXiv 2104.09864), in the half-rotation form."""
+"""Rotary positions (Su et al., arXiv 2104.09864), in the half-rotation form.
+
+A pair of features i turns by f_i = theta^(-2 i / H) from one position to the
+next. A model that was trained on L positions reads longer texts if the slow
+pairs turn more slowly, by a factor s:
+
+  f_i (k_i + (1 - k_i) / s)
+
+  linear: k = 0 (Chen et al., arXiv 2306.15595).
+  llama3: k grows from 0 to 1 with the rotations L f_i / (2 pi), linearly from
+    `low_rotations` to `high_rotations` (Llama 3.1, arXiv 2407.21783).
+  yarn: k falls from 1 to 0 with i, linearly between the pairs that make
+    `high_rotations` and `low_rotations`; sines and cosines are multiplied by
+    0.1 ln(s) + 1 (Peng et al., arXiv 2309.00071).
+"""
 
 import math
 
@@ -6,13 +20,56 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import chunks
+from ultramem_jax.settings.rope_scaling import RopeScaling
 
 # Chunks in which sines are computed: any number but one makes a loop.
 CHUNKS = 4
 
+NO_SCALING = RopeScaling()
+
+
+def frequencies(width: int, theta: float, scaling: RopeScaling) -> jax.Array:
+  """Returns the radians by which each pair turns per position.
+
+  Args:
+    width: of a head, even.
+    theta: base of the wavelengths, 2 pi theta^(2 i / width).
+    scaling: how they are stretched.
+  Returns:
+    [H] float32, of length width / 2.
+  """
+  half = width // 2
+  index_H = jnp.arange(half, dtype=jnp.float32)
+  frequency_H = theta ** (-index_H / half)
+  if scaling.kind == "none":
+    return frequency_H
+  kept_H = 0.0
+  low, high = scaling.low_rotations, scaling.high_rotations
+  if scaling.kind == "llama3":
+    rotations_H = scaling.original_length / (2 * math.pi) * frequency_H
+    kept_H = jnp.clip((rotations_H - low) / (high - low), 0, 1)
+  elif scaling.kind == "yarn":
+    first, last = (
+      half
+      * math.log(scaling.original_length / (2 * math.pi * rotations))
+      / math.log(theta)
+      for rotations in (high, low)
+    )
+    if scaling.truncate:
+      first, last = math.floor(first), math.ceil(last)
+    # The published code counts to the width here, not to half of it.
+    first, last = max(first, 0), min(last, width - 1)
+    # Of equal ones, a step.
+    steps = last - first or 1e-3
+    kept_H = 1 - jnp.clip((index_H - first) / steps, 0, 1)
+  return frequency_H * (kept_H + (1 - kept_H) / scaling.factor)
+
 
 def angles(
-  position_BT: jax.Array, width: int, theta: float
+  position_BT: jax.Array,
+  width: int,
+  theta: float,
+  scaling: RopeScaling = NO_SCALING,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns sine and cosine of each position's angles.
 
@@ -21,17 +78,18 @@ def angles(
 
   Args:
     position_BT: [B, T] int32.
-    width: of a head, even.
-    theta: base of the wavelengths, 2 pi theta^(2 i / width).
+    width, theta, scaling: as for `frequencies`.
   Returns:
-    (sin_BTH, cos_BTH): [B, T, width / 2] float32.
+    (sin_BTH, cos_BTH): [B, T, width / 2] float32, times the amplitude of the
+    scaling.
   """
-  half = width // 2
-  frequency_H = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+  frequency_H = frequencies(width, theta, scaling)
+  amplitude = scaling.amplitude
 
   def compute(_, position_BT):
     angle_BTH = jnp.multiply.outer(position_BT, frequency_H)
-    return None, (jnp.sin(angle_BTH), jnp.cos(angle_BTH))
+    pair = jnp.sin(angle_BTH), jnp.cos(angle_BTH)
+    return None, tuple(amplitude * x for x in pair)
 
   positions = math.ceil(position_BT.shape[1] / CHUNKS)
   return chunks.scan_chunks(compute, None, position_BT, positions)[1]

@@ -11,6 +11,7 @@ from ultramem_jax.settings.checks import (
   require_types,
 )
 from ultramem_jax.settings.memory import MemoryConfig
+from ultramem_jax.settings.rope_scaling import RopeScaling
 from ultramem_jax.settings.spans import Span, parse_blocks, parse_spans
 
 
@@ -41,7 +42,10 @@ class MoeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """The transformer; every field is explained in `configs/default.py`."""
+  """The transformer; every field is explained in `configs/default.py`.
+
+  A `num_kv_heads` or `head_dim` of 0 becomes the number that it stands for.
+  """
 
   vocab_size: int
   embed_dim: int
@@ -52,7 +56,7 @@ class ModelConfig:
   norm: str
   norm_eps: float
   norm_bias: bool
-  qk_norm: bool
+  qk_norm: str
   tie_embeddings: bool
   rope_theta: float
   dropout_rate: float
@@ -63,11 +67,12 @@ class ModelConfig:
   memory: MemoryConfig
   mlp_conv: int = 0
   mlp_conv_blocks: str = "full"
-
-  @property
-  def head_dim(self) -> int:
-    """H: width of an attention head."""
-    return self.embed_dim // self.num_heads
+  num_kv_heads: int = 0
+  head_dim: int = 0
+  qkv_bias: bool = False
+  norm_position: str = "pre"
+  sliding_window: int = 0
+  rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
 
   @property
   def spans(self) -> tuple[Span, ...]:
@@ -86,9 +91,17 @@ class ModelConfig:
     )
 
   def __post_init__(self):
+    self._require_ranges()
+    self._require_choices()
+    self._resolve_heads()
+    self._require_memory()
+
+  def _require_ranges(self):
     path = "model"
     require_types(path, self)
-    require_at_least(path, self, 0, "mlp_conv")
+    require_at_least(
+      path, self, 0, "mlp_conv", "num_kv_heads", "head_dim", "sliding_window"
+    )
     require_at_least(
       path,
       self,
@@ -99,8 +112,23 @@ class ModelConfig:
       "num_heads",
       "mlp_dim",
     )
+    require_fraction(path, self, "dropout_rate")
+    require_norm_eps(path, self)
+    require_at_least(path, self, 1, "rope_theta")
+    require(
+      self.rope_scaling.kind != "yarn" or self.rope_theta > 1,
+      "model.rope_theta",
+      self.rope_theta,
+      "must be above 1 with rope_scaling.kind = 'yarn'",
+    )
+    _ = self.mlp_conv_layers  # raises on a bad block
+
+  def _require_choices(self):
+    path = "model"
     require_choice(path, self, "activation", "gelu", "swiglu")
     require_choice(path, self, "norm", "layernorm", "rms")
+    require_choice(path, self, "norm_position", "pre", "post")
+    require_choice(path, self, "qk_norm", "none", "head", "width")
     require_choice(path, self, "dtype", "float32", "bfloat16")
     require_choice(path, self, "attention", "xla", "cudnn")
     require_choice(path, self, "remat", "none", "block")
@@ -110,15 +138,38 @@ class ModelConfig:
       self.attention,
       "needs model.dtype = 'bfloat16'",
     )
-    require_fraction(path, self, "dropout_rate")
-    require_norm_eps(path, self)
-    require_at_least(path, self, 1, "rope_theta")
+
+  def _resolve_heads(self):
+    """Requires heads to fit together; replaces zeros by what they stand for."""
+    if self.head_dim:
+      require(
+        self.head_dim % 2 == 0,
+        "model.head_dim",
+        self.head_dim,
+        "must be even, as rotary positions turn pairs; 0 is embed_dim / "
+        "num_heads",
+      )
+    else:
+      width = self.embed_dim // self.num_heads
+      require(
+        self.embed_dim % self.num_heads == 0 and width % 2 == 0,
+        "model.num_heads",
+        self.num_heads,
+        f"must divide embed_dim = {self.embed_dim} into an even head width, "
+        "unless model.head_dim names another",
+      )
+      object.__setattr__(self, "head_dim", width)
+    kv_heads = self.num_kv_heads or self.num_heads
     require(
-      self.embed_dim % self.num_heads == 0 and self.head_dim % 2 == 0,
-      "model.num_heads",
-      self.num_heads,
-      f"must divide embed_dim = {self.embed_dim} into an even head width",
+      self.num_heads % kv_heads == 0,
+      "model.num_kv_heads",
+      kv_heads,
+      f"must divide num_heads = {self.num_heads}; 0 is as many",
     )
+    object.__setattr__(self, "num_kv_heads", kv_heads)
+
+  def _require_memory(self):
+    """Requires the memories to fit the transformer."""
     memory = self.memory
     if memory.kind != "none":
       require(
@@ -129,7 +180,6 @@ class ModelConfig:
       )
       memory.require_width(self.embed_dim)
     spans = self.spans  # raises on a bad span
-    _ = self.mlp_conv_layers  # raises on a bad block
     if memory.kind == "ultramem_v2":
       require(
         memory.ring_layers in (0, len(spans)),

@@ -35,10 +35,14 @@ RULES = {
   "embed": ("fsdp",),
   "mlp": ("tensor",),
   "heads": ("tensor",),
+  "kv_heads": ("tensor",),
   "vocab": ("tensor",),
   "experts": ("table",),
   "keys": ("fsdp",),
 }
+# Axes whose sizes are what a published model has, such as twice a prime of
+# keys: devices that do not divide one all hold the whole of it.
+UNEVEN = ("kv_heads", "vocab", "keys")
 
 
 def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
@@ -234,8 +238,8 @@ def parameter_specs(
   def place(path, name, size):
     axes = rules.get(name, ())
     devices = layout.size(axes)
-    if name == "keys" and size % devices:
-      return None  # a published model has twice a prime of them
+    if name in UNEVEN and size % devices:
+      return None
     if name != table:  # that one is `make_layout`'s to check
       require(
         size % devices == 0,

@@ -210,7 +210,7 @@ def test_dense_model_has_no_memory():
     ("clip_qkv", 8.0),
     ("include_bias", True),
     ("residual_dropout", 0.1),
-    ("n_kv_heads", 1),
+    ("n_kv_heads", 3),
     ("mem_insert_way", "2:1"),
     ("mem_insert_way", "0:1/0:2"),
     ("mem_insert_way", "0:2"),

@@ -36,7 +36,6 @@ MODEL_SETTINGS = {
   "clip_qkv": (None,),
   "include_bias": (False,),
   "embedding_layer_norm": (False,),
-  "multi_query_attention": (False, None),
   "layer_norm_with_affine": (True,),
   "block_group_size": (1,),
   "moe_interleave": (False,),
@@ -113,6 +112,21 @@ def _memory(
   return dataclasses.replace(c, spans=spans)
 
 
+def _kv_heads(settings: Settings, heads: int) -> int:
+  """Returns the heads of keys and values."""
+  given = settings.get("n_kv_heads")
+  single = settings.get("multi_query_attention")
+  kv_heads = given or (1 if single else heads)
+  require(
+    heads % kv_heads == 0
+    and (single is None or kv_heads == (1 if single else heads)),
+    "n_kv_heads",
+    given,
+    f"must divide n_heads = {heads}, and fit multi_query_attention = {single}",
+  )
+  return kv_heads
+
+
 def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
   """Returns the config of the model; sizes: see `_memory_sizes`."""
   for name, allowed in MODEL_SETTINGS.items():
@@ -123,9 +137,7 @@ def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
       f"must be {allowed[0]}: nothing else is supported",
     )
   width, heads = (required(settings, n) for n in ("d_model", "n_heads"))
-  require_value(
-    settings, "n_kv_heads", (None, heads), f"must be n_heads = {heads}"
-  )
+  kv_heads = _kv_heads(settings, heads)
   norm, eps, bias = norm_settings(settings)
   spans = _spans(settings)
   hidden = settings.get("mlp_hidden_size")
@@ -137,12 +149,13 @@ def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
     embed_dim=width,
     num_layers=required(settings, "n_layers"),
     num_heads=heads,
+    num_kv_heads=kv_heads,
     mlp_dim=hidden // 2,
     activation="swiglu",
     norm=norm,
     norm_eps=eps,
     norm_bias=bias,
-    qk_norm=settings.get("attention_layer_norm", False),
+    qk_norm="head" if settings.get("attention_layer_norm") else "none",
     tie_embeddings=settings.get("weight_tying", True),
     rope_theta=float(settings.get("rope_theta", 10_000)),
     dropout_rate=0.0,
@@ -182,6 +195,7 @@ def _block_entries(c: ModelConfig) -> dict[str, Entry]:
   """Returns the tensors of a block, with paths as if it were the model."""
   width, hidden = c.embed_dim, c.mlp_dim
   heads = (c.num_heads, c.head_dim)
+  parts = (c.num_heads, c.num_kv_heads, c.num_kv_heads)
   kernels = [
     ("params", "attention", name, "kernel")
     for name in ("query", "key", "value", "out")
@@ -190,15 +204,16 @@ def _block_entries(c: ModelConfig) -> dict[str, Entry]:
   entries = {
     "att_proj.weight": entry(
       *kernels[:3],
-      split=(3, *heads, width),
-      axes=(0, 3, 1, 2),
-      shape=(3 * width, width),
+      split=(sum(parts), c.head_dim, width),
+      parts=parts,
+      axes=(2, 0, 1),
+      shape=(sum(parts) * c.head_dim, width),
     ),
     "attn_out.weight": entry(
       kernels[3], split=(width, *heads), axes=(1, 2, 0), shape=(width, width)
     ),
     "ff_proj.weight": entry(
-      *ups, split=(2, hidden, width), axes=(0, 2, 1), shape=(2 * hidden, width)
+      *ups, split=(2 * hidden, width), parts=(hidden, hidden), axes=(1, 0)
     ),
     "ff_out.weight": linear(("params", "mlp", "down", "kernel"), width, hidden),
   }
@@ -206,7 +221,7 @@ def _block_entries(c: ModelConfig) -> dict[str, Entry]:
     "attn_norm": (("attention_norm",), width),
     "ff_norm": (("mlp_norm",), width),
   }
-  if c.qk_norm:
+  if c.qk_norm == "head":
     norms["q_norm"] = (("attention", "query_norm"), c.head_dim)
     norms["k_norm"] = (("attention", "key_norm"), c.head_dim)
   for name, (path, size) in norms.items():
