@@ -166,7 +166,7 @@ def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
     memory=_memory(settings, spans, sizes)
     if spans
     else MemoryConfig(
-      kind="none", num_keys=1, key_dim=1, value_dim=1, top_m=1, num_cores=1
+      kind="none", num_keys=1, key_dim=2, value_dim=1, top_m=1, num_cores=1
     ),
   )
 
