@@ -50,7 +50,13 @@ def get_config() -> Any:
   c.data.valid_split = "validation"  # tfds: split to validate on
   # JSON lines, Parquet and tfds: the field that holds the text.
   c.data.text_field = "text"
-  c.data.tokenizer = "bytes"  # bytes | path of a Hugging Face tokenizer.json
+  # bytes | path of a Hugging Face tokenizer.json, or of its folder.
+  c.data.tokenizer = "bytes"
+  # Names of the tokens that begin and end a document, and that pad; "" = as the
+  # tokenizer declares them.
+  c.data.bos_token = ""
+  c.data.eos_token = ""
+  c.data.pad_token = ""
   c.data.seq_len = 1024  # [T] tokens per row
   # segments (a row packs documents; attention and positions stay inside each) |
   # concat (documents run on without a border, as in the paper's training).

@@ -7,6 +7,7 @@ Each split is indexed when it is first used, and once: a program that only
 evaluates needs no text to train on.
 """
 
+import itertools
 import platform
 from collections.abc import Sequence
 
@@ -15,6 +16,9 @@ from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.data.documents import Source
 from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.settings.config import Config
+
+# How many documents are encoded to see whether text stays as it is.
+_COMPARED = 20
 
 
 class Corpus:
@@ -43,7 +47,11 @@ class Corpus:
       label = f"tfds {data.tfds_name}"
     train, valid = self._splits.train, self._splits.valid
     sizes = [_size(train, "train", unit), _size(valid, "validation", unit)]
-    return f"{label}: {'; '.join(sizes + self._splits.remarks())}"
+    remarks = self._splits.remarks()
+    looked_at = itertools.islice(train.documents(), _COMPARED)
+    if changed := tokenizer_lib.change(self.tokenizer, looked_at):
+      remarks.append(changed)
+    return f"{label}: {'; '.join(sizes + remarks)}"
 
   def train(
     self, rows: Sequence[int]
@@ -112,7 +120,10 @@ def open(config: Config) -> Corpus:
     ConfigError: the tokenizer cannot be loaded, or model.vocab_size is smaller
       than its vocabulary.
   """
-  tokenizer = tokenizer_lib.load(config.data.tokenizer)
+  named = config.data
+  tokenizer = tokenizer_lib.load(
+    named.tokenizer, named.bos_token, named.eos_token, named.pad_token
+  )
   tokenizer_lib.check_vocab(config.model.vocab_size, tokenizer)
   return Corpus(config, sources.Splits(config.data), tokenizer)
 

@@ -4,19 +4,23 @@ Both kinds are immutable, have the same six members and never produce a
 special token from text: `encode` adds none, and `decode` leaves them out.
 """
 
+import contextlib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
+from ultramem_jax.data import specials
+from ultramem_jax.data.specials import Specials
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-# How published tokenizers name their special tokens; the first found is taken.
-EOS_NAMES = ("<eos>", "</s>", "<|endoftext|>", "<|end_of_text|>", "[EOS]")
-BOS_NAMES = ("<bos>", "<s>", "<|begin_of_text|>", "<|startoftext|>", "[BOS]")
-PAD_NAMES = ("<pad>", "<|padding|>", "<|pad|>", "[PAD]")
+# Most vocabularies do not hold all of it.
+_ANY_TEXT = "a text\n\0 \xe9 \u6f22 \U0001f600"
+# How many characters are encoded to see whether text stays as it is.
+_COMPARED = 2000
 
 
 class Tokenizer(Protocol):
@@ -52,20 +56,52 @@ class ByteTokenizer:
 
 
 class FileTokenizer:
-  """A tokenizer.json, set to find no specials in a text and to cut none."""
+  """A tokenizer.json, set to find no specials in a text and to cut none.
 
-  def __init__(self, tokenizer: Any, bos_id: int, eos_id: int, pad_id: int):
+  Args:
+    tokenizer: of the library `tokenizers`.
+    names: its special tokens; without bos, eos begins a text, without pad, eos
+      pads.
+  """
+
+  def __init__(self, tokenizer: Any, names: Specials):
     # A file may ask for truncation or padding, meant for other uses.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    # Whatever the file says of them, these are no text.
+    chosen = names.bos, names.eos, names.pad
+    tokenizer.add_special_tokens(sorted({*chosen} - {""}))
     # "<eos>" written in a document is five characters, not the end.
     tokenizer.encode_special_tokens = True
     self._tokenizer = tokenizer
     # Ids may have gaps, so the size is the largest id, not a count.
     self.vocab_size = max(tokenizer.get_vocab().values()) + 1
-    self.bos_id, self.eos_id, self.pad_id = bos_id, eos_id, pad_id
+    self.bos_id, self.eos_id, self.pad_id = (
+      tokenizer.token_to_id(name or names.eos) for name in chosen
+    )
+    special = {
+      id: token.content
+      for id, token in tokenizer.get_added_tokens_decoder().items()
+      if token.special and token.content != names.unknown
+    }
+    self._is_special = np.zeros(self.vocab_size, bool)
+    self._is_special[list(special)] = True
+    inside = (
+      f"(?<={re.escape(name[0])})(?={re.escape(name[1:])})"
+      for name in special.values()
+    )
+    self._inside_special = re.compile("|".join(inside))
 
   def encode(self, text: str) -> np.ndarray:
+    ids_T = self._encode(text)
+    if not self._is_special[ids_T].any():
+      return ids_T
+    # The vocabulary itself may hold a special token as a piece of text.
+    parts = map(self._encode, self._inside_special.split(text))
+    ids_T = np.concatenate([*parts])
+    return ids_T[~self._is_special[ids_T]]
+
+  def _encode(self, text: str) -> np.ndarray:
     # The batch form is half again as fast: it does not record where tokens lie.
     encodings = self._tokenizer.encode_batch_fast(
       [text], add_special_tokens=False
@@ -77,57 +113,111 @@ class FileTokenizer:
     return self._tokenizer.decode(known, skip_special_tokens=True)
 
 
-def load(name: str) -> Tokenizer:
+def load(name: str, bos: str = "", eos: str = "", pad: str = "") -> Tokenizer:
   """Loads the tokenizer that `data.tokenizer` names.
 
   Args:
-    name: "bytes", or the path of a Hugging Face tokenizer.json. Its specials
-      are found by their usual names. If it has no bos, documents begin with
-      eos, as with GPT-NeoX; if it has no pad, eos pads (its weight is 0).
+    name: "bytes", or a Hugging Face tokenizer.json, or the folder of one.
+    bos, eos, pad: the names of its special tokens; "": `specials.find` looks
+      for them. If it has no bos, documents begin with eos, as with GPT-NeoX; if
+      it has no pad, eos pads (its weight is 0).
   Returns:
     The tokenizer.
   Raises:
-    ConfigError: there is no such file, it is not a tokenizer file, or it has
-      no eos.
+    ConfigError: there is no such file, it is not a whole tokenizer file, or it
+      does not have such tokens, or no eos.
   """
+  given = {"bos": bos, "eos": eos, "pad": pad}
   if name == "bytes":
+    for role, token in given.items():
+      require(not token, f"data.{role}_token", token, "bytes have their own")
     return ByteTokenizer()
-  field = "data.tokenizer"
   path = os.path.expanduser(name)
+  if os.path.isdir(path):
+    path = os.path.join(path, "tokenizer.json")
   require(
     os.path.isfile(path),
-    field,
+    "data.tokenizer",
     name,
     "no such file; must be 'bytes' or the path of a tokenizer.json",
   )
+  try:
+    tokenizer = _read(path)
+  except Exception as error:  # the library raises nothing more precise
+    cause = str(error).splitlines()[0]
+    raise ConfigError(
+      f"data.tokenizer = {name!r}: is not a tokenizer.json ({cause})"
+    ) from error
+  return FileTokenizer(tokenizer, specials.find(tokenizer, path, given))
+
+
+def _read(path: str) -> Any:
+  """Reads a tokenizer.json, and tries whether it works.
+
+  Where the library is not prepared for what a file says, it writes a report to
+  the standard error and raises what is no Exception.
+  """
   import tokenizers  # here, so that bytes need nothing installed
 
   try:
-    tokenizer = tokenizers.Tokenizer.from_file(path)
-  except Exception as error:  # the library raises nothing more precise
-    raise ConfigError(
-      f"{field} = {name!r}: is not a tokenizer.json ({error})"
-    ) from error
-  eos_id = _first_id(tokenizer, EOS_NAMES)
-  if eos_id is None:
-    raise ConfigError(
-      f"{field} = {name!r}: has no end-of-text token; known names: "
-      f"{', '.join(EOS_NAMES)}"
-    )
-  bos_id = _first_id(tokenizer, BOS_NAMES)
-  pad_id = _first_id(tokenizer, PAD_NAMES)
-  return FileTokenizer(
-    tokenizer,
-    bos_id=eos_id if bos_id is None else bos_id,
-    eos_id=eos_id,
-    pad_id=eos_id if pad_id is None else pad_id,
-  )
+    with _no_standard_error():
+      tokenizer = tokenizers.Tokenizer.from_file(path)
+      tokenizer.decode(tokenizer.encode(_ANY_TEXT).ids)
+  except (Exception, KeyboardInterrupt, SystemExit):
+    raise
+  except BaseException as error:
+    raise ValueError(str(error)) from error
+  return tokenizer
 
 
-def _first_id(tokenizer: Any, names: Sequence[str]) -> int | None:
-  """Returns the id of the first of names that the tokenizer knows."""
-  ids = map(tokenizer.token_to_id, names)
-  return next((i for i in ids if i is not None), None)
+@contextlib.contextmanager
+def _no_standard_error() -> Iterator[None]:
+  """Drops what is written to the standard error, by any language."""
+  kept = os.dup(2)
+  nowhere = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(nowhere)
+    os.close(kept)
+
+
+def new_text(
+  tokenizer: Tokenizer, before: Sequence[int], new: Sequence[int]
+) -> str:
+  """Returns the text that new tokens add to those before.
+
+  Decoded by themselves they may lack the space at their beginning, or have one
+  too many, and half a character cannot be decoded.
+  """
+  old = tokenizer.decode(before)
+  text = tokenizer.decode([*before, *new])
+  return text[_shared(old, text) :]
+
+
+def change(tokenizer: Tokenizer, texts: Iterable[str]) -> str:
+  """Returns how the first text changes that decodes to another one, or "".
+
+  A tokenizer may write it in small letters, without accents or other spaces.
+  """
+  for text in texts:
+    text = text[:_COMPARED]
+    back = tokenizer.decode(tokenizer.encode(text).tolist())
+    if back != text:
+      start = max(0, _shared(text, back) - 8)
+      one, other = (x[start : start + 24] for x in (text, back))
+      return f"the tokenizer changes text: {one!r} comes back as {other!r}"
+  return ""
+
+
+def _shared(one: str, other: str) -> int:
+  """Returns how many characters two texts begin with alike."""
+  if other.startswith(one):
+    return len(one)
+  pairs = enumerate(zip(one, other, strict=False))
+  return next((i for i, (a, b) in pairs if a != b), len(other))
 
 
 def check_vocab(vocab_size: int, tokenizer: Tokenizer) -> None:

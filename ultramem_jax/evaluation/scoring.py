@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from ultramem_jax import data
-from ultramem_jax.data.tokenizer import Tokenizer
+from ultramem_jax.data.tokenizer import Tokenizer, new_text
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
@@ -255,27 +255,47 @@ class Scorer:
       for context in contexts
     ]
     texts = [""] * len(prompts)
-
-    def finished(made):
-      written = [tokenizer.decode(tokens_T.tolist()) for tokens_T in made]
-      return [before_stop(text, stops) != text for text in written]
-
     lengths = [len(prompt) + num_tokens for prompt in prompts]
     for number, (indices, width, rows) in enumerate(
       self._batches(lengths, "text")
     ):
       # Pads with the last prompt, because each batch size compiles separately.
       padded = indices + indices[-1:] * (rows - len(indices))
-      made = generate.generate(
-        self._model,
-        self._variables,
-        [prompts[i] for i in padded],
-        sampling,
-        jax.random.fold_in(jax.random.key(0), number),
-        eos_id=tokenizer.eos_id,
-        padded_length=width - num_tokens,
-        finished=finished,
+      key = jax.random.fold_in(jax.random.key(0), number)
+      new = self._continue(
+        [prompts[i] for i in padded], stops, sampling, key, width - num_tokens
       )
-      for index, tokens_T in zip(indices, made, strict=False):
-        texts[index] = before_stop(tokenizer.decode(tokens_T.tolist()), stops)
+      for index, text in zip(indices, new, strict=False):
+        texts[index] = text
     return texts
+
+  def _continue(
+    self,
+    prompts: Sequence[np.ndarray],
+    stops: Sequence[str],
+    sampling: Sampling,
+    key: jax.Array,
+    length: int,
+  ) -> list[str]:
+    """Continues a batch of prompts, padded to a length; returns new texts."""
+
+    def written(made: Sequence[np.ndarray]) -> list[str]:
+      return [
+        new_text(self._tokenizer, prompt_T.tolist(), tokens_T.tolist())
+        for prompt_T, tokens_T in zip(prompts, made, strict=True)
+      ]
+
+    def finished(made: Sequence[np.ndarray]) -> list[bool]:
+      return [before_stop(text, stops) != text for text in written(made)]
+
+    made = generate.generate(
+      self._model,
+      self._variables,
+      prompts,
+      sampling,
+      key,
+      eos_id=self._tokenizer.eos_id,
+      padded_length=length,
+      finished=finished,
+    )
+    return [before_stop(text, stops) for text in written(made)]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from ultramem_jax.data.tokenizer import Tokenizer
+from ultramem_jax.data.tokenizer import Tokenizer, new_text
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.settings.checks import require, require_seed
@@ -336,4 +336,7 @@ def generate_text(
     jax.random.key(seed),
     eos_id=tokenizer.eos_id,
   )
-  return [tokenizer.decode(tokens_T.tolist()) for tokens_T in new]
+  return [
+    new_text(tokenizer, prompt_T.tolist(), tokens_T.tolist())
+    for prompt_T, tokens_T in zip(encoded, new, strict=True)
+  ]

@@ -50,6 +50,9 @@ class DataConfig:
   cut_bytes: int
   shuffle_window: int
   prefetch: int
+  bos_token: str = ""
+  eos_token: str = ""
+  pad_token: str = ""
 
   def __post_init__(self):
     path = "data"
