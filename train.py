@@ -7,9 +7,7 @@ On several hosts, on each of them: docs/scale-out.md.
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from absl import flags
@@ -20,20 +18,19 @@ from ultramem_jax.data.pipeline import Prefetch, TrainBatches
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.runs import checkpoint, distributed, preemption
+from ultramem_jax.runs import checkpoint, console, distributed, preemption
 from ultramem_jax.runs import log as log_lib
 from ultramem_jax.runs import profile as profile_lib
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import TrainingError
 from ultramem_jax.tools import accounting, fit
-from ultramem_jax.train import compiler_options, optim, sharding, usage
+from ultramem_jax.train import compiler_options, loop, optim, sharding, usage
 from ultramem_jax.train.program import TrainProgram
 from ultramem_jax.train.state import TrainState
 
-Metrics = dict[str, Any]
+Metrics = loop.Metrics
 
 cli.define_config()
 WORKDIR = flags.DEFINE_string(
@@ -86,124 +83,64 @@ def restore_or_init(
   checkpointer: checkpoint.Checkpointer,
   train_step: TrainProgram,
   batches: TrainBatches | Prefetch,
-) -> tuple[TrainState, int | None]:
-  """Returns the state to start from, and the step of its checkpoint.
+) -> tuple[TrainState, checkpoint.Restored | None]:
+  """Returns the state to start from, and the checkpoint that it is from.
 
   On restore, also rewinds `batches` to the saved position. Without a
-  checkpoint the state is that before the first step, and the step None.
+  checkpoint the state is that before the first step.
   """
   restored = checkpointer.restore_latest(train_step.state.to_items())
   if restored is None:
     return train_step.init_state(), None
   batches.set_state(restored.data)
-  return TrainState.from_items(restored.items), restored.step
+  return TrainState.from_items(restored.items), restored
 
 
 def usage_reporter(
   config: Config, state: TrainState, layout: Layout
 ) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
-  """Returns `usage.report`, jitted; it takes over the state.
+  """Returns `usage.report`, compiled; it takes over the state.
 
   Args:
     config: the run.
     state: lies where those to come will.
     layout: of its arrays on a mesh.
   """
-  return jax.jit(
+  report = jax.jit(
     functools.partial(usage.report, config=config),
     donate_argnums=0,
     out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
   )
+  return report.lower(state).compile()
 
 
-def run_steps(
+def interruptible(
+  evaluate: Callable[..., Metrics], stop: preemption.Preemption
+) -> Callable[[TrainState], Metrics | None]:
+  """Returns the validation of a state; None if the run is to stop."""
+
+  def validate(state):
+    with contextlib.suppress(preemption.Stopped), stop.interruptible():
+      return evaluate(state.variables(), stop.check)
+
+  return validate
+
+
+def saver(
   config: Config,
-  state: TrainState,
-  take_step: Callable[[int, TrainState], tuple[TrainState, Metrics]],
-  report_usage: Callable[[TrainState], tuple[TrainState, Metrics]],
-  validate: Callable[[TrainState], Metrics],
-  save: Callable[[int, TrainState, Metrics | None], None],
-  log: log_lib.RunLog,
-) -> tuple[TrainState, Metrics | None]:
-  """Trains until the last step, or until a signal asks to stop.
+  workdir: str,
+  checkpointer: checkpoint.Checkpointer,
+  feed: loop.Feed,
+) -> Callable[[int, TrainState, Metrics | None], None]:
+  """Returns the function that saves a step, as `loop.run_steps` takes it."""
 
-  The devices need not wait for the log: the metrics of a step are fetched when
-  the next one has been dispatched, or when a validation or a save waits anyway.
+  def save(n, state, results):
+    due = not results and loop.validates(config, n)
+    loss = results["loss"] if results else None
+    checkpointer.save(n, state.to_items(), feed.place, loss, due)
+    workdir_lib.require_claimed(workdir)
 
-  Args:
-    config: the run; uses steps, log_every, eval_every and checkpoint.every.
-    state: the state to start from, before the last step.
-    take_step: trains a step, of this number, on the next batch.
-    report_usage: returns how the tables were used since the last report.
-    validate: returns the results on the validation split.
-    save: writes a checkpoint: (step, state, validation results at this step).
-    log: records metrics and results.
-  Returns:
-    (state, results): the results at the last step; None if the run was stopped
-    before it.
-  Raises:
-    TrainingError: the loss or the gradient norm is not finite.
-  """
-  results, due = None, []
-  with preemption.Preemption() as stop:
-    for n in range(int(state.step) + 1, config.steps + 1):
-      state, values = take_step(n, state)
-      record(log, due)  # of the step before, while this one runs
-      last, stopping = n == config.steps, stop.requested(n)
-      if n % config.log_every == 0:
-        state, used = report_usage(state)
-        due.append((n, {**values, **used}))
-      validates = last or n % config.eval_every == 0
-      scheduled = last or n % config.checkpoint.every == 0
-      results = None
-      if validates or scheduled or stopping:
-        record(log, due)
-      if validates:
-        results = validate(state)
-        log.record_validation(n, results)
-      if scheduled or stopping:
-        require_finite(jax.device_get(values), n)
-        log.sync()
-        save(n, state, results)
-      if validates or scheduled:
-        log.restart_clock(n)
-      if stopping and not last:
-        return state, None
-  return state, results
-
-
-def record(log: log_lib.RunLog, due: list[tuple[int, Metrics]]) -> None:
-  """Fetches and records the metrics that are due, and empties the list.
-
-  Args:
-    log: records them.
-    due: (step, metrics on the devices).
-  Raises:
-    TrainingError: the loss or the gradient norm is not finite.
-  """
-  for n, values in due:
-    values = jax.device_get(values)
-    require_finite(values, n)
-    log.record_step(n, values)
-  due.clear()
-
-
-def require_finite(values: Metrics, n: int) -> None:
-  """Raises TrainingError if the loss or the gradient norm is not finite.
-
-  The gradient may overflow although the loss is finite. The parameters after
-  such a step are not finite, and no run could go on from their checkpoint.
-
-  Args:
-    values: metrics with "loss" and "gradient_norm".
-    n: the step they belong to.
-  """
-  for name in ("loss", "gradient_norm"):
-    if not math.isfinite(values[name]):
-      raise TrainingError(
-        f"the {name.replace('_', ' ')} of step {n} is {values[name]}; nothing "
-        "was saved since the last checkpoint. Try a lower optim.learning_rate"
-      )
+  return save
 
 
 def train(
@@ -227,8 +164,6 @@ def train(
   corpus = data.open(config)
   described = corpus.describe()
   distributed.require_same("config or corpus", f"{config} {described}")
-  evaluate = loss_lib.on_validation_split(config, corpus, layout)
-  validate = lambda state: evaluate(state.variables())
   rows = sharding.process_rows(config, layout.mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
@@ -239,28 +174,29 @@ def train(
     )
     train_step = compile_step(config, layout)
     state, restored = restore_or_init(checkpointer, train_step, batches)
+    # All is compiled while a signal may end the process: nothing is lost yet.
+    report_usage = usage_reporter(config, state, layout)
+    evaluate = loss_lib.on_validation_split(
+      config, corpus, layout, state.variables()
+    )
     log = stack.enter_context(log_lib.RunLog(workdir, config, restored))
     profile = stack.enter_context(profile_lib.Profile(workdir, profiled))
-
-    def on_next_batch(state):
-      batch = sharding.to_devices(next(batches), layout.mesh)
-      return train_step(state, batch)
+    stop = stack.enter_context(preemption.Preemption())
+    feed = loop.Feed(batches, layout.mesh, stop)
+    validate = interruptible(evaluate, stop)
+    results = loop.catch_up(
+      config, state, restored, validate, checkpointer, log
+    )
 
     def take_step(n, state):
-      return profile.step(n, on_next_batch, state)
+      return profile.step(n, lambda state: train_step(state, feed()), state)
 
-    def save(n, state, results):
-      loss = results["loss"] if results else None
-      checkpointer.save(n, state.to_items(), batches.get_state(), loss)
-
-    if restored == config.steps:
-      results = validate(state)
-      log.note(log_lib.describe(config.steps, results))
-    else:
-      report_usage = usage_reporter(config, state, layout)
-      state, results = run_steps(
-        config, state, take_step, report_usage, validate, save, log
+    save = saver(config, workdir, checkpointer, feed)
+    if int(state.step) < config.steps:
+      state, results = loop.run_steps(
+        config, state, take_step, report_usage, validate, save, log, stop
       )
+    checkpointer.wait()  # before a signal ends the process again
   if results is None:
     print(f"stopped at step {int(state.step)}; the same command goes on")
   else:
@@ -299,6 +235,7 @@ def print_sample(
 
 
 def main() -> None:
+  console.outlive()
   cli.join_processes(stops_together=True)
   config = cli.load_config()
   profiled = profile_lib.parse(PROFILE.value, config.steps)

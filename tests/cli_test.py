@@ -90,6 +90,7 @@ def assert_one_line(result, *parts):
     (["optim.learning_rate=nan"], "optim.learning_rate = nan: must be finite"),
     (["optim.learning_rate=0"], "optim.learning_rate = 0.0: must be positive"),
     (["model.dtype=float16"], "model.dtype = 'float16': must be one of float3"),
+    (["sample.prompt=\udcff"], "sample.prompt = '\\udcff': must be text"),
     (["sample.top_p=0"], "sample.top_p = 0.0: must lie in (0, 1]"),
     # Fields that do not fit together
     ([f"{MEMORY}.top_m=257"], f"{MEMORY}.top_m = 257: must be at most"),
@@ -145,6 +146,10 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
     ([TINY, "--verbos=1"], "verbos"),
     ([TINY, "steps=3"], "unexpected arguments: steps=3"),
     ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),
+    # What no checkpoint could be read from again
+    ([TINY, "--workdir=runs/a[x]"], "workdir = 'runs/a[x]': must have no"),
+    ([TINY, "--workdir=a\\b/run"], "workdir = 'a\\\\b/run': must have no"),
+    ([TINY, "--workdir=a\udcff"], "workdir = 'a\\udcff': must be text"),
     ([TINY, "--config.steps", "many"], "steps"),
     ([TINY, "--config.nothing", "1"], "nothing"),
     # Of several processes
@@ -194,6 +199,8 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
     ("eval.py", "--workdir = None: must name a run's directory"),
     ("ultramem generate --mesh.tabel 2", "tabel"),
     ("ultramem generate more", "unexpected arguments: more"),
+    ("ultramem generate --prompt=\udcff", "--prompt = '\\udcff': must be text"),
+    ("eval.py --workdir=a[x]", "workdir = 'a[x]': must have no backslash and"),
     ("ultramem convert here", "missing arguments: SOURCE TARGET"),
     (
       "ultramem quantize --workdir=absent --output=README.md",
@@ -285,6 +292,20 @@ def test_config_files_that_cannot_be_are_told_in_one_line(
 ):
   (tmp_path / "mine.py").write_text(text)
   assert_one_line(train(f"--config={tmp_path / 'mine.py'}"), expected)
+
+
+@pytest.mark.parametrize("platform", ["cuda", "cpu,absent"])
+def test_devices_that_are_not_there_are_named(tmp_path, platform):
+  # JAX reads the variable when it is imported.
+  command = ["train.py", TINY, f"--workdir={tmp_path}/run"]
+  status, output, errors = testing.finish(
+    testing.start(command, JAX_PLATFORMS=platform)
+  )
+  assert_one_line(
+    (status, output, errors),
+    f"error: JAX_PLATFORMS = '{platform}': JAX finds no such device (",
+  )
+  assert not output and not (tmp_path / "run").exists()
 
 
 def test_a_config_that_takes_no_row_is_named(train):

@@ -13,7 +13,12 @@ from typing import Any, NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from ultramem_jax.runs import compilation_cache, distributed, host_memory
+from ultramem_jax.runs import (
+  compilation_cache,
+  console,
+  distributed,
+  host_memory,
+)
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, parse
 from ultramem_jax.settings.errors import ConfigError, UserError
@@ -116,10 +121,12 @@ def run(main: Callable[..., None]) -> None:
   The arguments must be as many as main has parameters. --help prints the
   docstring of main's module and the flags. UserError, OSError and Ctrl-C end
   the program with one line and status 2 or 130; other exceptions keep their
-  traceback. If one of several processes fails, all of them end. Programs that
-  are compiled are kept for the next start (`runs.compilation_cache`), and freed
-  memory for the next step (`runs.host_memory`).
+  traceback. All end it at once, whatever threads there are, and all of several
+  processes. Programs that are compiled are kept for the next start
+  (`runs.compilation_cache`), and freed memory for the next step
+  (`runs.host_memory`).
   """
+  console.complete()
   logging.use_absl_handler()
   # JAX would tell which backends it did not find.
   logging.set_verbosity(logging.WARNING)
@@ -140,11 +147,12 @@ def run(main: Callable[..., None]) -> None:
     # again and again, for a tenth of the time of a start.
     gc.set_threshold(50_000, 20, 100)
     main(*arguments)
+    sys.stdout.flush()  # a result that cannot be written is an error
 
 
-def fail(message: object, status: int = EXIT_STATUS) -> NoReturn:
+def fail(message: str, status: int = EXIT_STATUS) -> NoReturn:
   """Ends the program with one line."""
-  print(message, file=sys.stderr)
+  console.show_at_once(message)
   sys.exit(status)
 
 
@@ -267,7 +275,7 @@ def _print_help(main: Callable[..., None]) -> None:
 @contextlib.contextmanager
 def _reporting() -> Iterator[None]:
   """Ends the program with one line if a user error or Ctrl-C is raised."""
-  with distributed.ending_together():
+  with distributed.ending_at_once():
     try:
       yield
     except ONE_LINE_ERRORS as error:

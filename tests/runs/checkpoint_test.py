@@ -210,3 +210,30 @@ def test_large_tables_are_stored_in_pieces_of_rows(
   assert_equal(checkpoint.restore(tmp_path, abstract(items)).items, items)
   # Pieces are no files of their own.
   assert len(list(tmp_path.glob("checkpoints/1/params/**/d/*"))) <= 2
+
+
+@pytest.mark.parametrize("moment", ["before", "after"])
+@pytest.mark.parametrize("change", ["delete", "rename", "replace"])
+def test_a_workdir_that_goes_away_is_an_error(workdir, change, moment):
+  """Neither is anything made where it was."""
+
+  def go_away():
+    if change == "delete":
+      shutil.rmtree(workdir)
+    else:
+      workdir.rename(workdir.with_name("elsewhere"))
+    if change == "replace":
+      (workdir / "checkpoints").mkdir(parents=True)
+
+  with (
+    pytest.raises(errors.CheckpointError, match="was deleted, renamed or"),
+    checkpoint.Checkpointer(workdir, 5) as saver,
+  ):
+    if moment == "before":
+      go_away()
+    saver.save(30, make_items(30), {})
+    go_away()
+  if change == "replace":
+    assert listing(workdir) == []
+  else:
+    assert not workdir.exists()

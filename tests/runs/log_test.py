@@ -6,6 +6,7 @@ import pytest
 
 from ultramem_jax import testing
 from ultramem_jax.runs import log as log_lib
+from ultramem_jax.runs import step_reader
 
 CONFIG = testing.small_config(steps=9)
 TOKENS = CONFIG.batch_size * CONFIG.data.seq_len
@@ -67,6 +68,10 @@ def test_results_of_a_validation_are_recorded_and_shown(tmp_path, capsys):
   )
 
 
+def restored(step, validation_due=False):
+  return step_reader.Restored(step, {}, {}, None, validation_due)
+
+
 def test_a_run_that_goes_on_drops_the_records_after_its_checkpoint(
   tmp_path, capsys
 ):
@@ -74,7 +79,7 @@ def test_a_run_that_goes_on_drops_the_records_after_its_checkpoint(
     for n in (2, 4, 6):
       log.record_step(n, {"loss": 1.0})
   capsys.readouterr()
-  with log_lib.RunLog(tmp_path, CONFIG, 4) as log:
+  with log_lib.RunLog(tmp_path, CONFIG, restored(4)) as log:
     pass
   assert [r["step"] for r in records(tmp_path, "metrics")] == [2, 4]
   assert "going on from the checkpoint of step 4" in capsys.readouterr().err

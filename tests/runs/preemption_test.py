@@ -17,7 +17,7 @@ from ultramem_jax.runs import preemption
 with preemption.Preemption() as stop:
   print("ready", flush=True)
   step = 0
-  while not stop.requested(step):
+  while not stop.requested():
     time.sleep(0.01)
     step += 1
   print("saving", flush=True)
@@ -63,9 +63,9 @@ def rest(process):
 def test_handlers_are_put_back():
   before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
   with preemption.Preemption() as stop:
-    assert not stop.requested(0)
+    assert not stop.requested()
     os.kill(os.getpid(), signal.SIGTERM)
-    assert stop.requested(1)
+    assert stop.requested()
     assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
   assert before == (
     signal.getsignal(signal.SIGTERM),

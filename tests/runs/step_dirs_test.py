@@ -136,3 +136,114 @@ def test_leftovers_are_removed(workdir):
     shutil.copytree(workdir / "checkpoints/20", workdir / "checkpoints" / name)
   assert restore_latest(workdir).step == 20
   assert listing(workdir) == ["10", "20"]
+
+
+def strange(root):
+  """What is in a folder of checkpoints, and is none."""
+  for name in ("0015", "²", "٣٠", "-5", "1e3", "99999999999", "notes", ".x"):
+    (root / name).mkdir()
+    (root / name / "file").write_text("")
+  (root / "19").write_text("")
+  (root / "18").symlink_to(root / "absent")
+
+
+def test_strange_names_are_left_alone(workdir):
+  root = workdir / "checkpoints"
+  strange(root)
+  before = listing(workdir)
+  assert restore_latest(workdir).step == 20
+  save_steps(workdir, [30, 40], keep=1)
+  assert set(listing(workdir)) == {*before, "40"} - {"10", "20"}
+
+
+@pytest.mark.parametrize("kind", ["empty", "file", "copy", "link", "circle"])
+def test_what_has_the_name_of_a_step_is_set_aside(workdir, kind, caplog):
+  """It appears while the run is on its way to that step."""
+  root = workdir / "checkpoints"
+  with checkpoint.Checkpointer(workdir, 5) as saver:
+    if kind == "empty":
+      (root / "30").mkdir()
+    elif kind == "file":
+      (root / "30").write_text("")
+    elif kind == "copy":
+      shutil.copytree(root / "20", root / "30")
+    else:
+      (root / "30").symlink_to(root / {"link": "20", "circle": "absent"}[kind])
+    assert saver.save(30, make_items(30), {})
+  assert "corrupt-30" in caplog.text
+  assert_equal(restore_latest(workdir).items, make_items(30))
+  assert listing(workdir) == ["10", "20", "30", "corrupt-30"]
+  assert_equal(checkpoint.restore(workdir, {}, 20).items, {})
+
+
+def test_steps_of_another_run_neither_count_nor_go(workdir):
+  """A folder that appears beyond the step that the run has reached."""
+  root = workdir / "checkpoints"
+  with checkpoint.Checkpointer(workdir, 1) as saver:
+    (root / "99").mkdir()
+    (root / "15").mkdir()
+    saver.save(30, make_items(30), {})
+  assert listing(workdir) == ["15", "30", "99"]
+  assert restore_latest(workdir).step == 30
+
+
+def test_links_are_deleted_and_not_what_they_name(workdir, tmp_path):
+  root = workdir / "checkpoints"
+  elsewhere = tmp_path / "elsewhere"
+  (root / "10").rename(elsewhere)
+  (root / "10").symlink_to(elsewhere)
+  (root / "5.deleting").symlink_to(elsewhere)
+  (root / "7.orbax-checkpoint-tmp-1").write_text("")
+  before = sorted(elsewhere.rglob("*"))
+  save_steps(workdir, [30], keep=1)
+  assert listing(workdir) == ["30"]
+  assert sorted(elsewhere.rglob("*")) == before
+
+
+def test_a_loss_may_come_after_its_step(workdir):
+  with checkpoint.Checkpointer(workdir, 1) as saver:
+    saver.save(30, make_items(30), {}, 2.0)
+    saver.save(40, make_items(40), {}, validation_due=True)
+    restored = saver.restore_latest(abstract(make_items(0)))
+    assert (restored.valid_loss, restored.validation_due) == (None, True)
+    saver.add_loss(40, 1.0)
+    restored = saver.restore_latest(abstract(make_items(0)))
+    assert (restored.valid_loss, restored.validation_due) == (1.0, False)
+    assert checkpoint.restore(workdir, {}, "best").step == 40
+    saver.save(50, make_items(50), {}, 3.0)
+  assert listing(workdir) == ["40", "50"]
+
+
+def test_a_loss_that_is_not_finite_is_no_longer_due(workdir):
+  with checkpoint.Checkpointer(workdir, 5) as saver:
+    saver.save(30, make_items(30), {}, validation_due=True)
+    saver.add_loss(30, float("nan"))
+  restored = checkpoint.restore(workdir, {})
+  assert (restored.valid_loss, restored.validation_due) == (None, False)
+
+
+def test_a_step_is_on_the_disk_before_older_ones_are_deleted(
+  workdir, monkeypatch
+):
+  """So that a power cut leaves one or the other."""
+  root, done = workdir / "checkpoints", []
+  real = {name: getattr(os, name) for name in ("fsync", "replace", "rename")}
+
+  def fsync(fd):
+    done.append(("fsync", os.readlink(f"/proc/self/fd/{fd}")))
+    real["fsync"](fd)
+
+  def rename(source, target):
+    done.append(("rename", str(target)))
+    real["rename"](source, target)
+
+  monkeypatch.setattr(os, "fsync", fsync)
+  monkeypatch.setattr(os, "rename", rename)
+  save_steps(workdir, [30], keep=1)
+  deleted = done.index(("rename", str(root / "10.deleting")))
+  flushed = {path for name, path in done[:deleted] if name == "fsync"}
+  expected = {root, root / "30", *(root / "30").rglob("*")}
+  # The seal is flushed under the name that it has before it is whole.
+  expected.remove(root / "30/sha256.json")
+  assert {str(path) for path in expected} <= flushed
+  assert any("sha256.json" in path for path in flushed)

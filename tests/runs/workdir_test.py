@@ -3,10 +3,13 @@
 import dataclasses
 import json
 import re
+import resource
 
+import jax.numpy as jnp
 import pytest
 
 from configs import tiny
+from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import ConfigError
@@ -164,3 +167,71 @@ def test_checkpoints_of_an_unknown_run_are_not_taken_over(tmp_path):
     workdir_lib.claim(tmp_path, make_config(), CORPUS)
   (tmp_path / "checkpoints" / "10").rmdir()
   workdir_lib.claim(tmp_path, make_config(), CORPUS)
+
+
+@pytest.mark.parametrize(
+  "name",
+  ["[x]", "a[0-9]b/run", "a\\b", "\\", "x/[!]]/y", "a\udcff", "\udc80/x"],
+)
+def test_names_from_which_nothing_could_be_read_are_refused(tmp_path, name):
+  workdir = tmp_path / name
+  for use in (
+    lambda: workdir_lib.claim(workdir, make_config(), CORPUS),
+    lambda: workdir_lib.load_config(workdir),
+  ):
+    with pytest.raises(
+      ConfigError, match=r"workdir = .*: must (have no|be te)"
+    ):
+      use()
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a*b?", "é", " ", "%41 {x}", "a[b", "b]"])
+def test_names_from_which_all_is_read_are_taken(tmp_path, name):
+  workdir_lib.claim(tmp_path / name, make_config(), CORPUS)
+  with checkpoint.Checkpointer(tmp_path / name, 1) as saver:
+    saver.save(1, {"params": {"x": jnp.ones(3)}}, {})
+    assert saver.restore_latest({"params": {"x": jnp.zeros(3)}}).step == 1
+
+
+def test_a_run_that_loses_its_config_is_told(tmp_path):
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  workdir_lib.require_claimed(tmp_path)
+  (tmp_path / "config.json").unlink()
+  with pytest.raises(ConfigError, match=r"lost its config.json while"):
+    workdir_lib.require_claimed(tmp_path)
+
+
+def test_a_link_that_waits_for_a_file_is_not_followed(tmp_path):
+  victim = tmp_path / "victim"
+  victim.write_text("precious")
+  workdir = tmp_path / "run"
+  workdir.mkdir()
+  for name in ("config.json.tmp", "config.json.partial"):
+    (workdir / name).symlink_to(victim)
+  (workdir / "sha256.json").symlink_to(victim)
+  workdir_lib.claim(workdir, make_config(), CORPUS)
+  workdir_lib.write_atomically(workdir / "sha256.json", b"{}")
+  assert victim.read_text() == "precious"
+  assert (workdir / "sha256.json").read_bytes() == b"{}"
+
+
+def test_a_file_that_cannot_be_written_is_as_it_was(tmp_path):
+  path = tmp_path / "config.json"
+  path.write_text("old")
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  # As on a full disk.
+  resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+  try:
+    with pytest.raises(OSError, match=re.escape(str(path))):
+      workdir_lib.write_atomically(path, bytes(100))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_files_have_the_permissions_that_the_user_chose(tmp_path):
+  workdir_lib.write_atomically(tmp_path / "new", b"")
+  (tmp_path / "plain").write_bytes(b"")
+  modes = {(tmp_path / name).stat().st_mode for name in ("new", "plain")}
+  assert len(modes) == 1

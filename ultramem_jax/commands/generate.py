@@ -7,6 +7,7 @@ like name another, --coordinator other hosts (docs/scale-out.md).
 """
 
 import sys
+from typing import Any
 
 from absl import flags
 
@@ -14,6 +15,8 @@ from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
+from ultramem_jax.settings.checks import require_text
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.sampling import Sampling
 
 
@@ -38,7 +41,9 @@ def main() -> None:
   )
   prompts = values.prompt
   if prompts == ["-"]:
-    prompts = [sys.stdin.read()]
+    prompts = [_read_input()]
+  for prompt in prompts:
+    require_text("--prompt", prompt)
   run = model_flags.load()
   tokenizer = data.open(run.config).tokenizer
   model, variables = prepare_lib.prepare(run.model, run.variables)
@@ -47,3 +52,16 @@ def main() -> None:
   )
   for prompt, text in zip(prompts, texts, strict=True):
     print(prompt + text)
+
+
+def _read_input() -> str:
+  """Returns what standard input holds; bytes that are no text are kept as such.
+
+  Raises:
+    ConfigError: it is closed.
+  """
+  stdin: Any = sys.stdin
+  if stdin is None:
+    raise ConfigError("--prompt = '-': standard input is closed")
+  stdin.reconfigure(errors="surrogateescape")
+  return stdin.read()

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from ultramem_jax.data import Corpus
 from ultramem_jax.ops.sharded.layout import Layout
@@ -16,6 +17,7 @@ def run(
   eval_step: Callable[..., dict[str, jax.Array]],
   variables: Any,
   batches: Iterable[dict[str, jax.Array]],
+  check: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
   """Evaluates a model.
 
@@ -24,11 +26,13 @@ def run(
       summed over the batch.
     variables: the model's params and buffers.
     batches: batches on the device; one has a target with a weight.
+    check: called before every batch; may raise to end the evaluation.
   Returns:
     {"loss": nats per token, "perplexity", "bits_per_byte", "tokens": how many}.
   """
   sums = {"loss": 0.0, "tokens": 0.0, "bytes": 0.0}
   for batch in batches:
+    check()
     part = jax.device_get(eval_step(variables, batch))
     sums = {name: total + float(part[name]) for name, total in sums.items()}
   loss = sums["loss"] / sums["tokens"]
@@ -41,14 +45,16 @@ def run(
 
 
 def on_validation_split(
-  config: Config, corpus: Corpus, layout: Layout
-) -> Callable[[Any], dict[str, float]]:
-  """Returns the function from variables to `run` on the validation split.
+  config: Config, corpus: Corpus, layout: Layout, variables: Any = None
+) -> Callable[..., dict[str, float]]:
+  """Returns the function (variables, check) -> `run` on the validation split.
 
   Args:
     config: the run's; describes the batch and the model.
     corpus: opened with config.
     layout: how the variables lie on a mesh.
+    variables: as those to come, or their shapes: the program is compiled here
+      and now; None: when it is first called.
   Raises:
     ConfigError: the validation split cannot be opened.
   """
@@ -58,11 +64,22 @@ def on_validation_split(
     step.eval_step, config, layout, out_shardings=sharding.replicated(mesh)
   )
 
-  def evaluate(variables: Any) -> dict[str, float]:
+  if variables is not None:
+    batch = step.abstract_batch(config)
+    batch["bytes"] = jax.ShapeDtypeStruct(batch["tokens"].shape, jnp.int32)
+    places = sharding.batch_sharding(mesh)
+    eval_step = eval_step.lower(
+      variables, sharding.with_sharding(batch, places)
+    ).compile()
+
+  def evaluate(
+    variables: Any, check: Callable[[], None] = lambda: None
+  ) -> dict[str, float]:
     return run(
       eval_step,
       variables,
       (sharding.to_devices(batch, mesh) for batch in batches),
+      check,
     )
 
   return evaluate

@@ -44,7 +44,46 @@ def read(folder: str | os.PathLike, tree: Any) -> Any:
   Raises:
     ValueError: an array is missing, or its bytes cannot be decoded.
   """
-  paths, treedef = jax.tree.flatten_with_path(tree)
+  targets, treedef = jax.tree.flatten(tree)
+  parts = [
+    _parts(store, target)
+    for store, target in zip(_open(folder, tree), targets, strict=True)
+  ]
+  contents = _read_ahead(
+    block for of_array in parts for part in of_array for block in part.blocks
+  )
+  return jax.tree.unflatten(
+    treedef,
+    [
+      jax.make_array_from_single_device_arrays(
+        target.shape,
+        target.sharding,
+        [shard for part in of_array for shard in _put(part, target, contents)],
+      )
+      for target, of_array in zip(targets, parts, strict=True)
+    ],
+  )
+
+
+def require_readable(folder: str | os.PathLike, tree: Any) -> None:
+  """Opens the arrays of a pytree that Orbax saved, and reads none.
+
+  Args:
+    folder: the pytree's directory.
+    tree: pytree of arrays, or of their shapes and dtypes.
+  Raises:
+    ValueError: an array is missing, or has another shape or dtype.
+  """
+  stores = _open(folder, tree)
+  for store, leaf in zip(stores, jax.tree.leaves(tree), strict=True):
+    saved = store.shape, store.dtype.numpy_dtype
+    if saved != (leaf.shape, np.dtype(leaf.dtype)):
+      raise ValueError(f"{folder} holds {saved}, not {leaf}")
+
+
+def _open(folder: str | os.PathLike, tree: Any) -> list[ts.TensorStore]:
+  """Opens the arrays of a pytree, in the order of its leaves."""
+  paths, _ = jax.tree.flatten_with_path(tree)
   opening = [
     ts.open(
       {
@@ -61,25 +100,7 @@ def read(folder: str | os.PathLike, tree: Any) -> Any:
     )
     for path, _ in paths
   ]
-  targets = [target for _, target in paths]
-  parts = [
-    _parts(store.result(), target)
-    for store, target in zip(opening, targets, strict=True)
-  ]
-  contents = _read_ahead(
-    block for of_array in parts for part in of_array for block in part.blocks
-  )
-  return jax.tree.unflatten(
-    treedef,
-    [
-      jax.make_array_from_single_device_arrays(
-        target.shape,
-        target.sharding,
-        [shard for part in of_array for shard in _put(part, target, contents)],
-      )
-      for target, of_array in zip(targets, parts, strict=True)
-    ],
-  )
+  return [store.result() for store in opening]
 
 
 def _parts(store: ts.TensorStore, target: Any) -> list[_Part]:

@@ -1,8 +1,9 @@
 """Checkpoints that survive kills, full disks and flipped bits.
 
-A save has three parts; a thread of its own does the last two:
+A save has four parts; a thread of its own does all but the first:
 
   commit  Orbax writes a temporary directory and renames it to the step.
+  open    It is opened again, and forced to the disk.
   seal    The sha256 of every file is written to the directory's `sha256.json`.
   prune   Older steps are deleted, except the newest `keep` and the best one.
 
@@ -15,120 +16,33 @@ from the first of these that exists:
      even a damaged one.
 
 A checkpoint is sound if every file has its sealed digest. A step that a kill
-left committed but unsealed is sound if it can be read.
+left committed but unsealed is sound if it can be read. An error of the system,
+such as too many open files, is no damage: it ends the start, which may be tried
+again. What was set aside is tried again once it has its number as name.
 """
 
 import concurrent.futures
 import contextlib
-import dataclasses
 import fcntl
 import json
 import math
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
-from ultramem_jax.runs import array_reader, step_dirs
+from ultramem_jax.runs import distributed, step_dirs, step_reader
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.settings.errors import CheckpointError, TargetError
+from ultramem_jax.runs.step_dirs import Damaged
+from ultramem_jax.runs.step_reader import Restored
+from ultramem_jax.settings.errors import CheckpointError
 
 # Larger arrays are stored in chunks of rows, so that they can be read in parts.
 # The C library returns memory of this size to the system as soon as it is free.
 CHUNK_BYTES = 2**26
-
-
-class _Damaged(Exception):
-  """A checkpoint whose bytes were lost or changed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Restored:
-  """A checkpoint in memory.
-
-  Attributes:
-    step: number of optimizer steps done when it was saved.
-    items: the requested pytrees, by name.
-    data: state of the data iterator, {lane: state} for all processes' lanes.
-    valid_loss: validation loss at that step; None: it was not evaluated.
-  """
-
-  step: int
-  items: dict[str, Any]
-  data: dict[str, Any]
-  valid_loss: float | None
-
-
-def _gather_lanes(data: dict[str, Any]) -> dict[str, Any]:
-  """Returns the lanes of all processes."""
-  if jax.process_count() == 1:
-    return data
-  own = np.frombuffer(json.dumps(data).encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int32(own.size))
-  padded = np.zeros(int(sizes.max()), np.uint8)
-  padded[: own.size] = own
-  merged = {}
-  rows = multihost_utils.process_allgather(padded)
-  for row, size in zip(rows, sizes, strict=True):
-    merged |= json.loads(bytes(row[:size]))
-  return merged
-
-
-def _any_process(flag: bool) -> bool:
-  """Returns whether flag is true on any process."""
-  if jax.process_count() == 1:
-    return flag
-  return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
-
-
-def _arrays(tree: Any) -> dict[str, str]:
-  """Describes the leaves of a tree: {"params/w": "float32[4, 4]"}."""
-  return {
-    jax.tree_util.keystr(
-      path, simple=True, separator="/"
-    ): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
-
-
-def _require_same_arrays(
-  saved: dict[str, str], items: dict[str, Any], path: os.PathLike
-) -> None:
-  """Raises TargetError if items have other arrays than were saved."""
-  held = {
-    name: array
-    for name, array in saved.items()
-    if name.partition("/")[0] in items
-  }
-  wanted = _arrays(items)
-  differences = [
-    f"{name} is {held.get(name, 'absent')} there, "
-    f"{wanted.get(name, 'absent')} here"
-    for name in dict.fromkeys([*wanted, *held])
-    if held.get(name) != wanted.get(name)
-  ]
-  if differences:
-    raise TargetError(
-      f"checkpoint {path} is of another model: {'; '.join(differences[:3])}"
-      f" ({len(differences)} arrays differ). If another version of UltraMem-JAX"
-      " wrote it, go on with that version, or use another --workdir"
-    )
-
-
-def _target(leaf: Any) -> jax.ShapeDtypeStruct:
-  """Returns what a leaf is restored to: on one device if it has no sharding."""
-  sharding = getattr(leaf, "sharding", None)
-  return jax.ShapeDtypeStruct(
-    leaf.shape,
-    leaf.dtype,
-    sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]),
-  )
 
 
 def _storage(
@@ -150,52 +64,6 @@ def _storage(
   return options
 
 
-def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
-  """Reads the named items of a step from the disk."""
-  facts: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
-  # The reader validates neither shape nor dtype.
-  _require_same_arrays(facts["arrays"], items, path)
-  # Orbax cannot save a pytree without leaves; such an item is returned as is.
-  loaded = {
-    name: array_reader.read(path / name, jax.tree.map(_target, tree))
-    for name, tree in items.items()
-    if jax.tree.leaves(tree)
-  }
-  return Restored(
-    int(path.name), {**items, **loaded}, facts["data"], facts["valid_loss"]
-  )
-
-
-def _restore(path: pathlib.Path, items: dict[str, Any]) -> Restored:
-  """Reads a step; all processes agree on whether it is damaged.
-
-  Raises:
-    _Damaged: a digest differs, or an unsealed step cannot be read.
-    TargetError: the step is sound, but items are not what it holds.
-  """
-  sealed, damage = False, ""
-  if jax.process_index() == 0:
-    sealed, damage = step_dirs.verify(path)
-  if _any_process(bool(damage)):
-    raise _Damaged(damage or "see process 0")
-  sealed = _any_process(sealed)
-  restored = None
-  try:
-    restored = _read(path, items)
-  except (TargetError, MemoryError, jax.errors.JaxRuntimeError):
-    raise
-  except Exception as error:
-    # A sealed step has the bytes that were saved, so whatever went wrong is not
-    # its fault.
-    if sealed:
-      raise
-    damage = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-  damaged = _any_process(bool(damage))
-  if restored is None or damaged:
-    raise _Damaged(damage or "see another process")
-  return restored
-
-
 class Checkpointer(contextlib.AbstractContextManager):
   """Saves and restores the checkpoints of a run, and locks its workdir.
 
@@ -211,7 +79,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
     self._root = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS_NAME
-    self._root.mkdir(parents=True, exist_ok=True)
+    workdir_lib.make_folder(self._root)
     self._keep = keep
     self._pending = None
     self._lock = None
@@ -226,9 +94,7 @@ class Checkpointer(contextlib.AbstractContextManager):
           f"another process is training in {workdir}: wait for its end or "
           "use another --workdir"
         ) from error
-      for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
-        for leftover in self._root.glob(pattern):
-          shutil.rmtree(leftover)
+      step_dirs.delete_leftovers(self._root)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
 
   def save(
@@ -237,60 +103,100 @@ class Checkpointer(contextlib.AbstractContextManager):
     items: dict[str, Any],
     data: dict[str, Any],
     valid_loss: float | None = None,
+    validation_due: bool = False,
   ) -> bool:
     """Starts to save a step and returns when the arrays may be reused.
 
     Waits for the previous save first. On a CPU it returns when this save is
     done: the arrays are written from where they are, and a step that took them
     over earlier would have to copy them. Does nothing if the step is saved
-    already, because a run has one state at a step.
+    already, because a run has one state at a step. What else has the step's
+    name is set aside.
 
     Args:
       step: number of optimizer steps done.
       items: pytrees of arrays by name, each restorable without the others.
       data: {lane: state} of this process's lanes, which JSON can represent.
       valid_loss: the validation loss at this step, if it was evaluated.
+      validation_due: whether it is to be evaluated when the run goes on;
+        `add_loss` adds it then.
     Returns:
       Whether a save was started.
     Raises:
       TypeError: data would come back from JSON changed.
       CheckpointError: the previous save (on a CPU, this one) could not be
-        written, for example because the disk is full.
+        written, for example because the disk is full, or not be opened again;
+        or the workdir is gone.
     """
     self.wait()
     path = self._root / str(step)
-    if _any_process(path.exists()):
+    if self._is_saved(path):
       return False
     if json.loads(json.dumps(data)) != data:
       raise TypeError(f"data = {data!r}: must come back from JSON unchanged")
     if valid_loss is not None:
       valid_loss = float(valid_loss) if math.isfinite(valid_loss) else None
-    context = ocp.Context()
-    # Compression would hold all arrays in memory a second time, and parameters
-    # hardly become smaller.
-    context.array.saving.use_compression = False
-    context.array.saving.scoped_storage_options_creator = _storage
     facts: Any = {
-      "arrays": _arrays(items),
-      "data": _gather_lanes(data),
+      "step": step,
+      "arrays": step_reader.arrays(items),
+      "data": distributed.merged(data),
       "valid_loss": valid_loss,
+      "validation_due": validation_due,
     }
-    with context:
-      response = ocp.save_checkpointables_async(
-        str(path),
-        {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
-        custom_metadata=facts,
-      )
-    self._pending = self._thread.submit(self._finish, response, path)
+    shapes = jax.eval_shape(lambda: items)
+    response = _start(path, items, facts)
+    self._pending = self._thread.submit(self._finish, response, path, shapes)
     if jax.default_backend() == "cpu":
       self.wait()
     return True
 
-  def _finish(self, response: Any, path: pathlib.Path) -> None:
+  def _is_saved(self, path: pathlib.Path) -> bool:
+    """Whether a step is there; sets aside what else has its name."""
+    saved = False
+    self._require_place()
+    if jax.process_index() == 0 and os.path.lexists(path):
+      try:
+        step_dirs.verify(path)
+        step_dirs.facts(path)
+        saved = True
+      except Damaged as damage:
+        _set_aside(path, damage)
+    return distributed.any_process(saved)
+
+  def _finish(self, response: Any, path: pathlib.Path, shapes: Any) -> None:
     response.result()
     if jax.process_index() == 0:
+      self._require_place()
+      try:
+        step_reader.require_readable(path, shapes)
+      except (Damaged, OSError, ValueError) as error:
+        raise CheckpointError(
+          f"checkpoint {path} was written, but cannot be opened again "
+          f"({str(error).splitlines()[0][:200]}); earlier ones are whole"
+        ) from error
+      step_dirs.flush(path)
       step_dirs.seal(path)
-      step_dirs.prune(self._root, self._keep)
+      step_dirs.prune(self._root, int(path.name), self._keep)
+
+  def _require_place(self) -> None:
+    """Raises CheckpointError if the directory is no longer where it was."""
+    if self._lock is None:
+      return
+    try:
+      here = os.stat(self._root)
+    except FileNotFoundError:
+      here = None
+    if not here or not os.path.samestat(here, os.fstat(self._lock)):
+      raise CheckpointError(
+        f"{self._root} was deleted, renamed or replaced while the run used it: "
+        "put it back, and the same command continues from its newest checkpoint"
+      )
+
+  def add_loss(self, step: int, valid_loss: float) -> None:
+    """Adds the validation loss that was due when a step was saved."""
+    if jax.process_index() == 0:
+      loss = float(valid_loss) if math.isfinite(valid_loss) else None
+      step_dirs.add_loss(self._root / str(step), loss)
 
   def restore_latest(self, items: dict[str, Any]) -> Restored | None:
     """Restores the newest sound checkpoint (the list in the module docstring).
@@ -303,25 +209,21 @@ class Checkpointer(contextlib.AbstractContextManager):
     Raises:
       CheckpointError: every checkpoint is damaged.
       TargetError: the newest sound one holds other arrays.
+      OSError: it cannot be read now; nothing is changed.
     """
     for step in reversed(step_dirs.committed(self._root)):
       path = self._root / str(step)
       try:
-        return _restore(path, items)
-      except _Damaged as damage:
+        return step_reader.read(path, items)
+      except Damaged as damage:
         if jax.process_index() == 0:
-          aside = step_dirs.set_aside(path)
-          logging.warning(
-            "checkpoint of step %d is damaged (%s): set aside as %s",
-            step,
-            damage,
-            aside.name,
-          )
+          _set_aside(path, damage)
     aside = sorted(path.name for path in self._root.glob("corrupt-*"))
     if aside:
       raise CheckpointError(
         f"every checkpoint in {self._root} is damaged ({', '.join(aside)}):"
-        " put back a copy, or use another --workdir to start over"
+        " put back a copy, rename one to its number to try it again, or use "
+        "another --workdir to start over"
       )
     return None
 
@@ -339,9 +241,14 @@ class Checkpointer(contextlib.AbstractContextManager):
         ) from error
 
   def close(self) -> None:
-    """Waits for the last save and unlocks the workdir."""
+    """Waits for the last save and unlocks the workdir.
+
+    Raises:
+      CheckpointError: of the last save, or the workdir is gone.
+    """
     try:
       self.wait()
+      self._require_place()
     finally:
       self._thread.shutdown()
       if self._lock is not None:
@@ -352,10 +259,37 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.close()
 
 
+def _start(path: pathlib.Path, items: dict[str, Any], facts: Any) -> Any:
+  """Starts Orbax's save; returns the response that waits for its commit."""
+  context = ocp.Context()
+  # Compression would hold all arrays in memory a second time, and parameters
+  # hardly become smaller.
+  context.array.saving.use_compression = False
+  context.array.saving.scoped_storage_options_creator = _storage
+  with context:
+    return ocp.save_checkpointables_async(
+      str(path),
+      {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
+      custom_metadata=facts,
+    )
+
+
+def _set_aside(path: pathlib.Path, damage: Damaged) -> None:
+  aside = step_dirs.set_aside(path)
+  logging.warning(
+    "checkpoint of step %s is damaged (%s): set aside as %s",
+    path.name,
+    damage,
+    aside.name,
+  )
+
+
 def restore(
   workdir: str | os.PathLike, items: dict[str, Any], step: int | str = "newest"
 ) -> Restored:
   """Restores a checkpoint of a run, running or not, and changes no file.
+
+  If the run deletes the checkpoint while it is read, the next one is taken.
 
   Args:
     workdir: the run's directory.
@@ -366,23 +300,38 @@ def restore(
   Raises:
     CheckpointError: no such step, or it is damaged.
     TargetError: it holds other arrays.
+    OSError: it cannot be read now.
   """
   root = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS_NAME
+  damaged = set()
+  while True:
+    choice = distributed.of_process_0(_choose(root, step, damaged))
+    path = root / str(choice)
+    try:
+      return step_reader.read(path, items)
+    except (Damaged, OSError) as error:
+      if not distributed.of_process_0(path.exists()):
+        continue
+      if isinstance(error, OSError):
+        raise
+      logging.warning("checkpoint of step %d is damaged (%s)", choice, error)
+      damaged.add(choice)
+
+
+def _choose(root: pathlib.Path, step: int | str, damaged: set[int]) -> int:
+  """Returns the step that `restore` is asked for, and that is not damaged."""
   saved = step_dirs.committed(root)
   if not saved:
-    raise CheckpointError(f"{workdir} holds no checkpoint")
+    raise CheckpointError(f"{root.parent} holds no checkpoint")
   if step == "newest":
-    choices = saved[::-1]
+    choice = next((x for x in reversed(saved) if x not in damaged), saved[0])
   else:
-    choices = [step_dirs.best(root) if step == "best" else step]
-  for choice in choices:
-    if choice not in saved:
-      raise CheckpointError(
-        f"{workdir} has no checkpoint {step!r}; saved: "
-        f"{', '.join(map(str, saved))}"
-      )
-    try:
-      return _restore(root / str(choice), items)
-    except _Damaged as damage:
-      logging.warning("checkpoint of step %d is damaged (%s)", choice, damage)
-  raise CheckpointError(f"checkpoint {step!r} of {workdir} is damaged")
+    choice = step_dirs.best(root) if step == "best" else int(step)
+  if choice not in saved:
+    raise CheckpointError(
+      f"{root.parent} has no checkpoint {step!r}; saved: "
+      f"{', '.join(map(str, saved))}"
+    )
+  if choice in damaged:
+    raise CheckpointError(f"checkpoint {step!r} of {root.parent} is damaged")
+  return choice

@@ -7,11 +7,13 @@ process reads its own rows of a batch and saves its own parts of a checkpoint.
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -44,7 +46,8 @@ def initialize(
       process, and with it all of them.
   Raises:
     ConfigError: arguments that do not go together, or no cluster that JAX
-      knows; the message names the flags of `cli.define_processes`.
+      knows (the message names the flags of `cli.define_processes`); or there is
+      no device.
   """
   # If it is on and nobody asks it, JAX's preemption service swallows SIGTERM.
   jax.config.update("jax_enable_preemption_service", stops_together)
@@ -62,8 +65,26 @@ def initialize(
     _join_cluster(coordinator)
   else:
     _join_coordinator(coordinator, count, index)
+  devices()
   if jax.process_index() > 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def devices() -> list[Any]:
+  """Returns the devices of all processes, those of JAX_PLATFORMS if it is set.
+
+  Raises:
+    ConfigError: there are none.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:
+    # JAX asserts, without a word, that there is a plugin for CUDA.
+    cause = str(error).splitlines() or ["no plugin for it is installed"]
+    raise ConfigError(
+      f"JAX_PLATFORMS = {os.environ.get('JAX_PLATFORMS')!r}: JAX finds no such "
+      f"device ({cause[0]})"
+    ) from error
 
 
 def _join_cluster(coordinator: str | None) -> None:
@@ -135,21 +156,54 @@ def require_same(name: str, value: str) -> None:
     )
 
 
+def any_process(flag: bool) -> bool:
+  """Returns whether flag is true on any process."""
+  if jax.process_count() == 1:
+    return flag
+  return bool(multihost_utils.process_allgather(np.bool_(flag)).any())
+
+
+def of_process_0(number: int) -> int:
+  """Returns the number that process 0 has."""
+  if jax.process_count() == 1:
+    return number
+  return int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
+def merged(values: dict[str, Any]) -> dict[str, Any]:
+  """Returns the entries that any process has, which JSON can represent."""
+  if jax.process_count() == 1:
+    return values
+  own = np.frombuffer(json.dumps(values).encode(), np.uint8)
+  sizes = multihost_utils.process_allgather(np.int32(own.size))
+  padded = np.zeros(int(sizes.max()), np.uint8)
+  padded[: own.size] = own
+  merged = {}
+  rows = multihost_utils.process_allgather(padded)
+  for row, size in zip(rows, sizes, strict=True):
+    merged |= json.loads(bytes(row[:size]))
+  return merged
+
+
 @contextlib.contextmanager
-def ending_together() -> Iterator[None]:
+def ending_at_once() -> Iterator[None]:
   """Ends this process, and with it all others, if the body fails.
 
-  At a normal exit JAX waits for all processes, while they may wait for this one
-  in a step, so that none would end. Without that wait, JAX ends the others.
+  At a normal exit Python waits for the threads of libraries, which may wait for
+  what failed, and JAX waits for all processes, while they may wait for this one
+  in a step. Without that wait, JAX ends the others.
   """
   try:
     yield
   except BaseException as error:
     asked = isinstance(error, SystemExit)
-    if not jax.distributed.is_initialized() or (asked and not error.code):
+    if asked and not error.code:
       raise
-    if not asked:
-      traceback.print_exc()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    # Whether a stream takes what is left decides nothing any more.
+    with contextlib.suppress(OSError):
+      if not asked:
+        traceback.print_exc()
+      sys.stderr.flush()
+    with contextlib.suppress(OSError):
+      sys.stdout.flush()
     os._exit(error.code if asked and isinstance(error.code, int) else 1)

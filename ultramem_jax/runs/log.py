@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from ultramem_jax.runs import metrics
+from ultramem_jax.runs.step_reader import Restored
 from ultramem_jax.settings.config import Config
 
 
@@ -27,19 +28,28 @@ class RunLog(contextlib.AbstractContextManager):
   Args:
     workdir: the run's directory.
     config: the run.
-    restored: step of the checkpoint the run goes on from; None: it is fresh.
+    restored: the checkpoint that the run goes on from; None: it is fresh.
   """
 
   def __init__(
-    self, workdir: str | os.PathLike, config: Config, restored: int | None
+    self, workdir: str | os.PathLike, config: Config, restored: Restored | None
   ):
-    start = restored or 0
+    start = restored.step if restored else 0
+    due = bool(restored and restored.validation_due)
+    expected = {
+      "loss": range(config.log_every, start + 1, config.log_every),
+      "valid/loss": range(
+        config.eval_every, start + 1 - due, config.eval_every
+      ),
+    }
     self._tokens = config.batch_size * config.data.seq_len
-    self._writer = metrics.Writer(workdir, restored)
+    self._writer = metrics.Writer(
+      workdir, start if restored else None, due, expected
+    )
     self._progress = metrics.Progress(start, config.steps)
     self.restart_clock(start)
-    if restored is not None:
-      self.note(f"going on from the checkpoint of step {restored}")
+    if restored:
+      self.note(f"going on from the checkpoint of step {start}")
 
   def __exit__(self, *exception) -> None:
     self._progress.close()

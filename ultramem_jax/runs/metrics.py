@@ -14,22 +14,26 @@ unbroken run does, if its loop keeps to this order at every step s:
 
 and writes nothing to `metrics.jsonl` at a step <= s after that. So whenever a
 checkpoint of step s exists, every record of a step <= s is on the disk, and
-`Writer(workdir, s)` drops exactly those that will be written again.
+`Writer(workdir, s)` drops exactly those that will be written again. A run that
+was stopped in the validation of step s saves first, and validates when it goes
+on.
 """
 
-import contextlib
-import json
 import math
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 
+from ultramem_jax.runs import record_file, tensorboard
 from ultramem_jax.runs import workdir as workdir_lib
 
 METRICS_NAME = "metrics.jsonl"
@@ -59,71 +63,57 @@ def plain(value: Any) -> Any:
   return plain(array.tolist())
 
 
-def _drop_after(path: pathlib.Path, step: int | None) -> None:
-  """Drops torn lines and the records after a step (all, if it is None)."""
-  if not path.exists():
-    return
-  kept = []
-  for line in path.read_bytes().splitlines(keepends=True):
-    try:
-      record = json.loads(line)
-    except ValueError:  # the last line of a killed process
-      continue
-    # A line can be torn just before its end and still read as JSON.
-    if step is not None and record["step"] <= step and line.endswith(b"\n"):
-      kept.append(line)
-  workdir_lib.write_atomically(path, b"".join(kept))
-
-
 class Writer:
   """Appends records to the logs; on processes other than 0 it does nothing.
 
-  A record is with the operating system when `write` returns, so it outlives
-  the process; `sync` makes it outlive the machine.
+  A log that cannot be written does not stop a run (`record_file`,
+  `tensorboard`).
 
   Args:
     workdir: the run's directory.
     step: step of the checkpoint that the run continues from; None: a fresh
       run. Records of later steps are dropped.
+    validation_due: whether the validation of that step is still to be recorded.
+    expected: names of values, and the steps up to `step` that have them. If the
+      logs lack some, that is told.
   """
 
-  def __init__(self, workdir: str | os.PathLike, step: int | None):
+  def __init__(
+    self,
+    workdir: str | os.PathLike,
+    step: int | None,
+    validation_due: bool = False,
+    expected: Mapping[str, Iterable[int]] = MappingProxyType({}),
+  ):
     self._files = {}
-    self._stack = contextlib.ExitStack()
     if jax.process_index() != 0:
       return
     workdir = pathlib.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir_lib.make_folder(workdir)
+    kept = []
     for name in (METRICS_NAME, TIMING_NAME):
-      _drop_after(workdir / name, step)
-      file = open(workdir / name, "ab")  # noqa: SIM115 (closed by close)
-      self._files[name] = self._stack.enter_context(file)
-    # Imported here because it imports torch, if installed, which takes seconds.
-    import tensorboardX
-
+      kept += record_file.rewind(workdir / name, step, validation_due)
+      self._files[name] = record_file.RecordFile(workdir / name)
+    workdir_lib.sync_folder(workdir)
+    for name, steps in expected.items():
+      known = {record["step"] for record in kept if name in record}
+      if lost := [n for n in steps if n not in known]:
+        logging.warning(
+          "the logs of %s have lost %r of %d steps, %d to %d; the run goes on",
+          *(workdir, name, len(lost), lost[0], lost[-1]),
+        )
     first = 0 if step is None else step + 1
-    # TensorBoard hides records of steps >= purge_step in earlier files. The
-    # suffix keeps two starts within a second from writing to one file.
-    self._board = self._stack.enter_context(
-      tensorboardX.SummaryWriter(
-        str(workdir / "tensorboard"),
-        purge_step=first,
-        flush_secs=10,
-        filename_suffix=f".{time.monotonic_ns()}",
-      )
-    )
+    self._board = tensorboard.Board(workdir / "tensorboard", first)
 
   def _write(self, name: str, step: int, values: dict[str, Any]) -> None:
     if not self._files:
       return
-    record = {"step": int(step)}
-    record |= {key: plain(value) for key, value in values.items()}
-    line = json.dumps(record, allow_nan=False) + "\n"
-    self._files[name].write(line.encode())
-    self._files[name].flush()
-    for key, value in record.items():
-      if key != "step" and type(value) in (int, float):
-        self._board.add_scalar(key, value, record["step"])
+    record = {key: plain(value) for key, value in values.items()}
+    self._files[name].append({"step": int(step), **record})
+    numbers = {
+      key: value for key, value in record.items() if type(value) in (int, float)
+    }
+    self._board.write(int(step), numbers)
 
   def write(self, step: int, values: dict[str, Any]) -> None:
     """Appends a record to metrics.jsonl.
@@ -141,12 +131,14 @@ class Writer:
   def sync(self) -> None:
     """Forces all records to the disk; call it before saving a checkpoint."""
     for file in self._files.values():
-      os.fsync(file.fileno())
+      file.sync()
 
   def close(self) -> None:
     """Forces all records to the disk and closes the files."""
-    self.sync()
-    self._stack.close()
+    for file in self._files.values():
+      file.close()
+    if self._files:
+      self._board.close()
 
 
 class Progress:

@@ -1,50 +1,107 @@
-"""Stops a run on request: the batch system's SIGTERM, the user's Ctrl-C."""
+"""Stops a run on request: a batch system's SIGTERM, a user's Ctrl-C, SIGHUP."""
 
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
 
+from ultramem_jax.runs import console
+
+
+class Stopped(BaseException):
+  """Something was left undone, because the run is to stop.
+
+  No Exception, so that nobody takes it for a failure.
+  """
+
 
 class Preemption(contextlib.AbstractContextManager):
-  """Turns the first SIGTERM or SIGINT into a request to stop.
+  """Turns the first SIGTERM, SIGINT or SIGHUP into a request to stop.
 
   The loop calls `requested` after every step; on True it saves, waits and
-  returns. A second signal kills the process. With several processes, JAX's
-  preemption service catches SIGTERM and lets all of them stop at one step.
+  returns. What may take longer than a step is done in `interruptible`. A second
+  SIGTERM or SIGINT kills the process. SIGHUP, which a terminal that closes may
+  send several times, asks and never kills.
+
+  With several processes, JAX's preemption service catches SIGTERM and lets all
+  of them stop at one step; SIGHUP is passed on to it.
   """
 
   def __init__(self):
-    self._requested = False
+    self._requested = self._interruptible = False
     self._previous = {}
+    self._alone = jax.process_count() == 1
+    self._polls = 0
 
   def __enter__(self) -> Self:
-    if jax.process_count() == 1:
-      for number in (signal.SIGTERM, signal.SIGINT):
-        self._previous[number] = signal.signal(number, self._catch)
+    # Under nohup a run has nothing to do with its terminal.
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+      self._handle(signal.SIGHUP, self._catch if self._alone else _pass_on)
+    if self._alone:
+      self._handle(signal.SIGTERM, self._catch)
+      self._handle(signal.SIGINT, self._catch)
     return self
 
   def __exit__(self, *exception) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
+    if not self._alone:
+      # Nobody asks JAX's service any more, which would swallow it.
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+  def _handle(self, number: int, handler: Any) -> None:
+    self._previous[number] = signal.signal(number, handler)
 
   def _catch(self, number: int, frame: Any) -> None:
     del frame
     self._requested = True
-    for caught in self._previous:
-      signal.signal(caught, signal.SIG_DFL)
+    kills = ""
+    if number != signal.SIGHUP:
+      for caught in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(caught, signal.SIG_DFL)
+      kills = "; once more kills"
+    name = signal.Signals(number).name
     # Not print, which the signal may have interrupted.
-    os.write(
-      2,
-      f"{signal.Signals(number).name}: saving and stopping; "
-      "once more kills\n".encode(),
-    )
+    console.show_at_once(f"{name}: saving and stopping{kills}")
+    if self._interruptible:
+      raise Stopped
 
-  def requested(self, step: int) -> bool:
-    """Whether to stop after this step; every process calls it every step."""
-    if jax.process_count() > 1:
-      return multihost_utils.reached_preemption_sync_point(step)
+  def requested(self) -> bool:
+    """Whether to stop; every process calls it at the same places."""
+    if not self._alone and not self._requested:
+      self._polls += 1
+      self._requested = multihost_utils.reached_preemption_sync_point(
+        self._polls
+      )
     return self._requested
+
+  @contextlib.contextmanager
+  def interruptible(self) -> Iterator[None]:
+    """Lets a request to stop raise Stopped, wherever the body is.
+
+    For a body that nobody misses if it is left half-way. A request to one of
+    several processes raises nothing: they have to stop together, where all of
+    them call `requested`.
+    """
+    try:
+      self._interruptible = self._alone
+      if self._alone and self._requested:
+        raise Stopped
+      yield
+    finally:
+      self._interruptible = False
+
+  def check(self) -> None:
+    """Raises Stopped if the run is to stop; called as `requested` is."""
+    if self.requested():
+      raise Stopped
+
+
+def _pass_on(number: int, frame: Any) -> None:
+  """Makes a signal a SIGTERM."""
+  del number, frame
+  os.kill(os.getpid(), signal.SIGTERM)

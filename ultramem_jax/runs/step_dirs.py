@@ -1,9 +1,16 @@
 """The directories of saved steps: which exist, are sound, and are kept.
 
 Orbax restores bytes that a disk or a copy has changed without noticing, so
-every committed step is sealed: its `sha256.json` holds the files' digests.
+every committed step is sealed: its `sha256.json` holds the files' digests. The
+only file that may come later is `valid_loss.json`.
+
+Damage is a digest that differs, a file that is missing or that the seal does
+not know, or a broken seal; it is raised as `Damaged`. Whatever else keeps a
+file from being read says nothing about the checkpoint, and stays the OSError
+that it is.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -12,11 +19,19 @@ import pathlib
 import shutil
 from typing import Any
 
-from orbax.checkpoint import v1 as ocp
+from absl import logging
 
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.checks import INT_END
 
 SEAL = "sha256.json"
+LOSS = "valid_loss.json"
+# Orbax's file that holds, with other facts, those given to it.
+FACTS = "_CHECKPOINT_METADATA"
+
+
+class Damaged(Exception):
+  """A checkpoint whose bytes were lost or changed."""
 
 
 def committed(root: pathlib.Path) -> list[int]:
@@ -26,8 +41,23 @@ def committed(root: pathlib.Path) -> list[int]:
   return sorted(
     int(path.name)
     for path in root.iterdir()
-    if path.name.isdecimal() and path.is_dir()
+    # Whoever named a folder "0015" meant something else.
+    if path.name.isdecimal() and path.name == str(int(path.name))
+    if int(path.name) < INT_END and path.is_dir()
   )
+
+
+def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
+  """Returns the files that a seal covers, by name.
+
+  Hidden files are none of Orbax: file systems make some, and kills leave some.
+  """
+  return {
+    str(file.relative_to(path)): file
+    for file in sorted(path.rglob("*"))
+    if file.name not in (SEAL, LOSS) and not file.name.startswith(".")
+    if file.is_file()
+  }
 
 
 def _digest(path: pathlib.Path) -> str:
@@ -35,30 +65,77 @@ def _digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
+def flush(path: pathlib.Path) -> None:
+  """Forces a committed step to the disk: its files, their names, its own."""
+  for entry in sorted(path.rglob("*")):
+    if entry.is_dir():
+      workdir_lib.sync_folder(entry)
+    else:
+      with open(entry, "rb") as f:
+        os.fsync(f.fileno())
+  workdir_lib.sync_folder(path)
+  workdir_lib.sync_folder(path.parent)
+
+
 def seal(path: pathlib.Path) -> None:
   """Records the digest of every file of a committed step."""
-  digests = {
-    str(file.relative_to(path)): _digest(file)
-    for file in sorted(path.rglob("*"))
-    if file.is_file()
-  }
+  digests = {name: _digest(file) for name, file in _files(path).items()}
   workdir_lib.write_atomically(path / SEAL, json.dumps(digests).encode())
 
 
-def verify(path: pathlib.Path) -> tuple[bool, str]:
-  """Returns whether a step is sealed, and its damage ("" if it has none)."""
-  manifest = path / SEAL
-  if not manifest.exists():
-    return False, ""
+def verify(path: pathlib.Path) -> bool:
+  """Returns whether a step is sealed.
+
+  Raises:
+    Damaged: it is, and its files are not those that were sealed.
+    OSError: a file cannot be read now.
+  """
   try:
-    for name, digest in json.loads(manifest.read_bytes()).items():
+    sealed = _parse((path / SEAL).read_bytes(), SEAL)
+  except (FileNotFoundError, NotADirectoryError):
+    return False
+  except IsADirectoryError as error:
+    raise Damaged(f"{SEAL} is a folder") from error
+  try:
+    for name in _files(path):
+      if name not in sealed:
+        raise Damaged(f"{SEAL} does not know {name}")
+    for name, digest in sealed.items():
       if _digest(path / name) != digest:
-        return True, f"{name} has changed"
-  except FileNotFoundError as error:
-    return True, f"{os.path.relpath(error.filename, path)} is missing"
-  except (OSError, ValueError, AttributeError) as error:
-    return True, f"{type(error).__name__}: {error}"
-  return True, ""
+        raise Damaged(f"{name} has changed")
+  except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+    name = os.path.relpath(error.filename, path)
+    raise Damaged(f"{name} is missing") from error
+  return True
+
+
+def facts(path: pathlib.Path) -> dict[str, Any]:
+  """Returns what was saved beside the arrays of a step.
+
+  Raises:
+    Damaged: it is lost, or belongs to another step.
+    OSError: it cannot be read now.
+  """
+  try:
+    held = _parse((path / FACTS).read_bytes(), FACTS).get("custom_metadata")
+  except (FileNotFoundError, NotADirectoryError) as error:
+    raise Damaged(f"{FACTS} is missing") from error
+  if not isinstance(held, dict) or not {"arrays", "data"} <= held.keys():
+    raise Damaged(f"{FACTS} lacks what belongs to a step")
+  step = held.get("step", int(path.name))
+  if step != int(path.name):
+    raise Damaged(f"it is a copy of step {step}")
+  return held
+
+
+def _parse(content: bytes, name: str) -> dict[str, Any]:
+  try:
+    held = json.loads(content)
+  except (ValueError, RecursionError) as error:
+    raise Damaged(f"{name}: {type(error).__name__}: {error}") from error
+  if not isinstance(held, dict):
+    raise Damaged(f"{name} holds no names")
+  return held
 
 
 def set_aside(path: pathlib.Path) -> pathlib.Path:
@@ -71,29 +148,89 @@ def set_aside(path: pathlib.Path) -> pathlib.Path:
   return path.rename(aside)
 
 
-def _valid_loss(path: pathlib.Path) -> float:
-  """Returns the validation loss of a step, infinity if it is unknown."""
+def add_loss(path: pathlib.Path, loss: float | None) -> None:
+  """Adds a validation loss to a step that was saved without."""
+  workdir_lib.write_atomically(path / LOSS, json.dumps(loss).encode())
+
+
+def valid_loss(path: pathlib.Path) -> tuple[float | None, bool]:
+  """Returns the validation loss of a step, and whether it is still due.
+
+  The loss is None if it is unknown, or not finite.
+
+  Raises:
+    Damaged, OSError: as `facts`.
+  """
+  held = facts(path)
   try:
-    facts: Any = ocp.checkpointables_metadata(str(path)).custom_metadata
-    loss = facts["valid_loss"]
-  except Exception:  # a damaged step; restoring it will report the damage
-    return math.inf
-  return math.inf if loss is None else loss
+    loss, due = json.loads((path / LOSS).read_bytes()), False
+  except FileNotFoundError:
+    loss, due = held.get("valid_loss"), bool(held.get("validation_due"))
+  except (ValueError, RecursionError) as error:
+    raise Damaged(f"{LOSS}: {error}") from error
+  known = isinstance(loss, float) and math.isfinite(loss)
+  return (loss if known else None), due
 
 
-def best(root: pathlib.Path) -> int | None:
-  """Returns the step with the least validation loss, the last of equal ones."""
-  losses = {step: _valid_loss(root / str(step)) for step in committed(root)}
+def _losses(root: pathlib.Path) -> dict[int, float]:
+  """Returns the validation loss of every step, infinity if it has none.
+
+  Damaged steps are left out; restoring one reports the damage.
+  """
+  losses = {}
+  for step in committed(root):
+    with contextlib.suppress(Damaged):
+      loss, _ = valid_loss(root / str(step))
+      losses[step] = math.inf if loss is None else loss
+  return losses
+
+
+def _best(losses: dict[int, float]) -> int | None:
   known = [step for step, loss in losses.items() if loss < math.inf]
   return min(known, key=lambda step: (losses[step], -step), default=None)
 
 
-def prune(root: pathlib.Path, keep: int) -> None:
-  """Deletes all steps except the newest `keep` and the best."""
-  best_step = best(root)
-  for step in committed(root)[:-keep]:
-    if step != best_step:
-      # Renamed first, so that a kill leaves no half-deleted step.
-      doomed = root / f"{step}.deleting"
-      os.rename(root / str(step), doomed)
-      shutil.rmtree(doomed)
+def best(root: pathlib.Path) -> int | None:
+  """Returns the step with the least validation loss, the last of equal ones.
+
+  Raises:
+    OSError: a loss cannot be read now.
+  """
+  return _best(_losses(root))
+
+
+def prune(root: pathlib.Path, newest: int, keep: int) -> None:
+  """Deletes the steps up to `newest` but the last `keep` of them and the best.
+
+  Steps after it are of another run, and damaged ones may be worth a look: they
+  stay. So does, with a warning, what cannot be deleted now.
+  """
+  try:
+    losses = _losses(root)
+    for step in [step for step in losses if step <= newest][:-keep]:
+      if step != _best(losses):
+        # Renamed first, so that a kill leaves no half-deleted step.
+        doomed = root / f"{step}.deleting"
+        os.rename(root / str(step), doomed)
+        delete(doomed)
+  except OSError as error:
+    logging.warning("older checkpoints are not deleted: %s", error)
+
+
+def delete(path: pathlib.Path) -> None:
+  """Deletes a directory, or what else has its name; a link's target stays."""
+  if path.is_dir() and not path.is_symlink():
+    shutil.rmtree(path)
+  else:
+    path.unlink()
+
+
+def delete_leftovers(root: pathlib.Path) -> None:
+  """Deletes what kills left of saves and deletions."""
+  for pattern in ("*.orbax-checkpoint-tmp*", "*.deleting"):
+    for leftover in root.glob(pattern):
+      if leftover.name.partition(".")[0].isdecimal():
+        try:
+          delete(leftover)
+        except OSError as error:
+          logging.warning("%s is not deleted: %s", leftover, error)

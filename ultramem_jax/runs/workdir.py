@@ -7,15 +7,18 @@ Whoever continues the run must give the same; evaluation and generation read
 the configuration from the workdir.
 """
 
+import contextlib
+import fnmatch
 import json
 import os
 import pathlib
+import secrets
 from typing import Any
 
 import jax
 
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.checks import require, require_text
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 
@@ -37,19 +40,42 @@ FREE_FIELDS = (
 
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file so that a crash leaves its old or its new content, whole."""
-  partial = path.with_name(path.name + ".tmp")
-  with open(partial, "wb") as f:
-    f.write(content)
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(partial, path)
-  # The rename must reach the disk, too.
-  directory = os.open(path.parent, os.O_RDONLY)
+  """Writes a file so that a crash leaves its old or its new content, whole.
+
+  Raises:
+    OSError: it cannot be written, and is as it was.
+  """
+  # A name that nobody knows, so that no link waits there, and a hidden one: a
+  # kill may leave the file behind.
+  partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
   try:
-    os.fsync(directory)
+    with open(partial, "xb") as f:
+      f.write(content)
+      f.flush()
+      os.fsync(f.fileno())
+    os.replace(partial, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      partial.unlink()
+    raise OSError(error.errno, error.strerror, str(path)) from error
+  sync_folder(path.parent)
+
+
+def sync_folder(path: pathlib.Path) -> None:
+  """Forces the names in a folder to the disk: new files, and renamed ones."""
+  folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+  try:
+    os.fsync(folder)
   finally:
-    os.close(directory)
+    os.close(folder)
+
+
+def make_folder(path: pathlib.Path) -> None:
+  """Makes a folder and its parents, and forces their names to the disk."""
+  new = [folder for folder in (path, *path.parents) if not folder.exists()]
+  path.mkdir(parents=True, exist_ok=True)
+  for folder in new:
+    sync_folder(folder.parent)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -107,6 +133,43 @@ def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
     )
 
 
+def require_name(workdir: str | os.PathLike) -> None:
+  """Requires a path below which checkpoints can be saved and read again.
+
+  Raises:
+    ConfigError: Orbax writes to another path, or reads from it.
+  """
+  workdir = os.fspath(workdir)
+  require(
+    "://" not in workdir,
+    "workdir",
+    workdir,
+    "must be a local or mounted directory, not a URL",
+  )
+  require_text("workdir", workdir)
+  path = os.path.abspath(workdir)
+  require(
+    "\\" not in path and fnmatch.fnmatchcase(path, path),
+    "workdir",
+    workdir,
+    "must have no backslash and no [...] in its path: no checkpoint could be "
+    "read again there",
+  )
+
+
+def require_claimed(workdir: str | os.PathLike) -> None:
+  """Requires that a workdir still has its config.json.
+
+  Raises:
+    ConfigError: it has none, so that nobody could go on with its run.
+  """
+  if not pathlib.Path(workdir, CONFIG_NAME).exists():
+    raise ConfigError(
+      f"{workdir} has lost its {CONFIG_NAME} while the run used it; its "
+      "checkpoints are saved: put back a copy"
+    )
+
+
 def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
   """Binds a workdir to a configuration, or checks that it already is.
 
@@ -119,18 +182,13 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
   Raises:
     ConfigError: the workdir is bound to another config or corpus (the first
       three fields that differ are named), its config.json is damaged or of
-      another version, it holds checkpoints without a config.json, or it
-      cannot be a directory.
+      another version, it holds checkpoints without a config.json, it cannot
+      be a directory, or no checkpoint could be read again below its path.
   """
-  require(
-    "://" not in os.fspath(workdir),
-    "workdir",
-    workdir,
-    "must be a local or mounted directory, not a URL",
-  )
+  require_name(workdir)
   workdir = pathlib.Path(workdir)
   try:
-    workdir.mkdir(parents=True, exist_ok=True)
+    make_folder(workdir)
   except OSError as error:
     raise ConfigError(f"workdir = {str(workdir)!r}: {error}") from error
   if (workdir / CONFIG_NAME).exists():
@@ -157,9 +215,10 @@ def load_config(workdir: str | os.PathLike) -> Config:
   """Returns the configuration that a workdir is bound to.
 
   Raises:
-    ConfigError: no such directory, no config.json in it, a damaged one, or
-      one whose fields this version does not know.
+    ConfigError: no such directory, or one that `claim` refuses; no config.json
+      in it, a damaged one, or one whose fields this version does not know.
   """
+  require_name(workdir)
   workdir = pathlib.Path(workdir)
   require(workdir.is_dir(), "workdir", str(workdir), "no such directory")
   require(

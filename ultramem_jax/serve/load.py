@@ -8,7 +8,7 @@ import jax
 
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.runs import checkpoint
+from ultramem_jax.runs import checkpoint, distributed
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
@@ -77,7 +77,7 @@ def load(
 
 def _on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
   """Returns the config to use a run's model here, whatever trained it."""
-  devices = jax.device_count()
+  devices = len(distributed.devices())
   fields = config_lib.to_dict(config)
   if devices == 1:
     fields["mesh"] = {}

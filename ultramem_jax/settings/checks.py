@@ -39,8 +39,8 @@ def require_types(path: str, config: Any) -> None:
 
   Programs compute with float32 and int32, to which other numbers would be
   rounded, or cut, without a word. A float field takes an int; an int field
-  takes no bool; a field "seed" is checked by `require_seed`. Call it before
-  the other rules, which compare values.
+  takes no bool; a str is text (`require_text`); a field "seed" is checked by
+  `require_seed`. Call it before the other rules, which compare values.
   """
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -53,6 +53,8 @@ def require_types(path: str, config: Any) -> None:
     )
     if field.type is float:
       require_float(named(path, field.name), value)
+    if field.type is str:
+      require_text(named(path, field.name), value)
     if field.type is int and field.name != "seed":
       require(
         -INT_END <= value < INT_END,
@@ -83,6 +85,14 @@ def require_seed(name: str, seed: int) -> None:
     seed,
     "must be at least 0 and less than 2^32, as a random key uses 32 bits",
   )
+
+
+def require_text(field: str, value: str) -> None:
+  """Requires a string to be text, as Python's of undecodable bytes is not."""
+  try:
+    value.encode()
+  except UnicodeEncodeError:
+    require(False, field, value, "must be text; some of its bytes are no UTF-8")
 
 
 def require_at_least(path: str, config: Any, low: float, *fields: str) -> None:

@@ -18,6 +18,7 @@ from jax.sharding import AbstractMesh, NamedSharding
 from ultramem_jax.ops import precision
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
@@ -283,7 +284,7 @@ def available_bytes(
     device: in this machine or not, such as those of `topology.devices`. By
       default the first one here.
   """
-  here = jax.local_devices()
+  here = [x for x in distributed.devices() if x in jax.local_devices()]
   asked: Any = here[0] if device is None else device
   if asked.platform == "cpu":
     available = host_bytes()

@@ -12,6 +12,7 @@ import re
 import jax
 from jax.experimental import topologies
 
+from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
@@ -75,7 +76,7 @@ def devices(name: str) -> list[jax.Device]:  # pyright: ignore[reportInvalidType
   """
   kind, _, layout = name.partition(":")
   if name == "local":
-    return jax.devices()
+    return distributed.devices()
   if kind == "cpu":
     return _cpu_devices(name, layout)
   if kind in GPU_TARGETS:

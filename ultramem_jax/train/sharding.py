@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.model import ModelConfig
@@ -90,9 +91,10 @@ def make_mesh(config: Config, devices=None) -> Mesh:
     config: the run.
     devices: of the mesh; None: all devices of all processes.
   Raises:
-    ConfigError: of `mesh_shape`, or no GPUs for attention = "cudnn".
+    ConfigError: of `mesh_shape`, no GPUs for attention = "cudnn", or no device
+      at all.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = distributed.devices() if devices is None else devices
   platform = devices[0].platform
   require(
     config.model.attention == "xla" or platform == "gpu",

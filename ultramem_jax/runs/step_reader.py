@@ -1,0 +1,180 @@
+"""Reads a saved step, or tells that it is damaged."""
+
+import dataclasses
+import os
+import pathlib
+import re
+from typing import Any
+
+import jax
+import numpy as np
+
+from ultramem_jax.runs import array_reader, distributed, step_dirs
+from ultramem_jax.runs.step_dirs import Damaged
+from ultramem_jax.settings.errors import TargetError
+
+# How TensorStore's errors begin where files are missing or hold other bytes.
+CONTENT_STATUSES = (
+  "DATA_LOSS",
+  "FAILED_PRECONDITION",
+  "INVALID_ARGUMENT",
+  "NOT_FOUND",
+  "OUT_OF_RANGE",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+  """A checkpoint in memory.
+
+  Attributes:
+    step: number of optimizer steps done when it was saved.
+    items: the requested pytrees, by name.
+    data: state of the data iterator, {lane: state} for all processes' lanes.
+    valid_loss: validation loss at that step; None: it was not evaluated, or is
+      not finite.
+    validation_due: whether it should have been, but the run was stopped.
+  """
+
+  step: int
+  items: dict[str, Any]
+  data: dict[str, Any]
+  valid_loss: float | None
+  validation_due: bool
+
+
+def arrays(tree: Any) -> dict[str, str]:
+  """Describes the leaves of a tree: {"params/w": "float32[4, 4]"}."""
+  return {
+    jax.tree_util.keystr(
+      path, simple=True, separator="/"
+    ): f"{np.dtype(leaf.dtype)}{list(leaf.shape)}"
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
+
+
+def _require_same_arrays(
+  saved: dict[str, str], items: dict[str, Any], path: os.PathLike
+) -> None:
+  """Raises TargetError if items have other arrays than were saved."""
+  held = {
+    name: array
+    for name, array in saved.items()
+    if name.partition("/")[0] in items
+  }
+  wanted = arrays(items)
+  differences = [
+    f"{name} is {held.get(name, 'absent')} there, "
+    f"{wanted.get(name, 'absent')} here"
+    for name in dict.fromkeys([*wanted, *held])
+    if held.get(name) != wanted.get(name)
+  ]
+  if differences:
+    raise TargetError(
+      f"checkpoint {path} is of another model: {'; '.join(differences[:3])}"
+      f" ({len(differences)} arrays differ). If another version of UltraMem-JAX"
+      " wrote it, go on with that version, or use another --workdir"
+    )
+
+
+def _target(leaf: Any) -> jax.ShapeDtypeStruct:
+  """Returns what a leaf is restored to: on one device if it has no sharding."""
+  sharding = getattr(leaf, "sharding", None)
+  return jax.ShapeDtypeStruct(
+    leaf.shape,
+    leaf.dtype,
+    sharding=sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0]),
+  )
+
+
+def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
+  """Reads the named items of a step from the disk."""
+  facts = step_dirs.facts(path)
+  # The reader validates neither shape nor dtype.
+  _require_same_arrays(facts["arrays"], items, path)
+  loss, due = step_dirs.valid_loss(path)
+  # Orbax cannot save a pytree without leaves; such an item is returned as is.
+  loaded = {
+    name: array_reader.read(path / name, jax.tree.map(_target, tree))
+    for name, tree in items.items()
+    if jax.tree.leaves(tree)
+  }
+  return Restored(int(path.name), {**items, **loaded}, facts["data"], loss, due)
+
+
+def read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
+  """Reads a step; all processes agree on whether it is damaged.
+
+  Args:
+    path: its directory.
+    items: as for `checkpoint.restore`.
+  Raises:
+    Damaged: a digest differs, or an unsealed step cannot be decoded.
+    TargetError: the step is sound, but items are not what it holds.
+    OSError: it cannot be read now, which says nothing about it.
+  """
+  sealed, damage, trouble = False, "", ""
+  if jax.process_index() == 0:
+    try:
+      sealed = step_dirs.verify(path)
+    except Damaged as error:
+      damage = str(error)
+    except OSError as error:
+      trouble = str(error)
+  _raise_together(damage, trouble)
+  sealed = distributed.any_process(sealed)
+  restored = None
+  try:
+    restored = _read(path, items)
+  except (TargetError, MemoryError, jax.errors.JaxRuntimeError):
+    raise
+  except Damaged as error:
+    damage = str(error)
+  except Exception as error:
+    # TensorStore's errors are ValueErrors.
+    if sealed and not isinstance(error, (OSError, ValueError)):
+      raise
+    text = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+    # A sealed step has the bytes that were saved, so whatever went wrong is not
+    # its fault. Nor is what the system could not do.
+    if sealed or _is_of_system(error):
+      trouble = text
+    else:
+      damage = text
+  _raise_together(damage, trouble)
+  assert restored is not None
+  return restored
+
+
+def _is_of_system(error: Exception) -> bool:
+  """Whether the system failed to read a file that is there."""
+  if isinstance(error, OSError):
+    return not isinstance(error, (FileNotFoundError, NotADirectoryError))
+  status = re.match(r"([A-Z_]+): ", str(error))
+  return status is not None and status[1] not in CONTENT_STATUSES
+
+
+def _raise_together(damage: str, trouble: str) -> None:
+  """Raises on every process what went wrong on one: Damaged, or OSError."""
+  if distributed.any_process(bool(trouble)):
+    raise OSError(trouble or "another process cannot read a checkpoint")
+  if distributed.any_process(bool(damage)):
+    raise Damaged(damage or "see another process")
+
+
+def require_readable(path: pathlib.Path, items: dict[str, Any]) -> None:
+  """Opens a step that was saved, without reading its arrays.
+
+  Args:
+    path: its directory.
+    items: pytrees of arrays, or their shapes, by name.
+  Raises:
+    Damaged: it does not hold them.
+    OSError: it cannot be read now.
+    ValueError: TensorStore cannot open it.
+  """
+  if step_dirs.facts(path)["arrays"] != arrays(items):
+    raise Damaged(f"{step_dirs.FACTS} tells of other arrays")
+  for name, tree in items.items():
+    if jax.tree.leaves(tree):
+      array_reader.require_readable(path / name, tree)
