@@ -18,6 +18,7 @@ from ultramem_jax.runs import (
   console,
   distributed,
   host_memory,
+  switches,
 )
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, parse
@@ -141,6 +142,7 @@ def run(main: Callable[..., None]) -> None:
       raise ConfigError(f"unexpected arguments: {extra}")
     if len(arguments) < len(names):
       raise ConfigError(f"missing arguments: {' '.join(names)}")
+    switches.require_usable()
     compilation_cache.use(COMPILATION_CACHE.value)
     host_memory.keep_freed()
     # Tracing makes many objects that stay; Python would look at all of them

@@ -148,7 +148,7 @@ class Transformer(nn.Module):
       segment_BT = jnp.ones_like(tokens_BT)
     if position_BT is None:
       position_BT = jnp.broadcast_to(
-        jnp.arange(tokens_BT.shape[1]), tokens_BT.shape
+        jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
       )
     embed = self._embed()
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)

@@ -78,6 +78,6 @@ class MemoryPlus(UltraMem):
 
 def _uniform(bound: float):
   """Returns an initializer: uniform in [-bound, bound)."""
-  return lambda key, shape: jax.random.uniform(
-    key, shape, minval=-bound, maxval=bound
+  return lambda key, shape, dtype: jax.random.uniform(
+    key, shape, dtype, minval=-bound, maxval=bound
   )

@@ -53,7 +53,8 @@ def balance_loss(
     (loss, share_X): float32 scalar; [X] float32 of sum 1.
   """
   num_experts = probability_BTX.shape[-1]
-  weight_BT1 = (present_BT / jnp.maximum(present_BT.sum(), 1))[..., None]
+  present_BT1 = present_BT.astype(jnp.float32)[..., None]
+  weight_BT1 = present_BT1 / jnp.maximum(present_BT1.sum(), 1)
   chosen_BTYX = jax.nn.one_hot(expert_BTY, num_experts, dtype=jnp.float32)
   share_X = (chosen_BTYX.mean(-2) * weight_BT1).sum((0, 1))
   mean_X = (probability_BTX * weight_BT1).sum((0, 1))
@@ -84,7 +85,7 @@ def apply_experts(
   """
   width, choices = x_BTD.shape[-1], expert_BTY.shape[-1]
   expert_Z = expert_BTY.reshape(-1)
-  order_Z = jnp.argsort(expert_Z, stable=True)
+  order_Z = jnp.argsort(expert_Z, stable=True).astype(jnp.int32)
   size_X = jnp.bincount(expert_Z, length=up_XDF.shape[0])
   x_ZD = x_BTD.reshape(-1, width)[order_Z // choices]
   h_ZF = grouped_dot(x_ZD, up_XDF, size_X)
@@ -93,7 +94,11 @@ def apply_experts(
   else:
     h_ZF *= nn.silu(grouped_dot(x_ZD, gate_XDF, size_X))
   y_ZD = grouped_dot(h_ZF, down_XFD, size_X)
-  place_Z = jnp.zeros_like(order_Z).at[order_Z].set(jnp.arange(order_Z.size))
+  place_Z = (
+    jnp.zeros_like(order_Z)
+    .at[order_Z]
+    .set(jnp.arange(order_Z.size, dtype=jnp.int32))
+  )
   y_BTYD = y_ZD[place_Z].reshape(*expert_BTY.shape, width)
   here_BTY1 = (expert_BTY < up_XDF.shape[0])[..., None]
   y_BTYD = jnp.where(here_BTY1, y_BTYD, 0)

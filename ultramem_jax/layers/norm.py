@@ -16,7 +16,7 @@ class BiasedRMSNorm(nn.RMSNorm):
   def __call__(
     self, x: jax.Array, *, mask: jax.Array | None = None
   ) -> jax.Array:
-    bias = self.param("bias", self.bias_init, x.shape[-1:])
+    bias = self.param("bias", self.bias_init, x.shape[-1:], jnp.float32)
     y = super().__call__(x, mask=mask)
     return y + bias.astype(y.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from ultramem_jax.ops import random
 
@@ -21,12 +22,15 @@ def parameter(
   Args:
     module: the owner; to be called where it may call its own `param`.
     name: of the parameter.
-    initializer: (key, shape) -> array.
+    initializer: (key, shape, dtype) -> array; it is asked for float32, as
+      Flax would ask for float64 where JAX has that enabled.
     axes: logical name of each axis, of those that `train/sharding.py` maps to
       the mesh; None: an axis that is never split.
     shape: of the parameter.
   """
-  initialize = lambda key, shape: initializer(random.unrolled(key), shape)
+  initialize = lambda key, shape: initializer(
+    random.unrolled(key), shape, jnp.float32
+  )
   boxed = nn.with_logical_partitioning(initialize, tuple(axes))
   value: Any = module.param(name, boxed, tuple(shape))
   return value

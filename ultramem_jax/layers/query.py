@@ -29,7 +29,7 @@ def spread_queries(config: MemoryConfig, query_BTPGRK: jax.Array) -> jax.Array:
   heads, share = config.num_heads, config.heads_per_query
   if config.num_queries * share == heads:
     return query_BTPGRK
-  return query_BTPGRK[:, :, :, jnp.arange(heads) // share]
+  return query_BTPGRK[:, :, :, jnp.arange(heads, dtype=jnp.int32) // share]
 
 
 # Traced once for all memories of a shape, and compiled in little time: it is

@@ -51,9 +51,10 @@ def value_table(
   elif c.kind == "memory_plus":
     std = c.value_dim**-0.5
   dtype = precision.DTYPES[c.storage.table_dtype]
-  initializer = lambda key, shape: precision.encode(
-    std * random.normal(key, shape), dtype
-  )
+
+  def initializer(key, shape, _):
+    return precision.encode(std * random.normal(key, shape), dtype)
+
   shape = (c.stored_rows, width or c.value_dim)
   tables = {
     name: parameter(module, name, initializer, ("rows", "columns"), shape)

@@ -46,7 +46,7 @@ def attend(
 
 def may_read(segment_BT: jax.Array, window: int = 0) -> jax.Array:
   """Returns whether each position reads each other one, [B, T, T] bool."""
-  place_T = jnp.arange(segment_BT.shape[1])
+  place_T = jnp.arange(segment_BT.shape[1], dtype=jnp.int32)
   is_same_BTS = segment_BT[:, :, None] == segment_BT[:, None, :]
   distance_TS = place_T[:, None] - place_T[None]
   may_TS = distance_TS >= 0

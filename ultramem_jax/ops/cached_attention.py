@@ -126,13 +126,13 @@ def _attend_in_chunks(
   )
   _, kv_heads, _, length, width = query_BqOTH.shape
   size = segment_BS.shape[1]
-  place_T = start + jnp.arange(length)
+  place_T = start + jnp.arange(length, dtype=jnp.int32)
 
   def add_chunk(index, sums):
     # Where chunks do not divide the cache, the last one begins earlier, and
     # masks the positions that the one before it had.
     first = jnp.minimum(index * chunk, size - chunk)
-    place_S = first + jnp.arange(chunk)
+    place_S = first + jnp.arange(chunk, dtype=jnp.int32)
 
     def take(x_BqSH):
       return jax.lax.dynamic_slice(

@@ -232,7 +232,7 @@ def _pool_in_turn(num_pools, table_IW, *inputs):
   For each row the sums of the other pools read the token's first row instead,
   with score 0: it is in the cache and costs little.
   """
-  pool_E = jnp.arange(num_pools)
+  pool_E = jnp.arange(num_pools, dtype=jnp.int32)
 
   def pool_chunk(_, inputs):
     first_BT1 = inputs[0][..., :1]
@@ -250,7 +250,8 @@ def _pool_in_turn(num_pools, table_IW, *inputs):
     batch, length, num_rows, num_cores = inputs[-1].shape
     passes = math.ceil(num_rows / ROWS_PER_PASS)
     zeros_BTECw = jnp.zeros(
-      (batch, length, num_pools, num_cores, table_IW.shape[1] // num_cores)
+      (batch, length, num_pools, num_cores, table_IW.shape[1] // num_cores),
+      jnp.float32,
     )
     reads = jax.tree.map(lambda x: jnp.moveaxis(x, 2, 0), inputs)
     pooled_BTECw, _ = jax.lax.scan(

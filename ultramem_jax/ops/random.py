@@ -128,4 +128,4 @@ def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
   Returns:
     float32.
   """
-  return jax.random.normal(unrolled(key), shape)
+  return jax.random.normal(unrolled(key), shape, jnp.float32)

@@ -190,10 +190,12 @@ def retrieve_merged(
     query_BTPGRK[..., :1, :],
     merged_PANK.reshape(sides, groups, -1, 1, num_keys, width),
     None,
-    jnp.ones((sides, groups, heads // groups, 1)),
+    jnp.ones((sides, groups, heads // groups, 1), jnp.float32),
     m,
   )
-  first_PAR = jnp.arange(sides * heads * rank).reshape(sides, heads, rank)
+  first_PAR = jnp.arange(sides * heads * rank, dtype=jnp.int32).reshape(
+    sides, heads, rank
+  )
   row_BTPARM = (
     num_keys * first_PAR[None, None, ..., None] + index_BTPAM[:, :, :, :, None]
   )
@@ -232,7 +234,7 @@ def retrieve_reference(
   )
   side_BTPARN = jnp.einsum("BTPARK,PARNK->BTPARN", query_BTPARK, keys_PARNK)
   if core_CARR is None:
-    filter_PAR = jnp.ones((2, heads, 1))
+    filter_PAR = jnp.ones((2, heads, 1), jnp.float32)
     row_BTAN, column_BTAN = jnp.unstack(side_BTPARN[..., 0, :], axis=2)
     grid_BTANN = row_BTAN[..., :, None] + column_BTAN[..., None, :]
     grid_BTANNC = grid_BTANN[..., None]

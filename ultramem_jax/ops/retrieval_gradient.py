@@ -55,7 +55,7 @@ def _by_rows(query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM):
   """
   batch, length, sides, groups, rank, width = query_BTPGRK.shape
   first_PGJR = keys_PGJRNK.shape[4] * jnp.arange(
-    math.prod(keys_PGJRNK.shape[:4])
+    math.prod(keys_PGJRNK.shape[:4]), dtype=jnp.int32
   ).reshape(keys_PGJRNK.shape[:4])
   to_queries = lambda x_BTPGJRM: x_BTPGJRM.swapaxes(4, 5).reshape(
     batch, length * sides * groups * rank, -1

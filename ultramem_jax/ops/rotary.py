@@ -87,7 +87,7 @@ def angles(
   amplitude = scaling.amplitude
 
   def compute(_, position_BT):
-    angle_BTH = jnp.multiply.outer(position_BT, frequency_H)
+    angle_BTH = jnp.multiply.outer(jnp.float32(position_BT), frequency_H)
     pair = jnp.sin(angle_BTH), jnp.cos(angle_BTH)
     return None, tuple(amplitude * x for x in pair)
 

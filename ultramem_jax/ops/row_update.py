@@ -151,8 +151,9 @@ def _adamw(rows: Table, gradient_zW, adamw: AdamW) -> Table:
   mean_zW = a.beta1 * rows.mean_IW + (1 - a.beta1) * gradient_zW
   variance = a.beta2 * rows.variance + (1 - a.beta2) * square
   # Scalars are joined first, as every element would be divided by each.
-  divisor = jnp.sqrt(variance * (1 / (1 - a.beta2**a.step))) + a.eps
-  rate = a.rate / (1 - a.beta1**a.step)
+  step = jnp.float32(a.step)
+  divisor = jnp.sqrt(variance * (1 / (1 - a.beta2**step))) + a.eps
+  rate = a.rate / (1 - a.beta1**step)
   values_zW = rows.values_IW
   values_zW -= a.rate * a.weight_decay * values_zW + rate * mean_zW / (
     divisor if divisor.ndim == 2 else divisor[:, None]
@@ -247,7 +248,7 @@ def _row_sums(row_z, gradient_zW, run, num_rows):
   length, width = gradient_zW.shape
   previous_z = jnp.concatenate([run[0][None], row_z[:-1]])
   # 0 is the run that goes on; there are at most as many more as reads.
-  segment_z = jnp.cumsum(row_z != previous_z)
+  segment_z = jnp.cumsum(row_z != previous_z, dtype=jnp.int32)
   sum_iW = jnp.zeros((length + 1, width), jnp.float32).at[0].set(run[1])
   sum_iW = sum_iW.at[segment_z].add(
     gradient_zW, mode="promise_in_bounds", indices_are_sorted=True

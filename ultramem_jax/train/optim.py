@@ -144,7 +144,7 @@ def table_adamw(
     optim.beta2,
     optim.eps,
     optim.weight_decay,
-    jnp.asarray(value_schedule(optim, steps)(step)),
+    jnp.float32(value_schedule(optim, steps)(step)),
     step,
   )
 
@@ -172,7 +172,7 @@ def update_all_rows(
     {path: gradients.scale * x for path, x in gradients.gradients.items()},
     moments,
   )
-  rate = jnp.asarray(value_schedule(optim, steps)(gradients.step))
+  rate = jnp.float32(value_schedule(optim, steps)(gradients.step))
   rest = optax.chain(
     optax.add_decayed_weights(optim.weight_decay),
     optax.scale_by_learning_rate(rate),

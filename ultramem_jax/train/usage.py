@@ -57,7 +57,7 @@ def report(
   metrics = {}
   for memory, usage_U in state.usage.items():
     usage_U = usage_U[:num_slots]
-    usage_I = usage_U.reshape(-1, num_rows).sum(0)
+    usage_I = usage_U.reshape(-1, num_rows).sum(0, dtype=jnp.int32)
     # In float32: the reads of all rows between two reports may be more than
     # an int32 holds, as those of a published config are.
     share_I = usage_I / jnp.maximum(usage_I.sum(dtype=jnp.float32), 1)

@@ -66,11 +66,11 @@ def _over_chunks(size_X, num_rows, function, carry):
     carry: any pytree.
   """
   length = _chunk_length(num_rows, size_X.shape[0])
-  end_X = jnp.cumsum(size_X)
+  end_X = jnp.cumsum(size_X, dtype=jnp.int32)
 
   def body(loop):
     start, carry = loop
-    group = jnp.searchsorted(end_X, start, side="right")
+    group = jnp.searchsorted(end_X, start, side="right").astype(jnp.int32)
     stop = jnp.minimum(start + length, end_X[group])
     return stop, function(carry, group, start, stop)
 
@@ -106,11 +106,10 @@ def _loop_dot(x_ZD, weight_XDF, size_X):
     del stop  # the next group overwrites the rows beyond it
 
     def add_part(index, y_zF):
-      part_zd = jax.lax.dynamic_slice(
-        x_ZD, (start, index * part), (length, part)
-      )
+      first = jnp.int32(index * part)
+      part_zd = jax.lax.dynamic_slice(x_ZD, (start, first), (length, part))
       weight_dF = jax.lax.dynamic_slice(
-        weight_XDF, (group, index * part, 0), (1, part, out_width)
+        weight_XDF, (group, first, jnp.int32(0)), (1, part, out_width)
       )[0]
       return y_zF + jnp.matmul(
         part_zd, weight_dF, preferred_element_type=jnp.float32
@@ -135,7 +134,7 @@ def _loop_gradients(x_ZD, weight_XDF, size_X, gradient_ZF):
 
   def add_chunk(gradients, group, start, stop):
     x_gradient_ZD, weight_gradient_XDF = gradients
-    present_z1 = (jnp.arange(length) < stop - start)[:, None]
+    present_z1 = (jnp.arange(length, dtype=jnp.int32) < stop - start)[:, None]
     y_gradient_zF = jnp.where(present_z1, _rows(gradient_ZF, start, length), 0)
     x_gradient_ZD = jax.lax.dynamic_update_slice_in_dim(
       x_gradient_ZD, y_gradient_zF @ weight_XDF[group].T, start, 0

@@ -83,7 +83,9 @@ def sieve(scores: jax.Array, m: int) -> jax.Array:
     index_Bm,
     marked_B1,
   )
-  index_BM = jnp.where(constant_B1, jnp.arange(m)[None], index_BM)
+  index_BM = jnp.where(
+    constant_B1, jnp.arange(m, dtype=jnp.int32)[None], index_BM
+  )
   return index_BM.reshape(*leading, m)
 
 
@@ -186,13 +188,13 @@ def _collect(marks_BO, num_slots):
   # Marks up to the end of each word, by a matmul; exact in float32, too.
   end_BO = jnp.dot(
     count_BO,
-    jnp.triu(jnp.ones((num_words, num_words))),
+    jnp.triu(jnp.ones((num_words, num_words), jnp.float32)),
     precision=jax.lax.Precision.HIGHEST,
   )
   slot_1m = jnp.arange(num_slots, dtype=jnp.float32)[None]
-  zeros_Bm = jnp.zeros((marks_BO.shape[0], num_slots))
+  zeros_Bm = jnp.zeros((marks_BO.shape[0], num_slots), jnp.float32)
   word_Bm = _over_columns(
-    lambda word_Bm, end_B1: word_Bm + (end_B1 <= slot_1m),
+    lambda word_Bm, end_B1: word_Bm + jnp.float32(end_B1 <= slot_1m),
     zeros_Bm,
     end_BO[:, :-1],
   ).astype(jnp.int32)
@@ -227,7 +229,7 @@ def _sort(scores_BN, index_Bm, used_B1, m):
   rank_Bm = _over_columns(
     lambda rank_Bm, score_B1, index_B1: (
       rank_Bm
-      + (
+      + jnp.float32(
         (score_B1 > score_Bm) | ((score_B1 == score_Bm) & (index_B1 < index_Bm))
       )
     ),
@@ -240,7 +242,7 @@ def _sort(scores_BN, index_Bm, used_B1, m):
     lambda sorted_BM, rank_B1, index_B1: jnp.where(
       rank_B1 == rank_1M, index_B1, sorted_BM
     ),
-    jnp.zeros((len(scores_BN), m)),
+    jnp.zeros((len(scores_BN), m), jnp.float32),
     rank_Bm,
     index_Bm,
   ).astype(jnp.int32)

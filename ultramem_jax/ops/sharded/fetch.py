@@ -62,7 +62,7 @@ class Plan(NamedTuple):
 
   def ask(self, exchange: Exchange, turn: jax.Array) -> jax.Array:
     """Returns the rows that others want of this device in a round, flat."""
-    turn_1z = (turn * self.room + jnp.arange(self.room))[None]
+    turn_1z = (turn * self.room + jnp.arange(self.room, dtype=jnp.int32))[None]
     slot_Oz = self.start_O[:, None] + turn_1z
     wanted_Oz = jnp.take(self.row_Z, slot_Oz, mode="clip")
     return exchange.all_to_all(wanted_Oz.reshape(-1), 0, 0)
@@ -119,12 +119,12 @@ def plan(exchange: Exchange, row_BTY: jax.Array, rows_held: int) -> Plan:
     jnp.where(device_BTY < devices, row_BTY, num_rows), num_rows + 1
   )
   is_new_Z = jnp.minimum(jnp.diff(row_Z, prepend=-1), 1)
-  nth_Z = jnp.cumsum(is_new_Z) - 1
+  nth_Z = jnp.cumsum(is_new_Z, dtype=jnp.int32) - 1
   nth_BTY = jnp.zeros_like(nth_Z).at[read_Z].set(nth_Z).reshape(row_BTY.shape)
   count_O = jnp.bincount(
     device_BTY.reshape(-1)[read_Z], is_new_Z, length=devices + 1
   )
-  start_O = jnp.cumsum(count_O) - count_O
+  start_O = jnp.cumsum(count_O, dtype=jnp.int32) - count_O
   rounds = jax.lax.pmax(-(-count_O[:-1].max() // room), tuple(exchange.sizes))
   return Plan(
     jnp.zeros_like(row_Z).at[nth_Z].set(row_Z % rows_held),

@@ -277,7 +277,7 @@ def slice_scores(
   """
   held, core = width // shards, width // score_BTYC.shape[-1]
   run = math.gcd(held, core)
-  first = index * held + run * jnp.arange(held // run)
+  first = index * held + run * jnp.arange(held // run, dtype=jnp.int32)
   return jnp.take(score_BTYC, first // core, axis=-1)
 
 
