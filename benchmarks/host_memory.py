@@ -35,7 +35,9 @@ PHASES = ("init", "save", "restore")
 PHASE = flags.DEFINE_enum(
   "phase", None, PHASES, "Run this phase in this process."
 )
-FOLDER = flags.DEFINE_string("folder", None, "Workdir of --phase.")
+FOLDER = flags.DEFINE_string(
+  "folder", "", "Workdir of --phase=save and --phase=restore."
+)
 
 WIDTH = 1024
 
@@ -139,6 +141,8 @@ def plot(result: report.Result) -> Figure:
 
 
 def main(_: list[str]) -> None:
+  if PHASE.value in ("save", "restore") and not FOLDER.value:
+    raise app.UsageError(f"--phase={PHASE.value} needs --folder")
   if PHASE.value:
     run_phase(PHASE.value, FOLDER.value, make_config(GIBIBYTES.value))
   else:

@@ -78,7 +78,7 @@ def measured(partition: str, shards: int, width: int) -> float:
     functools.partial(sharded_lookup.pool_rows, layout=layout),
     out_shardings=tokens,
   ).lower(*arguments)
-  program = hlo.Program(lowered.compile().as_text())
+  program = hlo.Program(lowered.compile().as_text() or "")
   return sum(x.received for x in program.collectives(shards)) / TOKENS
 
 

@@ -29,6 +29,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness import plots, report, timing
 from ultramem_jax.ops import lookup, precision, row_update
 from ultramem_jax.ops.cpu import sort
+from ultramem_jax.tools import fit
 from ultramem_jax.train import optim
 
 SIDES = (250, 500, 1100)  # n, of tables of n^2 rows
@@ -122,7 +123,7 @@ def updater(
     table = compiled(table, factors, jnp.int32(count))
     return table
 
-  return run, compiled.memory_analysis().temp_size_in_bytes
+  return run, fit.compiled_bytes(compiled)["temporaries"]
 
 
 def sparse_updater(
@@ -164,7 +165,7 @@ def norm_seconds(side: int) -> float:
 
 def measure_growth() -> report.Result:
   """Returns seconds of the sparse update by dtype and rows."""
-  result = {"norm_seconds": norm_seconds(SIDES[-1])}
+  result: report.Result = {"norm_seconds": norm_seconds(SIDES[-1])}
   print(f"norm of the gradient: {1e3 * result['norm_seconds']:.1f} ms")
   for dtype in ("float32", "bfloat16"):
     updaters = {side: sparse_updater(side, TOKENS, dtype) for side in SIDES}
@@ -227,7 +228,7 @@ def plot_growth(result: report.Result) -> Figure:
     times.items(), (plots.BLUE, plots.ORANGE), strict=True
   ):
     label = f"table and moments in {dtype}"
-    axes.plot(rows, points.values(), "o-", color=color, label=label)
+    axes.plot(rows, list(points.values()), "o-", color=color, label=label)
   plots.log_x(axes, rows)
   axes.set(
     xlabel=f"rows of the table, each {WIDTH} wide",

@@ -83,4 +83,4 @@ def records(
 
 def curve(workdir: str | os.PathLike, name: str) -> dict[int, float]:
   """Returns a logged number of a run, such as "valid/loss", by step."""
-  return {r["step"]: r[name] for r in records(workdir) if name in r}
+  return {int(r["step"]): r[name] for r in records(workdir) if name in r}

@@ -1,11 +1,14 @@
 """Training steps to time, as train.py takes them."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 from ultramem_jax import data
+from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
-from ultramem_jax.train.program import TrainProgram
+from ultramem_jax.train import sharding
+from ultramem_jax.train.program import TrainProgram, one_device
 from ultramem_jax.train.step import Batch
 
 
@@ -21,16 +24,22 @@ def stepper(
     A function that takes a step of the run and returns all that it computes,
     and the bytes that the device holds.
   """
-  program = TrainProgram(config)
-  if batch is None:
-    batches = data.open(config).train(range(config.batch_size))
-    batch = next(batches)
-    batches.close()
+  layout = one_device(config)
+  program = TrainProgram(config, layout)
+  taken = first_batch(config, layout) if batch is None else batch
   state = program.init_state()
 
   def step():
     nonlocal state
-    state, metrics = program(state, batch)
+    state, metrics = program(state, taken)
     return state, metrics
 
   return step, program.bytes_needed
+
+
+def first_batch(config: Config, layout: Layout) -> Batch:
+  """Returns the first batch of a run, on its devices."""
+  with contextlib.closing(
+    data.open(config).train(range(config.batch_size))
+  ) as batches:
+    return sharding.to_devices(next(batches), layout.mesh)

@@ -65,20 +65,14 @@ class Worker:
   def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
     self._command = command
     self._environment = {**os.environ, **environment}
-    self._process = None
+    self._process: subprocess.Popen[str] | None = None
 
   def ask(self, question: str, name: str, argument: Any, calls: int) -> Any:
     """Returns the answer; raises RuntimeError if the process died."""
-    if self._process is None:
-      self._process = subprocess.Popen(
-        self._command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=self._environment,
-      )
-    self._write([question, name, argument, calls])
-    answer = self._process.stdout.readline()
+    process = self._process = self._process or self._start()
+    _write(process, [question, name, argument, calls])
+    assert process.stdout  # a pipe
+    answer = process.stdout.readline()
     if not answer:
       raise RuntimeError(f"the process of {name} ended: see its output above")
     return json.loads(answer)
@@ -86,17 +80,28 @@ class Worker:
   def forget(self) -> None:
     """Frees what the functions hold."""
     if self._process is not None:
-      self._write(None)
-
-  def _write(self, message: Any) -> None:
-    self._process.stdin.write(json.dumps(message) + "\n")
-    self._process.stdin.flush()
+      _write(self._process, None)
 
   def close(self) -> None:
     """Ends the process; the next question starts another."""
     if self._process is not None:
       self._process.communicate()
       self._process = None
+
+  def _start(self) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+      self._command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+      env=self._environment,
+    )
+
+
+def _write(process: subprocess.Popen[str], message: Any) -> None:
+  assert process.stdin  # a pipe
+  process.stdin.write(json.dumps(message) + "\n")
+  process.stdin.flush()
 
 
 class Case(NamedTuple):

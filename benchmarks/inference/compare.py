@@ -151,7 +151,7 @@ def ratios(records: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
 
 
 def _in_turn(
-  function: Callable[..., jax.Array], *inputs: Sequence[Any]
+  function: Callable[..., Any], *inputs: Sequence[Any]
 ) -> Callable[[], jax.Array]:
   """Returns a call of a compiled function that takes several inputs in turn."""
   compiled = jax.jit(function).lower(*(x[0] for x in inputs)).compile()
@@ -286,9 +286,9 @@ def _compare_keys(
     forms["merged"] = (prepared, max(KEYS_BATCHES))
   for batch in KEYS_BATCHES:
     calls = {}
-    for name, (model, merged_tokens) in forms.items():
+    for name, ((model, variables), merged_tokens) in forms.items():
       with mock.patch.object(ultramem, "MERGED_TOKENS", merged_tokens):
-        calls[name] = layer_call(*model, batch)
+        calls[name] = layer_call(model, variables, batch)
     seconds = timing.interleaved_seconds(calls, setting.rounds)
     print(
       f"query per rank {query_per_rank!s:<5}  batch {batch:>3}  "

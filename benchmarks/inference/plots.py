@@ -1,5 +1,7 @@
 """Plots of decoding: latency and values read by batch; growing tables."""
 
+from typing import Any
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -11,7 +13,7 @@ def plot_models(result: report.Result) -> Figure:
   """Draws latency with the time that reading takes; values read, as counted."""
   ratios = compare.ratios(result["models"])
   over_moe, over_dense = ratios["MoE / UltraMem"], ratios["UltraMem / dense"]
-  batch = max(over_moe, key=over_moe.get)
+  batch = max(over_moe, key=lambda b: over_moe[b])
   figure, (time, access) = plots.figure(
     f"UltraMem decodes {over_moe[batch]:.1f} times faster than MoE at batch "
     f"{batch}, and takes at most {max(over_dense.values()):.1f} times the "
@@ -27,7 +29,7 @@ def plot_models(result: report.Result) -> Figure:
     )
     batches = [r["batch"] for r in own]
     counted = np.array([r["counted_bytes"] for r in own])
-    line = {"color": plots.MODELS[model], "label": model}
+    line: dict[str, Any] = {"color": plots.MODELS[model], "label": model}
     time.plot(batches, [1e3 * r["seconds"] for r in own], "o-", **line)
     time.plot(
       batches,

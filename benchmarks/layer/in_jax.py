@@ -63,7 +63,7 @@ def variables() -> Any:
 
   @jax.jit
   def init(key):
-    made = LAYER.init(key, jnp.zeros((1, 1, EMBED_DIM)))
+    made: Any = LAYER.init(key, jnp.zeros((1, 1, EMBED_DIM)))
     del made["params"]["values"]
     return jax.tree.map(
       lambda x: x.value if hasattr(x, "value") else x,
@@ -159,8 +159,11 @@ def own_table() -> row_update.Table:
 def update(
   table: row_update.Table, gradient: Any, count: jax.Array
 ) -> row_update.Table:
+  factors, reads = gradient
   adamw = row_update.AdamW(BETA1, BETA2, EPS, WEIGHT_DECAY, RATE, count)
-  return row_update.update_rows(table, *gradient, 1.0, adamw, jnp.uint32(0))
+  return row_update.update_rows(
+    table, factors, reads, 1.0, adamw, jnp.uint32(0)
+  )
 
 
 def repeated(
@@ -169,15 +172,15 @@ def repeated(
   """Returns a training step: gradient_step, then the table's update.
 
   Args:
-    gradient_step: (state, values_IW, *inputs) -> (state, the table's factors,
-      what else is computed).
+    gradient_step: (state, table, *inputs) -> (state, the table's factors, what
+      else is computed).
     state: what gradient_step carries.
     *inputs: the same at every step.
   """
 
   @functools.partial(jax.jit, donate_argnums=0)
-  def compute(state, *inputs):
-    state, of_table, others = gradient_step(state, *inputs)
+  def compute(state, table, *inputs):
+    state, of_table, others = gradient_step(state, table, *inputs)
     reads = sort.sort_by_row(of_table.row_TY, NUM_ROWS)
     return state, (of_table, reads), others
 
@@ -186,7 +189,7 @@ def repeated(
   def run():
     nonlocal state, table, count
     count += 1
-    state, gradient, others = compute(state, table.values_IW, *inputs)
+    state, gradient, others = compute(state, table, *inputs)
     table = update(table, gradient, count)
     jax.block_until_ready((state, table, others))
 
@@ -215,12 +218,11 @@ def step(tokens: int) -> Run:
     auxiliary = sown["losses"]["auxiliary"][0]
     return (y_BTD * cotangent_BTD).sum() + auxiliary, sown
 
-  def gradient_step(state, values_IW, x_BTD):
+  def gradient_step(state, table, x_BTD):
     trained, buffers, moments = state
     buffers = refresh_buffers(trained, buffers)
     _, gradient, factors = tables_lib.sparse_value_and_grad(loss_fn)(
-      {"params": {**trained, "x": x_BTD}, "buffers": buffers},
-      {"values": row_update.Table(values_IW, None, None)},
+      {"params": {**trained, "x": x_BTD}, "buffers": buffers}, {"values": table}
     )
     x_gradient, of_table = gradient.pop("x"), factors["values"]
     updates, moments = optimizer.update(gradient, moments, trained)
@@ -238,9 +240,9 @@ def lookup_step(tokens: int) -> Run:
     jax.random.key(1), (1, tokens, 1, VALUE_DIM)
   )
 
-  def gradient_step(state, values_IW, index_BTY, score_BTYC, cotangent_BTEW):
+  def gradient_step(state, table, index_BTY, score_BTYC, cotangent_BTEW):
     pooled_BTEW, pullback = jax.vjp(
-      lambda score_BTYC: lookup.pool_rows(values_IW, index_BTY, score_BTYC),
+      functools.partial(lookup.pool_rows, table.values_IW, index_BTY),
       score_BTYC,
     )
     of_table = tables_lib.merge_leading(

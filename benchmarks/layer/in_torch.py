@@ -14,9 +14,9 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from ultra_mem import UltraMem
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from ultra_mem import UltraMem  # pyright: ignore[reportMissingImports]
 
 from benchmarks.harness import worker
 from benchmarks.layer.shape import (

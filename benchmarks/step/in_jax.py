@@ -1,6 +1,7 @@
 """Our side of benchmarks.step, a process like that of the peers."""
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 from unittest import mock
@@ -20,7 +21,7 @@ from ultramem_jax.train.state import TrainState
 def make_batch(config: Config) -> step_lib.Batch:
   """Returns a batch of text, each row one document."""
   shape = config.batch_size, config.data.seq_len
-  text = np.frombuffer(cases.text(np.prod(shape) + 1), np.uint8)
+  text = np.frombuffer(cases.text(math.prod(shape) + 1), np.uint8)
   return {
     "tokens": jnp.asarray(text[:-1].reshape(shape), jnp.int32),
     "targets": jnp.asarray(text[1:].reshape(shape), jnp.int32),

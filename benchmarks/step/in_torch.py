@@ -9,10 +9,10 @@ benchmarks/layer/in_torch.py says in what the layer of ultra-mem differs.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-from ultra_mem import UltraMem
+import torch  # pyright: ignore[reportMissingImports]
+import torch.nn.functional as F  # pyright: ignore[reportMissingImports]
+from torch import Tensor, nn  # pyright: ignore[reportMissingImports]
+from ultra_mem import UltraMem  # pyright: ignore[reportMissingImports]
 
 from benchmarks.harness import worker
 from benchmarks.step import cases
@@ -102,7 +102,7 @@ class Transformer(nn.Module):
     x, auxiliary = self.embed(tokens), 0.0
     for index, block in enumerate(self.blocks):
       x, h = block(x)
-      if index == self.memory_block:
+      if self.memory is not None and index == self.memory_block:
         y, _, auxiliary = self.memory(h)
         x = x + y
     return self.head(self.norm(x)), auxiliary

@@ -76,7 +76,7 @@ def _pairs(result: report.Result, finding: str) -> Figure:
   for panel, (label, model) in zip(
     panels, result["models"].items(), strict=True
   ):
-    seconds = model["median_seconds"]
+    seconds: dict[str, float] = model["median_seconds"]
     plots.bars(
       panel,
       {LABELS.get(name, name): 1e3 * seconds[name] for name in seconds},

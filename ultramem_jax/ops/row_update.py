@@ -69,8 +69,8 @@ class AdamW(NamedTuple):
   beta2: float
   eps: float
   weight_decay: float
-  rate: jax.Array
-  step: jax.Array
+  rate: jax.Array | float
+  step: jax.Array | int
 
 
 def squared_norm(factors: Factors, reads, num_rows: int):
