@@ -13,6 +13,7 @@ hosts (docs/scale-out.md).
 """
 
 import json
+import pathlib
 
 from absl import flags
 from ml_collections import config_flags
@@ -21,6 +22,7 @@ from configs import default
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.runs import inputs
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
@@ -56,6 +58,7 @@ LIMIT = flags.DEFINE_integer(
   lower_bound=1,
 )
 model_flags.define()
+cli.define_accept_changed_data()
 cli.define_processes()
 
 
@@ -74,7 +77,12 @@ def load_run() -> TrainedModel:
 def evaluate_loss() -> None:
   """Prints the loss on the validation split."""
   run = load_run()
-  corpus = data.open(run.config)
+  workdir = flags.FLAGS.workdir
+  cache = data.IndexCache(pathlib.Path(workdir, inputs.INDEX_NAME))
+  corpus = data.open(run.config, cache)
+  if not config_flags.get_override_values(flags.FLAGS["data"]):
+    accepted = flags.FLAGS.accept_changed_data
+    inputs.require_same(workdir, corpus.inputs("valid"), accepted)
   validate = loss_lib.on_validation_split(run.config, corpus, run.layout)
   result = validate(run.variables)
   print(json.dumps({"step": run.step, **result}))

@@ -7,6 +7,7 @@ On several hosts, on each of them: docs/scale-out.md.
 
 import contextlib
 import functools
+import pathlib
 from collections.abc import Callable
 
 import jax
@@ -18,7 +19,13 @@ from ultramem_jax.data.pipeline import Prefetch, TrainBatches
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.runs import checkpoint, console, distributed, preemption
+from ultramem_jax.runs import (
+  checkpoint,
+  console,
+  distributed,
+  inputs,
+  preemption,
+)
 from ultramem_jax.runs import log as log_lib
 from ultramem_jax.runs import profile as profile_lib
 from ultramem_jax.runs import workdir as workdir_lib
@@ -44,6 +51,7 @@ PROFILE = flags.DEFINE_string(
   "",
   "FIRST:LAST: steps to trace, into the workdir's folder profile.",
 )
+cli.define_accept_changed_data()
 cli.define_processes()
 
 
@@ -64,6 +72,50 @@ def announce(
     f"{sharding.describe(config, layout)}\n{described}\nworkdir: {workdir}",
     flush=True,
   )
+
+
+def open_corpus(config: Config, workdir: str) -> tuple[Corpus, str]:
+  """Opens the corpus of a run, the same on every process.
+
+  Args:
+    config: the run.
+    workdir: may hold an index of the files from an earlier start.
+  Returns:
+    (corpus, line): with the line that `Corpus.describe` returns.
+  Raises:
+    ConfigError: it cannot be opened, or differs between processes.
+  """
+  cache = data.IndexCache(pathlib.Path(workdir, inputs.INDEX_NAME))
+  corpus = data.open(config, cache)
+  described = corpus.describe()
+  read = inputs.digest(corpus.inputs("train", "valid"))
+  distributed.require_same("config or corpus", f"{config} {described} {read}")
+  return corpus, described
+
+
+def bind_workdir(
+  workdir: str,
+  config: Config,
+  corpus: Corpus,
+  described: str,
+  accept_changed: bool,
+) -> None:
+  """Binds a workdir to a run and to what it reads, or checks that it is.
+
+  Raises:
+    ConfigError: the workdir holds another run, or its data have changed, and
+      that is not accepted.
+  """
+  workdir_lib.claim(workdir, config, described)
+  changes = inputs.bind(
+    workdir,
+    corpus.inputs("train", "valid"),
+    corpus.tokenizer_files(),
+    accept_changed,
+  )
+  if changes:
+    print(changes)
+  corpus.save_index()
 
 
 def compile_step(config: Config, layout: Layout) -> TrainProgram:
@@ -144,7 +196,10 @@ def saver(
 
 
 def train(
-  config: Config, workdir: str, profiled: range = range(0)
+  config: Config,
+  workdir: str,
+  profiled: range = range(0),
+  accept_changed_data: bool = False,
 ) -> Metrics | None:
   """Trains in a workdir: fresh, or from its newest checkpoint.
 
@@ -152,6 +207,7 @@ def train(
     config: the run.
     workdir: the run's directory; its first run binds it to this config.
     profiled: steps to trace.
+    accept_changed_data: goes on with other data than the run began with.
   Returns:
     The validation results at the last step; None if a signal stopped the run.
   Raises:
@@ -161,13 +217,11 @@ def train(
   require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   memory = fit.check(config, layout.mesh.size)
-  corpus = data.open(config)
-  described = corpus.describe()
-  distributed.require_same("config or corpus", f"{config} {described}")
+  corpus, described = open_corpus(config, workdir)
   rows = sharding.process_rows(config, layout.mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
-    workdir_lib.claim(workdir, config, described)
+    bind_workdir(workdir, config, corpus, described, accept_changed_data)
     announce(config, layout, memory, described, workdir)
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
@@ -239,7 +293,12 @@ def main() -> None:
   cli.join_processes(stops_together=True)
   config = cli.load_config()
   profiled = profile_lib.parse(PROFILE.value, config.steps)
-  train(config, WORKDIR.value or f"runs/{cli.config_name()}", profiled)
+  train(
+    config,
+    WORKDIR.value or f"runs/{cli.config_name()}",
+    profiled,
+    flags.FLAGS.accept_changed_data,
+  )
 
 
 if __name__ == "__main__":

@@ -42,7 +42,9 @@ def corpus(tmp_path_factory):
   for name, count in (("train", 60), ("valid", 5)):
     for index in range(count):
       text = " ".join(rng.choice(words) for _ in range(rng.randint(5, 60)))
-      (folder / f"{name}_{index}.txt").write_text(text + ".\n")
+      path = folder / f"{name}_{index}.txt"
+      path.write_text(text + ".\n")
+      os.utime(path, (1e9, 1e9))  # the index keeps only files that are old
   return {
     "data.path": folder / "train_*.txt",
     "data.valid_path": folder / "valid_*.txt",
@@ -130,6 +132,8 @@ def test_a_run_learns_and_leaves_its_files(unbroken):
   assert {path.name for path in workdir.iterdir()} == {
     "checkpoints",
     "config.json",
+    "index.npz",
+    "inputs.json",
     "metrics.jsonl",
     "tensorboard",
     "timing.jsonl",

@@ -18,6 +18,7 @@ from ultramem_jax.runs import (
   console,
   distributed,
   host_memory,
+  inputs,
   switches,
 )
 from ultramem_jax.settings.checks import require
@@ -105,6 +106,16 @@ def define_processes() -> None:
   )
   flags.DEFINE_integer(
     "process_id", None, "Which one this is, from 0.", lower_bound=0
+  )
+
+
+def define_accept_changed_data() -> None:
+  """Defines --accept_changed_data, which `runs.inputs` asks for."""
+  flags.DEFINE_bool(
+    inputs.ACCEPT_FLAG,
+    False,
+    "Go on although the files of data or tokenizer are not those that the run "
+    "began with.",
   )
 
 

@@ -8,12 +8,15 @@ evaluates needs no text to train on.
 """
 
 import itertools
+import pathlib
 import platform
 from collections.abc import Sequence
 
 from ultramem_jax.data import packing, pipeline, sources
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.data.documents import Source
+from ultramem_jax.data.index_cache import IndexCache
+from ultramem_jax.data.text_files import content
 from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.settings.config import Config
 
@@ -24,11 +27,43 @@ _COMPARED = 20
 class Corpus:
   """The documents that a configuration names, and their tokenizer."""
 
-  def __init__(
-    self, config: Config, splits: sources.Splits, tokenizer: Tokenizer
-  ):
-    self._config, self._splits = config, splits
+  def __init__(self, config: Config, cache: IndexCache, tokenizer: Tokenizer):
+    self._config, self._cache = config, cache
+    self._splits = sources.Splits(config.data, cache)
     self.tokenizer = tokenizer
+
+  def save_index(self) -> None:
+    """Keeps what is known of text files for the next start.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    self._cache.save()
+
+  def tokenizer_files(self) -> dict[str, str]:
+    """Returns the files of the tokenizer: {usual name: path}."""
+    return tokenizer_lib.files(self._config.data.tokenizer)
+
+  def inputs(self, *splits: str) -> dict[str, dict[str, str]]:
+    """Returns the files of the tokenizer, and those that splits are read from.
+
+    Args:
+      splits: "train", "valid".
+    Returns:
+      {setting: {name of a file: its size and digest}}. Two corpora with the
+      same settings and the same inputs have the same documents in the same
+      order.
+    Raises:
+      ConfigError: a split cannot be opened.
+    """
+    found = {"data.tokenizer": {}}
+    for name, path in self.tokenizer_files().items():
+      data = pathlib.Path(path).read_bytes()
+      found["data.tokenizer"][name] = content(len(data), data)
+    for split in splits:
+      for field, files in self._splits.inputs(split).items():
+        found[field] = found.get(field, {}) | files
+    return found
 
   def describe(self) -> str:
     """Returns a line about both splits, to be recorded with a run.
@@ -108,12 +143,13 @@ class Corpus:
     )
 
 
-def open(config: Config) -> Corpus:
+def open(config: Config, cache: IndexCache | None = None) -> Corpus:
   """Opens the corpus of a run.
 
   Args:
     config: the run; the corpus uses data, batch_size, eval_batches, seed and
       model.vocab_size.
+    cache: what is known of text files from earlier starts.
   Returns:
     The corpus, whose tokenizer is loaded; the splits are opened on first use.
   Raises:
@@ -125,7 +161,7 @@ def open(config: Config) -> Corpus:
     named.tokenizer, named.bos_token, named.eos_token, named.pad_token
   )
   tokenizer_lib.check_vocab(config.model.vocab_size, tokenizer)
-  return Corpus(config, sources.Splits(config.data), tokenizer)
+  return Corpus(config, cache or IndexCache(), tokenizer)
 
 
 def _size(source: Source, split: str, unit: str) -> str:

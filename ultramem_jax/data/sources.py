@@ -9,6 +9,7 @@ import functools
 
 from ultramem_jax.data import indexed, text_index, text_splits
 from ultramem_jax.data.documents import Source
+from ultramem_jax.data.index_cache import IndexCache
 from ultramem_jax.data.text_files import TextDocuments
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
@@ -22,8 +23,9 @@ class Splits:
   that can be read, or no document with text.
   """
 
-  def __init__(self, data: DataConfig):
-    self._data = data
+  def __init__(self, data: DataConfig, cache: IndexCache | None = None):
+    """Opens nothing yet; cache is what is known of text files."""
+    self._data, self._cache = data, cache or IndexCache()
 
   @functools.cached_property
   def train(self) -> Source:
@@ -56,9 +58,21 @@ class Splits:
     count = tfds_files.shared(self._data)
     return [f"{count} examples are in both splits"] if count else []
 
+  def inputs(self, split: str) -> dict[str, dict[str, str]]:
+    """Returns what a split is read from: contents by setting and file.
+
+    Raises:
+      ConfigError: the split cannot be opened.
+    """
+    if self._data.source != "tfds":
+      return self._texts.inputs(split)
+    from ultramem_jax.data import tfds_files  # a second to import
+
+    return tfds_files.inputs(self._data, split)
+
   @functools.cached_property
   def _texts(self) -> text_splits.TextSplits:
-    return text_splits.TextSplits(self._data)
+    return text_splits.TextSplits(self._data, self._cache)
 
 
 def _open_tfds(data: DataConfig, split: str) -> Source:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-_DECLARING = ("tokenizer_config.json", "special_tokens_map.json")
+# Files beside a published tokenizer.json.
+DECLARING = ("tokenizer_config.json", "special_tokens_map.json")
 
 # How published tokenizers name their special tokens.
 _USUAL = {
@@ -75,7 +76,7 @@ def find(tokenizer: Any, path: str, given: dict[str, str]) -> Specials:
   """
   content = json.loads(tokenizer.to_str())
   special = {t["content"] for t in content["added_tokens"] if t["special"]}
-  declared = [_read(os.path.join(os.path.dirname(path), n)) for n in _DECLARING]
+  declared = [_read(os.path.join(os.path.dirname(path), n)) for n in DECLARING]
   around = _around(content["post_processor"] or {})
   found = {}
   for role, name in given.items():

@@ -105,6 +105,15 @@ class TextDocuments:
     """The `digest` of each text, int64; 0 where it is unknown."""
     return self._places[:, DIGEST]
 
+  def contents(self) -> dict[str, str]:
+    """Returns size and digest of the documents in each file, by its name."""
+    numbers, starts = np.unique(self._places[:, FILE], return_index=True)
+    parts = np.split(self._places[:, [LINE, LENGTH, DIGEST]], starts[1:])
+    return {
+      self._files[number].name: content(int(part[:, 1].sum()), part.tobytes())
+      for number, part in zip(numbers, parts, strict=True)
+    }
+
   def longest(self) -> tuple[str, int]:
     """Returns the file and the size in bytes of the longest document."""
     place = self._places[self._places[:, LENGTH].argmax()]
@@ -119,7 +128,7 @@ class TextDocuments:
     limit = fraction * 2**64
     names = (
       f"{self._files[number].name}:{line}" if line else self._files[number].name
-      for number, line in self._places[:, :2]
+      for number, line in self._places[:, :2].tolist()
     )
     return np.array([_hash(name) < limit for name in names], bool)
 
@@ -139,15 +148,15 @@ class TextDocuments:
     A text is cut at the last end of a line that fits, or, where a line is
     longer than limit, between two characters. Lines of JSON stay whole.
     """
-    places = []
-    for place in self._places.tolist():
-      number, line, _, length, _ = place
-      if length <= limit or self._is_json(number, line):
-        places.append(place)
-      else:
-        ends = _piece_ends(self._reader(place), length, limit)
-        places += _pieces(place, [*ends])
-    return self._at(np.array(places, np.int64))
+    parts, done = [], 0
+    for index in np.flatnonzero(self._places[:, LENGTH] > limit):
+      place = self._places[index].tolist()
+      if not self._is_json(place[FILE], place[LINE]):
+        ends = _piece_ends(self._reader(place), place[LENGTH], limit)
+        pieces = np.array([*_pieces(place, [*ends])], np.int64)
+        parts += [self._places[done:index], pieces]
+        done = index + 1
+    return self._at(np.concatenate([*parts, self._places[done:]]))
 
   def cut_off(self, fraction: float) -> tuple["TextDocuments", "TextDocuments"]:
     """Cuts the last part off every text, at the end of a line if it can be.
@@ -187,6 +196,12 @@ def digest(data: bytes) -> int:
   """Returns the signed 64-bit digest of a text in UTF-8."""
   found = hashlib.blake2b(data, digest_size=8).digest()
   return int.from_bytes(found, "big", signed=True)
+
+
+def content(size: int, data: bytes) -> str:
+  """Returns how the content of a file is recorded: its size and a digest."""
+  found = hashlib.blake2b(data, digest_size=16).hexdigest()
+  return f"{size} bytes, {found}"
 
 
 def _pieces(place: list[int], ends: list[int]) -> Iterator[list[int]]:

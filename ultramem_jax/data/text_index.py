@@ -1,9 +1,9 @@
 """Finds the documents of text files, and refuses files that hold no text.
 
 Every file is read: a damaged line, or bytes that are no text, stop a run before
-it trains. That costs one to three seconds per gigabyte. Compressed and Parquet
-files are unpacked into an unnamed temporary file in `TMPDIR`, which needs room
-for the unpacked text.
+it trains. That costs a few seconds per gigabyte, once (`index_cache`).
+Compressed and Parquet files are unpacked into an unnamed temporary file in
+`TMPDIR`, which needs room for the unpacked text.
 """
 
 import codecs
@@ -12,13 +12,14 @@ import io
 import os
 import tempfile
 from collections.abc import Iterable, Iterator
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
 from ultramem_jax.data import formats, json_lines, unpack
 from ultramem_jax.data.find import TextFile
-from ultramem_jax.data.text_files import TextDocuments, digest
+from ultramem_jax.data.index_cache import IndexCache, Scan
+from ultramem_jax.data.text_files import OFFSET, TextDocuments, digest
 from ultramem_jax.settings.errors import ConfigError, DataError
 
 # Every lane holds its current document in memory, tokens and all.
@@ -33,18 +34,12 @@ _BOM = codecs.BOM_UTF8
 Place = tuple[int, int, int, int]
 
 
-class _Scan(NamedTuple):
-  """The places (line, offset, length, digest) in a file.
-
-  undecodable: how many of its bytes are not UTF-8.
-  """
-
-  places: list[Place]
-  undecodable: int
-
-
 def index(
-  files: list[TextFile], text_field: str, field: str, value: str
+  files: list[TextFile],
+  text_field: str,
+  field: str,
+  value: str,
+  cache: IndexCache,
 ) -> TextDocuments:
   """Finds every document in files, leaving empty ones out.
 
@@ -52,6 +47,8 @@ def index(
     files: what to index.
     text_field: the field of a JSON line, or the column, that holds the text.
     field, value: the setting that names the files, and its value, for errors.
+    cache: what is known of files; those that it knows are not read again,
+      but unpacked.
   Returns:
     The documents, in order of files, then of lines.
   Raises:
@@ -65,43 +62,53 @@ def index(
   places, undecodable = [np.zeros((0, 5), np.int64)], 0
   for number, file in enumerate(files):
     try:
-      scan = _scan(file.path, unpacked, text_field)
+      key = cache.key(file.path, text_field)
+      known = cache.get(key)
+      start, scan = _scan(file.path, unpacked, text_field, known)
+      cache.put(key, scan)
     except ConfigError:
       raise
     except (OSError, ValueError) as error:
       raise ConfigError(f"{field} = {value!r}: {error}") from error
-    found = np.array(scan.places, np.int64).reshape(-1, 4)
-    places.append(np.insert(found, 0, number, axis=1))
+    found = np.insert(scan.places, 0, number, axis=1)
+    found[:, OFFSET] += start
+    places.append(found)
     undecodable += scan.undecodable
   return TextDocuments(
     files, unpacked, np.concatenate(places), text_field, undecodable
   )
 
 
-def _scan(path: str, unpacked: BinaryIO, text_field: str) -> _Scan:
-  """Finds the documents of one file."""
+def _scan(
+  path: str, unpacked: BinaryIO, text_field: str, known: Scan | None
+) -> tuple[int, Scan]:
+  """Finds the documents of one file, and unpacks it.
+
+  Returns:
+    (start, scan): where its contents begin, in the file or in unpacked.
+  """
+  kind, compression = formats.named(path)
   with open(path, "rb") as stored:
     head, size = stored.read(formats.HEAD_BYTES), os.path.getsize(path)
-    packed = formats.is_packed(path)
-    if size or packed:
+    if size or formats.is_packed(path):
       formats.require_signature(path, head, formats.stored(path))
-    kind, compression = formats.named(path)
+    start = unpacked.seek(0, os.SEEK_END)
     if kind == "parquet":
-      return _scan_parquet(path, unpacked, text_field)
-    start = 0
-    if compression:
-      start = unpacked.seek(0, os.SEEK_END)
+      scan = _scan_parquet(path, unpacked, text_field, known)
+    elif compression:
       unpacked.writelines(unpack.chunks(path, compression))
       unpacked.flush()
       size = unpacked.tell() - start
-    return _scan_stream(
-      path, unpacked if compression else stored, start, size, text_field
-    )
+      scan = known or _scan_stream(path, unpacked, start, size, text_field)
+    else:
+      start = 0
+      scan = known or _scan_stream(path, stored, start, size, text_field)
+  return start, scan
 
 
 def _scan_stream(
   path: str, stream: BinaryIO, start: int, size: int, text_field: str
-) -> _Scan:
+) -> Scan:
   """Finds the documents of the last size bytes of a stream, from start."""
   stream.seek(start)
   head = stream.read(formats.HEAD_BYTES)
@@ -116,13 +123,17 @@ def _scan_stream(
     kind = "lines" if json_lines.begins(first, text_field) else "text"
     stream.seek(start)
   if kind == "lines":
-    return _scan_lines(path, stream, start, text_field)
-  bom = len(_BOM) if head.startswith(_BOM) else 0
-  start, size = start + bom, size - bom
+    return _scan_lines(path, stream, text_field)
+  offset = len(_BOM) if head.startswith(_BOM) else 0
+  size -= offset
   found, undecodable = _scan_text(
-    path, _read_chunks(path, stream, start, size), size
+    path, _read_chunks(path, stream, start + offset, size), size
   )
-  return _Scan([(0, start, size, found)] if size else [], undecodable)
+  return _scanned([(0, offset, size, found)] if size else [], undecodable)
+
+
+def _scanned(places: list[Place], undecodable: int) -> Scan:
+  return Scan(np.array(places, np.int64).reshape(-1, 4), undecodable)
 
 
 def _read_chunks(
@@ -166,11 +177,9 @@ def _scan_text(
   return int.from_bytes(found.digest(), "big", signed=True), lost
 
 
-def _scan_lines(
-  path: str, stream: BinaryIO, offset: int, text_field: str
-) -> _Scan:
-  """Finds the lines with text, from offset to the end of a stream."""
-  places = []
+def _scan_lines(path: str, stream: BinaryIO, text_field: str) -> Scan:
+  """Finds the lines with text, to the end of a stream."""
+  places, offset = [], 0
   for line, data in enumerate(stream, 1):
     if data.strip():
       text = json_lines.parse(data, f"{path}, line {line}", text_field)
@@ -178,24 +187,25 @@ def _scan_lines(
         _require_short(path, len(data))
         places.append((line, offset, len(data), digest(text.encode())))
     offset += len(data)
-  return _Scan(places, 0)
+  return _scanned(places, 0)
 
 
-def _scan_parquet(path: str, unpacked: BinaryIO, text_field: str) -> _Scan:
+def _scan_parquet(
+  path: str, unpacked: BinaryIO, text_field: str, known: Scan | None
+) -> Scan:
   """Finds the rows with text, and writes them to unpacked."""
   from ultramem_jax.data import parquet_files  # a tenth of a second
 
-  places, undecodable = [], 0
-  offset = unpacked.seek(0, os.SEEK_END)
+  places, undecodable, offset = [], 0, 0
   for row, data in enumerate(parquet_files.texts(path, text_field), 1):
-    if data:
+    if data and not known:
       found, lost = _scan_text(f"{path}, row {row}", [data], len(data))
       places.append((row, offset, len(data), found))
       undecodable += lost
-      unpacked.write(data)
-      offset += len(data)
+    unpacked.write(data)
+    offset += len(data)
   unpacked.flush()
-  return _Scan(places, undecodable)
+  return known or _scanned(places, undecodable)
 
 
 def _require_short(path: str, size: int) -> None:

@@ -7,6 +7,7 @@ import sysconfig
 import numpy as np
 
 from ultramem_jax.data import find, text_index
+from ultramem_jax.data.index_cache import IndexCache
 from ultramem_jax.data.text_files import TextDocuments
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
@@ -32,8 +33,8 @@ class TextSplits:
   Reading a split raises ConfigError if it cannot be made.
   """
 
-  def __init__(self, data: DataConfig):
-    self._data = data
+  def __init__(self, data: DataConfig, cache: IndexCache):
+    self._data, self._cache = data, cache
 
   @functools.cached_property
   def train(self) -> TextDocuments:
@@ -71,6 +72,14 @@ class TextSplits:
         f"{left_out[0]}"
       )
     return found
+
+  def inputs(self, split: str) -> dict[str, dict[str, str]]:
+    """Returns the contents of the files of a split, by setting and name."""
+    if split == "valid" and self._has_valid_path:
+      return {"data.valid_path": self._of_valid_path.contents()}
+    is_stdlib = self._data.source == "stdlib"
+    field = "data.source" if is_stdlib else "data.path"
+    return {field: self._everything.contents()}
 
   @property
   def _has_valid_path(self) -> bool:
@@ -129,7 +138,7 @@ class TextSplits:
     """Indexes the files that a field of the data section names."""
     field, value = f"data.{name}", getattr(self._data, name)
     documents = text_index.index(
-      found.files, self._data.text_field, field, value
+      found.files, self._data.text_field, field, value, self._cache
     )
     require(
       len(documents) > 0,

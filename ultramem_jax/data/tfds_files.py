@@ -17,9 +17,13 @@ import tensorflow_datasets as tfds
 
 from ultramem_jax.data import indexed, records
 from ultramem_jax.data.documents import Source
+from ultramem_jax.data.text_files import content
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
 from ultramem_jax.settings.errors import ConfigError, DataError
+
+# How much of a large file is compared.
+_PARTS, _PART_BYTES = 8, 1 << 14
 
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
@@ -174,6 +178,34 @@ def shared(data: DataConfig) -> int:
     for b in valid
     if a.filename == b.filename
   )
+
+
+def inputs(data: DataConfig, split: str) -> dict[str, dict[str, str]]:
+  """Returns what a split is read from: contents by setting and file.
+
+  A dataset can be too large to be read before each run. Large files are told
+  apart by their size and by parts of them.
+  """
+  directory = find(data.tfds_name, data.tfds_dir)
+  builder = open_builder(directory, "data.tfds_name", data.tfds_name)
+  field = f"{split}_split"
+  instructions = builder.info.splits[getattr(data, field)].file_instructions
+  paths = [os.path.join(directory, "features.json")]
+  paths += [str(file.filename) for file in instructions]
+  return {f"data.{field}": {os.path.basename(p): _sampled(p) for p in paths}}
+
+
+def _sampled(path: str) -> str:
+  """Returns the `content` of a file, of parts if it is large."""
+  size = os.path.getsize(path)
+  with open(path, "rb") as file:
+    if size <= _PARTS * _PART_BYTES:
+      return content(size, file.read())
+    parts = []
+    for part in range(_PARTS):
+      file.seek((size - _PART_BYTES) * part // (_PARTS - 1))
+      parts.append(file.read(_PART_BYTES))
+  return content(size, b"".join(parts))
 
 
 def _require_known_features(path: str) -> None:

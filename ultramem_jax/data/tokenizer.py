@@ -132,9 +132,7 @@ def load(name: str, bos: str = "", eos: str = "", pad: str = "") -> Tokenizer:
     for role, token in given.items():
       require(not token, f"data.{role}_token", token, "bytes have their own")
     return ByteTokenizer()
-  path = os.path.expanduser(name)
-  if os.path.isdir(path):
-    path = os.path.join(path, "tokenizer.json")
+  path = _path(name)
   require(
     os.path.isfile(path),
     "data.tokenizer",
@@ -182,6 +180,27 @@ def _no_standard_error() -> Iterator[None]:
     os.dup2(kept, 2)
     os.close(nowhere)
     os.close(kept)
+
+
+def files(name: str) -> dict[str, str]:
+  """Returns the files that `load` reads for a name; none for "bytes".
+
+  Returns:
+    {usual name: path}; a folder with these names is the same tokenizer.
+  """
+  if name == "bytes":
+    return {}
+  path = _path(name)
+  folder = os.path.dirname(path)
+  beside = {n: os.path.join(folder, n) for n in specials.DECLARING}
+  there = {n: other for n, other in beside.items() if os.path.isfile(other)}
+  return {"tokenizer.json": path, **there}
+
+
+def _path(name: str) -> str:
+  """Returns the path of the tokenizer.json that a name means."""
+  path = os.path.expanduser(name)
+  return os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
 
 
 def new_text(

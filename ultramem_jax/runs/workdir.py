@@ -1,6 +1,6 @@
 """The directory of a run, and the configuration that it is bound to.
 
-A workdir holds `config.json`, `checkpoints/`, `metrics.jsonl`,
+A workdir holds `config.json`, `inputs.json`, `checkpoints/`, `metrics.jsonl`,
 `timing.jsonl`, `tensorboard/` and, after benchmark tasks, `tasks.jsonl`.
 `claim` binds it to one configuration and one corpus when a run starts there.
 Whoever continues the run must give the same; evaluation and generation read
@@ -24,6 +24,7 @@ from ultramem_jax.settings.errors import ConfigError
 
 CONFIG_NAME = "config.json"
 CHECKPOINTS_NAME = "checkpoints"
+INPUTS_NAME = "inputs.json"
 
 # Fields that may change when a run continues, because neither the parameters
 # nor metrics.jsonl depend on them. `mesh` is an exception, so that a run can
@@ -101,7 +102,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
     if isinstance(held["corpus"], str) and isinstance(held["config"], dict):
       return held
     cause = "not a record of corpus and config"
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     cause = f"{type(error).__name__}: {error}"
   raise ConfigError(
     f"{path} is damaged ({cause}): put back a copy or use another --workdir"
@@ -126,7 +127,9 @@ def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
       f"{'; '.join(differences[:3])}{more}. Use another --workdir or the "
       "held value"
     )
-  if record["corpus"] != corpus:
+  # What is in the files of the corpus says more than the line about it.
+  has_inputs = (workdir / INPUTS_NAME).exists()
+  if record["corpus"] != corpus and not has_inputs:
     raise ConfigError(
       f"corpus = {corpus!r}: {workdir} holds a run on {record['corpus']!r}. "
       "Use another --workdir or the held corpus"

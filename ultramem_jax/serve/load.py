@@ -8,7 +8,7 @@ import jax
 
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.runs import checkpoint, distributed
+from ultramem_jax.runs import checkpoint, distributed, inputs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
@@ -20,8 +20,8 @@ from ultramem_jax.train import state as state_lib
 class TrainedModel(NamedTuple):
   """A model with the parameters of a checkpoint.
 
-  config: the run's config, with a mesh of these devices and a batch_size that
-    they divide.
+  config: the run's config, with the tokenizer in its workdir, a mesh of these
+    devices and a batch_size that they divide.
   step: number of optimizer steps that the checkpoint had done.
   model, variables: logits_BTV = model.apply(variables, tokens_BT).
   layout: where the variables are, as the model knows.
@@ -58,7 +58,8 @@ def load(
     step,
     "must be newest, best, or the number of a step",
   )
-  config = _on_these_devices(workdir_lib.load_config(workdir), mesh or {})
+  bound = inputs.own_tokenizer(workdir_lib.load_config(workdir), workdir)
+  config = _on_these_devices(bound, mesh or {})
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   state = state_lib.abstract_state(config, layout)
   restored = checkpoint.restore(

@@ -1,0 +1,100 @@
+"""Commands of a run whose data or tokenizer have changed."""
+
+import json
+import os
+
+import pytest
+
+import train
+from ultramem_jax import data, testing
+from ultramem_jax.data import train_bpe
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings.errors import ConfigError
+
+TEXT = "a line of text\n"
+LONG_AGO = 10**18  # nanoseconds
+
+
+@pytest.fixture
+def run(tmp_path):
+  """(config, workdir) of a run with a tokenizer; step 7 is saved."""
+  (tmp_path / "input.txt").write_text(TEXT * 99)
+  tokenizer = train_bpe.train([TEXT], 264)
+  tokenizer.save(str(tmp_path / "tokenizer.json"))
+  config = testing.small_config(
+    data__source="text",
+    data__path=str(tmp_path / "input.txt"),
+    data__tokenizer=str(tmp_path / "tokenizer.json"),
+  )
+  workdir = str(tmp_path / "run")
+  corpus, described = train.open_corpus(config, workdir)
+  testing.save_run(workdir, config, described)
+  train.bind_workdir(workdir, config, corpus, described, False)
+  return config, workdir
+
+
+def permute(path):
+  """Exchanges the ids of two tokens; the file keeps its size."""
+  content = json.loads(path.read_text())
+  vocabulary = content["model"]["vocab"]
+  vocabulary["a"], vocabulary["e"] = vocabulary["e"], vocabulary["a"]
+  path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("changed", ["data.path", "data.tokenizer"])
+def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
+  config, workdir = run
+  corpus, described = train.open_corpus(config, workdir)
+  train.bind_workdir(workdir, config, corpus, described, False)
+  if changed == "data.path":
+    (tmp_path / "input.txt").write_text(TEXT.swapcase() * 99)
+    file = "input.txt"
+  else:
+    permute(tmp_path / "tokenizer.json")
+    file = "tokenizer.json"
+  corpus, described_now = train.open_corpus(config, workdir)
+  assert described_now == described  # sizes and counts do not tell
+  with pytest.raises(ConfigError) as caught:
+    train.train(config, workdir)
+  message = f"the data of this run have changed: {changed}: {file} had "
+  assert message in str(caught.value)
+  assert "--accept_changed_data" in str(caught.value)
+  train.bind_workdir(workdir, config, corpus, described, True)
+  assert message in capsys.readouterr().out
+  train.bind_workdir(workdir, config, corpus, described, False)
+
+
+def test_a_model_is_served_with_the_tokenizer_that_it_learned(run, tmp_path):
+  _, workdir = run
+  path = tmp_path / "tokenizer.json"
+  before = data.open(load_lib.load(workdir).config).tokenizer.encode("a eel")
+  permute(path)
+  loaded = load_lib.load(workdir).config
+  assert (data.open(loaded).tokenizer.encode("a eel") == before).all()
+  path.unlink()
+  assert (data.open(loaded).tokenizer.encode("a eel") == before).all()
+  # What the workdir is bound to stays as it was given.
+  assert workdir_lib.load_config(workdir).data.tokenizer == str(path)
+
+
+def test_evaluation_names_what_has_changed(run, tmp_path):
+  _, workdir = run
+  (tmp_path / "input.txt").write_text(TEXT.swapcase() * 99)
+  status, output, errors = testing.finish(
+    testing.start(["eval.py", f"--workdir={workdir}"])
+  )
+  assert status == 2 and output == ""
+  assert errors.startswith(
+    f"error: {workdir}: the data of this run have changed: data.path: input.txt"
+  )
+  assert errors.count("\n") == 1
+
+
+def test_the_index_is_kept_in_the_workdir(run, tmp_path):
+  config, workdir = run
+  os.utime(tmp_path / "input.txt", ns=(LONG_AGO, LONG_AGO))
+  corpus, described = train.open_corpus(config, workdir)
+  train.bind_workdir(workdir, config, corpus, described, False)
+  assert os.path.exists(f"{workdir}/index.npz")
+  assert train.open_corpus(config, workdir)[1] == described
