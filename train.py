@@ -1,6 +1,7 @@
 """Trains a model, or goes on with the run that the workdir holds.
 
   python train.py --config=configs/tiny.py [--workdir=DIR] [--config.steps=200]
+  python train.py --workdir=DIR     # the run that DIR holds, as it was begun
 
 On several hosts, on each of them: docs/scale-out.md.
 """
@@ -43,8 +44,8 @@ cli.define_config()
 WORKDIR = flags.DEFINE_string(
   "workdir",
   None,
-  "Directory of the run; a run found there goes on. Default: runs/ and the "
-  "name of the config file.",
+  "Directory of the run; a run found there goes on, and needs no --config. "
+  "Default: runs/ and the name of the config file.",
 )
 PROFILE = flags.DEFINE_string(
   "profile",
@@ -139,11 +140,14 @@ def restore_or_init(
   """Returns the state to start from, and the checkpoint that it is from.
 
   On restore, also rewinds `batches` to the saved position. Without a
-  checkpoint the state is that before the first step.
+  checkpoint the state is that before the first step; also where only parameters
+  were saved, those of a pretrained model.
   """
   restored = checkpointer.restore_latest(train_step.state.to_items())
   if restored is None:
     return train_step.init_state(), None
+  if "rest" not in restored.items:
+    return train_step.init_around(restored.items), None
   batches.set_state(restored.data)
   return TrainState.from_items(restored.items), restored
 
@@ -291,7 +295,10 @@ def print_sample(
 def main() -> None:
   console.outlive()
   cli.join_processes(stops_together=True)
-  config = cli.load_config()
+  if flags.FLAGS.config is None and WORKDIR.value:
+    config = workdir_lib.load_config(WORKDIR.value)
+  else:
+    config = cli.load_config()
   profiled = profile_lib.parse(PROFILE.value, config.steps)
   train(
     config,

@@ -23,7 +23,8 @@ ALLOWED = {
   "interop": "settings layers model",
   "serve": "settings ops/sharded layers model runs train data",
   "evaluation": "settings ops/sharded model runs train data serve",
-  "tools": "settings ops ops/sharded model runs train data serve evaluation",
+  "tools": "settings ops ops/sharded model runs train data interop serve "
+  "evaluation",
   "cli": "settings runs",
   "commands": "settings cli runs train data interop serve evaluation tools",
   "testing": "settings runs train",

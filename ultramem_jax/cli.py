@@ -42,11 +42,15 @@ COMPILATION_CACHE = flags.DEFINE_string(
 )
 
 
-def define_config() -> None:
-  """Defines --config=FILE_OR_NAME and --config.FIELD=VALUE."""
+def define_config(default: str | None = None) -> None:
+  """Defines --config=FILE_OR_NAME and --config.FIELD=VALUE.
+
+  Args:
+    default: the name of a config, taken without the flag.
+  """
   config_flags.DEFINE_config_file(
     "config",
-    None,
+    default and _config_path(default),
     "File whose get_config() returns the run's settings, or the name of one "
     "in configs/, such as tiny; --config.FIELD=VALUE changes a setting "
     "(configs/default.py explains them).",

@@ -14,11 +14,11 @@ from ultramem_jax.testing import assert_close
 from ultramem_jax.train import sharding, step
 from ultramem_jax.train import state as state_lib
 
-# Both meshes divide the query heads. Those of keys lie on two devices each, or
-# on all four along `tensor`, as the odd vocabulary does on any.
+# Eight heads that share two of keys; the vocabulary is odd, and lies whole on
+# every device.
 MESHES = {
-  "keys divide": {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__data": 2},
-  "keys do not divide": {"mesh__fsdp": 2, "mesh__tensor": 4},
+  "keys are split": {"mesh__fsdp": 2, "mesh__tensor": 2, "mesh__data": 2},
+  "keys are whole": {"mesh__fsdp": 2, "mesh__tensor": 4},
 }
 
 

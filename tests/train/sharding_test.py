@@ -97,6 +97,25 @@ def test_what_a_published_model_has_too_few_of_is_whole(kv_heads, split):
     )
 
 
+def test_grouped_heads_that_no_devices_divide_are_whole():
+  """As the nine of SmolLM2-135M; the rest of the model is split."""
+  config = testing.small_config(
+    batch_size=8,
+    mesh__tensor=2,
+    model__memory__kind="none",
+    model__num_layers=1,
+    model__num_heads=9,
+    model__num_kv_heads=3,
+    model__head_dim=4,
+  )
+  assert set(specs(config)) == {
+    "embed/embedding",
+    "block_0/mlp/up/kernel",
+    "block_0/mlp/down/kernel",
+    "head/kernel",
+  }
+
+
 def test_experts_lie_on_the_table_axis():
   config = testing.small_config(
     batch_size=8,

@@ -10,6 +10,7 @@ SUMMARIES = {
   "compile": "compile a run's steps for devices that need not be here",
   "convert": "convert a TFRecord dataset to ArrayRecord",
   "generate": "continue prompts with a trained model",
+  "import": "make a run of a pretrained model of Hugging Face",
   "quantize": "write a run again with tables in int8 or bfloat16",
   "train-bpe": "train a tokenizer on the text of a config",
 }

@@ -1,30 +1,29 @@
 """Loads tensors by name from the files that hold them."""
 
-import json
+import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
+import safetensors
 
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-# The dtypes of the safetensors format.
-SAFETENSORS_DTYPES = {
-  "F64": np.float64,
-  "F32": np.float32,
-  "F16": np.float16,
-  "BF16": ml_dtypes.bfloat16,
-  "I64": np.int64,
-  "I32": np.int32,
-  "I16": np.int16,
-  "I8": np.int8,
-  "U8": np.uint8,
-  "BOOL": np.bool_,
-}
+# Those of the safetensors format that numpy has, with ml_dtypes.
+DTYPES = (
+  *("F64", "F32", "F16", "BF16", "BOOL"),
+  *("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"),
+)
+
+
+class Header(NamedTuple):
+  """What a file says of a tensor; dtype: one of DTYPES."""
+
+  dtype: str
+  shape: tuple[int, ...]
 
 
 def load(state_dict: Any) -> Mapping[str, np.ndarray]:
@@ -48,7 +47,9 @@ def load(state_dict: Any) -> Mapping[str, np.ndarray]:
   )
   require(path.is_file(), "state_dict", str(path), "is not a file")
   if path.suffix == ".safetensors":
-    return _load_safetensors(path)
+    names = headers(path)
+    with open_safetensors(path) as file:
+      return {name: file.get_tensor(name) for name in names}
   return _load_pt(path)
 
 
@@ -74,24 +75,42 @@ def _load_pt(path: pathlib.Path) -> dict[str, np.ndarray]:
     ) from error
 
 
-def _load_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
-  """Reads the length of the header (uint64), the header (JSON), raw bytes."""
-  try:
-    data = np.memmap(path, np.uint8, mode="r")
-    length = int(data[:8].view("<u8")[0])
-    header = json.loads(bytes(data[8 : 8 + length]))
-    header.pop("__metadata__", None)
-    tensors = {}
-    for name, tensor in header.items():
-      start, end = tensor["data_offsets"]
-      raw = data[8 + length + start : 8 + length + end]
-      dtype = np.dtype(SAFETENSORS_DTYPES[tensor["dtype"]])
-      tensors[name] = np.frombuffer(raw.tobytes(), dtype).reshape(
-        tensor["shape"]
-      )
-  except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+def headers(path: pathlib.Path) -> dict[str, Header]:
+  """Returns what a .safetensors file says of its tensors, by name.
+
+  Raises:
+    ConfigError: the file is broken, or numpy cannot hold a tensor of it.
+  """
+  with open_safetensors(path) as file:
+    slices = {name: file.get_slice(name) for name in file.offset_keys()}
+    found = {
+      name: Header(x.get_dtype(), tuple(x.get_shape()))
+      for name, x in slices.items()
+    }
+  unknown = [
+    f"{name} is {header.dtype}"
+    for name, header in found.items()
+    if header.dtype not in DTYPES
+  ]
+  if unknown:
     raise ConfigError(
-      f"state_dict = {str(path)!r}: is not a safetensors file that we can "
-      f"read ({error!r})"
+      f"{str(path)!r}: has dtypes that we cannot read: {'; '.join(unknown)}"
+    )
+  return found
+
+
+@contextlib.contextmanager
+def open_safetensors(path: pathlib.Path) -> Iterator[Any]:
+  """Opens a .safetensors file, which then reads tensors as numpy arrays.
+
+  Raises:
+    ConfigError: the file is broken.
+  """
+  try:
+    # Read, not mapped: a page that was mapped would stay in memory.
+    with safetensors.safe_open(path, "numpy", backend="pread") as file:
+      yield file
+  except safetensors.SafetensorError as error:
+    raise ConfigError(
+      f"{str(path)!r}: is not a safetensors file that we can read ({error})"
     ) from error
-  return tensors

@@ -205,7 +205,9 @@ class Checkpointer(contextlib.AbstractContextManager):
       items: pytrees by name of `jax.ShapeDtypeStruct` (or arrays) with the
         dtypes and shardings to restore to, on any mesh.
     Returns:
-      The checkpoint, or None if none was ever committed.
+      The checkpoint, or None if none was ever committed. Before the first step,
+      at step 0, it may lack items: parameters from elsewhere bring no state of
+      an optimizer.
     Raises:
       CheckpointError: every checkpoint is damaged.
       TargetError: the newest sound one holds other arrays.

@@ -90,6 +90,14 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
 def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
   """Reads the named items of a step from the disk."""
   facts = step_dirs.facts(path)
+  if int(path.name) == 0:
+    # Parameters from elsewhere bring no state of an optimizer.
+    saved = {name.partition("/")[0] for name in facts["arrays"]}
+    items = {
+      name: tree
+      for name, tree in items.items()
+      if name in saved or not jax.tree.leaves(tree)
+    }
   # The reader validates neither shape nor dtype.
   _require_same_arrays(facts["arrays"], items, path)
   loss, due = step_dirs.valid_loss(path)

@@ -59,7 +59,7 @@ def load(
     "must be newest, best, or the number of a step",
   )
   bound = inputs.own_tokenizer(workdir_lib.load_config(workdir), workdir)
-  config = _on_these_devices(bound, mesh or {})
+  config = on_these_devices(bound, mesh or {})
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   state = state_lib.abstract_state(config, layout)
   restored = checkpoint.restore(
@@ -76,8 +76,13 @@ def load(
   )
 
 
-def _on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
-  """Returns the config to use a run's model here, whatever trained it."""
+def on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
+  """Returns the config to use a run's model here, whatever trained it.
+
+  Args:
+    config: the run's.
+    mesh: as for `load`.
+  """
   devices = len(distributed.devices())
   fields = config_lib.to_dict(config)
   if devices == 1:

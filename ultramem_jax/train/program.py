@@ -117,6 +117,17 @@ class TrainProgram:
     init = state_lib.initializer(self._config, self._layout)
     return jax.jit(init, out_shardings=sharding.of(self.state))()
 
+  def init_around(self, variables: dict[str, Any]) -> TrainState:
+    """Makes that state around given parameters and buffers."""
+
+    def init_rest():
+      state = state_lib.init_state(self._config, self._layout)
+      return state.to_items()["rest"]
+
+    places = sharding.of(self.state.to_items()["rest"])
+    rest = jax.jit(init_rest, out_shardings=places)()
+    return TrainState.from_items({**variables, "rest": rest})
+
   def __call__(
     self, state: TrainState, batch: step.Batch
   ) -> tuple[TrainState, dict[str, jax.Array]]:

@@ -43,7 +43,7 @@ RULES = {
 }
 # Axes whose sizes are what a published model has, such as twice a prime of
 # keys: devices that do not divide one all hold the whole of it.
-UNEVEN = ("kv_heads", "vocab", "keys")
+UNEVEN = {"kv_heads", "vocab", "keys"}
 
 
 def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
@@ -234,13 +234,17 @@ def parameter_specs(
   Raises:
     ConfigError: an axis of a parameter that its devices do not divide.
   """
+  model = config.model
   table = "columns" if layout.partition == "columns" else "rows"
   rules = {**RULES, table: layout.table_axes}
+  # Models with grouped heads may have any number of them: SmolLM2-135M has 9.
+  grouped = model.num_kv_heads < model.num_heads
+  uneven = UNEVEN | ({"heads"} if grouped else set())
 
   def place(path, name, size):
     axes = rules.get(name, ())
     devices = layout.size(axes)
-    if name in UNEVEN and size % devices:
+    if name in uneven and size % devices:
       return None
     if name != table:  # that one is `make_layout`'s to check
       require(
@@ -252,7 +256,7 @@ def parameter_specs(
     return axes if devices > 1 else None
 
   specs = {}
-  for path, axes in parameter_axes(config.model).items():
+  for path, axes in parameter_axes(model).items():
     # A vector is not worth splitting.
     placed = [place(path, *axis) for axis in axes] if len(axes) > 1 else []
     specs[path] = PartitionSpec(*placed)

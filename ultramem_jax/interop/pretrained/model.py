@@ -1,0 +1,157 @@
+"""A pretrained model: opened, checked, and read to where its arrays belong."""
+
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from ultramem_jax.interop.pretrained import files, names
+from ultramem_jax.interop.pretrained.families import FAMILIES, Family, Fields
+from ultramem_jax.interop.pretrained.files import Tensor
+from ultramem_jax.interop.pretrained.settings import Settings
+from ultramem_jax.interop.tensors import Entry, Path
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.model import ModelConfig
+
+DTYPES = ("F32", "BF16", "F16", "F64")
+ROLES = ("bos", "eos", "pad")
+
+
+class Pretrained(NamedTuple):
+  """A folder with a pretrained model; of its tensors only headers are read.
+
+  family: of the model.
+  fields: of ModelConfig, that the model decides.
+  max_length: positions that it was trained on.
+  special_ids: of the tokens "bos", "eos" and "pad", where config.json has them.
+  tensors: by name.
+  """
+
+  folder: pathlib.Path
+  family: Family
+  fields: Fields
+  max_length: int
+  special_ids: dict[str, int]
+  tensors: dict[str, Tensor]
+
+
+def open_folder(name: str) -> Pretrained:
+  """Opens a Hugging Face folder: `config.json` and .safetensors files.
+
+  Raises:
+    ConfigError: no such folder, an unknown architecture, settings that we do
+      not know or cannot express (all of them are named), or damaged files.
+  """
+  folder = files.find_folder(name)
+  path = folder / "config.json"
+  settings = Settings(files.read_json(path))
+  named = settings.get("architectures")
+  architecture = named[0] if isinstance(named, list) and named else named
+  family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
+  if family is None:
+    raise ConfigError(
+      f"{path}: architectures = {named!r}: must be one of {', '.join(FAMILIES)}"
+    )
+  fields = family.fields(settings)
+  length = settings.integer("max_position_embeddings", 2048)
+  settings.refuse_others()
+  if settings.faults:
+    raise ConfigError(f"{path}: {'; '.join(settings.faults)}")
+  ids = {role: settings.get(f"{role}_token_id") for role in ROLES}
+  ids = {role: x for role, x in ids.items() if type(x) is int}
+  tensors = files.find_tensors(folder)
+  return Pretrained(folder, family, fields, length, ids, tensors)
+
+
+def entries(pretrained: Pretrained, c: ModelConfig) -> dict[str, Entry]:
+  """Returns the tensors of a model of these settings, by name.
+
+  Raises:
+    ConfigError: the folder lacks one, has others, or some of another shape or
+      dtype; all are listed.
+  """
+  wanted = names.model_entries(c, pretrained.family.norms)
+  faults = [
+    f"{name} is missing" for name in wanted if name not in pretrained.tensors
+  ]
+  for name, tensor in pretrained.tensors.items():
+    if re.fullmatch(names.DERIVED, name):
+      continue
+    # A file may hold a tied head, too.
+    entry = wanted.get(
+      names.EMBEDDING if name == names.HEAD and c.tie_embeddings else name
+    )
+    if entry is None:
+      faults.append(f"{name} is unknown")
+    elif tensor.shape != entry.shape:
+      faults.append(
+        f"{name} has shape {list(tensor.shape)}, must be {list(entry.shape)}"
+      )
+    elif tensor.dtype not in DTYPES:
+      faults.append(f"{name} is {tensor.dtype}, must be {', '.join(DTYPES)}")
+  if faults:
+    raise ConfigError(
+      f"{pretrained.folder}: tensors do not fit config.json: "
+      f"{'; '.join(faults)}"
+    )
+  return wanted
+
+
+def read_params(
+  pretrained: Pretrained,
+  c: ModelConfig,
+  shardings: Mapping[Path, jax.sharding.Sharding],
+) -> dict[str, Any]:
+  """Reads the parameters, one by one, to the devices where they belong.
+
+  Beside the parameters, this machine holds one of them, and a part of another.
+
+  Args:
+    pretrained: the folder.
+    c: the model, of `pretrained.fields`.
+    shardings: of each parameter, by its path.
+  Returns:
+    The tree of parameters, float32.
+  Raises:
+    ConfigError: of `entries`; a tied head is not the embedding; or a weight is
+      not finite.
+  """
+  params = {}
+  for name, entry in entries(pretrained, c).items():
+    (path,) = entry.paths
+    array = _read(pretrained.tensors[name], entry)
+    if name == names.EMBEDDING and names.HEAD in pretrained.tensors:
+      _require_tied(pretrained.tensors[names.HEAD], array, c.tie_embeddings)
+    params[path] = jax.block_until_ready(
+      jax.make_array_from_callback(
+        array.shape, shardings[path], lambda index, array=array: array[index]
+      )
+    )
+  return traverse_util.unflatten_dict(params)
+
+
+def _read(tensor: Tensor, entry: Entry) -> np.ndarray:
+  """Returns the array that a tensor holds, float32."""
+  (path,) = entry.paths
+  array = np.empty(entry.array_shapes[path], np.float32)
+  as_stored = array.transpose(np.argsort(entry.axes))
+  as_stored = np.reshape(as_stored, entry.shape, copy=False)
+  for rows, part in tensor.rows():
+    as_stored[rows] = part
+    if not np.isfinite(as_stored[rows]).all():
+      raise ConfigError(f"{tensor.path}: {tensor.name} is not finite")
+  return array
+
+
+def _require_tied(head: Tensor, array: np.ndarray, tied: bool) -> None:
+  """Requires the head of a model that has none to be its embedding."""
+  for rows, part in head.rows() if tied else ():
+    if not np.array_equal(part.astype(np.float32), array[rows]):
+      raise ConfigError(
+        f"{head.path}: {head.name} is not {names.EMBEDDING}, although "
+        "tie_word_embeddings is true"
+      )

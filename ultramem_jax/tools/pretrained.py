@@ -1,0 +1,158 @@
+"""Makes a run of a pretrained model: a workdir at step 0."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import tokenizers
+from flax import traverse_util
+
+from ultramem_jax import data
+from ultramem_jax.data import specials
+from ultramem_jax.data.tokenizer import ByteTokenizer
+from ultramem_jax.interop import pretrained as pretrained_lib
+from ultramem_jax.interop.pretrained import Pretrained
+from ultramem_jax.runs import checkpoint, inputs
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.train import sharding
+from ultramem_jax.train import state as state_lib
+
+TOKENIZER = "tokenizer.json"
+
+
+def import_run(
+  source: str, workdir: str | os.PathLike, config: Config
+) -> Config:
+  """Makes a workdir with the model of a Hugging Face folder, at step 0.
+
+  It appears when all of it is written, or not at all.
+
+  Args:
+    source: the folder.
+    workdir: of the new run; empty or absent.
+    config: decides all that the folder does not.
+  Returns:
+    The config of the run.
+  Raises:
+    ConfigError: of `pretrained.open_folder` and `read_params`; the config has
+      weights that the folder lacks; or the workdir holds something.
+  """
+  pretrained = pretrained_lib.open_folder(source)
+  place = pathlib.Path(workdir)
+  config = _run_config(config, pretrained, str(place / inputs.TOKENIZER_NAME))
+  pretrained_lib.entries(pretrained, config.model)
+  corpus = _open_corpus(config, pretrained)
+  described = corpus.describe()
+  with _written_whole(place) as partial:
+    workdir_lib.claim(partial, config, described)
+    if corpus.tokenizer_files():
+      read = corpus.inputs("train", "valid")
+      inputs.bind(partial, read, corpus.tokenizer_files(), False)
+    variables = _read_variables(config, pretrained)
+    with checkpoint.Checkpointer(partial, keep=1) as checkpointer:
+      checkpointer.save(0, variables, {}, None)
+  return config
+
+
+def has_tokenizer(config: Config) -> bool:
+  """Returns whether the folder of a run had a tokenizer.json."""
+  return (pathlib.Path(config.data.tokenizer) / TOKENIZER).exists()
+
+
+def _run_config(
+  config: Config, pretrained: Pretrained, tokenizer: str
+) -> Config:
+  """Returns a run's config with the model and tokenizer of a folder.
+
+  Args:
+    config: decides all that the folder does not.
+    pretrained: the folder.
+    tokenizer: value of data.tokenizer.
+  Raises:
+    ConfigError: the config has layers that the folder has no weights of.
+  """
+  model = config.model
+  for name, value, nothing in (
+    ("memory.kind", model.memory.kind, "none"),
+    ("moe.num_experts", model.moe.num_experts, 0),
+    ("mlp_conv", model.mlp_conv, 0),
+  ):
+    require(
+      value == nothing,
+      f"model.{name}",
+      value,
+      f"must be {nothing!r}: the pretrained model has no such weights",
+    )
+  fields = config_lib.to_dict(config)
+  fields["model"] |= pretrained.fields
+  length = min(config.data.seq_len, pretrained.max_length)
+  fields["data"] |= {"tokenizer": tokenizer, "seq_len": length}
+  fields["data"] |= _special_tokens(pretrained)
+  return config_lib.parse(fields)
+
+
+def _special_tokens(pretrained: Pretrained) -> dict[str, str]:
+  """Returns settings that name special tokens, where only config.json does."""
+  folder = pretrained.folder
+  path = folder / TOKENIZER
+  declaring = (folder / name for name in specials.DECLARING)
+  if not path.exists() or any(file.exists() for file in declaring):
+    return {}
+  try:
+    tokenizer = tokenizers.Tokenizer.from_file(str(path))
+  except Exception as error:  # the library raises nothing more precise
+    raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from error
+  named = {
+    f"{role}_token": tokenizer.id_to_token(number)
+    for role, number in pretrained.special_ids.items()
+  }
+  return {name: token for name, token in named.items() if token}
+
+
+def _open_corpus(config: Config, pretrained: Pretrained) -> data.Corpus:
+  """Opens the corpus of a run with the tokenizer of the folder, if any."""
+  path = pretrained.folder / TOKENIZER
+  name = str(path) if path.exists() else "bytes"
+  named = dataclasses.replace(config.data, tokenizer=name)
+  config = dataclasses.replace(config, data=named)
+  if name == "bytes":  # of which the model knows nothing
+    return data.Corpus(config, data.IndexCache(), ByteTokenizer())
+  return data.open(config)
+
+
+def _read_variables(config: Config, pretrained: Pretrained) -> dict[str, Any]:
+  """Reads the model's collections to these devices."""
+  here = load_lib.on_these_devices(config, {})
+  layout = sharding.make_layout(here, sharding.make_mesh(here))
+  abstract = state_lib.abstract_state(here, layout).variables()
+  places: Any = traverse_util.flatten_dict(sharding.of(abstract["params"]))
+  params = pretrained_lib.read_params(pretrained, config.model, places)
+  return {**abstract, "params": params}
+
+
+@contextlib.contextmanager
+def _written_whole(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
+  """Gives a folder that becomes the workdir at the end, if nothing fails."""
+  require(
+    not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())),
+    "--workdir",
+    str(workdir),
+    "must be an empty directory, or absent",
+  )
+  partial = workdir.with_name(f"{workdir.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    partial.rename(workdir)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
