@@ -26,7 +26,7 @@ from ultramem_jax.runs import inputs
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
-from ultramem_jax.train import sharding
+from ultramem_jax.tools import fit
 
 cli.define_section(
   "data",
@@ -70,7 +70,7 @@ def load_run() -> TrainedModel:
   fields["batch_size"] = BATCH_SIZE.value or run.config.batch_size
   fields["data"] |= config_flags.get_override_values(flags.FLAGS["data"])
   config = config_lib.parse(fields)
-  sharding.mesh_shape(config, run.layout.mesh.size)
+  fit.check_evaluation(config, run.layout.mesh.size)
   return run._replace(config=config)
 
 

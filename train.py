@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Callable
 
 import jax
-from absl import flags
+from absl import flags, logging
 
 from ultramem_jax import cli, data
 from ultramem_jax.data import Corpus
@@ -33,6 +33,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import UserError
 from ultramem_jax.tools import accounting, fit
 from ultramem_jax.train import compiler_options, loop, optim, sharding, usage
 from ultramem_jax.train.program import TrainProgram
@@ -258,7 +259,7 @@ def train(
   if results is None:
     print(f"stopped at step {int(state.step)}; the same command goes on")
   else:
-    print_sample(config, state, corpus, layout)
+    try_sample(config, state, corpus, layout)
   return results
 
 
@@ -272,6 +273,16 @@ def require_trainable(config: Config) -> None:
     "cannot be trained; train float32 or bfloat16 and convert the run by "
     "python -m ultramem_jax quantize",
   )
+
+
+def try_sample(
+  config: Config, state: TrainState, corpus: Corpus, layout: Layout
+) -> None:
+  """Prints a sample, or tells why there is none: the run is done and saved."""
+  try:
+    print_sample(config, state, corpus, layout)
+  except (UserError, ValueError, MemoryError, jax.errors.JaxRuntimeError) as e:
+    logging.warning("there is no sample: %s", str(e).partition("\n")[0])
 
 
 def print_sample(

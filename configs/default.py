@@ -19,7 +19,8 @@ def get_config() -> Any:
   c = ConfigDict()
   c.seed = 0  # of parameters, data order and dropout; below 2^32
   c.steps = 1000  # optimizer steps of the whole run
-  c.batch_size = 8  # sequences per step, over all devices and processes
+  # Sequences per step, over all devices and processes; less than 2^31 tokens.
+  c.batch_size = 8
   # Parts that a batch is cut into, one after the other, to save memory; must
   # divide batch_size.
   c.accumulation_steps = 1
@@ -67,13 +68,14 @@ def get_config() -> Any:
   # Documents that are shuffled together where the source is a stream
   # (TFRecord); the other sources shuffle all documents.
   c.data.shuffle_window = 10000
-  c.data.prefetch = 2  # batches that a thread prepares ahead; 0 = no thread
+  # Batches that a thread prepares ahead, at most 1000; 0 = no thread.
+  c.data.prefetch = 2
 
   # Model: a causal transformer with rotary positions.
   c.model = ConfigDict()
   c.model.vocab_size = 264  # [V] at least the tokenizer's (bytes: 259)
   c.model.embed_dim = 256  # [D] width of the residual stream
-  c.model.num_layers = 4  # [L] transformer blocks
+  c.model.num_layers = 4  # [L] transformer blocks, at most 4096
   c.model.num_heads = 4  # [Q] attention heads; D / Q must be even
   # [q] heads of keys and values, each shared by Q / q attention heads; the
   # cache of decoding holds only these. 0 = Q.
@@ -253,7 +255,7 @@ def get_config() -> Any:
   # The sample that is printed when training ends.
   c.sample = ConfigDict()
   c.sample.prompt = "class Reader:\n    def __init__(self, "  # its beginning
-  c.sample.num_tokens = 256  # new tokens, at most
+  c.sample.num_tokens = 256  # new tokens, at most; up to a million
   c.sample.temperature = 0.9  # divides the logits; 0 = the likeliest token
   c.sample.top_k = 0  # draw from the k likeliest tokens; 0 = from all
   # Draw from the likeliest tokens that together have this probability, (0, 1].

@@ -92,6 +92,11 @@ def assert_one_line(result, *parts):
     (["model.dtype=float16"], "model.dtype = 'float16': must be one of float3"),
     (["sample.prompt=\udcff"], "sample.prompt = '\\udcff': must be text"),
     (["sample.top_p=0"], "sample.top_p = 0.0: must lie in (0, 1]"),
+    # Sizes at which nothing would end
+    (["data.prefetch=1000000000"], "data.prefetch = 1000000000: must be at m"),
+    (["model.num_layers=1000000"], "model.num_layers = 1000000: must be at mo"),
+    (["batch_size=1000000000"], "batch_size = 1000000000: must be less than"),
+    (["sample.num_tokens=1000000000"], "sample.num_tokens = 1000000000: must"),
     # Fields that do not fit together
     ([f"{MEMORY}.top_m=257"], f"{MEMORY}.top_m = 257: must be at most"),
     ([f"{MEMORY}.expansion=3"], f"{MEMORY}.expansion = 3: must be a perf"),

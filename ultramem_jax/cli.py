@@ -146,6 +146,8 @@ def run(main: Callable[..., None]) -> None:
   logging.use_absl_handler()
   # JAX would tell which backends it did not find.
   logging.set_verbosity(logging.WARNING)
+  # Each of Orbax's threads would show the traceback of an error that is raised.
+  logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
   with _reporting():
     if {"--help", "-help", "-h"} & {*sys.argv[1:]}:
       _print_help(main)

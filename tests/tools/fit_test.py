@@ -168,3 +168,14 @@ def test_memory_of_devices_that_are_not_here():
   assert fit.available_bytes(Device()) == 15.75 * fit.GIB
   Device.device_kind = "TPU v99"
   assert fit.available_bytes(Device()) is None
+
+
+def test_an_evaluation_whose_logits_do_not_fit_is_refused(monkeypatch):
+  config = testing.small_config(batch_size=16, data__seq_len=8)
+  size = 4 * 16 * 8 * config.model.vocab_size
+  monkeypatch.setattr(fit, "available_bytes", lambda: size)
+  fit.check_evaluation(config, 1)
+  monkeypatch.setattr(fit, "available_bytes", lambda: size - 1)
+  with pytest.raises(ConfigError, match="batch_size = 16: memory per device"):
+    fit.check_evaluation(config, 1)
+  fit.check_evaluation(config, 2)

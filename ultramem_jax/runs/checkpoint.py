@@ -236,7 +236,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       try:
         pending.result()
       except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-        cause = str(error).splitlines()[0]
+        cause = str(error).splitlines()[0][:200]
         raise CheckpointError(
           f"a checkpoint cannot be written ({cause}); earlier ones are whole, "
           "and the same command continues from the newest"

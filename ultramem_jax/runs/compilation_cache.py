@@ -7,6 +7,7 @@ package tell it; the library does not. Several processes may share the folder.
 import contextlib
 import os
 import pathlib
+import secrets
 import warnings
 
 import jax
@@ -92,8 +93,10 @@ def _add_checksums(folder: str) -> None:
       # Another process may be writing it, and will do the same.
       with contextlib.suppress(OSError, zstandard.ZstdError):
         program = zstandard.decompress(path.read_bytes())
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
-        partial.write_bytes(compressor.compress(program))
+        # A name that nobody knows, so that no link waits there.
+        partial = path.with_name(f"{path.name}.{secrets.token_hex(8)}")
+        with open(partial, "xb") as f:
+          f.write(compressor.compress(program))
         partial.replace(path)
 
   jax.monitoring.register_event_duration_secs_listener(compress_new)

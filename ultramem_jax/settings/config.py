@@ -10,6 +10,7 @@ import dataclasses
 from typing import Any
 
 from ultramem_jax.settings.checks import (
+  INT_END,
   named,
   require,
   require_at_least,
@@ -61,6 +62,8 @@ class DataConfig:
     require_choice(path, self, "packing", "segments", "concat")
     require_at_least(path, self, 1, "seq_len", "shuffle_window")
     require_at_least(path, self, 0, "cut_bytes", "prefetch")
+    # All of them are made before the first step, and lie in the memory.
+    require_at_most(path, self, 1000, "prefetch")
     require(
       0 < self.valid_fraction < 1,
       "data.valid_fraction",
@@ -251,6 +254,13 @@ class Config:
       "optim.value_lr_horizon",
       self.optim.value_lr_horizon,
       f"must span at least one of {self.steps} steps",
+    )
+    require(
+      self.batch_size * self.data.seq_len < INT_END,
+      "batch_size",
+      self.batch_size,
+      f"must be less than 2^31 tokens, rows of data.seq_len = "
+      f"{self.data.seq_len}",
     )
     require(
       self.batch_size % self.accumulation_steps == 0,

@@ -5,6 +5,7 @@ import dataclasses
 from ultramem_jax.settings.checks import (
   require,
   require_at_least,
+  require_at_most,
   require_choice,
   require_fraction,
   require_norm_eps,
@@ -112,6 +113,8 @@ class ModelConfig:
       "num_heads",
       "mlp_dim",
     )
+    # Every block is traced; more of them would take hours.
+    require_at_most(path, self, 4096, "num_layers")
     require_fraction(path, self, "dropout_rate")
     require_norm_eps(path, self)
     require_at_least(path, self, 1, "rope_theta")

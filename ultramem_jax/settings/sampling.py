@@ -7,6 +7,7 @@ from ultramem_jax.settings.checks import (
   named,
   require,
   require_at_least,
+  require_at_most,
   require_types,
 )
 
@@ -43,6 +44,8 @@ def require_sampling(path: str, values: Any) -> None:
     ConfigError: a field is out of range.
   """
   require_at_least(path, values, 0, "num_tokens", "temperature", "top_k")
+  # The cache has room for all of them before the first is drawn.
+  require_at_most(path, values, 10**6, "num_tokens")
   require(
     0 < values.top_p <= 1,
     named(path, "top_p"),

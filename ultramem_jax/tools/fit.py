@@ -100,6 +100,27 @@ def check_compiled(config: Config, need: int) -> None:
   )
 
 
+def check_evaluation(config: Config, num_devices: int) -> None:
+  """Refuses an evaluation whose logits need more memory than there is.
+
+  Args:
+    config: the model and the batch.
+    num_devices: devices of the mesh, which config.mesh must fit.
+  Raises:
+    ConfigError: one line, with the memory needed and the memory there is.
+  """
+  sizes = sharding.mesh_shape(config, num_devices)
+  split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+  tokens = config.data.seq_len * (config.batch_size // split)
+  need, have = 4 * config.model.vocab_size * tokens, available_bytes()
+  require(
+    fits(need, have),
+    "batch_size",
+    config.batch_size,
+    f"memory per device of its logits {verdict(need, have)}: reduce it",
+  )
+
+
 def describe(need: dict[str, int], have: int | None) -> str:
   """Returns the verdict in one line.
 
