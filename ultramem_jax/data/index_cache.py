@@ -4,8 +4,10 @@ The index of a gigabyte takes seconds to make, and none to remember. A file is
 the same if its path, size, time of modification and inode are.
 """
 
+import contextlib
 import json
 import os
+import secrets
 import time
 from typing import NamedTuple
 
@@ -73,17 +75,23 @@ class IndexCache:
     """
     if not self._path or self._used.keys() <= self._held.keys():
       return
-    partial = f"{self._path}.{os.getpid()}.tmp"
+    # Processes of several hosts may write at the same time.
+    partial = f"{self._path}.{secrets.token_hex(8)}.tmp"
     scans = self._used.values()
-    with open(partial, "wb") as file:
-      np.savez(
-        file,
-        keys=np.array(json.dumps([*self._used])),
-        counts=np.array([len(scan.places) for scan in scans], np.int64),
-        undecodable=np.array([scan.undecodable for scan in scans], np.int64),
-        places=np.concatenate([scan.places for scan in scans]),
-      )
-    os.replace(partial, self._path)
+    try:
+      with open(partial, "xb") as file:
+        np.savez(
+          file,
+          keys=np.array(json.dumps([*self._used])),
+          counts=np.array([len(scan.places) for scan in scans], np.int64),
+          undecodable=np.array([scan.undecodable for scan in scans], np.int64),
+          places=np.concatenate([scan.places for scan in scans]),
+        )
+      os.replace(partial, self._path)
+    except OSError:
+      with contextlib.suppress(OSError):
+        os.unlink(partial)
+      raise
 
 
 def _load(path: str) -> dict[str, Scan]:

@@ -13,7 +13,6 @@ from ultramem_jax.data.index_cache import IndexCache
 from ultramem_jax.data.text_files import TextDocuments
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import DataConfig
-from ultramem_jax.settings.errors import ConfigError
 
 
 class Splits:
@@ -34,7 +33,7 @@ class Splits:
       return _open_tfds(self._data, "train")
     whole = self._texts.train
     limit = self._data.cut_bytes
-    return _source(whole, whole.cut(limit) if limit else whole)
+    return self._source(whole, whole.cut(limit) if limit else whole)
 
   @functools.cached_property
   def valid(self) -> Source:
@@ -43,7 +42,21 @@ class Splits:
       return _open_tfds(self._data, "valid")
     whole = self._texts.valid
     limit = self._data.cut_bytes and text_index.MAX_DOCUMENT_BYTES
-    return _source(whole, whole.cut(limit) if limit else whole)
+    return self._source(whole, whole.cut(limit) if limit else whole)
+
+  def _source(
+    self, whole: TextDocuments, cut: TextDocuments
+  ) -> indexed.IndexedSource:
+    """Returns documents as a source, after they have been cut."""
+    path, size = cut.longest()
+    require(
+      size <= text_index.MAX_DOCUMENT_BYTES,
+      "data.cut_bytes",
+      self._data.cut_bytes,
+      f"{path} holds a document of {size / 1e6:.0f} MB; set a number of bytes "
+      f"up to {text_index.MAX_DOCUMENT_BYTES}, at which long texts are cut",
+    )
+    return indexed.IndexedSource(cut, len(whole), whole.num_bytes)
 
   def remarks(self) -> list[str]:
     """Returns what a user should know of the data, a phrase each.
@@ -88,15 +101,3 @@ def _open_tfds(data: DataConfig, split: str) -> Source:
     "holds no document with text",
   )
   return source
-
-
-def _source(whole: TextDocuments, cut: TextDocuments) -> indexed.IndexedSource:
-  """Returns documents as a source, after they have been cut."""
-  path, size = cut.longest()
-  if size > text_index.MAX_DOCUMENT_BYTES:
-    raise ConfigError(
-      f"data.cut_bytes = 0: {path} holds a document of {size / 1e6:.0f} MB; at "
-      f"most {text_index.MAX_DOCUMENT_BYTES / 1e6:.0f} MB fit in a lane: set a "
-      "number of bytes at which long texts are cut"
-    )
-  return indexed.IndexedSource(cut, len(whole), whole.num_bytes)

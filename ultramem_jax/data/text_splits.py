@@ -69,7 +69,7 @@ class TextSplits:
     if left_out:
       found.append(
         f"{len(left_out)} files hold no text and are left out, such as "
-        f"{left_out[0]}"
+        f"{left_out[0]!r}"
       )
     return found
 

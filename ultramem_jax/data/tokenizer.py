@@ -65,9 +65,11 @@ class FileTokenizer:
   """
 
   def __init__(self, tokenizer: Any, names: Specials):
-    # A file may ask for truncation or padding, meant for other uses.
+    # A file may ask for these, which are meant for other uses.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if getattr(tokenizer.model, "dropout", None):
+      tokenizer.model.dropout = None  # a text would have other tokens each time
     # Whatever the file says of them, these are no text.
     chosen = names.bos, names.eos, names.pad
     tokenizer.add_special_tokens(sorted({*chosen} - {""}))
