@@ -57,7 +57,7 @@ def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
   assert described_now == described  # sizes and counts do not tell
   with pytest.raises(ConfigError) as caught:
     train.train(config, workdir)
-  message = f"the data of this run have changed: {changed}: {file} had "
+  message = f"the data of this run have changed: {changed}: {file} has changed"
   assert message in str(caught.value)
   assert "--accept_changed_data" in str(caught.value)
   train.bind_workdir(workdir, config, corpus, described, True)

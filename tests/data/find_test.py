@@ -118,15 +118,15 @@ def test_what_is_no_file_is_refused(folder):
 
 
 def test_a_folder_that_may_not_be_read_is_no_empty_one(folder, monkeypatch):
-  listed = os.listdir
+  listed = os.scandir
 
-  def listdir(path):
+  def scandir(path):
     if os.path.basename(path) == "y":
       raise PermissionError(13, "Permission denied", path)
     return listed(path)
 
   # Permissions do not stop the superuser, who runs tests in containers.
-  monkeypatch.setattr(os, "listdir", listdir)
+  monkeypatch.setattr(os, "scandir", scandir)
   for pattern in ("**/*.txt", "x/*/*.txt", ""):
     with pytest.raises(PermissionError, match="x/y"):
       find.find(str(folder / pattern), "data.path")

@@ -48,7 +48,7 @@ def test_changes_are_named_and_can_be_accepted(workdir, tokenizer):
   given = {"data.tokenizer": {"tokenizer.json": "1 bytes, x"}}
   line = (
     "the data of this run have changed: data.tokenizer: tokenizer.json is new; "
-    "data.path: a.txt had 9 bytes, aaaa, has 9 bytes, z; data.path: b.txt is "
+    "data.path: a.txt has changed; data.path: b.txt is "
     "gone; and 1 more"
   )
   for _ in range(2):

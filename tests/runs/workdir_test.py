@@ -104,6 +104,7 @@ def test_another_corpus_is_refused(tmp_path):
     b"\xff\xfe",
     b'{"config": {}}',
     b'{"corpus": 1, "config": {}}',
+    b"[" * 99999,
   ],
 )
 def test_damaged_config_is_refused(tmp_path, content):

@@ -27,9 +27,9 @@ def convert(source: Path, target: Path) -> None:
       files are in a directory beside it, `TARGET.partial-...`, which is removed
       if the conversion fails.
   Raises:
-    ConfigError: source is no such directory, or target exists.
+    ConfigError: source is no such directory, or not whole, or target exists.
     errors.DataError: a file is cut off, or longer than it should be.
-    OSError: a file is missing, or cannot be written.
+    OSError: a file cannot be read, or written.
   """
   info_path = source / "dataset_info.json"
   require(
@@ -76,6 +76,13 @@ def _shards(source: Path) -> list[records.Part]:
 
   builder = tfds_files.open_builder(str(source), "SOURCE", str(source))
   splits = builder.info.splits.values()
+  for path in (path for split in splits for path in split.filepaths):
+    require(
+      os.path.isfile(path),
+      "SOURCE",
+      str(source),
+      f"is not whole: {path} is missing, or no file",
+    )
   return [
     records.Part(str(path), 0, length)
     for split in splits

@@ -80,21 +80,28 @@ def _expand(folder: str, parts: Sequence[str]) -> Iterator[str]:
     for below in _folders(folder or os.curdir):
       yield from _expand(below, rest or ["*"])
     return
-  for name in _matching(folder, part):
-    path = os.path.join(folder, name)
-    if os.path.isdir(path):
+  for path, is_folder in _matching(folder, part):
+    if is_folder:
       yield from _expand(path, rest) if rest else ()
     elif not rest:
       yield path
 
 
-def _matching(folder: str, part: str) -> list[str]:
-  """Returns the names in a folder that a part of a glob matches, ordered."""
+def _matching(folder: str, part: str) -> list[tuple[str, bool]]:
+  """Returns the paths in a folder that a part of a glob matches, ordered.
+
+  Each is given with whether it is a folder.
+  """
   if not glob.has_magic(part):
-    return [part] if os.path.lexists(os.path.join(folder, part)) else []
-  names = os.listdir(folder or os.curdir)
-  shown = (n for n in names if part[0] == "." or n[0] != ".")
-  return sorted(fnmatch.filter(shown, part))
+    path = os.path.join(folder, part)
+    return [(path, os.path.isdir(path))] if os.path.lexists(path) else []
+  with os.scandir(folder or os.curdir) as entries:
+    return sorted(
+      (os.path.join(folder, entry.name), entry.is_dir())
+      for entry in entries
+      if fnmatch.fnmatchcase(entry.name, part)
+      and (entry.name[0] != "." or part[0] == ".")
+    )
 
 
 def _folders(top: str) -> Iterator[str]:
@@ -107,9 +114,8 @@ def _folders(top: str) -> Iterator[str]:
       continue
     seen.add(identity)
     yield folder
-    for name in _matching(folder, "*"):
-      path = os.path.join(folder, name)
-      if os.path.isdir(path):
+    for path, is_folder in _matching(folder, "*"):
+      if is_folder:
         (links if os.path.islink(path) else folders).append(path)
 
 

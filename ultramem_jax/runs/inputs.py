@@ -105,7 +105,7 @@ def _changes(held: Inputs, given: Inputs) -> Iterator[str]:
       elif name not in before:
         yield f"{field}: {name} is new"
       elif before[name] != files[name]:
-        yield f"{field}: {name} had {before[name]}, has {files[name]}"
+        yield f"{field}: {name} has changed"
 
 
 def _read(path: pathlib.Path) -> Inputs | None:
