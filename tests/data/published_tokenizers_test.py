@@ -190,7 +190,9 @@ def test_declared_specials_come_before_usual_names(load):
     [
       processors.ByteLevel(),
       processors.TemplateProcessing(
-        single="<b> $A <a>", pair=None, special_tokens=[("<a>", 0), ("<b>", 1)]
+        single="<b> $A <a> <c>",
+        pair=None,
+        special_tokens=[("<a>", 0), ("<b>", 1), ("<c>", 2)],
       ),
     ]
   )

@@ -24,8 +24,8 @@ def test_files_are_found_below_directories_and_read_as_they_are(
   ]
   assert data.open(config).describe() == (
     f"text {pattern}: 3 train documents, 0.0 MB; 3 validation documents, "
-    "0.0 MB; 3 of the validation documents are in train, too; "
-    "2 bytes are not UTF-8"
+    "0.0 MB; validation documents that are in train, too: 3; "
+    "bytes that are not UTF-8: 2"
   )
 
 

@@ -112,14 +112,14 @@ def test_text_in_both_splits_is_counted(make_config, tmp_path):
     (tmp_path / f"train_{index}_sym").symlink_to(f"train_{index}.txt")
   assert "115 train documents" in described()
   assert described().endswith(
-    "; 5 of the validation documents are in train, too"
+    "; validation documents that are in train, too: 5"
   )
   (tmp_path / "other").write_text("text\n")
   (tmp_path / "valid.jsonl.gz").write_bytes(
     gzip.compress(b'{"text": "text 1\\n"}\n{"text": "text"}\n')
   )
   assert described(valid_path=f"{tmp_path}/valid*").endswith(
-    "; 1 of the validation documents are in train, too"
+    "; validation documents that are in train, too: 1"
   )
   assert "in train" not in described(valid_path=f"{tmp_path}/other")
 
@@ -130,7 +130,7 @@ def test_left_out_files_are_told(make_config, tmp_path):
   (tmp_path / "picture.png").write_bytes(b"\x89PNG\r\n\x1a\n")
   config = make_config(source="text", path=str(tmp_path))
   described = data.open(config).describe()
-  assert "; 1 files hold no text and are left out, such as '" in described
+  assert "; files without text that are left out: 1, such as '" in described
   assert described.endswith(f"{tmp_path}/picture.png'")
 
 

@@ -92,8 +92,8 @@ def test_slices_that_overlap_are_told(dataset, make_config):
   assert "both splits" not in described("train", "validation")
   assert "both splits" not in described("train[:30]", "train[30:]")
   assert described("train", "train[20:25]").endswith(
-    "; 5 examples are in both splits"
+    "; examples in both splits: 5"
   )
   assert described("train[:20]+train[40:]", "train[15:42]").endswith(
-    "; 7 examples are in both splits"
+    "; examples in both splits: 7"
   )

@@ -48,9 +48,9 @@ def find(pattern: str, field: str) -> Found:
   full = os.path.expanduser(pattern)
   left_out = []
   if os.path.isdir(full):
-    root, found = full, list(_expand(full, ["**"]))
-    left_out = [path for path in found if not _begins_like_its_name(path)]
-    paths = [path for path in found if path not in {*left_out}]
+    root, paths = full, []
+    for path in _expand(full, ["**"]):
+      (paths if _begins_like_its_name(path) else left_out).append(path)
   else:
     root, parts = os.path.dirname(full), full.split(os.sep)
     top = os.sep if os.path.isabs(full) else ""

@@ -69,7 +69,7 @@ class Splits:
     from ultramem_jax.data import tfds_files  # a second to import
 
     count = tfds_files.shared(self._data)
-    return [f"{count} examples are in both splits"] if count else []
+    return [f"examples in both splits: {count}"] if count else []
 
   def inputs(self, split: str) -> dict[str, dict[str, str]]:
     """Returns what a split is read from: contents by setting and file.

@@ -143,7 +143,8 @@ def _around(processor: dict[str, Any]) -> dict[str, str]:
       names = list(_template(part["single"]))
       before, after = names[: names.index("")], names[names.index("") + 1 :]
       found |= {"bos": before[0]} if before else {}
-      found |= {"eos": after[-1]} if after else {}
+      # A tag of the language may follow.
+      found |= {"eos": after[0]} if after else {}
   return found
 
 

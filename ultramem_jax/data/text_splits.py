@@ -59,16 +59,16 @@ class TextSplits:
       found.append(f"validation is the last part ({share}) of each text")
     known = valid.digests[valid.digests != 0]
     if repeated := int(np.isin(known, train.digests).sum()):
-      found.append(f"{repeated} of the validation documents are in train, too")
+      found.append(f"validation documents that are in train, too: {repeated}")
     lost, left_out = self._everything.undecodable, self._files.left_out
     if self._has_valid_path:
       lost += self._of_valid_path.undecodable
       left_out = left_out + self._valid_files.left_out
     if lost:
-      found.append(f"{lost} bytes are not UTF-8")
+      found.append(f"bytes that are not UTF-8: {lost}")
     if left_out:
       found.append(
-        f"{len(left_out)} files hold no text and are left out, such as "
+        f"files without text that are left out: {len(left_out)}, such as "
         f"{left_out[0]!r}"
       )
     return found
