@@ -11,6 +11,7 @@ from ultramem_jax.data import train_bpe
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.tools import quantize
 
 TEXT = "a line of text\n"
 LONG_AGO = 10**18  # nanoseconds
@@ -89,6 +90,11 @@ def test_evaluation_names_what_has_changed(run, tmp_path):
     f"error: {workdir}: the data of this run have changed: data.path: input.txt"
   )
   assert errors.count("\n") == 1
+  with pytest.raises(ConfigError, match=r"data.path: input.txt has changed"):
+    quantize.quantize_run(
+      load_lib.load(workdir), workdir, tmp_path / "output", "int8"
+    )
+  assert not (tmp_path / "output").exists()
 
 
 def test_the_index_is_kept_in_the_workdir(run, tmp_path):

@@ -12,6 +12,7 @@ import pathlib
 
 from absl import flags
 
+from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
 from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import quantize
@@ -19,6 +20,7 @@ from ultramem_jax.tools import quantize
 
 def define_flags() -> None:
   model_flags.define()
+  cli.define_accept_changed_data()
   flags.DEFINE_string("output", None, "Directory of the new run.")
   flags.DEFINE_enum("dtype", "int8", quantize.DTYPES, "Dtype of the tables.")
 
@@ -39,5 +41,7 @@ def main() -> None:
     "must be an empty directory, or absent",
   )
   loaded = model_flags.load()
-  report = quantize.quantize_run(loaded, values.workdir, output, values.dtype)
+  report = quantize.quantize_run(
+    loaded, values.workdir, output, values.dtype, values.accept_changed_data
+  )
   print(json.dumps(report))

@@ -68,6 +68,7 @@ def quantize_run(
   workdir: str | os.PathLike,
   output: str | os.PathLike,
   dtype: str,
+  accept_changed_data: bool = False,
 ) -> dict[str, Any]:
   """Writes a run with quantized tables to a workdir of its own.
 
@@ -77,18 +78,21 @@ def quantize_run(
       devices are here.
     output: directory of the new run, empty or absent.
     dtype: one of DTYPES.
+    accept_changed_data: evaluates on other text than the run has read so far.
   Returns:
     "step", "dtype", and the validation losses "loss_before", "loss" and
     "change", their difference.
   Raises:
-    ConfigError: the run has no tables, or they are not float32.
+    ConfigError: the run has no tables, or they are not float32; or its
+      validation split has changed.
   """
   config = quantized_config(workdir_lib.load_config(workdir), dtype)
+  corpus = data.open(loaded.config)
+  inputs.require_same(workdir, corpus.inputs("valid"), accept_changed_data)
   variables = {
     **loaded.variables,
     "params": quantize(loaded.variables["params"], dtype),
   }
-  corpus = data.open(loaded.config)
   before, after = (
     loss_lib.on_validation_split(here, corpus, loaded.layout)(held)["loss"]
     for here, held in (
