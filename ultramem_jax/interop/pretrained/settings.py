@@ -8,6 +8,7 @@ HARMLESS = {
   # The file, and the programs that made it and run the model.
   "_attn_implementation_autoset",
   "_commit_hash",
+  "_model_name_or_path",
   "_name_or_path",
   "architectures",
   "chunk_size_feed_forward",
