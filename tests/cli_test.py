@@ -208,6 +208,14 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
     ("eval.py --workdir=a[x]", "workdir = 'a[x]': must have no backslash and"),
     ("ultramem convert here", "missing arguments: SOURCE TARGET"),
     (
+      "ultramem import --workdir=absent",
+      "--from = None: must name the folder of a pretrained model",
+    ),
+    (
+      "ultramem import --workdir=absent --from=HuggingFaceTB/SmolLM2-135M",
+      "hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M",
+    ),
+    (
       "ultramem quantize --workdir=absent --output=README.md",
       "--output = 'README.md': must be an empty directory, or absent",
     ),
@@ -254,6 +262,14 @@ def test_a_config_of_another_version_is_refused(run, tmp_path, program):
     run(*PROGRAMS[program], f"--workdir={tmp_path}"),
     f"error: {path} is not a config of this version (model.memory.table_dtype",
     "use the version that wrote it, or start a new run in another --workdir",
+  )
+
+
+def test_training_takes_the_config_that_the_workdir_holds(run, tmp_path):
+  """So that it then finds which corpus that run is of."""
+  workdir.claim(tmp_path, testing.small_config(), "some text")
+  assert_one_line(
+    run("train.py", f"--workdir={tmp_path}"), "holds a run on 'some text'"
   )
 
 
