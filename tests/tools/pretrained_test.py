@@ -19,7 +19,7 @@ from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
-from ultramem_jax.tools import pretrained
+from ultramem_jax.tools import fit, pretrained
 
 GOLDEN = testing.ROOT / "tests" / "goldens" / "hf" / "mistral"
 WORDS = ["[UNK]", "<first>", "<last>", *(f"w{i}" for i in range(58))]
@@ -141,7 +141,7 @@ def test_nothing_is_left_of_an_import_that_fails(folder, tmp_path):
     with pytest.raises(ConfigError, match="is not finite"):
       pretrained.import_run(str(broken), workdir, small_config())
     assert workdir.exists() == existing
-    assert not list(tmp_path.glob("*.partial"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"broken", "run True"}
     assert not existing or not list(workdir.iterdir())
   # What is mended is imported, into an empty folder too.
   pretrained.import_run(str(folder), workdir, small_config())
@@ -154,6 +154,13 @@ def test_without_a_tokenizer_the_model_is_imported(tmp_path):
   loaded = load_lib.load(tmp_path / "run")
   with pytest.raises(ConfigError, match=r"data\.tokenizer = .*no such file"):
     data.open(loaded.config)
+
+
+def test_a_model_too_large_for_the_machine_is_refused(tmp_path, monkeypatch):
+  monkeypatch.setattr(fit, "available_bytes", lambda: 1000)
+  with pytest.raises(ConfigError, match=r"fits 9\.3.*e-07 GiB: no, needs"):
+    pretrained.import_run(str(GOLDEN), tmp_path / "run", small_config())
+  assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

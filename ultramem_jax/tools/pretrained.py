@@ -2,12 +2,14 @@
 
 import contextlib
 import dataclasses
+import math
 import os
 import pathlib
 import shutil
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import tokenizers
 from flax import traverse_util
 
@@ -23,6 +25,7 @@ from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.tools import fit
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -134,6 +137,17 @@ def _read_variables(config: Config, pretrained: Pretrained) -> dict[str, Any]:
   here = load_lib.on_these_devices(config, {})
   layout = sharding.make_layout(here, sharding.make_mesh(here))
   abstract = state_lib.abstract_state(here, layout).variables()
+  need = sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(abstract)
+  )
+  have = fit.available_bytes()
+  require(
+    fit.fits(need, have),
+    "--from",
+    str(pretrained.folder),
+    f"memory per device of the parameters {fit.verdict(need, have)}",
+  )
   places: Any = traverse_util.flatten_dict(sharding.of(abstract["params"]))
   params = pretrained_lib.read_params(pretrained, config.model, places)
   return {**abstract, "params": params}
@@ -148,7 +162,7 @@ def _written_whole(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
     str(workdir),
     "must be an empty directory, or absent",
   )
-  partial = workdir.with_name(f"{workdir.name}.partial")
+  partial = workdir.with_name(f".{workdir.name}.importing")
   shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
   partial.mkdir(parents=True)
   try:

@@ -236,6 +236,14 @@ def test_yarn():
       ["contradicts rope_parameters"],
     ),
     (
+      dict(layer_types="full"),
+      ["layer_types = 'full' must be a list of words"],
+    ),
+    (
+      dict(rope_scaling={"type": ["yarn"]}),
+      ["rope_type = ['yarn'] must be one"],
+    ),
+    (
       dict(layer_types=["full_attention", "linear_attention"]),
       ["must all be full_attention"],
     ),

@@ -61,6 +61,7 @@ def test_tensors_of_several_files_are_read_by_parts(tmp_path):
       ],
     ),
     ({}, ["has no weight_map"]),
+    ({**PLACES, "c": 2}, ["weight_map must name files"]),
   ],
   ids=str,
 )

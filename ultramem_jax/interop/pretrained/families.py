@@ -133,7 +133,7 @@ def _qwen_window(s: Settings) -> int:
   window = s.get("sliding_window", 4096)
   first = s.integer("max_window_layers", 28, least=0)
   layers = s.integer("num_hidden_layers")
-  kinds = s.get("layer_types")
+  kinds = s.strings("layer_types")
   if not used or window is None:
     return 0
   slides = (
@@ -152,10 +152,10 @@ def _qwen_window(s: Settings) -> int:
 
 def _require_full_layers(s: Settings, window: int) -> None:
   """Requires the kinds of layers, where given, to be what the window says."""
-  kinds = s.get("layer_types")
+  kinds = set(s.strings("layer_types") or ())
   wanted = "sliding_attention" if window else "full_attention"
-  if kinds is not None and set(kinds) - {wanted}:
-    s.refuse("layer_types", kinds, f"must all be {wanted}")
+  if kinds - {wanted}:
+    s.refuse("layer_types", sorted(kinds), f"must all be {wanted}")
 
 
 def _rope(s: Settings) -> Fields:
@@ -176,7 +176,7 @@ def _rope(s: Settings) -> Fields:
   theta = (s if inside is None else r).number("rope_theta", 10_000.0)
   kind = r.get("rope_type") or r.get("type") or "default"
   r.get("type")
-  if kind not in SCALINGS:
+  if not isinstance(kind, str) or kind not in SCALINGS:
     r.refuse("rope_type", kind, f"must be one of {', '.join(SCALINGS)}")
     kind = "default"
   length = s.integer("max_position_embeddings", 2048)

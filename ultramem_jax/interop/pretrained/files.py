@@ -88,8 +88,10 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
   places = read_json(folder / INDEX).get("weight_map")
   if not isinstance(places, dict) or not places:
     raise ConfigError(f"{folder / INDEX}: has no weight_map")
+  if not all(isinstance(place, str) for place in places.values()):
+    raise ConfigError(f"{folder / INDEX}: weight_map must name files")
   found, faults = {}, []
-  for name in sorted(map(str, set(places.values()))):
+  for name in sorted(set(places.values())):
     parts = pathlib.PurePath(name).parts
     if pathlib.PurePath(name).is_absolute() or ".." in parts:
       faults.append(f"the file {name!r} is not in the folder")

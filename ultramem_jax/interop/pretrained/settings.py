@@ -151,6 +151,16 @@ class Settings:
     self.refuse(name, value, "must be true or false")
     return default
 
+  def strings(self, name: str) -> list[str] | None:
+    """Returns a list of words; None where it is absent or null."""
+    value = self.get(name)
+    if value is None or (
+      isinstance(value, list) and all(isinstance(x, str) for x in value)
+    ):
+      return value
+    self.refuse(name, value, "must be a list of words")
+    return None
+
   def _given(self, name: str, default: Any) -> Any:
     value = self.get(name)
     return default if value is None else value
