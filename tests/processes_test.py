@@ -132,6 +132,7 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   processes[1].kill()
   (status, output, errors), (killed, silent, _) = map(testing.finish, processes)
   assert killed == -signal.SIGKILL and status not in (0, -signal.SIGKILL)
+  assert "error: process 1 of 2 is gone, so process 0 ends" in errors
   assert "tables split over 8 devices: rows" in output, errors
   assert silent == ""
   reached = max(sealed(workdir))

@@ -38,7 +38,7 @@ def test_processes_with_other_values_end_together():
 
       port, index = sys.argv[1], int(sys.argv[2])
       distributed.initialize(f"localhost:{port}", 2, index)
-      with distributed.ending_together():
+      with distributed.ending_at_once():
         distributed.require_same("config", "a config")
         distributed.require_same("corpus", f"corpus {index}")
   """

@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
+import time
 import traceback
 from collections.abc import Iterator
 from typing import Any
@@ -19,10 +21,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from ultramem_jax.runs import peers
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
 AUTO = "auto"
+# After which JAX takes a process for dead of which it has heard nothing.
+HEARTBEAT_SECONDS = 50
+# For `peers` to end this process and say why an exchange failed.
+NAMING_SECONDS = 5
 
 
 def initialize(
@@ -68,6 +75,7 @@ def initialize(
   devices()
   if jax.process_index() > 0:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  _watch(coordinator)
 
 
 def devices() -> list[Any]:
@@ -89,7 +97,7 @@ def devices() -> list[Any]:
 
 def _join_cluster(coordinator: str | None) -> None:
   try:
-    jax.distributed.initialize()
+    jax.distributed.initialize(heartbeat_timeout_seconds=HEARTBEAT_SECONDS)
   except ValueError as error:
     raise ConfigError(
       f"--coordinator = {coordinator!r}: JAX finds no cluster here "
@@ -118,8 +126,23 @@ def _join_coordinator(
   )
   # Each process keeps all devices that it sees on its host.
   jax.distributed.initialize(
-    coordinator, count, index, cluster_detection_method="deactivate"
+    coordinator,
+    count,
+    index,
+    cluster_detection_method="deactivate",
+    heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
   )
+
+
+def _watch(coordinator: str | None) -> None:
+  """Lets this process end, with a line, as soon as another one is gone."""
+  index = jax.process_index()
+  watch = peers.Watch(index, jax.process_count())
+  port = of_process_0(watch.listen() if index == 0 else 0)
+  name = merged({"name": socket.gethostname()} if index == 0 else {})["name"]
+  if index > 0:
+    by_hand = coordinator not in (None, AUTO)
+    watch.connect(coordinator.rpartition(":")[0] if by_hand else name, port)
 
 
 def _started_by_cluster() -> bool:
@@ -199,6 +222,10 @@ def ending_at_once() -> Iterator[None]:
     asked = isinstance(error, SystemExit)
     if asked and not error.code:
       raise
+    if (
+      isinstance(error, jax.errors.JaxRuntimeError) and jax.process_count() > 1
+    ):
+      time.sleep(NAMING_SECONDS)
     # Whether a stream takes what is left decides nothing any more.
     with contextlib.suppress(OSError):
       if not asked:
