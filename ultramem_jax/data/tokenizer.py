@@ -142,20 +142,19 @@ def load(name: str, bos: str = "", eos: str = "", pad: str = "") -> Tokenizer:
     "no such file; must be 'bytes' or the path of a tokenizer.json",
   )
   try:
-    tokenizer = _read(path)
-  except Exception as error:  # the library raises nothing more precise
-    cause = str(error).splitlines()[0]
-    raise ConfigError(
-      f"data.tokenizer = {name!r}: is not a tokenizer.json ({cause})"
-    ) from error
+    tokenizer = read(path)
+  except ValueError as error:
+    raise ConfigError(f"data.tokenizer = {name!r}: {error}") from error
   return FileTokenizer(tokenizer, specials.find(tokenizer, path, given))
 
 
-def _read(path: str) -> Any:
+def read(path: str) -> Any:
   """Reads a tokenizer.json, and tries whether it works.
 
-  Where the library is not prepared for what a file says, it writes a report to
-  the standard error and raises what is no Exception.
+  Returns:
+    A tokenizer of the library `tokenizers`.
+  Raises:
+    ValueError: it is damaged, or does not work; in one line.
   """
   import tokenizers  # here, so that bytes need nothing installed
 
@@ -163,10 +162,14 @@ def _read(path: str) -> Any:
     with _no_standard_error():
       tokenizer = tokenizers.Tokenizer.from_file(path)
       tokenizer.decode(tokenizer.encode(_ANY_TEXT).ids)
-  except (Exception, KeyboardInterrupt, SystemExit):
+  except (KeyboardInterrupt, SystemExit):
     raise
   except BaseException as error:
-    raise ValueError(str(error)) from error
+    # The library raises nothing more precise. Where it is not prepared for
+    # what a file says, it writes a report to the standard error and raises
+    # what is no Exception.
+    cause = str(error).splitlines()[0]
+    raise ValueError(f"is not a tokenizer.json ({cause})") from error
   return tokenizer
 
 

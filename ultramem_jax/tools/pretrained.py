@@ -10,12 +10,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
-import tokenizers
 from flax import traverse_util
 
 from ultramem_jax import data
 from ultramem_jax.data import specials
-from ultramem_jax.data.tokenizer import ByteTokenizer
+from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.interop.pretrained import Pretrained
 from ultramem_jax.runs import checkpoint, inputs
@@ -111,9 +110,9 @@ def _special_tokens(pretrained: Pretrained) -> dict[str, str]:
   if not path.exists() or any(file.exists() for file in declaring):
     return {}
   try:
-    tokenizer = tokenizers.Tokenizer.from_file(str(path))
-  except Exception as error:  # the library raises nothing more precise
-    raise ConfigError(f"{path}: is not a tokenizer.json ({error})") from error
+    tokenizer = tokenizer_lib.read(str(path))
+  except ValueError as error:
+    raise ConfigError(f"{path}: {error}") from error
   named = {
     f"{role}_token": tokenizer.id_to_token(number)
     for role, number in pretrained.special_ids.items()
@@ -128,7 +127,7 @@ def _open_corpus(config: Config, pretrained: Pretrained) -> data.Corpus:
   named = dataclasses.replace(config.data, tokenizer=name)
   config = dataclasses.replace(config, data=named)
   if name == "bytes":  # of which the model knows nothing
-    return data.Corpus(config, data.IndexCache(), ByteTokenizer())
+    return data.Corpus(config, data.IndexCache(), tokenizer_lib.load("bytes"))
   return data.open(config)
 
 
