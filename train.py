@@ -10,6 +10,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import flags, logging
@@ -33,9 +34,17 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import UserError
+from ultramem_jax.settings.errors import TrainingError, UserError
 from ultramem_jax.tools import accounting, fit
-from ultramem_jax.train import compiler_options, loop, optim, sharding, usage
+from ultramem_jax.train import (
+  compiler_options,
+  guard,
+  health,
+  loop,
+  optim,
+  sharding,
+  skips,
+)
 from ultramem_jax.train.program import TrainProgram
 from ultramem_jax.train.state import TrainState
 
@@ -127,7 +136,11 @@ def compile_step(config: Config, layout: Layout) -> TrainProgram:
     ConfigError: the step needs more memory than there is.
   """
   compiled = TrainProgram(
-    config, layout, compiler_options.for_device(layout.mesh.devices.flat[0])
+    config,
+    layout,
+    compiler_options.for_device(
+      layout.mesh.devices.flat[0], config.deterministic
+    ),
   )
   fit.check_compiled(config, compiled.bytes_needed)
   return compiled
@@ -137,26 +150,33 @@ def restore_or_init(
   checkpointer: checkpoint.Checkpointer,
   train_step: TrainProgram,
   batches: TrainBatches | Prefetch,
+  place: Any,
 ) -> tuple[TrainState, checkpoint.Restored | None]:
   """Returns the state to start from, and the checkpoint that it is from.
 
   On restore, also rewinds `batches` to the saved position. Without a
   checkpoint the state is that before the first step; also where only parameters
   were saved, those of a pretrained model.
+
+  Args:
+    checkpointer, train_step, batches: of the run.
+    place: where `batches` go on instead; None: as described.
   """
   restored = checkpointer.restore_latest(train_step.state.to_items())
+  if restored is not None and "rest" in restored.items:
+    batches.set_state(place or restored.data)
+    return TrainState.from_items(restored.items), restored
+  if place:
+    batches.set_state(place)
   if restored is None:
     return train_step.init_state(), None
-  if "rest" not in restored.items:
-    return train_step.init_around(restored.items), None
-  batches.set_state(restored.data)
-  return TrainState.from_items(restored.items), restored
+  return train_step.init_around(restored.items), None
 
 
 def usage_reporter(
   config: Config, state: TrainState, layout: Layout
 ) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
-  """Returns `usage.report`, compiled; it takes over the state.
+  """Returns `health.report`, compiled; it takes over the state.
 
   Args:
     config: the run.
@@ -164,7 +184,7 @@ def usage_reporter(
     layout: of its arrays on a mesh.
   """
   report = jax.jit(
-    functools.partial(usage.report, config=config),
+    functools.partial(health.report, config=config),
     donate_argnums=0,
     out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
   )
@@ -188,10 +208,26 @@ def saver(
   workdir: str,
   checkpointer: checkpoint.Checkpointer,
   feed: loop.Feed,
+  state: TrainState,
 ) -> Callable[[int, TrainState, Metrics | None], None]:
-  """Returns the function that saves a step, as `loop.run_steps` takes it."""
+  """Returns the function that saves a step, as `loop.run_steps` takes it.
+
+  It raises TrainingError, and saves nothing, if a number is not finite: every
+  later start would go on from there.
+
+  Args:
+    config, workdir, checkpointer, feed: the run.
+    state: lies where those to come will.
+  """
+  are_finite = jax.jit(guard.are_finite).lower(state).compile()
 
   def save(n, state, results):
+    if not are_finite(state):
+      raise TrainingError(
+        f"parameters or moments of step {n} are not finite, so it was not "
+        "saved; the same command goes on from the checkpoint before it. Try a "
+        "lower optim.learning_rate"
+      )
     due = not results and loop.validates(config, n)
     loss = results["loss"] if results else None
     checkpointer.save(n, state.to_items(), feed.place, loss, due)
@@ -208,16 +244,45 @@ def train(
 ) -> Metrics | None:
   """Trains in a workdir: fresh, or from its newest checkpoint.
 
+  If too many steps in a row are skipped it goes back to that, behind their
+  data, as often as `guard.rollbacks` says.
+
+  Args, Returns and Raises: as for `train_once`.
+  """
+  attempt = functools.partial(
+    train_once, config, workdir, profiled, accept_changed_data
+  )
+  place = None
+  for left in range(config.guard.rollbacks, 0, -1):
+    try:
+      return attempt(place)
+    except skips.TooManySkips as error:
+      place = error.place
+      logging.warning("%s. Going back, %d rollbacks left", error, left - 1)
+  return attempt(place)
+
+
+def train_once(
+  config: Config,
+  workdir: str,
+  profiled: range,
+  accept_changed_data: bool,
+  place: Any,
+) -> Metrics | None:
+  """Trains in a workdir: fresh, or from its newest checkpoint.
+
   Args:
     config: the run.
     workdir: the run's directory; its first run binds it to this config.
     profiled: steps to trace.
     accept_changed_data: goes on with other data than the run began with.
+    place: where the data go on; None: where the checkpoint says.
   Returns:
     The validation results at the last step; None if a signal stopped the run.
   Raises:
     ConfigError: the run cannot work; raised before anything is compiled.
-    TrainingError: the loss or the gradient norm is not finite.
+    TrainingError: too many steps in a row had to be skipped, or the state is
+      not finite.
   """
   require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
@@ -232,7 +297,7 @@ def train(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
     train_step = compile_step(config, layout)
-    state, restored = restore_or_init(checkpointer, train_step, batches)
+    state, restored = restore_or_init(checkpointer, train_step, batches, place)
     # All is compiled while a signal may end the process: nothing is lost yet.
     report_usage = usage_reporter(config, state, layout)
     evaluate = loss_lib.on_validation_split(
@@ -243,17 +308,26 @@ def train(
     stop = stack.enter_context(preemption.Preemption())
     feed = loop.Feed(batches, layout.mesh, stop)
     validate = interruptible(evaluate, stop)
+    save = saver(config, workdir, checkpointer, feed, state)
+    skipped = skips.Skips(config, workdir, feed, log, corpus.tokenizer.decode)
     results = loop.catch_up(
       config, state, restored, validate, checkpointer, log
     )
 
     def take_step(n, state):
-      return profile.step(n, lambda state: train_step(state, feed()), state)
+      return profile.step(n, lambda state: train_step(state, feed(n)), state)
 
-    save = saver(config, workdir, checkpointer, feed)
     if int(state.step) < config.steps:
       state, results = loop.run_steps(
-        config, state, take_step, report_usage, validate, save, log, stop
+        config,
+        state,
+        take_step,
+        skipped.check,
+        report_usage,
+        validate,
+        save,
+        log,
+        stop,
       )
     checkpointer.wait()  # before a signal ends the process again
   if results is None:

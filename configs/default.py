@@ -18,6 +18,9 @@ def get_config() -> Any:
   """Returns the ConfigDict of a small dense model."""
   c = ConfigDict()
   c.seed = 0  # of parameters, data order and dropout; below 2^32
+  # Two runs give the same bits on a GPU, too, where sums are then slower; on
+  # CPUs and TPUs they always do.
+  c.deterministic = False
   c.steps = 1000  # optimizer steps of the whole run
   # Sequences per step, over all devices and processes; less than 2^31 tokens.
   c.batch_size = 8
@@ -251,6 +254,17 @@ def get_config() -> Any:
   c.checkpoint = ConfigDict()
   c.checkpoint.every = 1000  # steps; the last step is always saved
   c.checkpoint.keep = 2  # newest checkpoints that stay on disk
+
+  # Steps that would harm a run are skipped: it keeps what it has, and goes on
+  # with the next batch. Always skipped: a loss or gradient that is not finite.
+  c.guard = ConfigDict()
+  c.guard.max_skips = 10  # skipped in a row that end the run
+  # Skip, too, if the gradient norm is more than so many times its mean over
+  # about 50 steps; 0 = never.
+  c.guard.spike = 0.0
+  # How often, in place of ending, a run goes back to its last checkpoint and on
+  # behind the data that it skipped.
+  c.guard.rollbacks = 0
 
   # The sample that is printed when training ends.
   c.sample = ConfigDict()

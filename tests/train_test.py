@@ -321,28 +321,59 @@ def test_stopped_and_killed_runs_end_as_the_unbroken_one(
   assert_same_run(workdir, unbroken[0])
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(start, tmp_path):
-  # At this rate the first step makes parameters of 5e28, and products of
-  # them overflow. No record is due before step 5, but a checkpoint is.
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run(start, tmp_path):
   workdir = tmp_path / "run"
   status, _, errors = testing.finish(
     start(
       workdir,
       {
-        "optim.learning_rate": 1e30,
-        "optim.warmup_fraction": 0.5,
+        "optim.z_loss": 1e38,
         "checkpoint.every": 1,
         "log_every": 5,
+        "guard.max_skips": 3,
       },
     )
   )
   assert status == 2
-  assert re.fullmatch(
-    r"error: the (loss|gradient norm) of step 2 is (nan|inf); nothing was "
-    r"saved since .*\n",
-    errors,
-  ), errors
+  kept = workdir / "skipped" / "00000003_0.npz"
+  told = errors.splitlines()
+  # The part of the loss that overflows is not the cross entropy.
+  assert re.search(
+    r"step 1 skipped: loss 5\.\d+, gradient norm (inf|nan);", errors
+  )
+  assert told[-1].startswith(
+    "error: step 3 is the last of 3 in a row that were skipped (loss 5."
+  )
+  assert f"batch in {kept}" in told[-1]
+  batch = np.load(kept, allow_pickle=False)
+  assert batch["tokens"].shape == (4, 32)
   # What was good stays, and can be read.
-  assert saved_steps(workdir) == [1]
+  assert saved_steps(workdir) == [1, 2]
   for leaf in jax.tree.leaves(restore(workdir).items["params"]):
     assert np.isfinite(leaf).all()
+
+
+def test_a_run_goes_back_and_on_behind_the_data_that_it_skipped(
+  start, tmp_path
+):
+  # From step 51 on nearly every second step is a spike.
+  workdir = tmp_path / "run"
+  status, _, errors = testing.finish(
+    start(
+      workdir,
+      {
+        "steps": 80,
+        "eval_every": 80,
+        "checkpoint.every": 50,
+        "guard.spike": 1.001,
+        "guard.max_skips": 1,
+        "guard.rollbacks": 2,
+      },
+    )
+  )
+  assert status == 2
+  assert errors.count("Going back, ") == 2
+  assert errors.count("going on from the checkpoint of step 50") == 2
+  beginnings = re.findall("and begins with (.*)", errors)
+  assert len(set(beginnings)) == 3, errors
+  assert saved_steps(workdir) == [50]

@@ -207,7 +207,9 @@ def trained(config, steps, params, gradients):
     scale = optim.clip_factor(config, norm)
     tables = optim.update_all_rows(
       tables,
-      tables_lib.TableGradients(of_tables, {}, scale, jnp.int32(step)),
+      tables_lib.TableGradients(
+        of_tables, {}, scale, jnp.int32(step), jnp.bool_(True)
+      ),
       config,
       steps,
     )
@@ -244,7 +246,7 @@ def test_updates_are_those_of_adamw(changes):
 
 def test_first_update_of_tables_is_the_multiple_of_the_others():
   config = optim_config(
-    warmup_fraction=0.0, weight_decay=0.0, value_lr_multiplier=10.0, eps=1e-20
+    warmup_fraction=0.0, weight_decay=0.0, value_lr_multiplier=10.0, eps=1e-16
   )
   zeros = jax.tree.map(jnp.zeros_like, toy_params())
   ones = jax.tree.map(jnp.ones_like, zeros)

@@ -156,7 +156,7 @@ def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
   assert len(tables) == 3 and {tuple(spec) for spec in tables} == {
     (TABLE, None)
   }
-  assert tuple(state.usage["memory_0"].sharding.spec) == (TABLE,)
+  assert tuple(state.usage["memory_0"].slots.sharding.spec) == (TABLE,)
   whole = jax.tree.leaves((state.step, state.key, state.buffers))
   assert {tuple(leaf.sharding.spec) for leaf in whole} == {()}
 

@@ -118,7 +118,7 @@ def test_rows_not_read_stay_as_they_are():
   read_I = (tables[1].variance > 0).any(1)
   changed_I = (old != new).any(1)
   # What padding reads does not count, neither as usage nor here.
-  usage_I = first.usage["memory_0"].reshape(-1, len(old)).sum(0)
+  usage_I = first.usage["memory_0"].slots.reshape(-1, len(old)).sum(0)
   np.testing.assert_array_equal(changed_I, usage_I > 0)
   assert changed_I[read_I].all() and not changed_I.all()
   # Of the rows of the first step, the second read some but not all.

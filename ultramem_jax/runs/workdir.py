@@ -34,6 +34,8 @@ INPUTS_NAME = "inputs.json"
 FREE_FIELDS = (
   "checkpoint",
   "data.prefetch",
+  "guard.max_skips",
+  "guard.rollbacks",
   "mesh",
   "model.memory.storage.partition",
   "sample",

@@ -22,6 +22,7 @@ from ultramem_jax.settings.checks import (
   require_seed,
   require_types,
 )
+from ultramem_jax.settings.guard import GuardConfig
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.settings.sampling import Sampling, require_sampling
 
@@ -228,6 +229,8 @@ class Config:
   checkpoint: CheckpointConfig
   sample: SampleConfig
   mesh: MeshConfig
+  guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
+  deterministic: bool = False
 
   def __post_init__(self):
     require_types("", self)

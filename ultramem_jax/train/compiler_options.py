@@ -26,9 +26,22 @@ GPU = {"xla_gpu_enable_latency_hiding_scheduler": True}
 KINDS = {"TPU v6 lite": SPARSE_CORE, "TPU7x": SPARSE_CORE}
 
 
+# Without it, sums on a GPU may be taken in another order in every run.
+DETERMINISTIC = {"gpu": {"xla_gpu_exclude_nondeterministic_ops": True}}
+
+
 def for_device(
   device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]
+  deterministic: bool = False,
 ) -> dict[str, bool]:
-  """The options for programs of a mesh of such devices."""
+  """Returns the options for programs of a mesh of such devices.
+
+  Args:
+    device: one of them.
+    deterministic: the same program and input give the same bits.
+  """
   platforms = {"tpu": TPU, "gpu": GPU}
-  return KINDS.get(device.device_kind, platforms.get(device.platform, {}))
+  options = KINDS.get(device.device_kind, platforms.get(device.platform, {}))
+  if deterministic:
+    options = options | DETERMINISTIC.get(device.platform, {})
+  return options

@@ -4,20 +4,23 @@ A signal waits for one step and one save at most: what may take longer is given
 up, and done when the run goes on.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from ultramem_jax.runs import checkpoint, preemption
 from ultramem_jax.runs import log as log_lib
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import TrainingError
 from ultramem_jax.train import sharding
 from ultramem_jax.train.state import TrainState
 
 Metrics = dict[str, Any]
+
+
+# (number, metrics on the devices, whether they are recorded)
+Step = tuple[int, Metrics, bool]
 
 
 class Feed:
@@ -29,6 +32,7 @@ class Feed:
     stop: whether the run is to stop.
   Attributes:
     place: where the next batch begins, of those that were handed out.
+    latest: the last two of these by step, this process's rows.
   """
 
   def __init__(
@@ -36,12 +40,15 @@ class Feed:
   ):
     self._batches, self._mesh, self._stop = batches, mesh, stop
     self.place = batches.get_state()
+    self.latest: dict[int, dict[str, np.ndarray]] = {}
 
-  def __call__(self) -> dict[str, jax.Array]:
-    """Returns the next batch; raises Stopped if the run is to stop."""
+  def __call__(self, n: int) -> dict[str, jax.Array]:
+    """Returns the batch of step n; raises Stopped if the run is to stop."""
     with self._stop.interruptible():
       batch = next(self._batches)
     self.place = self._batches.get_state()
+    self.latest = {k: v for k, v in self.latest.items() if k == n - 1}
+    self.latest[n] = batch
     return sharding.to_devices(batch, self._mesh)
 
 
@@ -54,6 +61,7 @@ def run_steps(
   config: Config,
   state: TrainState,
   take_step: Callable[[int, TrainState], tuple[TrainState, Metrics]],
+  check: Callable[[int, Metrics], None],
   report_usage: Callable[[TrainState], tuple[TrainState, Metrics]],
   validate: Callable[[TrainState], Metrics | None],
   save: Callable[[int, TrainState, Metrics | None], None],
@@ -70,6 +78,8 @@ def run_steps(
     state: the state to start from, before the last step.
     take_step: trains a step, of this number, on the next batch. Raises Stopped,
       before it takes over the state, if the run is to stop.
+    check: raises TrainingError if this step, of these metrics, was skipped as
+      too many before it.
     report_usage: returns how the tables were used since the last report.
     validate: returns the results on the validation split; None: not all of it
       was seen, because the run is to stop.
@@ -79,31 +89,40 @@ def run_steps(
   Returns:
     (state, results): the results at the last step; None if the run was stopped.
   Raises:
-    TrainingError: the loss or the gradient norm is not finite.
+    TrainingError: of `check`.
   """
-  values, results, due = {}, None, []
+  results, due = None, []
   saved = int(state.step)
+
+  def keep(n, state, results):
+    """Saves step n, once all that belongs before it is on the disk."""
+    settle(due, check, log)
+    log.sync()
+    save(n, state, results)
+
   for n in range(saved + 1, config.steps + 1):
     try:
       state, values = take_step(n, state)
     except preemption.Stopped:
       if n - 1 > saved:
-        keep(n - 1, state, values, results, due, save, log)
+        keep(n - 1, state, results)
       return state, None
-    record(log, due)  # of the step before, while this one runs
-    if n % config.log_every == 0:
+    settle(due, check, log)  # of the step before, while this one runs
+    is_recorded = n % config.log_every == 0
+    if is_recorded:
       state, used = report_usage(state)
-      due.append((n, {**values, **used}))
+      values = {**values, **used}
+    due.append((n, values, is_recorded))
     results = None
     if validates(config, n):
-      record(log, due)
+      settle(due, check, log)
       results = validate(state)
       if results:
         log.record_validation(n, results)
     stopping = stop.requested()
     scheduled = n == config.steps or n % config.checkpoint.every == 0
     if scheduled or stopping:
-      keep(n, state, values, results, due, save, log)
+      keep(n, state, results)
       saved = n
     if scheduled or results:
       log.restart_clock(n)
@@ -112,62 +131,22 @@ def run_steps(
   return state, results
 
 
-def keep(
-  n: int,
-  state: TrainState,
-  values: Metrics,
-  results: Metrics | None,
-  due: list[tuple[int, Metrics]],
-  save: Callable[[int, TrainState, Metrics | None], None],
-  log: log_lib.RunLog,
+def settle(
+  due: list[Step], check: Callable[[int, Metrics], None], log: log_lib.RunLog
 ) -> None:
-  """Saves step n, once all that belongs before it is on the disk.
+  """Checks and records the steps that are due, and empties the list.
 
   Args:
-    values: the metrics of the step, on the devices.
-    results: of its validation; None if there was none.
-    n, state, due, save, log: as in `run_steps`.
+    due: steps that were dispatched.
+    check, log: as in `run_steps`.
   Raises:
-    TrainingError: the loss or the gradient norm is not finite.
+    TrainingError: of `check`.
   """
-  record(log, due)
-  require_finite(jax.device_get(values), n)
-  log.sync()
-  save(n, state, results)
-
-
-def record(log: log_lib.RunLog, due: list[tuple[int, Metrics]]) -> None:
-  """Fetches and records the metrics that are due, and empties the list.
-
-  Args:
-    log: records them.
-    due: (step, metrics on the devices).
-  Raises:
-    TrainingError: the loss or the gradient norm is not finite.
-  """
-  for n, values in due:
-    values = jax.device_get(values)
-    require_finite(values, n)
-    log.record_step(n, values)
+  for n, values, is_recorded in due:
+    check(n, values)
+    if is_recorded:
+      log.record_step(n, jax.device_get(values))
   due.clear()
-
-
-def require_finite(values: Metrics, n: int) -> None:
-  """Raises TrainingError if the loss or the gradient norm is not finite.
-
-  The gradient may overflow although the loss is finite. The parameters after
-  such a step are not finite, and no run could go on from their checkpoint.
-
-  Args:
-    values: metrics with "loss" and "gradient_norm".
-    n: the step they belong to.
-  """
-  for name in ("loss", "gradient_norm"):
-    if not math.isfinite(values[name]):
-      raise TrainingError(
-        f"the {name.replace('_', ' ')} of step {n} is {values[name]}; nothing "
-        "was saved since the last checkpoint. Try a lower optim.learning_rate"
-      )
 
 
 def catch_up(

@@ -10,6 +10,7 @@ import optax
 from ultramem_jax.ops import row_update
 from ultramem_jax.ops.row_update import Table
 from ultramem_jax.settings.config import Config, OptimConfig
+from ultramem_jax.train import guard
 from ultramem_jax.train.tables import TableGradients, Tables
 
 # Reads per row of a table and step up to which `auto` chooses the sparse
@@ -179,7 +180,8 @@ def update_all_rows(
   )
   updates, _ = rest.update(updates, rest.init(values), values)
   values: Any = optax.apply_updates(values, updates)
-  return {
+  updated = {
     path: Table(values[path], moments.mu[path], moments.nu[path])
     for path in tables
   }
+  return guard.keep(gradients.is_taken, updated, tables)

@@ -291,7 +291,7 @@ def state_shardings(state, config: Config, layout: Layout):
     spec = PartitionSpec()
     if names[0] == "tables":
       names = tuple(names[1].split("/"))
-    if names[0] == "usage":
+    if names[0] in ("usage", "seen"):
       spec = PartitionSpec(layout.dividing(layout.table_axes, leaf.size))
     for start in range(len(names)):
       if names[start:] in specs:

@@ -13,8 +13,10 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.row_update import Table
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
-from ultramem_jax.train import optim, sharding
+from ultramem_jax.train import guard, optim, sharding, usage
 from ultramem_jax.train import tables as tables_lib
+from ultramem_jax.train.guard import Guard
+from ultramem_jax.train.usage import Reads
 
 
 class TrainState(struct.PyTreeNode):
@@ -26,8 +28,10 @@ class TrainState(struct.PyTreeNode):
     model's parameters have them, such as "memory_0/values".
   opt_state: of `optim.make_optimizer`, for params.
   buffers: the model's collection.
-  usage: {memory: [E * I] int32}, reads of each virtual row since the last
-    report; as tables, with a few more where `row_multiple` says so.
+  usage: {memory: `Reads`} of int32, how often each virtual row and key
+    was read since the last report.
+  seen: as usage, what was read at all up to the last report.
+  guard: of the steps that were skipped.
   key: uint32 data of the PRNG key from which each step's is folded.
   """
 
@@ -36,7 +40,9 @@ class TrainState(struct.PyTreeNode):
   tables: dict[str, Table]
   opt_state: Any
   buffers: Any
-  usage: dict[str, jax.Array]
+  usage: dict[str, Reads]
+  seen: dict[str, Reads]
+  guard: Guard
   key: jax.Array
 
   def variables(self) -> dict[str, Any]:
@@ -90,12 +96,9 @@ def init_state(config: Config, layout: Layout | None = None) -> TrainState:
     tables=tables,
     opt_state=optimizer.init(params),
     buffers=nn.meta.unbox(variables.get("buffers", {})),
-    usage={
-      f"memory_{span.index}": jnp.zeros(
-        config.model.memory.stored_slots, jnp.int32
-      )
-      for span in config.model.spans
-    },
+    usage=usage.new_reads(config.model, jnp.int32),
+    seen=usage.new_reads(config.model, jnp.bool_),
+    guard=guard.new_guard(),
     key=jax.random.key_data(jax.random.fold_in(key, 1)),
   )
 

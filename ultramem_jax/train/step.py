@@ -21,7 +21,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
-from ultramem_jax.train import optim, usage
+from ultramem_jax.train import guard, optim, usage
 from ultramem_jax.train import tables as tables_lib
 from ultramem_jax.train.state import TrainState
 from ultramem_jax.train.tables import TableGradients, Tables
@@ -73,8 +73,9 @@ def loss_fn(
       `tables.TABLE_COLLECTIONS`.
   Returns:
     (loss, aux): aux has "losses", the parts of the loss by name; "stats",
-    monitoring scalars by "module/name"; "slots", those that each memory read,
-    [B, T, A, M]; and the collections asked for.
+    monitoring scalars by "module/name"; "slots" and "cells", by memory, the
+    virtual rows and the cells of its grid that it read, [B, T, A, M]; and the
+    collections asked for.
   """
   sown: Any
   logits_BTV, sown = Transformer(config.model, layout).apply(
@@ -99,14 +100,17 @@ def loss_fn(
   stats: dict[str, Any] = traverse_util.flatten_dict(
     sown.get("stats", {}), sep="/"
   )
-  slots = {
-    memory: values["slot_BTAM"][0]
-    for memory, values in sown.get("intermediates", {}).items()
+  reads = {
+    kind: {
+      memory: values[name][0]
+      for memory, values in sown.get("intermediates", {}).items()
+    }
+    for kind, name in (("slots", "slot_BTAM"), ("cells", "index_BTAM"))
   }
   return jnp.asarray(sum(losses.values())), {
     "losses": losses,
     "stats": {name: value for name, (value,) in stats.items()},
-    "slots": slots,
+    **reads,
     **{name: sown[name] for name in collections},
   }
 
@@ -162,7 +166,7 @@ def _gradients(
     gradients, factors, aux = part(*inputs)
     stats = jax.tree.map(lambda x: x / parts, aux["stats"])
     sums = jax.tree.map(jnp.add, sums, (gradients, aux["losses"], stats))
-    return sums, (factors, aux["slots"])
+    return sums, (factors, aux["slots"], aux["cells"])
 
   # Part i takes the rows i, i + parts, ..., so that every device finds its
   # share of each part among its own rows.
@@ -176,12 +180,13 @@ def _gradients(
     lambda x: jnp.zeros(x.shape, x.dtype),
     (gradients, aux["losses"], aux["stats"]),
   )
-  (gradients, losses, stats), (factors, slots) = jax.lax.scan(
+  (gradients, losses, stats), (factors, *reads) = jax.lax.scan(
     accumulate, zeros, (jnp.arange(parts), batches)
   )
-  slots = jax.tree.map(lambda x: x.swapaxes(0, 1), slots)
-  factors, slots = tables_lib.merge_leading((factors, slots))
-  return gradients, factors, {"losses": losses, "stats": stats, "slots": slots}
+  reads = jax.tree.map(lambda x: x.swapaxes(0, 1), reads)
+  factors, (slots, cells) = tables_lib.merge_leading((factors, reads))
+  aux = {"losses": losses, "stats": stats, "slots": slots, "cells": cells}
+  return gradients, factors, aux
 
 
 def model_step(
@@ -215,18 +220,29 @@ def model_step(
   else:
     norm, reads = optax.tree.norm(gradients), {}
     gradients, table_gradients = tables_lib.split_tables(gradients)
+  step = state.step + 1
+  loss: Any = sum(aux["losses"].values())
+  is_taken, judged = guard.judge(state.guard, step, loss, norm, config.guard)
   optimizer = optim.make_optimizer(config.optim, config.steps)
   updates, opt_state = optimizer.update(
     gradients, state.opt_state, state.params, norm=norm
   )
-  step = state.step + 1
+  params = optax.apply_updates(state.params, updates)
+  params, opt_state = guard.keep(
+    is_taken, (params, opt_state), (state.params, state.opt_state)
+  )
   # Counted after the backward: a TPU runs few collectives beside its matmuls,
   # and those of the look-ups matter more.
-  slots, _ = jax.lax.optimization_barrier((aux["slots"], norm))
+  (slots, cells), _ = jax.lax.optimization_barrier(
+    ((aux["slots"], aux["cells"]), norm)
+  )
+  is_read_BT = (batch["segments"] > 0) & is_taken
   metrics = {
     **aux["losses"],
     "gradient_norm": norm,
     "learning_rate": optim.base_schedule(config.optim, config.steps)(step),
+    "skipped_steps": judged.skipped.astype(jnp.float32),
+    "skips_in_a_row": judged.in_a_row.astype(jnp.float32),
     **aux["stats"],
   }
   if state.tables:
@@ -234,13 +250,18 @@ def model_step(
     metrics["value_learning_rate"] = value_rate(step)
   state = state.replace(
     step=step,
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     buffers=buffers,
-    usage=usage.count(state.usage, slots, batch["segments"], layout),
+    usage=usage.count(state.usage, slots, cells, is_read_BT, layout),
     opt_state=opt_state,
+    guard=judged,
   )
+  reads = guard.keep_reads(is_taken, reads, state.tables)
   scale = optim.clip_factor(config.optim, norm)
-  return state, TableGradients(table_gradients, reads, scale, step), metrics
+  table_gradients = TableGradients(
+    table_gradients, reads, scale, step, is_taken
+  )
+  return state, table_gradients, metrics
 
 
 def table_step(

@@ -49,12 +49,14 @@ class TableGradients(NamedTuple):
     `sorted_reads` returns them; empty where the update is dense.
   scale: float32 scalar, by which clipping multiplies every gradient.
   step: int32 scalar, the number of this step, counted from 1.
+  is_taken: bool scalar, whether the tables change at all.
   """
 
   gradients: dict[str, Any]
   reads: dict[str, Reads]
   scale: jax.Array
   step: jax.Array
+  is_taken: jax.Array
 
 
 def is_table(path: str) -> bool:

@@ -1,72 +1,86 @@
-"""How often the rows of the tables are read.
+"""Counts of what the memories read.
 
 U counts virtual rows, E I, and those that only storage has.
 """
+
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops.sharded import row_count
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.settings.config import Config
-from ultramem_jax.train.state import TrainState
+from ultramem_jax.settings.model import ModelConfig
+
+# Of so many positions the keys of one are counted. Over the steps each key
+# that is alive is among them, and counting costs little beside that of rows.
+KEY_STRIDE = 8
 
 
-def count(
-  usage: dict[str, jax.Array],
-  slots: dict[str, jax.Array],
-  segments_BT: jax.Array,
-  layout: Layout | None = None,
-) -> dict[str, jax.Array]:
-  """Adds the reads of a batch to the counts; padding reads do not count.
+class Reads(NamedTuple):
+  """Of one memory, an entry for everything that can be read.
 
-  Args:
-    usage: by memory, [U] int32, how often each virtual row was read.
-    slots: by memory, [B, T, A, M] int32, the virtual rows read.
-    segments_BT: [B, T] int32, 0 where there is padding.
-    layout: of the arrays on a mesh; None: one device.
-  Returns:
-    The counts, as `usage`.
+  slots: [U], by virtual row; a few more where `row_multiple` says so.
+  keys: [2 A N], by side, head and key.
   """
 
-  def add(usage_U, slot_BTAM):
-    present_BT11 = segments_BT[..., None, None] > 0
-    # Past the end, where it does not count.
-    slot_BTAM = jnp.where(present_BT11, slot_BTAM, usage_U.size)
-    return row_count.count_rows(
-      usage_U, slot_BTAM.reshape(*slot_BTAM.shape[:2], -1), layout
-    )
+  slots: jax.Array
+  keys: jax.Array
 
+
+def new_reads(model: ModelConfig, dtype: Any) -> dict[str, Reads]:
+  """Returns zeros for each memory of a model."""
+  memory = model.memory
+  num_keys = 2 * memory.num_heads * memory.grid_side
   return {
-    memory: add(usage_U, slots[memory]) for memory, usage_U in usage.items()
+    f"memory_{span.index}": Reads(
+      jnp.zeros(memory.stored_slots, dtype), jnp.zeros(num_keys, dtype)
+    )
+    for span in model.spans
   }
 
 
-def report(
-  state: TrainState, *, config: Config
-) -> tuple[TrainState, dict[str, jax.Array]]:
-  """Returns how the tables were used since the last report, and starts anew.
+def count(
+  usage: dict[str, Reads],
+  slots: dict[str, jax.Array],
+  cells: dict[str, jax.Array],
+  is_read_BT: jax.Array,
+  layout: Layout | None = None,
+) -> dict[str, Reads]:
+  """Adds the reads of a batch to the counts.
 
+  Args:
+    usage: by memory, of int32, how often each was read.
+    slots: by memory, [B, T, A, M] int32, the virtual rows read.
+    cells: likewise, row * N + column of each head's grid.
+    is_read_BT: [B, T] bool; the reads of other positions do not count.
+    layout: of the arrays on a mesh; None: one device.
   Returns:
-    (state with usage at zero, metrics): for each memory, the share of
-    physical and of virtual rows in reach read, and KL(usage of physical rows ||
-    uniform) in nats.
+    The counts, as `usage`. Of keys those of every `KEY_STRIDE`th position.
   """
-  num_rows = config.model.memory.table_side**2
-  num_slots = config.model.memory.grid_side**2
-  metrics = {}
-  for memory, usage_U in state.usage.items():
-    usage_U = usage_U[:num_slots]
-    usage_I = usage_U.reshape(-1, num_rows).sum(0, dtype=jnp.int32)
-    # In float32: the reads of all rows between two reports may be more than
-    # an int32 holds, as those of a published config are.
-    share_I = usage_I / jnp.maximum(usage_I.sum(dtype=jnp.float32), 1)
-    metrics |= {
-      f"{memory}/coverage": (usage_I > 0).mean(),
-      f"{memory}/coverage_virtual": (usage_U > 0).mean(),
-      f"{memory}/usage_kl": jnp.sum(
-        jax.scipy.special.xlogy(share_I, share_I * num_rows)
+
+  def add(count_U, index_BTAM, is_read_BT):
+    # Past the end, where it does not count.
+    index_BTAM = jnp.where(
+      is_read_BT[..., None, None], index_BTAM, count_U.size
+    )
+    return row_count.count_rows(
+      count_U, index_BTAM.reshape(*index_BTAM.shape[:2], -1), layout
+    )
+
+  def add_all(memory, reads):
+    cell_BTAM = cells[memory][:, ::KEY_STRIDE]
+    heads = cell_BTAM.shape[2]
+    side = reads.keys.size // (2 * heads)
+    pair_BTAM = jnp.concatenate(jnp.divmod(cell_BTAM, side), axis=2)
+    first_2A1 = side * jnp.arange(2 * heads, dtype=jnp.int32)[:, None]
+    return Reads(
+      add(reads.slots, slots[memory], is_read_BT),
+      add(
+        reads.keys,
+        pair_BTAM + first_2A1[None, None],
+        is_read_BT[:, ::KEY_STRIDE],
       ),
-    }
-  usage = jax.tree.map(jnp.zeros_like, state.usage)
-  return state.replace(usage=usage), metrics
+    )
+
+  return {memory: add_all(memory, reads) for memory, reads in usage.items()}
