@@ -70,6 +70,8 @@ def test_free_fields_exist():
     "checkpoint.every",
     "checkpoint.keep",
     "data.prefetch",
+    "guard.max_skips",
+    "guard.rollbacks",
     "mesh.data",
     "mesh.fsdp",
     "mesh.tensor",
