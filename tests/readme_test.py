@@ -29,7 +29,17 @@ PAGES = {
   for path in (*ROOT.glob("*.md"), *sorted((ROOT / "docs").glob("*.md")))
 }
 FLAG = re.compile(r'DEFINE_\w+\(\s*"(\w+)"')
-NO_COMMANDS = {".", "cd", "for", "gcloud", "git", "pre-commit", "srun"}
+NO_COMMANDS = {
+  ".",
+  "cd",
+  "for",
+  "gcloud",
+  "git",
+  "hf",
+  "mv",
+  "pre-commit",
+  "srun",
+}
 
 
 def blocks(page, language):
@@ -134,8 +144,12 @@ def check_python(words):
 
 
 def check_pytest(arguments):
-  file, *options = [word for word in arguments if word != "-q"]
-  source = (ROOT / file).read_text()
+  path, *options = [word for word in arguments if word != "-q"]
+  files = [ROOT / path]
+  if files[0].is_dir():
+    files = sorted(files[0].rglob("*_test.py"))
+    assert files, path
+  source = "\n".join(file.read_text() for file in files)
   if options:
     assert options[0] == "-k" and re.search(
       rf"def test_\w*{options[1]}", source
