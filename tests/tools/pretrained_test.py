@@ -89,7 +89,8 @@ def test_the_run_is_evaluated_and_continues_text(run):
   loaded = load_lib.load(run)
   corpus = data.open(loaded.config)
   tokenizer = corpus.tokenizer
-  assert loaded.config.data.tokenizer == str(run / "tokenizer")
+  bound = workdir_lib.load_config(run)
+  assert bound.data.tokenizer == str(run / "tokenizer" / "tokenizer.json")
   assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
   validate = loss_lib.on_validation_split(loaded.config, corpus, loaded.layout)
   result = validate(loaded.variables)

@@ -37,5 +37,5 @@ def main() -> None:
   print(accounting.headline(config.model))
   if not pretrained.has_tokenizer(config):
     where = config.data.tokenizer
-    print(f"no tokenizer.json in {source}: for text, put one into {where}")
+    print(f"no tokenizer.json in {source}: for text, put one at {where}")
   print(f"workdir: {workdir}, at step 0")

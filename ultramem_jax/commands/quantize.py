@@ -8,12 +8,12 @@ on the validation split before and after is printed as a line of JSON.
 """
 
 import json
-import pathlib
 
 from absl import flags
 
 from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
+from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import quantize
 
@@ -33,15 +33,13 @@ def main() -> None:
     values.output,
     "must name a directory for the quantized run",
   )
-  output = pathlib.Path(values.output)
-  require(
-    not output.exists() or (output.is_dir() and not any(output.iterdir())),
-    "--output",
-    values.output,
-    "must be an empty directory, or absent",
-  )
+  workdir_lib.require_unused("--output", values.output)
   loaded = model_flags.load()
   report = quantize.quantize_run(
-    loaded, values.workdir, output, values.dtype, values.accept_changed_data
+    loaded,
+    values.workdir,
+    values.output,
+    values.dtype,
+    values.accept_changed_data,
   )
   print(json.dumps(report))

@@ -162,6 +162,22 @@ def require_name(workdir: str | os.PathLike) -> None:
   )
 
 
+def require_unused(flag: str, workdir: str | os.PathLike) -> None:
+  """Requires that a new run can have a workdir, which a flag names.
+
+  Raises:
+    ConfigError: of `require_name`, or it holds something.
+  """
+  require_name(workdir)
+  path = pathlib.Path(workdir)
+  require(
+    not path.exists() or (path.is_dir() and not any(path.iterdir())),
+    flag,
+    os.fspath(workdir),
+    "must be an empty directory, or absent",
+  )
+
+
 def require_claimed(workdir: str | os.PathLike) -> None:
   """Requires that a workdir still has its config.json.
 

@@ -48,9 +48,11 @@ def import_run(
     ConfigError: of `pretrained.open_folder` and `read_params`; the config has
       weights that the folder lacks; or the workdir holds something.
   """
+  workdir_lib.require_unused("--workdir", workdir)
   pretrained = pretrained_lib.open_folder(source)
   place = pathlib.Path(workdir)
-  config = _run_config(config, pretrained, str(place / inputs.TOKENIZER_NAME))
+  tokenizer = place / inputs.TOKENIZER_NAME / TOKENIZER
+  config = _run_config(config, pretrained, str(tokenizer))
   pretrained_lib.entries(pretrained, config.model)
   corpus = _open_corpus(config, pretrained)
   described = corpus.describe()
@@ -67,7 +69,7 @@ def import_run(
 
 def has_tokenizer(config: Config) -> bool:
   """Returns whether the folder of a run had a tokenizer.json."""
-  return (pathlib.Path(config.data.tokenizer) / TOKENIZER).exists()
+  return pathlib.Path(config.data.tokenizer).exists()
 
 
 def _run_config(
@@ -155,12 +157,7 @@ def _read_variables(config: Config, pretrained: Pretrained) -> dict[str, Any]:
 @contextlib.contextmanager
 def _written_whole(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
   """Gives a folder that becomes the workdir at the end, if nothing fails."""
-  require(
-    not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())),
-    "--workdir",
-    str(workdir),
-    "must be an empty directory, or absent",
-  )
+  workdir = workdir.absolute()
   partial = workdir.with_name(f".{workdir.name}.importing")
   shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
   partial.mkdir(parents=True)
