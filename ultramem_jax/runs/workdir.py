@@ -248,8 +248,13 @@ def load_config(workdir: str | os.PathLike) -> Config:
     str(workdir),
     f"holds no {CONFIG_NAME}, so no run was started there",
   )
+  held = _read(workdir)["config"]
+  model = held.get("model")
+  if isinstance(model, dict) and isinstance(model.get("qk_norm"), bool):
+    # Of a run from when there was one such norm, with or without.
+    model["qk_norm"] = "head" if model["qk_norm"] else "none"
   try:
-    return config_lib.parse(_read(workdir)["config"])
+    return config_lib.parse(held)
   except ConfigError as error:
     raise ConfigError(
       f"{workdir / CONFIG_NAME} is not a config of this version ({error}): "
