@@ -42,6 +42,13 @@ def test_a_run_that_is_stopped_leaves_what_was_traced(tmp_path):
   assert traced_steps(tmp_path / "profile") == [2, 3]
 
 
+def test_a_run_does_without_a_trace_that_cannot_be_written(tmp_path, caplog):
+  (tmp_path / "profile").write_text("")
+  assert run(tmp_path, range(2, 4), last=5) == 5
+  (record,) = caplog.records
+  assert record.getMessage().startswith("--profile: no trace in ")
+
+
 @pytest.mark.parametrize("steps, expected", [(range(2, 4), 1), (range(0), 0)])
 def test_a_run_past_its_steps_says_so(tmp_path, caplog, steps, expected):
   assert run(tmp_path, steps, last=6, first=5) == 6

@@ -6,6 +6,7 @@ import os
 import resource
 import shutil
 import threading
+import types
 
 import pytest
 
@@ -218,15 +219,35 @@ def test_files_that_the_seal_does_not_know_are_damage(workdir):
   assert restore_latest(workdir).step == 10
 
 
-def test_what_is_saved_is_opened_before_it_counts(tmp_path):
+def test_what_is_saved_is_opened_before_it_counts(workdir, monkeypatch):
+  original = checkpoint._start
+
+  def start_and_lose(path, items, facts):
+    """As a file system that takes files and does not keep them."""
+    original(path, items, facts).result()
+    shutil.rmtree(path / "rest")
+    return types.SimpleNamespace(result=lambda: None)
+
+  with checkpoint.Checkpointer(workdir, 1) as saver:
+    monkeypatch.setattr(checkpoint, "_start", start_and_lose)
+    with pytest.raises(errors.CheckpointError, match="cannot be opened again"):
+      saver.save(30, make_items(30), {})
+    monkeypatch.undo()
+  # Nor are older ones deleted for it.
+  assert listing(workdir) == ["10", "20", "30"]
+  assert not (workdir / "checkpoints/30/sha256.json").exists()
+  assert restore_latest(workdir).step == 20
+
+
+def test_where_nothing_can_be_saved_no_run_starts(tmp_path):
   """Orbax saves below such a path, and finds nothing there."""
-  workdir = tmp_path / "a[x]"
-  with (
-    checkpoint.Checkpointer(workdir, 1) as saver,
-    pytest.raises(errors.CheckpointError, match="cannot be opened again"),
+  with pytest.raises(
+    errors.CheckpointError, match="no checkpoint can be saved"
   ):
-    saver.save(1, make_items(1), {})
-  assert not (workdir / "checkpoints/1/sha256.json").exists()
+    checkpoint.Checkpointer(tmp_path / "a[x]", 1)
+  (tmp_path / "run" / "checkpoints" / ".trial-1").mkdir(parents=True)
+  checkpoint.Checkpointer(tmp_path / "run", 1).close()
+  assert listing(tmp_path / "run") == []
 
 
 def test_other_arrays_than_were_saved_are_noticed(workdir):

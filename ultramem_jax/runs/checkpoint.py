@@ -31,10 +31,11 @@ import pathlib
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 from orbax.checkpoint import v1 as ocp
 
-from ultramem_jax.runs import distributed, step_dirs, step_reader
+from ultramem_jax.runs import array_reader, distributed, step_dirs, step_reader
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.step_dirs import Damaged
 from ultramem_jax.runs.step_reader import Restored
@@ -43,6 +44,7 @@ from ultramem_jax.settings.errors import CheckpointError
 # Larger arrays are stored in chunks of rows, so that they can be read in parts.
 # The C library returns memory of this size to the system as soon as it is free.
 CHUNK_BYTES = 2**26
+TRIAL = ".trial"  # what is saved to see whether it can be
 
 
 def _storage(
@@ -74,7 +76,8 @@ class Checkpointer(contextlib.AbstractContextManager):
     workdir: the run's directory.
     keep: number of newest steps to keep; the best one is kept, too.
   Raises:
-    CheckpointError: another process is training in this workdir.
+    CheckpointError: another process is training in this workdir, or a small
+      array cannot be saved there and opened again.
   """
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
@@ -96,6 +99,14 @@ class Checkpointer(contextlib.AbstractContextManager):
         ) from error
       step_dirs.delete_leftovers(self._root)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
+    try:
+      _try_save(self._root)
+    except (OSError, ValueError, RuntimeError) as error:
+      self.close()
+      raise CheckpointError(
+        f"no checkpoint can be saved in {self._root} ({_first_line(error)}): "
+        "mend that, or use another --workdir"
+      ) from error
 
   def save(
     self,
@@ -172,7 +183,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       except (Damaged, OSError, ValueError) as error:
         raise CheckpointError(
           f"checkpoint {path} was written, but cannot be opened again "
-          f"({str(error).splitlines()[0][:200]}); earlier ones are whole"
+          f"({_first_line(error)}); earlier ones are whole"
         ) from error
       step_dirs.flush(path)
       step_dirs.seal(path)
@@ -236,10 +247,9 @@ class Checkpointer(contextlib.AbstractContextManager):
       try:
         pending.result()
       except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
-        cause = str(error).splitlines()[0][:200]
         raise CheckpointError(
-          f"a checkpoint cannot be written ({cause}); earlier ones are whole, "
-          "and the same command continues from the newest"
+          f"a checkpoint cannot be written ({_first_line(error)}); earlier "
+          "ones are whole, and the same command continues from the newest"
         ) from error
 
   def close(self) -> None:
@@ -274,6 +284,27 @@ def _start(path: pathlib.Path, items: dict[str, Any], facts: Any) -> Any:
       {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
       custom_metadata=facts,
     )
+
+
+def _try_save(root: pathlib.Path) -> None:
+  """Saves a small array in a directory, and opens and deletes it again."""
+  path = root / TRIAL
+  is_first = jax.process_index() == 0
+  for leftover in root.glob(f"{TRIAL}*") if is_first else ():
+    step_dirs.delete(leftover)
+  # On all devices, as those of all processes must have a part of it.
+  mesh = jax.sharding.Mesh(jax.devices(), "x")
+  places = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  zero = np.zeros(1, np.float32)
+  tree = {"x": jax.make_array_from_callback((1,), places, lambda _: zero)}
+  _start(path, {"params": tree}, {}).result()
+  if is_first:
+    array_reader.require_readable(path / "params", tree)
+    step_dirs.delete(path)
+
+
+def _first_line(error: Exception) -> str:
+  return str(error).partition("\n")[0][:200]
 
 
 def _set_aside(path: pathlib.Path, damage: Damaged) -> None:

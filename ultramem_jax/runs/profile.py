@@ -4,7 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -63,7 +63,8 @@ class Profile(contextlib.AbstractContextManager):
       return take_step(state)
     if not self._tracing:
       jax.block_until_ready(state)
-      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      with self._telling():
+        jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
       self._tracing = self._traced = True
     with jax.profiler.StepTraceAnnotation("train", step_num=n):
       results = take_step(state)
@@ -74,8 +75,17 @@ class Profile(contextlib.AbstractContextManager):
 
   def _stop(self) -> None:
     if self._tracing:
-      jax.profiler.stop_trace()
+      with self._telling():
+        jax.profiler.stop_trace()
       self._tracing = False
+
+  @contextlib.contextmanager
+  def _telling(self) -> Iterator[None]:
+    """Tells what went wrong; a run needs no trace."""
+    try:
+      yield
+    except (OSError, RuntimeError) as error:
+      logging.warning("--profile: no trace in %s: %s", self._folder, error)
 
   def __exit__(self, *exception) -> None:
     """Writes the trace of a run that was stopped in the middle of it."""
