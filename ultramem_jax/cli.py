@@ -19,6 +19,7 @@ from ultramem_jax.runs import (
   distributed,
   host_memory,
   inputs,
+  preemption,
   switches,
 )
 from ultramem_jax.settings.checks import require
@@ -29,7 +30,6 @@ from ultramem_jax.settings.errors import ConfigError, UserError
 # read-only, a disk that is full.
 ONE_LINE_ERRORS = (UserError, OSError)
 EXIT_STATUS = 2
-INTERRUPTED_STATUS = 130  # what a shell reports of a program that Ctrl-C ended
 # The configs of the checkout, or of the installed package.
 CONFIGS = pathlib.Path(__file__).parents[1] / "configs"
 
@@ -143,6 +143,7 @@ def run(main: Callable[..., None]) -> None:
   (`runs.host_memory`).
   """
   console.complete()
+  preemption.end_on_interrupt()
   logging.use_absl_handler()
   # JAX would tell which backends it did not find.
   logging.set_verbosity(logging.WARNING)
@@ -300,4 +301,4 @@ def _reporting() -> Iterator[None]:
     except ONE_LINE_ERRORS as error:
       fail(f"error: {error}")
     except KeyboardInterrupt:
-      fail("SIGINT: stopped", INTERRUPTED_STATUS)
+      fail("SIGINT: stopped", preemption.INTERRUPTED_STATUS)

@@ -27,7 +27,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +36,7 @@ from absl import app, flags
 from benchmarks.gpu import layer, lookup, training
 from benchmarks.harness import report, timing
 from benchmarks.inference import compare, plots
+from ultramem_jax.runs import compilation_cache
 
 # Of each part; ten minutes, less the start of Python and the plots.
 SECONDS = {
@@ -53,7 +53,10 @@ SPARE_SECONDS = 25
 # The 1.6B models take more of a GPU than the three quarters that JAX takes.
 ENVIRONMENT = {
   "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92",
-  "JAX_COMPILATION_CACHE_DIR": f"{tempfile.gettempdir()}/ultramem_gpu_cache",
+  # Where nobody else can leave programs.
+  "JAX_COMPILATION_CACHE_DIR": str(
+    compilation_cache.default_folder().with_name("benchmarks_gpu")
+  ),
 }
 
 TINY = flags.DEFINE_bool(

@@ -73,6 +73,37 @@ def test_handlers_are_put_back():
   )
 
 
+# Computes for a minute without Python, as XLA does when it compiles.
+BUSY = """
+import hashlib, os, signal, threading
+from ultramem_jax.runs import preemption
+signal.signal(signal.SIGINT, signal.default_int_handler)
+preemption.end_on_interrupt()
+if {caught}:
+  stop = preemption.Preemption().__enter__()
+threading.Timer(0.2, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+hashlib.pbkdf2_hmac("sha256", b"", b"", {rounds})
+"""
+
+
+@pytest.mark.parametrize("caught", [False, True])
+def test_ctrl_c_ends_what_is_compiled_unless_it_is_caught(caught):
+  rounds = 2_000_000 if caught else 10**9  # seconds, or many minutes
+  done = subprocess.run(
+    [sys.executable, "-c", BUSY.format(caught=caught, rounds=rounds)],
+    capture_output=True,
+    text=True,
+    cwd=pathlib.Path(__file__).parents[2],
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    timeout=60,
+  )
+  if caught:
+    assert done.returncode == 0
+    assert done.stderr == "SIGINT: saving and stopping; once more kills\n"
+  else:
+    assert (done.returncode, done.stderr) == (130, "SIGINT: stopped\n")
+
+
 # A process of one, as it joins the others.
 ASKED = """
 import os, signal, sys

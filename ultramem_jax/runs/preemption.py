@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, Self
 
@@ -10,6 +12,30 @@ import jax
 from jax.experimental import multihost_utils
 
 from ultramem_jax.runs import console
+
+INTERRUPTED_STATUS = 130  # what a shell reports of a program that Ctrl-C ended
+INTERRUPT_SECONDS = 1  # for Python to raise KeyboardInterrupt
+
+
+def end_on_interrupt() -> None:
+  """Lets Ctrl-C end the process even where Python cannot raise it.
+
+  While a program is compiled, Python does not run for minutes. Nothing is lost
+  then: whoever has something to save catches the signal.
+  """
+  reader, writer = os.pipe()
+  os.set_blocking(writer, False)
+  signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+  def watch():
+    while number := os.read(reader, 1):
+      handler = signal.getsignal(signal.SIGINT)
+      if number[0] == signal.SIGINT and handler == signal.default_int_handler:
+        time.sleep(INTERRUPT_SECONDS)
+        console.show_at_once("SIGINT: stopped")
+        os._exit(INTERRUPTED_STATUS)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 class Stopped(BaseException):
