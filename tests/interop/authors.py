@@ -189,6 +189,38 @@ def float_and_other(arrays):
   return jax.device_put((floats, others))
 
 
+def attention(s, w, x):
+  """Causal, with rotary positions, of one sequence [T, D]."""
+  width, heads = s["d_model"], s["n_heads"]
+  head_width = width // heads
+  angle = np.arange(len(x))[:, None] * s["rope_theta"] ** (
+    -np.arange(0, head_width, 2) / head_width
+  )
+  cos, sin = (np.tile(f(angle), 2) for f in (np.cos, np.sin))
+
+  def rotate(x):
+    left, right = jnp.split(x, 2, -1)
+    return x * cos + jnp.concatenate([-right, left], -1) * sin
+
+  length = len(x)
+  query, key, value = (
+    (x @ w["att_proj.weight"].T)
+    .reshape(length, 3, heads, head_width)
+    .transpose(1, 2, 0, 3)
+  )
+  query = rotate(norm(s, w, "q_norm", query))
+  key = rotate(norm(s, w, "k_norm", key))
+  score = query @ key.swapaxes(1, 2) / head_width**0.5
+  score = jnp.where(np.tri(length, dtype=bool), score, -jnp.inf)
+  y = jax.nn.softmax(score, -1) @ value
+  return y.swapaxes(0, 1).reshape(length, width) @ w["attn_out.weight"].T
+
+
+def mlp(w, x):
+  up, gate = jnp.split(x @ w["ff_proj.weight"].T, 2, -1)
+  return (jax.nn.silu(gate) * up) @ w["ff_out.weight"].T
+
+
 def official_model(s, w, tokens_BT):
   """The authors' model, plainly: logits."""
   tensors = lambda prefix: {
@@ -210,41 +242,12 @@ def official_model(s, w, tokens_BT):
     "tucker_multihead": 2,
     "value_expand_time": first["values_proj.weight"].shape[1] // s["mem_vdim"],
   }
-  width, heads = s["d_model"], s["n_heads"]
-  head_width = width // heads
-  angle = np.arange(tokens_BT.shape[1])[:, None] * s["rope_theta"] ** (
-    -np.arange(0, head_width, 2) / head_width
-  )
-  cos, sin = (np.tile(f(angle), 2) for f in (np.cos, np.sin))
-
-  def rotate(x):
-    left, right = jnp.split(x, 2, -1)
-    return x * cos + jnp.concatenate([-right, left], -1) * sin
-
-  def attention(w, x):
-    length = len(x)
-    query, key, value = (
-      (x @ w["att_proj.weight"].T)
-      .reshape(length, 3, heads, head_width)
-      .transpose(1, 2, 0, 3)
-    )
-    query = rotate(norm(s, w, "q_norm", query))
-    key = rotate(norm(s, w, "k_norm", key))
-    score = query @ key.swapaxes(1, 2) / head_width**0.5
-    score = jnp.where(np.tri(length, dtype=bool), score, -jnp.inf)
-    y = jax.nn.softmax(score, -1) @ value
-    return y.swapaxes(0, 1).reshape(length, width) @ w["attn_out.weight"].T
-
-  def mlp(w, x):
-    up, gate = jnp.split(x @ w["ff_proj.weight"].T, 2, -1)
-    return (jax.nn.silu(gate) * up) @ w["ff_out.weight"].T
-
   logits = []
   for tokens_T in tokens_BT:
     x, read = w["transformer.wte.weight"][tokens_T], {}
     for i in layers:
       block = tensors(f"transformer.blocks.{i}.")
-      x = x + attention(block, norm(s, block, "attn_norm", x))
+      x = x + attention(s, block, norm(s, block, "attn_norm", x))
       h = norm(s, block, "ff_norm", x)
       x = x + mlp(block, h)
       for index, (start, end) in enumerate(spans):

@@ -82,33 +82,38 @@ SMALL_META = dict(
 )
 
 
+def meta_shapes(s):
+  """Of every tensor of Meta's layer."""
+  width, heads, keys = s["input_dim"], s["mem_heads"], s["mem_n_keys"]
+  value = s["mem_v_dim"] if s["mem_v_dim"] > 0 else width
+  query = heads * s["mem_k_dim"]
+  found = {
+    "keys": (2 * heads * keys, s["mem_k_dim"] // 2),
+    "values.weight": (keys**2, value),
+    "query_proj.query_mlps.0.weight": (query, width),
+  }
+  if s["mem_query_bias"]:
+    found["query_proj.query_mlps.0.bias"] = (query,)
+  linears = {
+    "swilu_projection": (value, width),
+    "gating": (1, width),
+    "value_proj": (width, value),
+  }
+  absent = {
+    "swilu_projection": not s["swilu_projection"],
+    "gating": not s["mem_gated"],
+    "value_proj": not s["swilu_projection"] and s["mem_v_dim"] < 0,
+  }
+  for name, shape in linears.items():
+    if not absent[name]:
+      found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+  return found
+
+
 def shapes(kind, s):
   """Of every tensor of a layer, in the authors' layouts."""
   if kind == "meta_memory":
-    width, heads, keys = s["input_dim"], s["mem_heads"], s["mem_n_keys"]
-    value = s["mem_v_dim"] if s["mem_v_dim"] > 0 else width
-    query = heads * s["mem_k_dim"]
-    found = {
-      "keys": (2 * heads * keys, s["mem_k_dim"] // 2),
-      "values.weight": (keys**2, value),
-      "query_proj.query_mlps.0.weight": (query, width),
-    }
-    if s["mem_query_bias"]:
-      found["query_proj.query_mlps.0.bias"] = (query,)
-    linears = {
-      "swilu_projection": (value, width),
-      "gating": (1, width),
-      "value_proj": (width, value),
-    }
-    absent = {
-      "swilu_projection": not s["swilu_projection"],
-      "gating": not s["mem_gated"],
-      "value_proj": not s["swilu_projection"] and s["mem_v_dim"] < 0,
-    }
-    for name, shape in linears.items():
-      if not absent[name]:
-        found |= {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
-    return found
+    return meta_shapes(s)
   width, value, keys, key = s["hidden_size"], s["vdim"], s["knum"], s["kdim"]
   heads, rank = s["head"], s.get("tucker_rank")
   found = {"query_norm.weight": (key,), "keys_norm.weight": (key,)}
