@@ -183,6 +183,16 @@ def test_weights_that_the_folder_lacks_are_refused(
   assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+  "name", ["model.embed_dim", "model.rope_scaling.kind", "data.tokenizer"]
+)
+def test_what_the_folder_decides_cannot_be_asked_for(name, tmp_path):
+  with pytest.raises(ConfigError, match=rf"--config\.{name}: .*decides it"):
+    pretrained.import_run(
+      str(GOLDEN), tmp_path / "run", small_config(), ["model.dtype", name]
+    )
+
+
 def test_a_folder_with_a_run_is_refused(tmp_path):
   (tmp_path / "config.json").write_text("{}")
   with pytest.raises(ConfigError, match="must be an empty directory, or absen"):

@@ -13,6 +13,7 @@ of configs/default.py, or of --config; --config.FIELD=VALUE changes one.
 from typing import Any
 
 from absl import flags
+from ml_collections import config_flags
 
 from ultramem_jax import cli
 from ultramem_jax.settings.checks import require
@@ -33,7 +34,8 @@ def main() -> None:
     ("workdir", workdir, "a directory for the run"),
   ):
     require(bool(value), f"--{name}", value, f"must name {what}")
-  config = pretrained.import_run(source, workdir, cli.load_config())
+  asked = config_flags.get_override_values(values["config"])
+  config = pretrained.import_run(source, workdir, cli.load_config(), asked)
   print(accounting.headline(config.model))
   if not pretrained.has_tokenizer(config):
     where = config.data.tokenizer

@@ -6,7 +6,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -32,7 +32,10 @@ TOKENIZER = "tokenizer.json"
 
 
 def import_run(
-  source: str, workdir: str | os.PathLike, config: Config
+  source: str,
+  workdir: str | os.PathLike,
+  config: Config,
+  asked: Collection[str] = (),
 ) -> Config:
   """Makes a workdir with the model of a Hugging Face folder, at step 0.
 
@@ -42,17 +45,19 @@ def import_run(
     source: the folder.
     workdir: of the new run; empty or absent.
     config: decides all that the folder does not.
+    asked: fields of it that a user has set, such as "model.dtype".
   Returns:
     The config of the run.
   Raises:
     ConfigError: of `pretrained.open_folder` and `read_params`; the config has
-      weights that the folder lacks; or the workdir holds something.
+      weights that the folder lacks; a field was asked for that the folder
+      decides; or the workdir holds something.
   """
   workdir_lib.require_unused("--workdir", workdir)
   pretrained = pretrained_lib.open_folder(source)
   place = pathlib.Path(workdir)
   tokenizer = place / inputs.TOKENIZER_NAME / TOKENIZER
-  config = _run_config(config, pretrained, str(tokenizer))
+  config = _run_config(config, pretrained, str(tokenizer), asked)
   pretrained_lib.entries(pretrained, config.model)
   corpus = _open_corpus(config, pretrained)
   described = corpus.describe()
@@ -73,7 +78,7 @@ def has_tokenizer(config: Config) -> bool:
 
 
 def _run_config(
-  config: Config, pretrained: Pretrained, tokenizer: str
+  config: Config, pretrained: Pretrained, tokenizer: str, asked: Collection[str]
 ) -> Config:
   """Returns a run's config with the model and tokenizer of a folder.
 
@@ -81,9 +86,15 @@ def _run_config(
     config: decides all that the folder does not.
     pretrained: the folder.
     tokenizer: value of data.tokenizer.
+    asked: as for `import_run`.
   Raises:
-    ConfigError: the config has layers that the folder has no weights of.
+    ConfigError: the config has layers that the folder has no weights of, or
+      one of those fields is decided by the folder.
   """
+  for name in asked:
+    decided = name.removeprefix("model.").partition(".")[0] in pretrained.fields
+    if decided or name == "data.tokenizer":
+      raise ConfigError(f"--config.{name}: {pretrained.folder} decides it")
   model = config.model
   for name, value, nothing in (
     ("memory.kind", model.memory.kind, "none"),
@@ -98,9 +109,12 @@ def _run_config(
     )
   fields = config_lib.to_dict(config)
   fields["model"] |= pretrained.fields
-  length = min(config.data.seq_len, pretrained.max_length)
-  fields["data"] |= {"tokenizer": tokenizer, "seq_len": length}
-  fields["data"] |= _special_tokens(pretrained)
+  fields["data"]["tokenizer"] = tokenizer
+  if "data.seq_len" not in asked:
+    length = min(config.data.seq_len, pretrained.max_length)
+    fields["data"]["seq_len"] = length
+  for name, token in _special_tokens(pretrained).items():
+    fields["data"][name] = fields["data"][name] or token
   return config_lib.parse(fields)
 
 

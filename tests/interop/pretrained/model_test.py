@@ -83,7 +83,10 @@ def test_logits_loss_and_gradients_are_those_of_transformers(name):
   assert compared >= 3
 
 
-@pytest.mark.parametrize("name", NAMES)
+# The others differ in their rotary angles, which decoding takes the same way.
+@pytest.mark.parametrize(
+  "name", ["llama_gqa_tied", "qwen2", "olmo2", "mistral", "qwen3"]
+)
 def test_cached_decoding_continues_as_transformers_does(name):
   """Alone, and beside a shorter prompt, padded before it."""
   model, params, _, expected = imported(name)

@@ -61,8 +61,12 @@ def open_folder(name: str) -> Pretrained:
   settings.refuse_others()
   if settings.faults:
     raise ConfigError(f"{path}: {'; '.join(settings.faults)}")
-  ids = {role: settings.get(f"{role}_token_id") for role in ROLES}
-  ids = {role: x for role, x in ids.items() if type(x) is int}
+  ids = {}
+  for role in ROLES:
+    named = settings.get(f"{role}_token_id")
+    first = named[0] if isinstance(named, list) and named else named
+    if type(first) is int:
+      ids[role] = first
   tensors = files.find_tensors(folder)
   return Pretrained(folder, family, fields, length, ids, tensors)
 
@@ -124,8 +128,9 @@ def read_params(
   for name, entry in entries(pretrained, c).items():
     (path,) = entry.paths
     array = _read(pretrained.tensors[name], entry)
-    if name == names.EMBEDDING and names.HEAD in pretrained.tensors:
-      _require_tied(pretrained.tensors[names.HEAD], array, c.tie_embeddings)
+    head = pretrained.tensors.get(names.HEAD)
+    if name == names.EMBEDDING and c.tie_embeddings and head:
+      _require_tied(head, array)
     params[path] = jax.block_until_ready(
       jax.make_array_from_callback(
         array.shape, shardings[path], lambda index, array=array: array[index]
@@ -147,9 +152,9 @@ def _read(tensor: Tensor, entry: Entry) -> np.ndarray:
   return array
 
 
-def _require_tied(head: Tensor, array: np.ndarray, tied: bool) -> None:
+def _require_tied(head: Tensor, array: np.ndarray) -> None:
   """Requires the head of a model that has none to be its embedding."""
-  for rows, part in head.rows() if tied else ():
+  for rows, part in head.rows():
     if not np.array_equal(part.astype(np.float32), array[rows]):
       raise ConfigError(
         f"{head.path}: {head.name} is not {names.EMBEDDING}, although "
