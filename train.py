@@ -17,7 +17,6 @@ from absl import flags, logging
 
 from ultramem_jax import cli, data
 from ultramem_jax.data import Corpus
-from ultramem_jax.data.pipeline import Prefetch, TrainBatches
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
@@ -40,10 +39,13 @@ from ultramem_jax.train import (
   compiler_options,
   guard,
   health,
+  init_from,
   loop,
   optim,
   sharding,
   skips,
+  start,
+  trainable,
 )
 from ultramem_jax.train.program import TrainProgram
 from ultramem_jax.train.state import TrainState
@@ -144,33 +146,6 @@ def compile_step(config: Config, layout: Layout) -> TrainProgram:
   )
   fit.check_compiled(config, compiled.bytes_needed)
   return compiled
-
-
-def restore_or_init(
-  checkpointer: checkpoint.Checkpointer,
-  train_step: TrainProgram,
-  batches: TrainBatches | Prefetch,
-  place: Any,
-) -> tuple[TrainState, checkpoint.Restored | None]:
-  """Returns the state to start from, and the checkpoint that it is from.
-
-  On restore, also rewinds `batches` to the saved position. Without a
-  checkpoint the state is that before the first step; also where only parameters
-  were saved, those of a pretrained model.
-
-  Args:
-    checkpointer, train_step, batches: of the run.
-    place: where `batches` go on instead; None: as described.
-  """
-  restored = checkpointer.restore_latest(train_step.state.to_items())
-  if restored is not None and "rest" in restored.items:
-    batches.set_state(place or restored.data)
-    return TrainState.from_items(restored.items), restored
-  if place:
-    batches.set_state(place)
-  if restored is None:
-    return train_step.init_state(), None
-  return train_step.init_around(restored.items), None
 
 
 def usage_reporter(
@@ -286,6 +261,7 @@ def train_once(
   """
   require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
+  source = init_from.plan(config) if config.init_from else None
   memory = fit.check(config, layout.mesh.size)
   corpus, described = open_corpus(config, workdir)
   rows = sharding.process_rows(config, layout.mesh)
@@ -293,11 +269,15 @@ def train_once(
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
     bind_workdir(workdir, config, corpus, described, accept_changed_data)
     announce(config, layout, memory, described, workdir)
+    if source:
+      print(init_from.describe(source), flush=True)
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
     train_step = compile_step(config, layout)
-    state, restored = restore_or_init(checkpointer, train_step, batches, place)
+    state, restored = start.restore_or_init(
+      checkpointer, train_step, batches, place, source, layout
+    )
     # All is compiled while a signal may end the process: nothing is lost yet.
     report_usage = usage_reporter(config, state, layout)
     evaluate = loss_lib.on_validation_split(
@@ -338,7 +318,8 @@ def train_once(
 
 
 def require_trainable(config: Config) -> None:
-  """Raises ConfigError if the tables are stored in a form for serving."""
+  """Raises ConfigError if nothing is trained, or tables are for serving."""
+  trainable.require_some(config)
   table_dtype = config.model.memory.storage.table_dtype
   require(
     table_dtype != "int8",

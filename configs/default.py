@@ -21,6 +21,11 @@ def get_config() -> Any:
   # Two runs give the same bits on a GPU, too, where sums are then slower; on
   # CPUs and TPUs they always do.
   c.deterministic = False
+  # A workdir, or workdir@step: a new run begins with its parameters of the same
+  # path and shape, and a new optimizer; "" = all are new.
+  c.init_from = ""
+  # A regular expression that is searched for in paths: not taken from there.
+  c.init_skip = ""
   c.steps = 1000  # optimizer steps of the whole run
   # Sequences per step, over all devices and processes; less than 2^31 tokens.
   c.batch_size = 8
@@ -185,6 +190,11 @@ def get_config() -> Any:
   c.model.memory.aux_loss_weight = 0.001  # [alpha] of Tucker's auxiliary loss
   # [tau] singular values of a core up to this cost nothing.
   c.model.memory.aux_loss_margin = 0.15
+  # What a new memory adds: plain (what the init gives) | zero (nothing, as the
+  # value projection starts at zero) | gated (nothing, as a learned factor of
+  # all outputs starts at zero). The last two leave a finished model as it is
+  # when a memory is put into it.
+  c.model.memory.output = "plain"
   # Only ultramem_v2 reads these four.
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all
@@ -249,6 +259,14 @@ def get_config() -> Any:
   # over it; needs sparse updates).
   c.optim.table_second_moment = "element"
   c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2 in the loss
+
+  # What is trained: all | a regular expression that is searched for in the
+  # paths of parameters, such as memory, memory_.*/values, head|embed. The
+  # others stay as they are, without gradient, moments or decay.
+  c.optim.trainable = "all"
+  # Factors on the rates of parameters but tables, PATTERN=FACTOR joined by ",",
+  # such as embed=0.1,memory=5; the first pattern that is found decides.
+  c.optim.rate_multipliers = ""
 
   # Checkpoints: the newest `keep` of them, and the best by validation loss.
   c.checkpoint = ConfigDict()

@@ -17,7 +17,6 @@ from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import generate
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train.program import TrainProgram
-from ultramem_jax.train.state import TrainState
 
 
 def memory(settings):
@@ -95,7 +94,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   resumed, losses = run(
     config,
     train_step,
-    TrainState.from_items(restored.items),
+    train_step.state_from(restored.items),
     batches,
     STEPS - SAVED,
   )

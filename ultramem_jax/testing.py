@@ -91,7 +91,9 @@ def random_state(config):
     jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
   )
   variables = _draw(shapes.variables(), config.seed)
-  return state_lib.TrainState.from_items({**zeros.to_items(), **variables})
+  return state_lib.TrainState.from_items(
+    {**zeros.to_items(), **variables}, config.optim.trainable
+  )
 
 
 def _draw(shapes, seed):

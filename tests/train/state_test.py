@@ -17,7 +17,9 @@ def test_items_of_a_checkpoint_come_back():
   assert set(items) == {"params", "buffers", "rest"}
   count = sum(len(jax.tree.leaves(tree)) for tree in items.values())
   assert count == len(jax.tree.leaves(state))  # nothing is kept twice
-  small_steps.assert_same_bits(state_lib.TrainState.from_items(items), state)
+  small_steps.assert_same_bits(
+    state_lib.TrainState.from_items(items, "all"), state
+  )
 
 
 def test_the_seed_decides_the_first_state():

@@ -129,6 +129,9 @@ class UltraMem(nn.Module):
     if tables is None:
       tables = self._tables()
     y_BTD = self._read(x_BTD, slot_BTAM, score_BTAMC, tables)
+    if c.output == "gated":
+      scale = parameter(self, "output_scale", nn.initializers.zeros, (), ())
+      y_BTD *= scale.astype(y_BTD.dtype)
     if not self.is_initializing():
       monitor.sow(
         self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT
@@ -325,7 +328,9 @@ class UltraMem(nn.Module):
       lambda: parameter(
         self,
         "value_projection",
-        self._initializers()["value_projection"],
+        self._initializers()["value_projection"]
+        if c.output != "zero"
+        else nn.initializers.zeros,
         ("expansion", "value", "embed"),
         (c.projections, c.value_dim, self.embed_dim),
       ),

@@ -6,6 +6,7 @@ The functions take `path`, the section that an error names before the field:
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,17 @@ def require_norm_eps(path: str, config: Any) -> None:
     config.norm_eps,
     f"must lie in [{MIN_NORM_EPS}, 1]",
   )
+
+
+def require_regex(name: str, pattern: str) -> None:
+  """Requires a regular expression that Python can read."""
+  try:
+    re.compile(pattern)
+  except (re.error, RecursionError, OverflowError) as error:
+    require(False, name, pattern, f"is no regular expression: {error}")
+
+
+def require_pattern(path: str, config: Any, *fields: str) -> None:
+  """Requires every named field of config to be a regular expression."""
+  for field in fields:
+    require_regex(named(path, field), getattr(config, field))

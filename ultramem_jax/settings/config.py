@@ -18,12 +18,14 @@ from ultramem_jax.settings.checks import (
   require_choice,
   require_float,
   require_fraction,
+  require_pattern,
   require_positive,
   require_seed,
   require_types,
 )
 from ultramem_jax.settings.guard import GuardConfig
 from ultramem_jax.settings.model import ModelConfig
+from ultramem_jax.settings.multipliers import parse_multipliers
 from ultramem_jax.settings.sampling import Sampling, require_sampling
 
 # With less, a gradient whose square float32 rounds to 0 would give an update
@@ -106,6 +108,8 @@ class OptimConfig:
   table_moments: str
   table_second_moment: str
   z_loss: float
+  trainable: str = "all"
+  rate_multipliers: str = ""
 
   def __post_init__(self):
     path = "optim"
@@ -140,6 +144,8 @@ class OptimConfig:
         value,
         f"must lie in [0, {MAX_BETA}]: float32 does not tell more from 1",
       )
+    require_pattern(path, self, "trainable")
+    _ = self.multipliers  # raises on a bad one
     require_at_least(
       path,
       self,
@@ -149,6 +155,11 @@ class OptimConfig:
       "value_lr_multiplier",
       "z_loss",
     )
+
+  @property
+  def multipliers(self) -> tuple[tuple[str, float], ...]:
+    """Patterns of paths of parameters, and the factors on their rates."""
+    return parse_multipliers("optim.rate_multipliers", self.rate_multipliers)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,10 +242,13 @@ class Config:
   mesh: MeshConfig
   guard: GuardConfig = dataclasses.field(default_factory=GuardConfig)
   deterministic: bool = False
+  init_from: str = ""
+  init_skip: str = ""
 
   def __post_init__(self):
     require_types("", self)
     require_seed("seed", self.seed)
+    require_pattern("", self, "init_skip")
     require_at_least("", self, 0, "eval_batches")
     require_at_least(
       "",

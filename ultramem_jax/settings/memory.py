@@ -63,6 +63,7 @@ class MemoryConfig:
   pre_value_dim: int = 0
   pre_activation: str = "none"
   input_gate: bool = OWN
+  output: str = "plain"
   storage: TableStorage = dataclasses.field(default_factory=TableStorage)
   imported: ImportedWeights = dataclasses.field(default_factory=ImportedWeights)
 
@@ -210,6 +211,7 @@ class MemoryConfig:
     require_choice(_PATH, self, "query_key_norm", "layernorm", "rms", "none")
     require_choice(_PATH, self, "init", "paper", "official")
     require_choice(_PATH, self, "pre_activation", "none", "gelu")
+    require_choice(_PATH, self, "output", "plain", "zero", "gated")
 
   def _require_structure(self):
     """Requires fields to fit together."""
@@ -252,6 +254,12 @@ class MemoryConfig:
       self.value_projection,
       f"must be True with expansion = {self.expansion}, unless "
       "shared_projection: each part of the expansion has its own projection",
+    )
+    require(
+      self.output != "zero" or self.value_projection,
+      named(_PATH, "output"),
+      self.output,
+      "needs value_projection, which starts at zero; 'gated' needs none",
     )
     require(
       self.init == "official"

@@ -23,7 +23,7 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
-from ultramem_jax.train import optim, sharding
+from ultramem_jax.train import optim, sharding, trainable
 from ultramem_jax.train import tables as tables_lib
 
 GIB = 2**30
@@ -167,8 +167,9 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
     config: the run.
     num_devices: devices of the mesh, which config.mesh must fit.
   Returns:
-    "parameters", "optimizer" (two moments of Adam), "gradients" (twice when
-    they are accumulated; of tables with a sparse update, the factors);
+    "parameters", "optimizer" (two moments of Adam for each that is trained),
+    "gradients" of these (twice when they are accumulated; of tables with a
+    sparse update, the factors);
     "slots", which all reads of the step leave to be counted at its end;
     "activations", and "exchange", through which the rows of one split table
     go: estimates; "total".
@@ -183,6 +184,9 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   }
   split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
   sums = 1 if config.accumulation_steps == 1 else 2
+  is_trainable = functools.partial(
+    trainable.is_trainable, pattern=config.optim.trainable
+  )
   parts = {"parameters": 0, "optimizer": 0, "gradients": 0}
   if optim.updates_rows(config):
     dtype = precision.DTYPES[config.model.memory.storage.table_dtype]
@@ -197,12 +201,12 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
       )
       values, *moments = (x.size * x.dtype.itemsize for x in table)
       parts["parameters"] += values
-      parts["optimizer"] += sum(moments)
+      parts["optimizer"] += sum(moments) * is_trainable(path)
     parts["gradients"] += factor_bytes(config) // split
-  dense = sum(map(math.prod, shapes.values()))
-  parts["parameters"] += 4 * dense
-  parts["optimizer"] += 2 * 4 * dense
-  parts["gradients"] += sums * 4 * dense
+  trained = sum(math.prod(shapes[x]) for x in filter(is_trainable, shapes))
+  parts["parameters"] += 4 * sum(map(math.prod, shapes.values()))
+  parts["optimizer"] += 2 * 4 * trained
+  parts["gradients"] += sums * 4 * trained
   tokens = config.data.seq_len * (config.batch_size // split)
   parts["slots"] = (
     4

@@ -133,7 +133,21 @@ def make_optimizer(
     optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),
     optax.add_decayed_weights(optim.weight_decay, decays),
     optax.scale_by_learning_rate(lambda count: base(count + 1)),
+    optax.stateless(lambda updates, _: multiplied(optim, updates)),
   )
+
+
+def multiplied(optim: OptimConfig, updates: Any) -> Any:
+  """Returns updates times the factors of `optim.rate_multipliers`."""
+
+  def multiply(path, x):
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    for pattern, factor in optim.multipliers:
+      if re.search(pattern, name):
+        return factor * x
+    return x
+
+  return jax.tree_util.tree_map_with_path(multiply, updates)
 
 
 def table_adamw(

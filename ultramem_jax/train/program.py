@@ -126,7 +126,11 @@ class TrainProgram:
 
     places = sharding.of(self.state.to_items()["rest"])
     rest = jax.jit(init_rest, out_shardings=places)()
-    return TrainState.from_items({**variables, "rest": rest})
+    return self.state_from({**variables, "rest": rest})
+
+  def state_from(self, items: dict[str, Any]) -> TrainState:
+    """Returns the state of which `TrainState.to_items` made the parts."""
+    return TrainState.from_items(items, self._config.optim.trainable)
 
   def __call__(
     self, state: TrainState, batch: step.Batch

@@ -13,7 +13,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.row_update import Table
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
-from ultramem_jax.train import guard, optim, sharding, usage
+from ultramem_jax.train import guard, optim, sharding, trainable, usage
 from ultramem_jax.train import tables as tables_lib
 from ultramem_jax.train.guard import Guard
 from ultramem_jax.train.usage import Reads
@@ -23,7 +23,8 @@ class TrainState(struct.PyTreeNode):
   """All that a run carries from step to step.
 
   step: int32 scalar, optimizer steps taken.
-  params: of the model, without its tables.
+  params: of the model that are trained, without its tables.
+  frozen: the others, tables among them.
   tables: {path: Table}, the value tables with their moments; path is where the
     model's parameters have them, such as "memory_0/values".
   opt_state: of `optim.make_optimizer`, for params.
@@ -37,6 +38,7 @@ class TrainState(struct.PyTreeNode):
 
   step: jax.Array
   params: Any
+  frozen: Any
   tables: dict[str, Table]
   opt_state: Any
   buffers: Any
@@ -47,8 +49,9 @@ class TrainState(struct.PyTreeNode):
 
   def variables(self) -> dict[str, Any]:
     """Returns the model's collections, the tables in their places."""
+    params = tables_lib.join_tables(self.params, self.tables)
     return {
-      "params": tables_lib.join_tables(self.params, self.tables),
+      "params": trainable.join(params, self.frozen),
       "buffers": self.buffers,
     }
 
@@ -59,16 +62,23 @@ class TrainState(struct.PyTreeNode):
     without them, of its tables only the moments.
     """
     moments = {path: table[1:] for path, table in self.tables.items()}
-    rest = self.replace(params={}, buffers={}, tables=moments)
+    rest = self.replace(params={}, frozen={}, buffers={}, tables=moments)
     return {**self.variables(), "rest": rest}
 
   @classmethod
-  def from_items(cls, items: dict[str, Any]) -> "TrainState":
-    """Returns the state of which `to_items` made the parts."""
-    params, values = tables_lib.split_tables(items["params"])
+  def from_items(cls, items: dict[str, Any], pattern: str) -> "TrainState":
+    """Returns the state of which `to_items` made the parts.
+
+    Args:
+      items: the parts.
+      pattern: `optim.trainable` of the run.
+    """
+    trained, frozen = trainable.split(items["params"], pattern)
+    params, values = tables_lib.split_tables(trained)
     rest = items["rest"]
     return rest.replace(
       params=params,
+      frozen=frozen,
       buffers=items["buffers"],
       tables={
         path: Table(values[path], *moments)
@@ -84,15 +94,17 @@ def init_state(config: Config, layout: Layout | None = None) -> TrainState:
   # No parameter depends on the tokens; one is traced fastest.
   token_BT = jnp.zeros((1, 1), jnp.int32)
   variables = model.init(jax.random.fold_in(key, 0), token_BT)
+  trained, frozen = trainable.split(
+    nn.meta.unbox(variables["params"]), config.optim.trainable
+  )
   params, tables = tables_lib.take_tables(
-    variables["params"],
-    config.optim.table_moments,
-    config.optim.table_second_moment,
+    trained, config.optim.table_moments, config.optim.table_second_moment
   )
   optimizer = optim.make_optimizer(config.optim, config.steps)
   return TrainState(
     step=jnp.int32(0),
     params=params,
+    frozen=frozen,
     tables=tables,
     opt_state=optimizer.init(params),
     buffers=nn.meta.unbox(variables.get("buffers", {})),

@@ -21,7 +21,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
-from ultramem_jax.train import guard, optim, usage
+from ultramem_jax.train import guard, optim, trainable, usage
 from ultramem_jax.train import tables as tables_lib
 from ultramem_jax.train.state import TrainState
 from ultramem_jax.train.tables import TableGradients, Tables
@@ -116,14 +116,27 @@ def loss_fn(
 
 
 def _part_gradients(
-  variables, tables, batch, key, total_weight, config, layout
+  state: TrainState, buffers, batch, key, total_weight, config, layout
 ):
   """(gradients, factors, aux) of a part of the batch.
 
   Where the update of tables is dense there are no factors, and the gradients
-  hold those of the tables.
+  hold those of the tables. Frozen parameters are constants: the backward ends
+  below the lowest layer that is trained.
   """
-  loss = functools.partial(loss_fn, config=config, layout=layout)
+  variables = {"params": state.params, "buffers": buffers}
+  tables = state.tables
+
+  def loss(variables, *args, **options):
+    params = trainable.join(variables["params"], state.frozen)
+    return loss_fn(
+      {**variables, "params": params},
+      *args,
+      config=config,
+      layout=layout,
+      **options,
+    )
+
   if optim.updates_rows(config):
     (_, aux), gradients, factors = tables_lib.sparse_value_and_grad(
       functools.partial(loss, collections=tables_lib.TABLE_COLLECTIONS)
@@ -150,8 +163,8 @@ def _gradients(
 
   def part(index, batch):
     return _part_gradients(
-      {"params": state.params, "buffers": buffers},
-      state.tables,
+      state,
+      buffers,
       batch,
       jax.random.fold_in(key, index),
       total_weight,
@@ -207,7 +220,9 @@ def model_step(
     (state, gradients, metrics): the state with its tables as they were, which
     `table_step` updates by the gradients; float32 scalars by name.
   """
-  buffers = refresh_buffers(state.params, state.buffers)
+  buffers = refresh_buffers(
+    trainable.join(state.params, state.frozen), state.buffers
+  )
   gradients, table_gradients, aux = _gradients(
     state, buffers, batch, config, layout
   )

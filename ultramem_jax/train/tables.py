@@ -133,13 +133,20 @@ def sparse_value_and_grad(loss_fn: Callable) -> Callable:
 
     params = variables["params"]
     _, shapes = jax.eval_shape(loss, params, {})
-    taps = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes["taps"])
+    flat: dict[str, Any] = traverse_util.flatten_dict(shapes["taps"], sep="/")
+    taps = {
+      name: jnp.zeros(x.shape, x.dtype)
+      for name, x in flat.items()
+      if _table_of(name, tables)
+    }
     (value, aux), (gradients, tap_gradients) = jax.value_and_grad(
-      loss, argnums=(0, 1), has_aux=True
-    )(params, {"taps": taps})
-    factors = _factors(
-      aux["factors"], tap_gradients["taps"], tables, segments_BT
-    )
+      lambda params, taps: loss(
+        params, {"taps": traverse_util.unflatten_dict(taps, sep="/")}
+      ),
+      argnums=(0, 1),
+      has_aux=True,
+    )(params, taps)
+    factors = _factors(aux["factors"], tap_gradients, tables, segments_BT)
     aux = {name: x for name, x in aux.items() if name not in TABLE_COLLECTIONS}
     return (value, aux), gradients, factors
 
@@ -152,32 +159,37 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
   Args:
     read: the collection "factors", in which a layer sows for each table it
       reads the index, and either the weights or the vector.
-    tap_gradients: the gradient of the collection "taps", which is the other.
+    tap_gradients: by path, the gradient of the collection "taps", which is the
+      other.
     tables: by path.
     segments_BT: 0 where there is padding; None: nowhere.
   Returns:
     Factors by path; positions of batch and layers in one axis, T.
   """
   flat_reads: dict[str, Any] = traverse_util.flatten_dict(read, sep="/")
-  flat_taps: dict[str, Any] = traverse_util.flatten_dict(tap_gradients, sep="/")
   parts = {path: [] for path in tables}
-  for name, reads in flat_reads.items():
+  for name, gradient in tap_gradients.items():
+    reads = flat_reads[name]
     if len(reads) > 1:
       raise ValueError(
         f"{name} is read {len(reads)} times by one call of the model: its "
         "gradient has factors only if a layer is called once"
       )
-    path = name
-    if path not in tables:  # its layers share it
-      path = f"memory_tables/{name.rpartition('/')[-1]}"
+    path = _table_of(name, tables)
     num_rows = len(tables[path].values_IW)
     parts[path].append(
-      _factors_of_read(reads[0], flat_taps[name], segments_BT, num_rows)
+      _factors_of_read(reads[0], gradient, segments_BT, num_rows)
     )
   return {
     path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
     for path, of_layers in parts.items()
   }
+
+
+def _table_of(name: str, tables: Tables) -> str:
+  """Returns the path of the table that a read is of; "": it is not trained."""
+  shared = f"memory_tables/{name.rpartition('/')[-1]}"  # by all layers
+  return next((path for path in (name, shared) if path in tables), "")
 
 
 def _factors_of_read(read, tap_gradient, segments_BT, num_rows) -> Factors:

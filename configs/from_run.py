@@ -1,0 +1,29 @@
+"""The settings of another run, whose parameters a new one begins with.
+
+  python train.py --config=configs/from_run.py:runs/smol --workdir=runs/mine \
+    --config.model.memory.kind=ultramem --config.model.memory.spans=20:21 \
+    --config.model.memory.output=zero --config.optim.trainable=memory
+"""
+
+import os
+from typing import Any
+
+from configs import default
+from ultramem_jax.runs import inputs
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings import config as config_lib
+
+
+def get_config(workdir: str) -> Any:
+  """Returns the ConfigDict of a run, with init_from and its own tokenizer.
+
+  Args:
+    workdir: of the run.
+  Raises:
+    ConfigError: it holds no run.
+  """
+  held = inputs.own_tokenizer(workdir_lib.load_config(workdir), workdir)
+  c = default.get_config()
+  c.update(config_lib.to_dict(held))
+  c.init_from = os.fspath(workdir)
+  return c

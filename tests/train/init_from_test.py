@@ -1,0 +1,138 @@
+"""New runs that begin with the parameters of another run."""
+
+import dataclasses
+import os
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from configs import from_run
+from ultramem_jax import testing
+from ultramem_jax.model import Transformer
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.errors import CheckpointError, ConfigError
+from ultramem_jax.train import init_from, sharding
+
+SIZES = {"model__num_layers": 2, "optim__table_update": "dense"}
+BACKBONE = testing.small_config(**SIZES, model__memory__kind="none")
+
+
+def with_memory(source, **overrides):
+  return testing.small_config(
+    **{
+      **SIZES,
+      "model__memory__spans": "1:2",
+      "init_from": str(source),
+      **overrides,
+    }
+  )
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("backbone")
+  testing.save_run(folder, BACKBONE)
+  return folder
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+def loaded(config):
+  """The collections of a new run, and those that it would have alone."""
+  mesh = sharding.make_mesh(config, jax.devices()[:1])
+  fresh = jax.device_put(
+    testing.random_state(dataclasses.replace(config, seed=5)).variables(),
+    jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
+  )
+  return init_from.load(init_from.plan(config), fresh, mesh), fresh
+
+
+@pytest.mark.parametrize("step", ["", "@7", "@newest"])
+def test_what_both_models_have_is_taken(backbone, step):
+  config = with_memory(f"{backbone}{step}")
+  plan = init_from.plan(config)
+  variables, fresh = loaded(config)
+  held = flat(testing.random_state(BACKBONE).variables()["params"])
+  params, fresh = flat(variables["params"]), flat(fresh["params"])
+  assert params.keys() == fresh.keys()
+  assert set(plan.taken) == held.keys() and plan.left == []
+  assert set(plan.new) == {x for x in params if x.startswith("memory_0")}
+  for path, leaf in params.items():
+    np.testing.assert_array_equal(leaf, held.get(path, fresh[path]))
+  assert variables["buffers"].keys() == {"memory_0"}
+
+
+@pytest.mark.parametrize("output", ["zero", "gated"])
+def test_a_new_memory_leaves_the_model_as_it_is(backbone, output):
+  config = with_memory(backbone, model__memory__output=output)
+  tokens_BT = np.arange(14, dtype=np.int32).reshape(2, 7)
+  model = Transformer(config.model)
+  initial = jax.jit(model.init)(jax.random.key(0), tokens_BT)
+  held = testing.random_state(BACKBONE).variables()["params"]
+  params = {**jax.tree.map(lambda x: x, initial["params"]), **held}
+  actual = jax.jit(model.apply)(
+    {"params": params, "buffers": initial["buffers"]}, tokens_BT
+  )
+  alone = jax.jit(Transformer(BACKBONE.model).apply)
+  # The logits of the model that it was put into, to the bit.
+  np.testing.assert_array_equal(actual, alone({"params": held}, tokens_BT))
+
+  def loss(memory):
+    variables = {**params, "memory_0": memory}
+    logits_BTV = model.apply(
+      {"params": variables, "buffers": initial["buffers"]}, tokens_BT
+    )
+    return jax.nn.logsumexp(logits_BTV, axis=-1).sum()
+
+  gradient = jax.jit(jax.grad(loss))(params["memory_0"])
+  started = {"zero": "value_projection", "gated": "output_scale"}[output]
+  assert (
+    np.abs(getattr(gradient[started], "value", gradient[started])).max() > 0
+  )
+
+
+def test_what_is_skipped_and_what_only_the_source_has(backbone, tmp_path):
+  plan = init_from.plan(with_memory(backbone, init_skip="^head|block_1/mlp"))
+  assert "head/kernel" in plan.new or "head" in plan.new
+  assert not any(x.startswith(("head", "block_1/mlp")) for x in plan.taken)
+  testing.save_run(tmp_path, with_memory(backbone))
+  plan = init_from.plan(dataclasses.replace(BACKBONE, init_from=str(tmp_path)))
+  assert plan.left and all(x.startswith("memory_0") for x in plan.left)
+  assert init_from.describe(plan).startswith(
+    f"parameters from {tmp_path}@newest: block_0/"
+  )
+  assert "; new: nothing; left out: memory_0/" in init_from.describe(plan)
+
+
+@pytest.mark.parametrize(
+  ("overrides", "message"),
+  [
+    ({"model__mlp_dim": 20}, "has the shape .* there and .* here: change the"),
+    ({"init_skip": "."}, "has no parameter of this model"),
+    ({"init_from": "no/such"}, "no such directory"),
+  ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_read(
+  backbone, overrides, message
+):
+  with pytest.raises(ConfigError, match=message):
+    init_from.plan(with_memory(backbone, **overrides))
+
+
+def test_the_config_of_a_run_begins_with_its_parameters(backbone):
+  c = from_run.get_config(str(backbone))
+  c.model.memory.kind, c.model.memory.spans = "ultramem", "1:2"
+  expected = dataclasses.replace(
+    with_memory(backbone), init_from=os.fspath(backbone)
+  )
+  assert config_lib.parse(c).model == expected.model
+  assert config_lib.parse(c).init_from == str(backbone)
+
+
+def test_a_step_that_is_not_there(backbone):
+  with pytest.raises(CheckpointError, match="saved: 7"):
+    loaded(with_memory(f"{backbone}@3"))

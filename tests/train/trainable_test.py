@@ -1,0 +1,121 @@
+"""Runs that train some of the parameters, and keep the others."""
+
+import jax
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from tests.train import small_steps
+from ultramem_jax import testing
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.tools import fit
+from ultramem_jax.train import optim, trainable
+
+
+def flat(tree):
+  return traverse_util.flatten_dict(tree, sep="/")
+
+
+def make_config(**overrides):
+  return small_steps.make_config(
+    **{**small_steps.SPARSE_SETTINGS, "optim__trainable": "memory", **overrides}
+  )
+
+
+def changed(config, steps=2):
+  """Paths of the parameters that some steps change, and of the others."""
+  state = small_steps.first_state(config)
+  before = flat(state.variables()["params"])
+  for seed in range(steps):
+    batch = small_steps.make_batch(config, seed)
+    state, _ = small_steps.train_step(state, batch, config)
+  after = flat(state.variables()["params"])
+  assert after.keys() == before.keys()
+  moved = {x for x in after if small_steps.differ(after[x], before[x])}
+  return moved, after.keys() - moved, state
+
+
+@pytest.mark.parametrize("update", ["sparse", "dense"])
+def test_what_is_frozen_stays_bit_equal_without_moments(update):
+  config = make_config(optim__table_update=update)
+  moved, same, state = changed(config)
+  assert "memory_0/values" in moved and "memory_0/query" in moved
+  assert {x for x in same if x.startswith("memory")} == set()
+  assert not any(x.startswith("memory") for x in same) and same
+  moments = state.opt_state[1].mu
+  assert {x.split("/")[0] for x in flat(moments)} == {"memory_0"}
+
+
+def test_a_frozen_table_has_no_moments_and_no_update():
+  config = make_config(optim__trainable="memory_0/query$")
+  moved, _, state = changed(config)
+  assert moved == {"memory_0/query"}
+  assert state.tables == {} and "values" in state.frozen["memory_0"]
+
+
+def test_the_gradient_of_what_is_trained_is_that_of_a_whole_run():
+  """Without clipping, whose norm is that of what is trained."""
+  overrides = {"optim__clip_norm": 0.0, "optim__table_update": "dense"}
+  config = make_config(**overrides)
+  whole = make_config(**overrides, optim__trainable="all")
+  start, batch = small_steps.first_state(whole), small_steps.make_batch()
+  expected, _ = small_steps.train_step(start, batch, whole)
+  first = small_steps.first_state(config)
+  testing.assert_close(first.variables(), start.variables(), tolerance=0)
+  actual, _ = small_steps.train_step(first, batch, config)
+  for name in ("query", "values", "value_projection"):
+    testing.assert_close(
+      actual.variables()["params"]["memory_0"][name],
+      expected.variables()["params"]["memory_0"][name],
+    )
+
+
+def test_state_and_its_parts_for_a_checkpoint():
+  config = make_config()
+  state = small_steps.first_state(config)
+  items = state.to_items()
+  again = type(state).from_items(items, config.optim.trainable)
+  small_steps.assert_same_bits(again, state)
+  assert items["rest"].frozen == {}
+
+
+def test_bytes_are_those_of_what_is_trained():
+  need = fit.training_bytes(make_config(optim__table_update="dense"))
+  state = small_steps.first_state(make_config(optim__table_update="dense"))
+  trained = sum(x.nbytes for x in jax.tree.leaves(state.params))
+  tables = sum(table.values_IW.nbytes for table in state.tables.values())
+  assert need["gradients"] == trained + tables
+  assert need["optimizer"] == 2 * (trained + tables)
+
+
+def test_a_pattern_must_be_one_and_match():
+  trainable.require_some(make_config(optim__trainable="values$"))
+  with pytest.raises(ConfigError, match="matches no parameter; there are bl"):
+    trainable.require_some(make_config(optim__trainable="no_such"))
+  with pytest.raises(ConfigError, match=r"optim.trainable = '\(': is no reg"):
+    make_config(optim__trainable="(")
+
+
+def test_rates_are_multiplied_by_the_first_pattern_found():
+  updates = {
+    "embed": np.float32(1),
+    "head": {"kernel": np.float32(1), "bias": np.float32(1)},
+  }
+  config = make_config(optim__rate_multipliers="bias=0,head=5,embed|head=0.1")
+  scaled = optim.multiplied(config.optim, updates)
+  assert scaled == {
+    "embed": pytest.approx(0.1),
+    "head": {"kernel": 5, "bias": 0},
+  }
+  moved, _, _ = changed(
+    make_config(optim__rate_multipliers="query=0", optim__weight_decay=0.5), 1
+  )
+  assert "memory_0/query" not in moved and "memory_0/values" in moved
+
+
+@pytest.mark.parametrize(
+  "text", ["memory", "=2", "a=-1", "a=x", "(=2", "a=1e4"]
+)
+def test_bad_multipliers(text):
+  with pytest.raises(ConfigError, match=r"optim\.rate_multipliers = "):
+    make_config(optim__rate_multipliers=text)

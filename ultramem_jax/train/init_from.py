@@ -1,0 +1,153 @@
+"""A new run begins with the parameters of another run, or of an imported model.
+
+What has the same path and shape in both models is taken; the rest is new.
+"""
+
+import dataclasses
+import re
+from typing import Any, NamedTuple
+
+import jax
+from flax import traverse_util
+
+from ultramem_jax.runs import checkpoint
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config
+from ultramem_jax.train import sharding
+from ultramem_jax.train import state as state_lib
+
+# Paths that `describe` names of each part.
+SHOWN = 3
+
+
+class Plan(NamedTuple):
+  """What becomes of the parameters; paths joined by "/".
+
+  workdir, step: of the source; the step as `checkpoint.restore` takes it.
+  config: the source's, on the mesh of the new run.
+  taken: those that both models have.
+  new: those that only the new model has, or that are not to be taken.
+  left: those that only the source has.
+  """
+
+  workdir: str
+  step: int | str
+  config: Config
+  taken: list[str]
+  new: list[str]
+  left: list[str]
+
+
+def plan(config: Config) -> Plan:
+  """Compares the model of a run with that of config.init_from.
+
+  Raises:
+    ConfigError: the source is no run, nothing of it fits, or a parameter has
+      another shape or is stored in another form; nothing was read but its
+      config.json.
+  """
+  workdir, _, step = config.init_from.rpartition("@")
+  if not (workdir and re.fullmatch("newest|best|[0-9]+", step)):
+    workdir, step = config.init_from, "newest"
+  source = dataclasses.replace(
+    workdir_lib.load_config(workdir),
+    mesh=config.mesh,
+    batch_size=config.batch_size,
+    accumulation_steps=config.accumulation_steps,
+  )
+  theirs, ours = (
+    {"/".join(path): axes for path, axes in sharding.parameter_axes(c).items()}
+    for c in (source.model, config.model)
+  )
+  is_wanted = lambda path: (
+    not (config.init_skip and re.search(config.init_skip, path))
+  )
+  taken = [path for path in ours if path in theirs and is_wanted(path)]
+  for path in taken:
+    shapes = [tuple(size for _, size in x[path]) for x in (theirs, ours)]
+    require(
+      shapes[0] == shapes[1],
+      "init_from",
+      config.init_from,
+      f"{path} has the shape {shapes[0]} there and {shapes[1]} here: change "
+      "the model, or name it in init_skip",
+    )
+  stored = [
+    c.model.memory.storage.table_dtype
+    for c in (source, config)
+    if c.model.spans
+  ]
+  require(
+    len(set(stored)) < 2,
+    "init_from",
+    config.init_from,
+    f"its tables are {' and those here '.join(stored)}: set "
+    "model.memory.storage.table_dtype to the same",
+  )
+  require(
+    bool(taken),
+    "init_from",
+    config.init_from,
+    "has no parameter of this model that init_skip does not name",
+  )
+  new, left = ours.keys() - set(taken), theirs.keys() - ours.keys()
+  return Plan(
+    workdir,
+    int(step) if step.isdecimal() else step,
+    source,
+    sorted(taken),
+    sorted(new),
+    sorted(left),
+  )
+
+
+def describe(plan: Plan) -> str:
+  """Returns a line that says what is taken, new, and left out."""
+
+  def some(paths):
+    more = f", ... ({len(paths)})" if len(paths) > SHOWN else ""
+    return (", ".join(paths[:SHOWN]) + more) or "nothing"
+
+  return (
+    f"parameters from {plan.workdir}@{plan.step}: {some(plan.taken)}; new: "
+    f"{some(plan.new)}; left out: {some(plan.left)}"
+  )
+
+
+def load(plan: Plan, variables: Any, mesh: Any) -> Any:
+  """Returns the variables of a new run with those that a plan takes.
+
+  Args:
+    plan: of `plan`.
+    variables: the new run's collections as initialized, on the mesh.
+    mesh: of the devices.
+  Raises:
+    CheckpointError: the source has no such checkpoint, or it is damaged.
+  """
+  layout = sharding.make_layout(plan.config, mesh)
+  wanted = state_lib.abstract_state(plan.config, layout).variables()
+  found = checkpoint.restore(plan.workdir, wanted, plan.step).items
+  taken = set(plan.taken)
+
+  def merge(collection, is_taken):
+    theirs: dict[str, Any]
+    ours: dict[str, Any]
+    theirs, ours = (
+      traverse_util.flatten_dict(x.get(collection, {}), sep="/")
+      for x in (found, variables)
+    )
+    merged = {
+      path: jax.device_put(theirs[path], leaf.sharding)
+      if path in theirs and is_taken(path)
+      else leaf
+      for path, leaf in ours.items()
+    }
+    return traverse_util.unflatten_dict(merged, sep="/")
+
+  # A buffer is computed from a parameter beside it.
+  beside = {path.rpartition("/")[0] for path in taken}
+  return {
+    "params": merge("params", lambda path: path in taken),
+    "buffers": merge("buffers", lambda path: path.rpartition("/")[0] in beside),
+  }

@@ -1,0 +1,56 @@
+"""Which parameters a run trains, and which stay as they are."""
+
+import re
+from typing import Any
+
+from flax import traverse_util
+
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config
+from ultramem_jax.train import sharding
+
+ALL = "all"
+
+
+def is_trainable(path: str, pattern: str) -> bool:
+  """Returns whether the parameter at path, joined by "/", is trained.
+
+  Args:
+    path: such as "memory_0/values".
+    pattern: `optim.trainable`: a regular expression that is searched for in
+      the path, or "all".
+  """
+  return pattern == ALL or bool(re.search(pattern, path))
+
+
+def split(params: Any, pattern: str) -> tuple[Any, Any]:
+  """Returns the parameters that are trained, and those that are frozen."""
+  if pattern == ALL:
+    return params, {}
+  parts = {True: {}, False: {}}
+  for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
+    parts[is_trainable(path, pattern)][path] = leaf
+  trained, frozen = (
+    traverse_util.unflatten_dict(parts[key], sep="/") for key in (True, False)
+  )
+  return trained, frozen
+
+
+def join(trained: Any, frozen: Any) -> Any:
+  """Returns the parameters of which `split` made the parts."""
+  parts = (traverse_util.flatten_dict(x, sep="/") for x in (trained, frozen))
+  return traverse_util.unflatten_dict(
+    {k: v for x in parts for k, v in x.items()}, sep="/"
+  )
+
+
+def require_some(config: Config) -> None:
+  """Raises ConfigError if no parameter of a run's model is trained."""
+  paths = ["/".join(path) for path in sharding.parameter_axes(config.model)]
+  pattern = config.optim.trainable
+  require(
+    any(is_trainable(path, pattern) for path in paths),
+    "optim.trainable",
+    pattern,
+    f"matches no parameter; there are {', '.join(sorted(paths)[:5])}, ...",
+  )
