@@ -172,7 +172,8 @@ def run(main: Callable[..., None]) -> None:
 
 def fail(message: str, status: int = EXIT_STATUS) -> NoReturn:
   """Ends the program with one line."""
-  console.show_at_once(message)
+  with contextlib.suppress(OSError):
+    print(message, file=sys.stderr, flush=True)
   sys.exit(status)
 
 

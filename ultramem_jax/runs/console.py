@@ -42,7 +42,7 @@ def outlive() -> None:
     with contextlib.suppress(OSError):
       stream.flush()
     outliving = io.TextIOWrapper(
-      io.BufferedWriter(_Dropping(fd)),
+      io.BufferedWriter(_Dropping(fd, PATIENCE_SECONDS)),
       encoding=stream.encoding,
       errors="backslashreplace",
       line_buffering=True,
@@ -52,16 +52,19 @@ def outlive() -> None:
 
 
 def show_at_once(text: str) -> None:
-  """Shows a line; a signal's handler may do so, whatever it interrupted."""
-  _Dropping(sys.stderr.fileno()).write(f"{text}\n".encode())
+  """Shows a line, or drops it if the console has no room for it now.
+
+  A signal's handler, or a thread, may do so, whatever it interrupts.
+  """
+  _Dropping(2, patience=0).write(f"{text}\n".encode())
 
 
 class _Dropping(io.RawIOBase):
   """Writes what a file descriptor takes, and drops the rest."""
 
-  def __init__(self, fd: int):
+  def __init__(self, fd: int, patience: float):
     self._fd = fd
-    self._patience = PATIENCE_SECONDS
+    self._patience = self._usual_patience = patience
     self._room = select.poll()
     self._room.register(fd, select.POLLOUT)
 
@@ -80,7 +83,7 @@ class _Dropping(io.RawIOBase):
       if not self._room.poll(1000 * self._patience):
         self._patience = 0  # a console that stands still costs time once
         break
-      self._patience = PATIENCE_SECONDS
+      self._patience = self._usual_patience
       try:
         os.write(self._fd, data[start : start + PIECE_BYTES])
       except OSError:
