@@ -25,6 +25,7 @@ from ultramem_jax.runs import (
   console,
   distributed,
   inputs,
+  origin,
   preemption,
 )
 from ultramem_jax.runs import log as log_lib
@@ -270,6 +271,7 @@ def train_once(
     bind_workdir(workdir, config, corpus, described, accept_changed_data)
     announce(config, layout, memory, described, workdir)
     if source:
+      origin.copy(source.workdir, workdir)
       print(init_from.describe(source), flush=True)
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)

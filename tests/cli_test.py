@@ -216,6 +216,10 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
       "hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M",
     ),
     (
+      "ultramem export --workdir=absent",
+      "--output = None: must name a folder to write",
+    ),
+    (
       "ultramem quantize --workdir=absent --output=README.md",
       "--output = 'README.md': must be an empty directory, or absent",
     ),

@@ -9,6 +9,7 @@ SUMMARIES = {
   "accounting": "count a model's parameters, FLOPs, memory access and bytes",
   "compile": "compile a run's steps for devices that need not be here",
   "convert": "convert a TFRecord dataset to ArrayRecord",
+  "export": "write a run's model as a folder of Hugging Face",
   "generate": "continue prompts with a trained model",
   "import": "make a run of a pretrained model of Hugging Face",
   "quantize": "write a run again with tables in int8 or bfloat16",

@@ -24,6 +24,12 @@ def define_flags() -> None:
   cli.define_config("default")
   flags.DEFINE_string("from", None, "Folder of the pretrained model.")
   flags.DEFINE_string("workdir", None, "Directory of the new run.")
+  flags.DEFINE_string(
+    "memory",
+    None,
+    "Folder of a memory for this model, as `export --memory_only` writes it, "
+    "in place of any that --from has.",
+  )
 
 
 def main() -> None:
@@ -35,7 +41,9 @@ def main() -> None:
   ):
     require(bool(value), f"--{name}", value, f"must name {what}")
   asked = config_flags.get_override_values(values["config"])
-  config = pretrained.import_run(source, workdir, cli.load_config(), asked)
+  config = pretrained.import_run(
+    source, workdir, cli.load_config(), asked, values.memory
+  )
   print(accounting.headline(config.model))
   if not pretrained.has_tokenizer(config):
     where = config.data.tokenizer

@@ -1,22 +1,31 @@
-"""Loads tensors by name from the files that hold them."""
+"""Loads tensors by name from the files that hold them, and writes files."""
 
 import contextlib
+import json
+import math
 import os
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
-# Those of the safetensors format that numpy has, with ml_dtypes.
-DTYPES = (
-  *("F64", "F32", "F16", "BF16", "BOOL"),
-  *("I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8"),
-)
+# Those of the safetensors format that numpy has, with JAX.
+DTYPES = {
+  name: np.dtype(dtype)
+  for name, dtype in {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16},
+    **{"BF16": jnp.bfloat16, "BOOL": np.bool_},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8},
+    **{"U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8},
+  }.items()
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class Header(NamedTuple):
@@ -24,6 +33,11 @@ class Header(NamedTuple):
 
   dtype: str
   shape: tuple[int, ...]
+
+  @property
+  def num_bytes(self) -> int:
+    """The bytes of its content."""
+    return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def load(state_dict: Any) -> Mapping[str, np.ndarray]:
@@ -114,3 +128,39 @@ def open_safetensors(path: pathlib.Path) -> Iterator[Any]:
     raise ConfigError(
       f"{str(path)!r}: is not a safetensors file that we can read ({error})"
     ) from error
+
+
+def write_safetensors(
+  path: pathlib.Path,
+  tensors: Mapping[str, Header],
+  read: Callable[[str], np.ndarray],
+) -> None:
+  """Writes a .safetensors file, one tensor after another, to the disk.
+
+  Args:
+    path: of the file.
+    tensors: what it holds, by name.
+    read: returns the tensor of a name, of that shape and dtype.
+  """
+  # The largest elements first, so that every tensor is aligned.
+  names = sorted(tensors, key=lambda x: (-DTYPES[tensors[x].dtype].itemsize, x))
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  end = 0
+  for name in names:
+    start, end = end, end + tensors[name].num_bytes
+    header[name] = {
+      "dtype": tensors[name].dtype,
+      "shape": tensors[name].shape,
+      "data_offsets": [start, end],
+    }
+  text = json.dumps(header).encode()
+  text += b" " * (-len(text) % 8)
+  with open(path, "xb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    for name in names:
+      tensor = np.ascontiguousarray(read(name))
+      assert tensor.shape == tensors[name].shape
+      assert tensor.dtype == DTYPES[tensors[name].dtype]
+      file.write(tensor.reshape(-1).view(np.uint8).data)
+    file.flush()
+    os.fsync(file.fileno())

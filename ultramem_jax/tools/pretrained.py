@@ -1,12 +1,11 @@
 """Makes a run of a pretrained model: a workdir at step 0."""
 
-import contextlib
 import dataclasses
+import json
 import math
 import os
 import pathlib
-import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -16,8 +15,8 @@ from ultramem_jax import data
 from ultramem_jax.data import specials
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.interop import pretrained as pretrained_lib
-from ultramem_jax.interop.pretrained import Pretrained
-from ultramem_jax.runs import checkpoint, inputs
+from ultramem_jax.interop.pretrained import Backbone, Memory, Pretrained
+from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
@@ -25,10 +24,15 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import fit
+from ultramem_jax.tools.whole_folder import written_whole
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
 TOKENIZER = "tokenizer.json"
+# What a run keeps of the folder: the model's settings, the dtype of each tensor
+# in its files, and what other programs read.
+CONFIG, DTYPES = "config.json", "dtypes.json"
+OTHERS = ("generation_config.json", "chat_template.jinja")
 
 
 def import_run(
@@ -36,6 +40,7 @@ def import_run(
   workdir: str | os.PathLike,
   config: Config,
   asked: Collection[str] = (),
+  memory: str | None = None,
 ) -> Config:
   """Makes a workdir with the model of a Hugging Face folder, at step 0.
 
@@ -46,27 +51,41 @@ def import_run(
     workdir: of the new run; empty or absent.
     config: decides all that the folder does not.
     asked: fields of it that a user has set, such as "model.dtype".
+    memory: folder with the memories of the model, in place of any that the
+      source has.
   Returns:
     The config of the run.
   Raises:
-    ConfigError: of `pretrained.open_folder` and `read_params`; the config has
-      weights that the folder lacks; a field was asked for that the folder
-      decides; or the workdir holds something.
+    ConfigError: of `pretrained.open_folder`, `read_params` and `read_memory`;
+      the memories belong to another model; the config has weights that the
+      folder lacks; a field was asked for that the folder decides; or the
+      workdir holds something.
   """
   workdir_lib.require_unused("--workdir", workdir)
   pretrained = pretrained_lib.open_folder(source)
+  memories = pretrained_lib.open_memory(pathlib.Path(memory or source))
+  require(
+    memories is not None or memory is None,
+    "--memory",
+    memory,
+    "must be a folder that `export` wrote, with memory.json",
+  )
+  if memories:
+    fields = {**pretrained.fields, "memory": memories.settings}
+    pretrained = pretrained._replace(fields=fields)
   place = pathlib.Path(workdir)
   tokenizer = place / inputs.TOKENIZER_NAME / TOKENIZER
   config = _run_config(config, pretrained, str(tokenizer), asked)
   pretrained_lib.entries(pretrained, config.model)
   corpus = _open_corpus(config, pretrained)
   described = corpus.describe()
-  with _written_whole(place) as partial:
+  with written_whole(place) as partial:
     workdir_lib.claim(partial, config, described)
     if corpus.tokenizer_files():
       read = corpus.inputs("train", "valid")
       inputs.bind(partial, read, corpus.tokenizer_files(), False)
-    variables = _read_variables(config, pretrained)
+    origin.keep(partial, _kept(pretrained))
+    variables = _read_variables(config, pretrained, memories)
     with checkpoint.Checkpointer(partial, keep=1) as checkpointer:
       checkpointer.save(0, variables, {}, None)
   return config
@@ -147,7 +166,17 @@ def _open_corpus(config: Config, pretrained: Pretrained) -> data.Corpus:
   return data.open(config)
 
 
-def _read_variables(config: Config, pretrained: Pretrained) -> dict[str, Any]:
+def _kept(pretrained: Pretrained) -> dict[str, bytes]:
+  """Returns the files that a run keeps of the folder."""
+  there = (pretrained.folder / name for name in (CONFIG, *OTHERS))
+  kept = {path.name: path.read_bytes() for path in there if path.exists()}
+  dtypes = {name: tensor.dtype for name, tensor in pretrained.tensors.items()}
+  return kept | {DTYPES: json.dumps(dtypes, indent=1).encode()}
+
+
+def _read_variables(
+  config: Config, pretrained: Pretrained, memories: Memory | None
+) -> dict[str, Any]:
   """Reads the model's collections to these devices."""
   here = load_lib.on_these_devices(config, {})
   layout = sharding.make_layout(here, sharding.make_mesh(here))
@@ -165,18 +194,15 @@ def _read_variables(config: Config, pretrained: Pretrained) -> dict[str, Any]:
   )
   places: Any = traverse_util.flatten_dict(sharding.of(abstract["params"]))
   params = pretrained_lib.read_params(pretrained, config.model, places)
-  return {**abstract, "params": params}
-
-
-@contextlib.contextmanager
-def _written_whole(workdir: pathlib.Path) -> Iterator[pathlib.Path]:
-  """Gives a folder that becomes the workdir at the end, if nothing fails."""
-  workdir = workdir.absolute()
-  partial = workdir.with_name(f".{workdir.name}.importing")
-  shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
-  partial.mkdir(parents=True)
-  try:
-    yield partial
-    partial.rename(workdir)
-  finally:
-    shutil.rmtree(partial, ignore_errors=True)
+  if memories is None:
+    return {**abstract, "params": traverse_util.unflatten_dict(params)}
+  entries = pretrained_lib.entries(pretrained, config.model)
+  exact = Backbone(entries, params, dict.fromkeys(entries, "F32"))
+  pretrained_lib.require_backbone(
+    memories, exact.digest(), str(pretrained.folder)
+  )
+  flat: Any = traverse_util.flatten_dict(abstract)
+  rest = {path: x for path, x in flat.items() if path[1:] not in params}
+  read = {("params", *path): x for path, x in params.items()}
+  read |= pretrained_lib.read_memory(memories, rest)
+  return {**abstract, **traverse_util.unflatten_dict(read)}

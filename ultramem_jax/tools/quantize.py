@@ -10,7 +10,7 @@ from flax import traverse_util
 from ultramem_jax import data
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.ops import precision
-from ultramem_jax.runs import checkpoint, inputs
+from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
@@ -102,6 +102,7 @@ def quantize_run(
   )
   workdir_lib.claim(output, config, workdir_lib.load_corpus(workdir))
   inputs.copy(workdir, output)
+  origin.copy(workdir, output)
   with checkpoint.Checkpointer(output, keep=1) as checkpointer:
     checkpointer.save(loaded.step, variables, {}, after)
   return {

@@ -38,7 +38,8 @@ def read(pretrained):
   here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   entries = pretrained_lib.entries(pretrained, c).values()
   places = {path: here for entry in entries for path in entry.paths}
-  return pretrained_lib.read_params(pretrained, c, places)
+  params = pretrained_lib.read_params(pretrained, c, places)
+  return traverse_util.unflatten_dict(params)
 
 
 @functools.cache

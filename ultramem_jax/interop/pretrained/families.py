@@ -17,10 +17,12 @@ Fields = dict[str, Any]
 class Family(NamedTuple):
   """A family of models.
 
+  model_type: its name in config.json.
   fields: config.json -> fields of ModelConfig.
   norms: in a layer, the names of the norms of attention and of the MLP.
   """
 
+  model_type: str
   fields: Callable[[Settings], Fields]
   norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
 
@@ -70,12 +72,12 @@ def olmo2(s: Settings) -> Fields:
 
 
 FAMILIES = {
-  "LlamaForCausalLM": Family(llama),
-  "MistralForCausalLM": Family(mistral),
-  "Qwen2ForCausalLM": Family(qwen2),
-  "Qwen3ForCausalLM": Family(qwen3),
+  "LlamaForCausalLM": Family("llama", llama),
+  "MistralForCausalLM": Family("mistral", mistral),
+  "Qwen2ForCausalLM": Family("qwen2", qwen2),
+  "Qwen3ForCausalLM": Family("qwen3", qwen3),
   "Olmo2ForCausalLM": Family(
-    olmo2, ("post_attention_layernorm", "post_feedforward_layernorm")
+    "olmo2", olmo2, ("post_attention_layernorm", "post_feedforward_layernorm")
   ),
 }
 

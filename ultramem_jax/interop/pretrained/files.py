@@ -11,6 +11,7 @@ import numpy as np
 from ultramem_jax.interop import files
 from ultramem_jax.settings.errors import ConfigError
 
+CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # A tensor is read in this many parts, so that little is held beside its array.
 PARTS = 8

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import traverse_util
 
 from ultramem_jax.interop.pretrained import files, names
 from ultramem_jax.interop.pretrained.families import FAMILIES, Family, Fields
@@ -47,7 +46,7 @@ def open_folder(name: str) -> Pretrained:
       not know or cannot express (all of them are named), or damaged files.
   """
   folder = files.find_folder(name)
-  path = folder / "config.json"
+  path = folder / files.CONFIG
   settings = Settings(files.read_json(path))
   named = settings.get("architectures")
   architecture = named[0] if isinstance(named, list) and named else named
@@ -69,6 +68,14 @@ def open_folder(name: str) -> Pretrained:
       ids[role] = first
   tensors = files.find_tensors(folder)
   return Pretrained(folder, family, fields, length, ids, tensors)
+
+
+def family_entries(
+  c: ModelConfig, settings: Mapping[str, Any]
+) -> dict[str, Entry]:
+  """Returns the tensors of a model, by name, as its config.json has them."""
+  (architecture,) = settings["architectures"]
+  return names.model_entries(c, FAMILIES[architecture].norms)
 
 
 def entries(pretrained: Pretrained, c: ModelConfig) -> dict[str, Entry]:
@@ -109,7 +116,7 @@ def read_params(
   pretrained: Pretrained,
   c: ModelConfig,
   shardings: Mapping[Path, jax.sharding.Sharding],
-) -> dict[str, Any]:
+) -> dict[Path, jax.Array]:
   """Reads the parameters, one by one, to the devices where they belong.
 
   Beside the parameters, this machine holds one of them, and a part of another.
@@ -119,7 +126,7 @@ def read_params(
     c: the model, of `pretrained.fields`.
     shardings: of each parameter, by its path.
   Returns:
-    The tree of parameters, float32.
+    The parameters by path, float32.
   Raises:
     ConfigError: of `entries`; a tied head is not the embedding; or a weight is
       not finite.
@@ -136,7 +143,7 @@ def read_params(
         array.shape, shardings[path], lambda index, array=array: array[index]
       )
     )
-  return traverse_util.unflatten_dict(params)
+  return params
 
 
 def _read(tensor: Tensor, entry: Entry) -> np.ndarray:

@@ -1,0 +1,46 @@
+"""Writes the model of a run as a folder of Hugging Face.
+
+  python -m ultramem_jax export --workdir=runs/smol --output=SmolLM2-mine
+
+`transformers` and `import` read it. The model must be like one of a family that
+`import` knows; a run that was imported is, also where it was trained on. Its
+memories lie beside the model in memory.safetensors and memory.json, which
+import reads, and other programs do not look at. --memory_only writes nothing
+else: a small folder for those who have the model, `import --memory=DIR`.
+"""
+
+from absl import flags
+
+from ultramem_jax.commands import model_flags
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.checks import require
+from ultramem_jax.tools import export
+
+
+def define_flags() -> None:
+  model_flags.define()
+  flags.DEFINE_string("output", None, "The folder to write.")
+  flags.DEFINE_enum(
+    "dtype",
+    None,
+    list(export.NAMES),
+    "Dtype of the tensors; by default that which each had when it was "
+    "imported. Memories keep theirs.",
+  )
+  flags.DEFINE_bool("memory_only", False, "Write the memories only.")
+
+
+def main() -> None:
+  values = flags.FLAGS
+  require(
+    bool(values.output),
+    "--output",
+    values.output,
+    "must name a folder to write",
+  )
+  workdir_lib.require_unused("--output", values.output)
+  loaded = model_flags.load()
+  export.export_run(
+    loaded, values.workdir, values.output, values.dtype, values.memory_only
+  )
+  print(f"{values.output}: the model of step {loaded.step}")

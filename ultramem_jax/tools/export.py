@@ -1,0 +1,100 @@
+"""Writes the model of a run as a Hugging Face folder, its memories beside it.
+
+`tools.pretrained` reads what is written here.
+"""
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from flax import traverse_util
+
+from ultramem_jax.interop import pretrained as pretrained_lib
+from ultramem_jax.interop.pretrained import Backbone
+from ultramem_jax.runs import inputs, origin
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.serve.load import TrainedModel
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import require
+from ultramem_jax.tools.pretrained import CONFIG, DTYPES
+from ultramem_jax.tools.whole_folder import written_whole
+
+# What --dtype may be, and how files name it.
+NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+
+
+def export_run(
+  loaded: TrainedModel,
+  workdir: str | os.PathLike,
+  output: str | os.PathLike,
+  dtype: str | None = None,
+  memory_only: bool = False,
+) -> None:
+  """Writes the model of a run to a folder that appears whole, or not at all.
+
+  Args:
+    loaded: the model, on these devices.
+    workdir: the run's.
+    output: the folder; absent, or empty.
+    dtype: one of NAMES, of all tensors of the transformer; None: each has that
+      of the pretrained model that it comes from, or float32.
+    memory_only: writes the memories only, and which transformer they are for.
+  Raises:
+    ConfigError: output holds something; the transformer is of no known family;
+      it is not the memories that were asked for that the model has; or its
+      numbers are too large for the dtype.
+  """
+  workdir_lib.require_unused("--output", output)
+  c = loaded.config.model
+  require(
+    bool(c.spans) or not memory_only,
+    "--memory_only",
+    memory_only,
+    f"the model of {workdir} has no memory",
+  )
+  settings = pretrained_lib.make_settings(
+    c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
+  )
+  backbone, memory = _parts(loaded, settings, workdir, dtype)
+  with written_whole(output) as folder:
+    if c.spans:
+      held = config_lib.to_dict(loaded.config)["model"]["memory"]
+      digest = backbone.digest()
+      pretrained_lib.write_memory(folder, held, memory, digest)
+    if not memory_only:
+      pretrained_lib.write_backbone(folder, backbone, settings)
+      _copy_files(folder, workdir)
+
+
+def _parts(
+  loaded: TrainedModel,
+  settings: dict[str, Any],
+  workdir: str | os.PathLike,
+  dtype: str | None,
+) -> tuple[Backbone, dict[Any, Any]]:
+  """Returns the transformer, and the arrays of the memories by path."""
+  entries = pretrained_lib.family_entries(loaded.config.model, settings)
+  params: Any = traverse_util.flatten_dict(loaded.variables["params"])
+  held = origin.read(workdir, DTYPES)
+  dtypes = {
+    name: NAMES[dtype] if dtype else held.get(name, "F32") for name in entries
+  }
+  inside = {path for entry in entries.values() for path in entry.paths}
+  memory: Any = traverse_util.flatten_dict(dict(loaded.variables))
+  memory = {path: x for path, x in memory.items() if path[1:] not in inside}
+  return Backbone(entries, params, dtypes), memory
+
+
+def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:
+  """Copies the tokenizer and other small files of a run to a folder."""
+  tokenizer = pathlib.Path(workdir, inputs.TOKENIZER_NAME)
+  others = {
+    name: path
+    for name, path in origin.files(workdir).items()
+    if name not in (CONFIG, DTYPES)
+  }
+  if tokenizer.is_dir():
+    others |= {path.name: path for path in tokenizer.iterdir()}
+  for name, path in others.items():
+    shutil.copyfile(path, folder / name)

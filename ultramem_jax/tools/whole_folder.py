@@ -1,0 +1,31 @@
+"""A folder that appears whole, or not at all."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+
+from ultramem_jax.runs import workdir as workdir_lib
+
+
+@contextlib.contextmanager
+def written_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """Gives a folder that becomes another at the end, if nothing fails.
+
+  Args:
+    folder: absent, or empty.
+  """
+  folder = pathlib.Path(folder).absolute()
+  partial = folder.with_name(f".{folder.name}.partial")
+  shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+  partial.mkdir(parents=True)
+  try:
+    yield partial
+    for path in (x for x in partial.iterdir() if x.is_file()):
+      with open(path, "rb") as file:
+        os.fsync(file.fileno())
+    partial.rename(folder)
+    workdir_lib.sync_folder(folder.parent)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
