@@ -177,14 +177,15 @@ def test_what_has_the_name_of_a_step_is_set_aside(workdir, kind, caplog):
 
 
 def test_steps_of_another_run_neither_count_nor_go(workdir):
-  """A folder that appears beyond the step that the run has reached."""
+  """They appear beyond the step that the run has reached, or below it."""
   root = workdir / "checkpoints"
+  save_steps(workdir.with_name("other"), [99])
   with checkpoint.Checkpointer(workdir, 1) as saver:
-    (root / "99").mkdir()
+    shutil.copytree(workdir.with_name("other") / "checkpoints/99", root / "99")
     (root / "15").mkdir()
     saver.save(30, make_items(30), {})
   assert listing(workdir) == ["15", "30", "99"]
-  assert restore_latest(workdir).step == 30
+  assert checkpoint.restore(workdir, {}, 30).step == 30
 
 
 def test_links_are_deleted_and_not_what_they_name(workdir, tmp_path):
