@@ -17,6 +17,7 @@ from absl import flags, logging
 
 from ultramem_jax import cli, data
 from ultramem_jax.data import Corpus
+from ultramem_jax.data.pipeline import Prefetch, TrainBatches
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded.layout import Layout
@@ -34,7 +35,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import TrainingError, UserError
+from ultramem_jax.settings.errors import UserError
 from ultramem_jax.tools import accounting, fit
 from ultramem_jax.train import (
   compiler_options,
@@ -167,51 +168,6 @@ def usage_reporter(
   return report.lower(state).compile()
 
 
-def interruptible(
-  evaluate: Callable[..., Metrics], stop: preemption.Preemption
-) -> Callable[[TrainState], Metrics | None]:
-  """Returns the validation of a state; None if the run is to stop."""
-
-  def validate(state):
-    with contextlib.suppress(preemption.Stopped), stop.interruptible():
-      return evaluate(state.variables(), stop.check)
-
-  return validate
-
-
-def saver(
-  config: Config,
-  workdir: str,
-  checkpointer: checkpoint.Checkpointer,
-  feed: loop.Feed,
-  state: TrainState,
-) -> Callable[[int, TrainState, Metrics | None], None]:
-  """Returns the function that saves a step, as `loop.run_steps` takes it.
-
-  It raises TrainingError, and saves nothing, if a number is not finite: every
-  later start would go on from there.
-
-  Args:
-    config, workdir, checkpointer, feed: the run.
-    state: lies where those to come will.
-  """
-  are_finite = jax.jit(guard.are_finite).lower(state).compile()
-
-  def save(n, state, results):
-    if not are_finite(state):
-      raise TrainingError(
-        f"parameters or moments of step {n} are not finite, so it was not "
-        "saved; the same command goes on from the checkpoint before it. Try a "
-        "lower optim.learning_rate"
-      )
-    due = not results and loop.validates(config, n)
-    loss = results["loss"] if results else None
-    checkpointer.save(n, state.to_items(), feed.place, loss, due)
-    workdir_lib.require_claimed(workdir)
-
-  return save
-
-
 def train(
   config: Config,
   workdir: str,
@@ -280,17 +236,60 @@ def train_once(
     state, restored = start.restore_or_init(
       checkpointer, train_step, batches, place, source, layout
     )
-    # All is compiled while a signal may end the process: nothing is lost yet.
-    report_usage = usage_reporter(config, state, layout)
-    evaluate = loss_lib.on_validation_split(
-      config, corpus, layout, state.variables()
+    state, results = go_on(
+      config,
+      workdir,
+      profiled,
+      layout,
+      corpus,
+      batches,
+      checkpointer,
+      train_step,
+      state,
+      restored,
     )
-    log = stack.enter_context(log_lib.RunLog(workdir, config, restored))
-    profile = stack.enter_context(profile_lib.Profile(workdir, profiled))
-    stop = stack.enter_context(preemption.Preemption())
+  if results is None:
+    print(f"stopped at step {int(state.step)}; the same command goes on")
+  else:
+    try_sample(config, state, corpus, layout)
+  return results
+
+
+def go_on(
+  config: Config,
+  workdir: str,
+  profiled: range,
+  layout: Layout,
+  corpus: Corpus,
+  batches: TrainBatches | Prefetch,
+  checkpointer: checkpoint.Checkpointer,
+  train_step: TrainProgram,
+  state: TrainState,
+  restored: checkpoint.Restored | None,
+) -> tuple[TrainState, Metrics | None]:
+  """Trains from a state on, until the last step or a signal; saves it.
+
+  Args:
+    config, workdir, profiled: as for `train_once`.
+    layout, corpus, batches, checkpointer, train_step: made for the run.
+    state: to begin with.
+    restored: the checkpoint that it is from.
+  Returns, Raises: as `loop.run_steps`.
+  """
+  # All is compiled while a signal may end the process: nothing is lost yet.
+  report_usage = usage_reporter(config, state, layout)
+  evaluate = loss_lib.on_validation_split(
+    config, corpus, layout, state.variables()
+  )
+  are_finite = jax.jit(guard.are_finite).lower(state).compile()
+  with (
+    log_lib.RunLog(workdir, config, restored) as log,
+    profile_lib.Profile(workdir, profiled) as profile,
+    preemption.Preemption() as stop,
+  ):
     feed = loop.Feed(batches, layout.mesh, stop)
-    validate = interruptible(evaluate, stop)
-    save = saver(config, workdir, checkpointer, feed, state)
+    validate = loop.interruptible(evaluate, stop)
+    save = loop.saver(config, workdir, checkpointer, feed, are_finite)
     skipped = skips.Skips(config, workdir, feed, log, corpus.tokenizer.decode)
     results = loop.catch_up(
       config, state, restored, validate, checkpointer, log
@@ -312,11 +311,7 @@ def train_once(
         stop,
       )
     checkpointer.wait()  # before a signal ends the process again
-  if results is None:
-    print(f"stopped at step {int(state.step)}; the same command goes on")
-  else:
-    try_sample(config, state, corpus, layout)
-  return results
+  return state, results
 
 
 def require_trainable(config: Config) -> None:

@@ -4,6 +4,7 @@ A signal waits for one step and one save at most: what may take longer is given
 up, and done when the run goes on.
 """
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy as np
 
 from ultramem_jax.runs import checkpoint, preemption
 from ultramem_jax.runs import log as log_lib
+from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import TrainingError
 from ultramem_jax.train import sharding
 from ultramem_jax.train.state import TrainState
 
@@ -183,3 +186,47 @@ def catch_up(
   if results:
     log.note(log_lib.describe(config.steps, results))
   return results
+
+
+def interruptible(
+  evaluate: Callable[..., Metrics], stop: preemption.Preemption
+) -> Callable[[TrainState], Metrics | None]:
+  """Returns the validation of a state; None if the run is to stop."""
+
+  def validate(state):
+    with contextlib.suppress(preemption.Stopped), stop.interruptible():
+      return evaluate(state.variables(), stop.check)
+
+  return validate
+
+
+def saver(
+  config: Config,
+  workdir: str,
+  checkpointer: checkpoint.Checkpointer,
+  feed: Feed,
+  are_finite: Callable[[TrainState], jax.Array],
+) -> Callable[[int, TrainState, Metrics | None], None]:
+  """Returns the function that saves a step, as `run_steps` takes it.
+
+  It raises TrainingError, and saves nothing, if a number is not finite: every
+  later start would go on from there.
+
+  Args:
+    config, workdir, checkpointer, feed: the run.
+    are_finite: `guard.are_finite`, compiled.
+  """
+
+  def save(n, state, results):
+    if not are_finite(state):
+      raise TrainingError(
+        f"parameters or moments of step {n} are not finite, so it was not "
+        "saved; the same command goes on from the checkpoint before it. Try a "
+        "lower optim.learning_rate"
+      )
+    due = not results and validates(config, n)
+    loss = results["loss"] if results else None
+    checkpointer.save(n, state.to_items(), feed.place, loss, due)
+    workdir_lib.require_claimed(workdir)
+
+  return save

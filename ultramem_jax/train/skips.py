@@ -82,13 +82,17 @@ class Skips:
         self._feed.place,
       )
 
-  def _save(self, n: int, batch: dict[str, np.ndarray]) -> pathlib.Path:
-    self._folder.mkdir(exist_ok=True)
+  def _save(self, n: int, batch: dict[str, np.ndarray]) -> str:
+    """Keeps a batch, and returns where; a run goes on without."""
     path = self._folder / f"{n:08d}_{jax.process_index()}.npz"
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **batch)
-    workdir_lib.write_atomically(path, content.getvalue())
-    return path
+    try:
+      self._folder.mkdir(exist_ok=True)
+      workdir_lib.write_atomically(path, content.getvalue())
+    except OSError as error:
+      return f"no file ({error})"
+    return str(path)
 
   def _beginnings(self, batch: dict[str, np.ndarray]) -> str:
     """Returns the first words of the batch's first three rows."""
