@@ -10,7 +10,7 @@ import contextlib
 import functools
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from absl import flags, logging
@@ -54,6 +54,16 @@ from ultramem_jax.train.state import TrainState
 
 Metrics = loop.Metrics
 
+
+class Accepted(NamedTuple):
+  """What may be other than a run began with: its data, some settings."""
+
+  data: bool = False
+  settings: bool = False
+
+
+NOTHING = Accepted()
+
 cli.define_config()
 WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -65,6 +75,12 @@ PROFILE = flags.DEFINE_string(
   "profile",
   "",
   "FIRST:LAST: steps to trace, into the workdir's folder profile.",
+)
+OVERRIDE = flags.DEFINE_bool(
+  "override",
+  False,
+  "Go on with other values of settings that decide the training but not the "
+  "model, such as steps and optim.learning_rate (docs/train.md).",
 )
 cli.define_accept_changed_data()
 cli.define_processes()
@@ -113,7 +129,7 @@ def bind_workdir(
   config: Config,
   corpus: Corpus,
   described: str,
-  accept_changed: bool,
+  accepted: Accepted,
 ) -> None:
   """Binds a workdir to a run and to what it reads, or checks that it is.
 
@@ -121,12 +137,12 @@ def bind_workdir(
     ConfigError: the workdir holds another run, or its data have changed, and
       that is not accepted.
   """
-  workdir_lib.claim(workdir, config, described)
+  workdir_lib.claim(workdir, config, described, accepted.settings)
   changes = inputs.bind(
     workdir,
     corpus.inputs("train", "valid"),
     corpus.tokenizer_files(),
-    accept_changed,
+    accepted.data,
   )
   if changes:
     print(changes)
@@ -172,7 +188,7 @@ def train(
   config: Config,
   workdir: str,
   profiled: range = range(0),
-  accept_changed_data: bool = False,
+  accepted: Accepted = NOTHING,
 ) -> Metrics | None:
   """Trains in a workdir: fresh, or from its newest checkpoint.
 
@@ -181,9 +197,7 @@ def train(
 
   Args, Returns and Raises: as for `train_once`.
   """
-  attempt = functools.partial(
-    train_once, config, workdir, profiled, accept_changed_data
-  )
+  attempt = functools.partial(train_once, config, workdir, profiled, accepted)
   place = None
   for left in range(config.guard.rollbacks, 0, -1):
     try:
@@ -195,11 +209,7 @@ def train(
 
 
 def train_once(
-  config: Config,
-  workdir: str,
-  profiled: range,
-  accept_changed_data: bool,
-  place: Any,
+  config: Config, workdir: str, profiled: range, accepted: Accepted, place: Any
 ) -> Metrics | None:
   """Trains in a workdir: fresh, or from its newest checkpoint.
 
@@ -207,7 +217,7 @@ def train_once(
     config: the run.
     workdir: the run's directory; its first run binds it to this config.
     profiled: steps to trace.
-    accept_changed_data: goes on with other data than the run began with.
+    accepted: what may be other than the run began with.
     place: where the data go on; None: where the checkpoint says.
   Returns:
     The validation results at the last step; None if a signal stopped the run.
@@ -224,7 +234,7 @@ def train_once(
   rows = sharding.process_rows(config, layout.mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
-    bind_workdir(workdir, config, corpus, described, accept_changed_data)
+    bind_workdir(workdir, config, corpus, described, accepted)
     announce(config, layout, memory, described, workdir)
     if source:
       origin.copy(source.workdir, workdir)
@@ -282,8 +292,9 @@ def go_on(
     config, corpus, layout, state.variables()
   )
   are_finite = jax.jit(guard.are_finite).lower(state).compile()
+  since = workdir_lib.overridden_at(workdir)
   with (
-    log_lib.RunLog(workdir, config, restored) as log,
+    log_lib.RunLog(workdir, config, restored, since) as log,
     profile_lib.Profile(workdir, profiled) as profile,
     preemption.Preemption() as stop,
   ):
@@ -367,7 +378,7 @@ def main() -> None:
     config,
     WORKDIR.value or f"runs/{cli.config_name()}",
     profiled,
-    flags.FLAGS.accept_changed_data,
+    Accepted(flags.FLAGS.accept_changed_data, OVERRIDE.value),
   )
 
 

@@ -29,18 +29,25 @@ class RunLog(contextlib.AbstractContextManager):
     workdir: the run's directory.
     config: the run.
     restored: the checkpoint that the run goes on from; None: it is fresh.
+    since: the step from which config holds: others decided what was recorded
+      before.
   """
 
   def __init__(
-    self, workdir: str | os.PathLike, config: Config, restored: Restored | None
+    self,
+    workdir: str | os.PathLike,
+    config: Config,
+    restored: Restored | None,
+    since: int = 0,
   ):
     start = restored.step if restored else 0
     due = bool(restored and restored.validation_due)
     expected = {
-      "loss": range(config.log_every, start + 1, config.log_every),
-      "valid/loss": range(
-        config.eval_every, start + 1 - due, config.eval_every
-      ),
+      name: [n for n in range(every, end, every) if n > since]
+      for name, every, end in (
+        ("loss", config.log_every, start + 1),
+        ("valid/loss", config.eval_every, start + 1 - due),
+      )
     }
     self._tokens = config.batch_size * config.data.seq_len
     self._writer = metrics.Writer(

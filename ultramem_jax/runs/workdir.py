@@ -41,6 +41,26 @@ FREE_FIELDS = (
   "sample",
 )
 
+# Fields that --override may change when a run continues: the model and its
+# state are the same, and what comes after is another training of them.
+OVERRIDABLE_FIELDS = (
+  "eval_batches",
+  "eval_every",
+  "guard",
+  "log_every",
+  "optim.clip_norm",
+  "optim.final_fraction",
+  "optim.init_fraction",
+  "optim.learning_rate",
+  "optim.rate_multipliers",
+  "optim.value_lr_horizon",
+  "optim.value_lr_multiplier",
+  "optim.warmup_fraction",
+  "optim.weight_decay",
+  "optim.z_loss",
+  "steps",
+)
+
 
 def write_atomically(path: pathlib.Path, content: bytes) -> None:
   """Writes a file so that a crash leaves its old or its new content, whole.
@@ -93,7 +113,11 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _is_free(field: str) -> bool:
-  return any(f"{field}.".startswith(f"{free}.") for free in FREE_FIELDS)
+  return _is_among(field, FREE_FIELDS)
+
+
+def _is_among(field: str, sections: tuple[str, ...]) -> bool:
+  return any(f"{field}.".startswith(f"{section}.") for section in sections)
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
@@ -111,23 +135,34 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
   )
 
 
-def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
-  """Raises ConfigError if workdir is bound to another config or corpus."""
+def _require_same(
+  workdir: pathlib.Path, config: Config, corpus: str, override: bool
+) -> None:
+  """Raises ConfigError if workdir is bound to another config or corpus.
+
+  With `override`, records the settings that may change, and takes them.
+  """
   record = _read(workdir)
   given, held = (
     _flatten(config_lib.to_dict(c)) for c in (config, load_config(workdir))
   )
-  differences = [
-    f"{field} = {value!r}, held: {held[field]!r}"
+  changes = {
+    field: {"from": held[field], "to": value}
     for field, value in given.items()
     if not _is_free(field) and value != held[field]
-  ]
-  more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-  if differences:
+  }
+  fixed = [x for x in changes if not _is_among(x, OVERRIDABLE_FIELDS)]
+  if changes and (fixed or not override):
+    named = [
+      f"{field} = {changes[field]['to']!r}, held: {changes[field]['from']!r}"
+      for field in (fixed if override else changes)
+    ]
+    more = f"; and {len(named) - 3} more" if len(named) > 3 else ""
+    wish = "" if fixed else ", or --override to go on with the new one"
     raise ConfigError(
       f"{workdir} holds a run with another config: "
-      f"{'; '.join(differences[:3])}{more}. Use another --workdir or the "
-      "held value"
+      f"{'; '.join(named[:3])}{more}. Use another --workdir or the held "
+      f"value{wish}"
     )
   # What is in the files of the corpus says more than the line about it.
   has_inputs = (workdir / INPUTS_NAME).exists()
@@ -136,6 +171,37 @@ def _require_same(workdir: pathlib.Path, config: Config, corpus: str) -> None:
       f"corpus = {corpus!r}: {workdir} holds a run on {record['corpus']!r}. "
       "Use another --workdir or the held corpus"
     )
+  step = _newest_step(workdir)
+  require(
+    config.steps >= step,
+    "steps",
+    config.steps,
+    f"{workdir} holds a run that is at step {step} already",
+  )
+  if changes and jax.process_index() == 0:
+    overrides = [*record.get("overrides", []), {"step": step, **changes}]
+    _write(workdir, record["corpus"], config, overrides)
+
+
+def _newest_step(workdir: pathlib.Path) -> int:
+  """Returns the step of the newest folder of a checkpoint; 0: there is none."""
+  names = (path.name for path in (workdir / CHECKPOINTS_NAME).glob("*"))
+  return max(map(int, filter(str.isdecimal, names)), default=0)
+
+
+def _write(workdir: pathlib.Path, corpus: str, config: Config, overrides: Any):
+  """Writes config.json."""
+  record = {"corpus": corpus, "config": config_lib.to_dict(config)}
+  if overrides:
+    record["overrides"] = overrides
+  text = json.dumps(record, indent=2) + "\n"
+  write_atomically(workdir / CONFIG_NAME, text.encode())
+
+
+def overridden_at(workdir: str | os.PathLike) -> int:
+  """Returns the step from which the present settings hold; 0: the start."""
+  overrides = _read(pathlib.Path(workdir)).get("overrides", [])
+  return overrides[-1]["step"] if overrides else 0
 
 
 def require_name(workdir: str | os.PathLike) -> None:
@@ -191,7 +257,12 @@ def require_claimed(workdir: str | os.PathLike) -> None:
     )
 
 
-def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
+def claim(
+  workdir: str | os.PathLike,
+  config: Config,
+  corpus: str,
+  override: bool = False,
+) -> None:
   """Binds a workdir to a configuration, or checks that it already is.
 
   Args:
@@ -200,6 +271,8 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
       ones; the file keeps the values that the run began with.
     corpus: one line about what the run depends on beside config, such as the
       Python version whose standard library is read.
+    override: binds the workdir to the given values of `OVERRIDABLE_FIELDS`
+      from now on; config.json keeps the step and the values before.
   Raises:
     ConfigError: the workdir is bound to another config or corpus (the first
       three fields that differ are named), its config.json is damaged or of
@@ -213,7 +286,7 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
   except OSError as error:
     raise ConfigError(f"workdir = {str(workdir)!r}: {error}") from error
   if (workdir / CONFIG_NAME).exists():
-    _require_same(workdir, config, corpus)
+    _require_same(workdir, config, corpus, override)
     return
   checkpoints = workdir / CHECKPOINTS_NAME
   if checkpoints.exists() and any(checkpoints.iterdir()):
@@ -222,9 +295,7 @@ def claim(workdir: str | os.PathLike, config: Config, corpus: str) -> None:
       "or use another --workdir"
     )
   if jax.process_index() == 0:
-    record = {"corpus": corpus, "config": config_lib.to_dict(config)}
-    text = json.dumps(record, indent=2) + "\n"
-    write_atomically(workdir / CONFIG_NAME, text.encode())
+    _write(workdir, corpus, config, [])
 
 
 def load_corpus(workdir: str | os.PathLike) -> str:
