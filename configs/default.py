@@ -59,6 +59,10 @@ def get_config() -> Any:
   c.data.valid_split = "validation"  # tfds: split to validate on
   # JSON lines, Parquet and tfds: the field that holds the text.
   c.data.text_field = "text"
+  # What JSON lines and rows of Parquet are: text (in text_field) | answers
+  # (prompt and answer, or messages, of which answers alone are learned; or
+  # text).
+  c.data.records = "text"
   # bytes | path of a Hugging Face tokenizer.json, or of its folder.
   c.data.tokenizer = "bytes"
   # Names of the tokens that begin and end a document, and that pad; "" = as the
@@ -68,8 +72,12 @@ def get_config() -> Any:
   c.data.pad_token = ""
   c.data.seq_len = 1024  # [T] tokens per row
   # segments (a row packs documents; attention and positions stay inside each) |
-  # concat (documents run on without a border, as in the paper's training).
+  # concat (documents run on without a border, as in the paper's training) |
+  # examples (one document a row, then padding).
   c.data.packing = "segments"
+  # Documents longer than a row, with packing = "examples": refuse | cut (drop
+  # the end).
+  c.data.long_examples = "refuse"
   # Longest document in bytes when training: longer text files are cut, so that
   # one file does not fill a row of the batch for many steps; 0 = no limit.
   c.data.cut_bytes = 0

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ultramem_jax import data
-from ultramem_jax.data import packing
+from ultramem_jax.data import encoding, packing
 
 PAD, BOS, EOS = 256, 257, 258
 
@@ -80,7 +80,9 @@ def test_validation_packs_as_the_slow_reference(
 
 def test_bytes_are_exact_with_tokens_of_many_bytes():
   """A long text of few tokens: no overflow, every byte given away."""
-  document = packing.Document(np.zeros(1001, np.int32), 2**40 + 12345)
+  document = encoding.Encoded(
+    np.zeros(1001, np.int32), ((1, 1001),), 2**40 + 12345
+  )
   whole = packing.byte_counts(packing.Piece(document, 0, 1001))
   assert whole[0] == 0 and whole.sum() == 2**40 + 12345
   parts = [packing.Piece(document, 0, 7), packing.Piece(document, 7, 1001)]

@@ -17,7 +17,7 @@ from tokenizers import (
 )
 
 from ultramem_jax import data
-from ultramem_jax.data import packing, tokenizer
+from ultramem_jax.data import encoding, packing, tokenizer
 from ultramem_jax.settings.errors import ConfigError
 
 SENTENCE = "the quick brown fox jumps over the lazy dog"
@@ -319,7 +319,7 @@ def test_bytes_are_those_of_the_text(load, normalizer):
   made.normalizer = normalizer
   loaded = load(made)
   for text in (" \ufb01sh, \xc9l\xe8ve \u2460  ", "   ", "\u2581"):
-    document = packing.encode(text, loaded)
+    document = encoding.encode(text, loaded)
     counts_T = packing.byte_counts(
       packing.Piece(document, 0, len(document.tokens_T))
     )

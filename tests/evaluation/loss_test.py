@@ -9,6 +9,7 @@ import pytest
 
 from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.settings.errors import DataError
 from ultramem_jax.train import sharding, step
 
 
@@ -42,6 +43,11 @@ def test_numbers_by_hand():
 def test_model_and_buffers_are_handed_on():
   batch = {"loss": 3.0, "tokens": 2.0, "bytes": 2}
   assert run([batch], scale=2.0, shift=1.0)["loss"] == 3.5
+
+
+def test_prompts_alone_are_no_validation():
+  with pytest.raises(DataError, match="hold no text that counts"):
+    run([{"loss": 0.0, "tokens": 0.0, "bytes": 0}])
 
 
 def test_perplexity_of_a_hopeless_model_is_finite():

@@ -12,13 +12,14 @@ import pathlib
 import platform
 from collections.abc import Sequence
 
-from ultramem_jax.data import packing, pipeline, sources
+from ultramem_jax.data import encoding, packing, pipeline, sources
 from ultramem_jax.data import tokenizer as tokenizer_lib
-from ultramem_jax.data.documents import Source
+from ultramem_jax.data.documents import Source, text_of
 from ultramem_jax.data.index_cache import IndexCache
 from ultramem_jax.data.text_files import content
 from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import DataError
 
 # How many documents are encoded to see whether text stays as it is.
 _COMPARED = 20
@@ -70,6 +71,7 @@ class Corpus:
 
     Raises:
       ConfigError: a split cannot be opened.
+      DataError: a document is too long for `data.packing = "examples"`.
     """
     data, unit = self._config.data, "documents"
     if data.source == "stdlib":
@@ -83,10 +85,29 @@ class Corpus:
     train, valid = self._splits.train, self._splits.valid
     sizes = [_size(train, "train", unit), _size(valid, "validation", unit)]
     remarks = self._splits.remarks()
-    looked_at = itertools.islice(train.documents(), _COMPARED)
+    looked_at = map(text_of, itertools.islice(train.documents(), _COMPARED))
     if changed := tokenizer_lib.change(self.tokenizer, looked_at):
       remarks.append(changed)
+    if data.packing == "examples" and (count := self._count_cut()):
+      remarks.append(f"examples that are cut to fit into a row: {count}")
     return f"{label}: {'; '.join(sizes + remarks)}"
+
+  def _count_cut(self) -> int:
+    """Returns how many documents are longer than a row of their own.
+
+    Raises:
+      DataError: one may not be cut; names its place.
+    """
+    count = 0
+    for texts in self._splits.texts():
+      for index in range(len(texts)):
+        encoded = encoding.encode(texts[index], self.tokenizer)
+        try:
+          piece = packing.fitting(encoded, self._config.data)
+        except DataError as error:
+          raise DataError(f"{texts.where(index)}: {error}") from error
+        count += piece.stop < len(encoded.tokens_T)
+    return count
 
   def train(
     self, rows: Sequence[int]
@@ -101,8 +122,8 @@ class Corpus:
       the weights are float32:
         tokens: the inputs.
         targets: the token after each input.
-        weights: 1 where the target counts; 0 on padding and on a target that
-          begins a document.
+        weights: 1 where the target counts; 0 on padding, on a target that
+          begins a document, and outside the answers of an example.
         segments: the number of the document within the row, from 1; 0 on
           padding; 1 everywhere with packing = "concat".
         positions: within the segment, from 0; within the row with "concat".
@@ -114,7 +135,7 @@ class Corpus:
     config = self._config
     documents = self._splits.train.lanes(rows, config.batch_size, config.seed)
     lanes = {
-      str(row): packing.Lane(texts, self.tokenizer, config.data.packing)
+      str(row): packing.Lane(texts, self.tokenizer, config.data)
       for row, texts in zip(rows, documents, strict=True)
     }
     batches = pipeline.TrainBatches(
@@ -132,7 +153,7 @@ class Corpus:
       An iterable, the same at every iteration, of dicts as `train` yields
       them, with one more entry:
         bytes: the number of UTF-8 bytes of text that a target stands for; the
-          sum over a document is its size.
+          sum over a document is its size, or that of its answers.
       The last batch is filled up with padding; `eval_batches` may end the
       iteration before. All processes see the same number of batches.
     Raises:

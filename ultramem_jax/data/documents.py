@@ -1,10 +1,42 @@
-"""What every source of documents offers; a document is a str."""
+"""What every source of documents offers."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 
-class DocumentLane(Iterator[str], Protocol):
+class Example(NamedTuple):
+  """A text of which only the answers are learned.
+
+  text: prompts and answers.
+  answers: where each answer lies in text, (start, stop) in characters.
+  num_bytes: the size of the answers in UTF-8.
+  is_chat: a chat template wrote the text. It names special tokens, those that
+    begin and end it among them.
+  """
+
+  text: str
+  answers: tuple[tuple[int, int], ...]
+  num_bytes: int
+  is_chat: bool
+
+
+# A text that is learned as a whole, or an Example.
+Document = str | Example
+
+
+def text_of(document: Document) -> str:
+  """Returns all text of a document."""
+  return document if isinstance(document, str) else document.text
+
+
+def content_of(document: Document) -> bytes:
+  """Returns bytes that differ between any two documents that differ."""
+  if isinstance(document, str):
+    return document.encode()
+  return f"{document.answers}\n{document.text}".encode()
+
+
+class DocumentLane(Iterator[Document], Protocol):
   """An endless iterator of documents that can be resumed."""
 
   def get_state(self) -> Any:
@@ -24,7 +56,7 @@ class Source(Protocol):
   num_documents: int
   num_bytes: int
 
-  def documents(self) -> Iterator[str]:
+  def documents(self) -> Iterator[Document]:
     """Yields every document once, in order."""
     ...
 

@@ -47,13 +47,18 @@ class IndexCache:
     self._held = _load(self._path)
     self._used: dict[str, Scan] = {}
 
-  def key(self, path: str, text_field: str) -> str:
-    """Returns what a scan is remembered by; "" if it had better not be."""
+  def key(self, path: str, form: str) -> str:
+    """Returns what a scan is remembered by; "" if it had better not be.
+
+    Args:
+      path: of the file.
+      form: what else decides which documents it holds.
+    """
     found = os.stat(path)
     if time.time_ns() - found.st_mtime_ns < _SETTLED_NS:
       return ""
     identity = found.st_size, found.st_mtime_ns, found.st_ino
-    return json.dumps([_VERSION, os.path.abspath(path), text_field, *identity])
+    return json.dumps([_VERSION, os.path.abspath(path), form, *identity])
 
   def get(self, key: str) -> Scan | None:
     """Returns the scan of a key, if there is one."""

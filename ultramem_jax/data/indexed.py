@@ -5,17 +5,19 @@ from typing import Any
 
 import grain
 
+from ultramem_jax.data.documents import Document
 
-class IndexedLane(Iterator[str]):
+
+class IndexedLane(Iterator[Document]):
   """Yields the documents lane, lane + num_lanes, ... of an endless order."""
 
-  def __init__(self, order: Sequence[str], lane: int, num_lanes: int):
+  def __init__(self, order: Sequence[Document], lane: int, num_lanes: int):
     self._order, self._next, self._num_lanes = order, lane, num_lanes
 
-  def __next__(self) -> str:
-    text = self._order[self._next]
+  def __next__(self) -> Document:
+    document = self._order[self._next]
     self._next += self._num_lanes
-    return text
+    return document
 
   def get_state(self) -> int:
     """Returns the place of the next document in the order."""
@@ -36,14 +38,14 @@ class IndexedSource:
 
   def __init__(
     self,
-    sequence: grain.sources.RandomAccessDataSource[str],
+    sequence: grain.sources.RandomAccessDataSource[Document],
     num_documents: int,
     num_bytes: int,
   ):
     self._sequence = sequence
     self.num_documents, self.num_bytes = num_documents, num_bytes
 
-  def documents(self) -> Iterator[str]:
+  def documents(self) -> Iterator[Document]:
     """Yields every document once, in order."""
     return (self._sequence[i] for i in range(len(self._sequence)))
 

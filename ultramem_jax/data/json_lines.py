@@ -1,20 +1,21 @@
-"""Lines of JSON, each an object with a field that holds a text."""
+"""Lines of JSON, each an object that holds a document."""
 
 import json
 import re
 
-from ultramem_jax.settings.checks import require
+from ultramem_jax.data.documents import Document
+from ultramem_jax.data.forms import Form
 
 
-def parse(data: bytes, where: str, text_field: str) -> str:
-  """Returns the text of one line.
+def parse(data: bytes, where: str, form: Form) -> Document:
+  """Returns the document of one line.
 
   Args:
     data: the line.
     where: its file and number, for errors.
-    text_field: the field that holds the text.
+    form: which fields hold it.
   Raises:
-    ConfigError: it has no such field, or one that is no string.
+    ConfigError: `Form.document` raises one.
     ValueError: it is not an object of JSON.
   """
   try:
@@ -23,24 +24,10 @@ def parse(data: bytes, where: str, text_field: str) -> str:
     raise ValueError(f"{where}: is not JSON ({error})") from error
   if not isinstance(fields, dict):
     raise ValueError(f"{where}: is not an object with fields")
-  require(
-    text_field in fields,
-    "data.text_field",
-    text_field,
-    f"is not in {where}; fields there: {', '.join(fields)}",
-  )
-  text = fields[text_field]
-  require(
-    isinstance(text, str),
-    "data.text_field",
-    text_field,
-    f"is not a string in {where}",
-  )
-  # JSON can escape half of a surrogate pair, which no encoding accepts.
-  return text.encode(errors="replace").decode()
+  return form.document(fields, where)
 
 
-def begins(line: bytes, text_field: str) -> bool:
+def begins(line: bytes, form: Form) -> bool:
   """Returns whether the first line of a .json file makes its lines documents.
 
   Published corpora call such files .json. Other .json files are text.
@@ -49,10 +36,10 @@ def begins(line: bytes, text_field: str) -> bool:
     fields = json.loads(line)
   except (ValueError, RecursionError):
     return False
-  return isinstance(fields, dict) and text_field in fields
+  return isinstance(fields, dict) and not fields.keys().isdisjoint(form.names)
 
 
-def begins_array(head: bytes, text_field: str) -> bool:
+def begins_array(head: bytes, form: Form) -> bool:
   """Returns whether a .json file begins like an array of documents."""
   is_array = re.match(rb"\s*\[\s*\{", head) is not None
-  return is_array and json.dumps(text_field).encode() in head
+  return is_array and any(json.dumps(n).encode() in head for n in form.names)

@@ -7,6 +7,9 @@ this one, so that each token is a target exactly once.
 
 A document that does not fit goes on in the next row, as a segment of its
 own: attention cannot look into the row before, so positions restart at 0.
+
+With `data.packing = "examples"` each document has a row of its own instead, and
+padding after it.
 """
 
 from collections.abc import Iterator
@@ -14,8 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ultramem_jax.data.documents import DocumentLane
+from ultramem_jax.data import encoding
+from ultramem_jax.data.documents import Document, DocumentLane
+from ultramem_jax.data.encoding import Encoded
 from ultramem_jax.data.tokenizer import Tokenizer
+from ultramem_jax.settings.config import DataConfig
+from ultramem_jax.settings.errors import DataError
 
 Batch = dict[str, np.ndarray]
 
@@ -64,56 +71,76 @@ def to_batch(stream: Batch) -> Batch:
   return batch
 
 
-class Document(NamedTuple):
-  """The tokens of bos, a text and eos, and the text's size in UTF-8 bytes."""
-
-  tokens_T: np.ndarray
-  num_bytes: int
-
-
 class Piece(NamedTuple):
   """The tokens of a document from start up to, but without, stop."""
 
-  document: Document
+  document: Encoded
   start: int
   stop: int
-
-
-def encode(text: str, tokenizer: Tokenizer) -> Document:
-  """Encodes a text as a document."""
-  ids = tokenizer.encode(text)
-  tokens_T = np.empty(len(ids) + 2, np.int32)
-  tokens_T[0], tokens_T[-1] = tokenizer.bos_id, tokenizer.eos_id
-  tokens_T[1:-1] = ids
-  return Document(tokens_T, len(text.encode()))
 
 
 def byte_counts(piece: Piece) -> np.ndarray:
   """Returns how many bytes of text each token of a piece stands for.
 
-  A document's b bytes are shared evenly by its n targets, which are all its
-  tokens except bos: target i takes floor((i + 1) b / n) - floor(i b / n). So
-  their sum is exact, and no tokenizer has to say which bytes a token covers.
+  A document's b bytes are shared evenly by its n targets that count, which are
+  all tokens except bos, or those of answers: target i takes
+  floor((i + 1) b / n) - floor(i b / n). So their sum is exact, and no tokenizer
+  has to say which bytes a token covers.
 
   Returns:
-    [stop - start] int64; 0 for bos.
+    [stop - start] int64; 0 for what is no target that counts.
   """
   document, start, stop = piece
-  targets = len(document.tokens_T) - 1
-  edges = np.arange(start - 1, stop, dtype=np.int64).clip(0)
+  edges = document.learned_before(np.arange(start, stop + 1))
+  targets = sum(end - begin for begin, end in document.learned)
   return np.diff(edges * document.num_bytes // targets)
 
 
+def weights(piece: Piece) -> np.ndarray:
+  """Returns 1 for each token of a piece that counts as a target, else 0.
+
+  A document's first token never does: nothing in a document says that another
+  one follows it.
+  """
+  _, start, stop = piece
+  return np.diff(piece.document.learned_before(np.arange(start, stop + 1)))
+
+
+def fitting(document: Encoded, data: DataConfig) -> Piece:
+  """Returns the piece of a document that a row of its own has room for.
+
+  Raises:
+    DataError: the document is longer, and `data.long_examples` does not say
+      that it is cut, or none of its targets that count would be left.
+  """
+  size, room = len(document.tokens_T), data.seq_len + 1
+  if size <= room:
+    return Piece(document, 0, size)
+  if data.long_examples == "refuse":
+    raise DataError(
+      f"an example of {size} tokens does not fit into a row, which holds "
+      f"data.seq_len = {data.seq_len} and one more; make rows longer, or set "
+      "data.long_examples = 'cut'"
+    )
+  begin = document.learned[0][0]
+  if begin >= room:
+    raise DataError(
+      f"an example has {begin} tokens before its first answer, of which a row "
+      f"of data.seq_len = {data.seq_len} holds nothing; make rows longer"
+    )
+  return Piece(document, 0, room)
+
+
 class Packer:
-  """Fills rows from an iterator of texts; empty texts are left out."""
+  """Fills rows from an iterator of documents; empty texts are left out."""
 
   def __init__(
-    self, documents: Iterator[str], tokenizer: Tokenizer, packing: str
+    self, documents: Iterator[Document], tokenizer: Tokenizer, data: DataConfig
   ):
-    """Packs documents, which may be endless, in the mode `data.packing`."""
-    self._documents, self._tokenizer = documents, tokenizer
-    self._concat = packing == "concat"
-    self._document: Document | None = None
+    """Packs documents, which may be endless, as `data.packing` says."""
+    self._documents, self._tokenizer, self._data = documents, tokenizer, data
+    self._concat = data.packing == "concat"
+    self._document: Encoded | None = None
     self._offset = 0  # in the document, of the next row's first token
 
   def fill(self, stream: Batch, row: int) -> bool:
@@ -126,7 +153,8 @@ class Packer:
       Whether there was a target left to write; if not, the row is unchanged.
     """
     length = stream["tokens"].shape[1]
-    pieces = self._take(length)
+    is_alone = self._data.packing == "examples"
+    pieces = self._take_one() if is_alone else self._take(length)
     if sum(piece.stop - piece.start for piece in pieces) < 2:
       return False
     begin = 0
@@ -137,10 +165,7 @@ class Packer:
       stream["tokens"][place] = tokens_T[piece.start : piece.stop]
       stream["segments"][place] = 1 if self._concat else segment
       stream["positions"][place] = np.arange(end - begin)
-      stream["weights"][place] = 1
-      if piece.start == 0:
-        # Nothing in a document says that another one follows it.
-        stream["weights"][row, begin] = 0
+      stream["weights"][place] = weights(piece)
       if "bytes" in stream:
         stream["bytes"][place] = byte_counts(piece)
       begin = end
@@ -165,12 +190,19 @@ class Packer:
         self._offset = stop - 1  # the last token is the next row's first
     return pieces
 
-  def _next_document(self) -> Document | None:
+  def _take_one(self) -> list[Piece]:
+    """Takes the next document, as the piece that a row has room for."""
+    document = self._next_document()
+    return [fitting(document, self._data)] if document else []
+
+  def _next_document(self) -> Encoded | None:
     """Reads the next document with text; None if there is none."""
-    text = next(self._documents, None)
-    while text == "":
-      text = next(self._documents, None)
-    return None if text is None else encode(text, self._tokenizer)
+    document = next(self._documents, None)
+    while document == "":
+      document = next(self._documents, None)
+    if document is None:
+      return None
+    return encoding.encode(document, self._tokenizer)
 
 
 class Lane(Packer):
@@ -180,8 +212,10 @@ class Lane(Packer):
   that document.
   """
 
-  def __init__(self, lane: DocumentLane, tokenizer: Tokenizer, packing: str):
-    super().__init__(lane, tokenizer, packing)
+  def __init__(
+    self, lane: DocumentLane, tokenizer: Tokenizer, data: DataConfig
+  ):
+    super().__init__(lane, tokenizer, data)
     self._lane, self._before = lane, lane.get_state()
 
   def get_state(self) -> dict[str, Any]:
@@ -195,6 +229,6 @@ class Lane(Packer):
     self._lane.set_state(state["documents"])
     self._document, self._offset = None, state["offset"]
 
-  def _next_document(self) -> Document | None:
+  def _next_document(self) -> Encoded | None:
     self._before = self._lane.get_state()
     return super()._next_document()

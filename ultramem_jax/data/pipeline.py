@@ -144,9 +144,7 @@ class ValidBatches:
 
   def __iter__(self) -> Iterator[Batch]:
     c = self._config
-    packer = packing.Packer(
-      self._source.documents(), self._tokenizer, c.data.packing
-    )
+    packer = packing.Packer(self._source.documents(), self._tokenizer, c.data)
     for count in itertools.count(1):
       stream = packing.empty_stream(
         c.batch_size, c.data.seq_len, self._tokenizer.pad_id, with_bytes=True

@@ -31,18 +31,33 @@ class Splits:
     """The documents to train on; texts longer than cut_bytes are cut."""
     if self._data.source == "tfds":
       return _open_tfds(self._data, "train")
-    whole = self._texts.train
-    limit = self._data.cut_bytes
-    return self._source(whole, whole.cut(limit) if limit else whole)
+    return self._source(self._texts.train, self._cut_train)
 
   @functools.cached_property
   def valid(self) -> Source:
     """The documents to evaluate on, whole but for those of many megabytes."""
     if self._data.source == "tfds":
       return _open_tfds(self._data, "valid")
+    return self._source(self._texts.valid, self._cut_valid)
+
+  @functools.cached_property
+  def _cut_train(self) -> TextDocuments:
+    whole, limit = self._texts.train, self._data.cut_bytes
+    return whole.cut(limit) if limit else whole
+
+  @functools.cached_property
+  def _cut_valid(self) -> TextDocuments:
     whole = self._texts.valid
     limit = self._data.cut_bytes and text_index.MAX_DOCUMENT_BYTES
-    return self._source(whole, whole.cut(limit) if limit else whole)
+    return whole.cut(limit) if limit else whole
+
+  def texts(self) -> list[TextDocuments]:
+    """Returns the documents of both splits, which are no dataset's.
+
+    Raises:
+      ConfigError: a split cannot be opened.
+    """
+    return [self._cut_train, self._cut_valid]
 
   def _source(
     self, whole: TextDocuments, cut: TextDocuments

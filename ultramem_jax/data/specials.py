@@ -76,7 +76,9 @@ def find(tokenizer: Any, path: str, given: dict[str, str]) -> Specials:
   """
   content = json.loads(tokenizer.to_str())
   special = {t["content"] for t in content["added_tokens"] if t["special"]}
-  declared = [_read(os.path.join(os.path.dirname(path), n)) for n in DECLARING]
+  declared = [
+    read_fields(os.path.join(os.path.dirname(path), n)) for n in DECLARING
+  ]
   around = _around(content["post_processor"] or {})
   found = {}
   for role, name in given.items():
@@ -88,7 +90,7 @@ def find(tokenizer: Any, path: str, given: dict[str, str]) -> Specials:
     )
     candidates = [
       name,
-      *(_name(fields.get(f"{role}_token")) for fields in declared),
+      *(name_of(fields.get(f"{role}_token")) for fields in declared),
       around.get(role, ""),
       *(usual for usual in _USUAL[role] if usual in special),
     ]
@@ -105,7 +107,7 @@ def find(tokenizer: Any, path: str, given: dict[str, str]) -> Specials:
   return Specials(**found, unknown=_unknown(content["model"]))
 
 
-def _read(path: str) -> dict[str, Any]:
+def read_fields(path: str) -> dict[str, Any]:
   """Returns the fields of a JSON file; none if there is no such file."""
   if not os.path.isfile(path):
     return {}
@@ -119,7 +121,7 @@ def _read(path: str) -> dict[str, Any]:
   return fields
 
 
-def _name(declared: Any) -> str:
+def name_of(declared: Any) -> str:
   """Returns the name of a token that is declared by it, or with properties."""
   if isinstance(declared, dict):
     declared = declared.get("content")

@@ -14,7 +14,9 @@ from typing import BinaryIO
 import numpy as np
 
 from ultramem_jax.data import formats, json_lines
+from ultramem_jax.data.documents import Document, content_of
 from ultramem_jax.data.find import TextFile
+from ultramem_jax.data.forms import Form
 from ultramem_jax.settings.errors import DataError
 
 # What is read at once to find where a document is cut.
@@ -25,15 +27,15 @@ FILE, LINE, OFFSET, LENGTH, DIGEST = range(5)
 
 
 class TextDocuments:
-  """The non-empty documents of files, a sequence of str; `text_index` makes it.
+  """The non-empty documents of files, a sequence; `text_index` makes it.
 
   Args:
     files: where the documents lie.
     unpacked: the contents of the compressed and Parquet files among them.
     places: [documents, 5] int64: the number of the file, the line or row
       (from 1; 0 = the whole file), offset and length in bytes, in the file or
-      in unpacked, and the `digest` of the text; 0 = unknown.
-    text_field: the field of a JSON line that holds the text.
+      in unpacked, and the `digest` of its content; 0 = unknown.
+    form: how records hold documents.
     undecodable: how many bytes are not UTF-8, and become U+FFFD.
   """
 
@@ -42,11 +44,11 @@ class TextDocuments:
     files: list[TextFile],
     unpacked: BinaryIO,
     places: np.ndarray,
-    text_field: str,
+    form: Form,
     undecodable: int,
   ):
     self._files, self._unpacked = files, unpacked
-    self._places, self._text_field = places, text_field
+    self._places, self._form = places, form
     self.undecodable = undecodable
 
   def __len__(self) -> int:
@@ -55,7 +57,7 @@ class TextDocuments:
   def __repr__(self) -> str:
     return f"TextDocuments({len(self)} in {len(self._files)} files)"
 
-  def __getitem__(self, index: int) -> str:
+  def __getitem__(self, index: int) -> Document:
     """Returns a document.
 
     Raises:
@@ -63,23 +65,30 @@ class TextDocuments:
       OSError: its file cannot be read any more.
     """
     number, line, offset, length, known = map(int, self._places[index])
-    file = self._files[number]
+    path = self._files[number].path
     data = self._read(number, offset, length)
+    document, content = data.decode(errors="replace"), data
     if self._is_json(number, line):
       try:
-        text = json_lines.parse(
-          data, f"{file.path}, line {line}", self._text_field
-        )
+        document = json_lines.parse(data, self.where(index), self._form)
       except ValueError as error:
         raise DataError(f"{error}; it was changed while in use") from error
-      data = text.encode()
-    if known and digest(data) != known:
-      raise DataError(f"{file.path}: was changed while in use")
-    return data.decode(errors="replace")
+      content = content_of(document)
+    if known and digest(content) != known:
+      raise DataError(f"{path}: was changed while in use")
+    return document
+
+  def where(self, index: int) -> str:
+    """Returns the file of a document, and its line or row, for errors."""
+    number, line = map(int, self._places[index][[FILE, LINE]])
+    path = self._files[number].path
+    unit = "row" if formats.named(path).kind == "parquet" else "line"
+    return f"{path}, {unit} {line}" if line else path
 
   def _is_json(self, number: int, line: int) -> bool:
-    path = self._files[number].path
-    return bool(line) and formats.named(path).kind != "parquet"
+    kind = formats.named(self._files[number].path).kind
+    # Rows that may be examples are unpacked as lines of JSON.
+    return bool(line) and (kind != "parquet" or self._form.has_answers)
 
   def _read(self, number: int, offset: int, length: int) -> bytes:
     """Returns bytes of a file, unpacked."""
@@ -102,7 +111,7 @@ class TextDocuments:
 
   @property
   def digests(self) -> np.ndarray:
-    """The `digest` of each text, int64; 0 where it is unknown."""
+    """The `digest` of each document, int64; 0 where it is unknown."""
     return self._places[:, DIGEST]
 
   def contents(self) -> dict[str, str]:
@@ -188,12 +197,12 @@ class TextDocuments:
   def _at(self, places: np.ndarray) -> "TextDocuments":
     """Returns the documents at other places in the same files."""
     return TextDocuments(
-      self._files, self._unpacked, places, self._text_field, self.undecodable
+      self._files, self._unpacked, places, self._form, self.undecodable
     )
 
 
 def digest(data: bytes) -> int:
-  """Returns the signed 64-bit digest of a text in UTF-8."""
+  """Returns the signed 64-bit digest of what a document holds."""
   found = hashlib.blake2b(data, digest_size=8).digest()
   return int.from_bytes(found, "big", signed=True)
 

@@ -17,7 +17,9 @@ from typing import BinaryIO
 import numpy as np
 
 from ultramem_jax.data import formats, json_lines, unpack
+from ultramem_jax.data.documents import content_of
 from ultramem_jax.data.find import TextFile
+from ultramem_jax.data.forms import Form
 from ultramem_jax.data.index_cache import IndexCache, Scan
 from ultramem_jax.data.text_files import OFFSET, TextDocuments, digest
 from ultramem_jax.settings.errors import ConfigError, DataError
@@ -35,17 +37,13 @@ Place = tuple[int, int, int, int]
 
 
 def index(
-  files: list[TextFile],
-  text_field: str,
-  field: str,
-  value: str,
-  cache: IndexCache,
+  files: list[TextFile], form: Form, field: str, value: str, cache: IndexCache
 ) -> TextDocuments:
   """Finds every document in files, leaving empty ones out.
 
   Args:
     files: what to index.
-    text_field: the field of a JSON line, or the column, that holds the text.
+    form: how lines of JSON and rows of Parquet hold documents.
     field, value: the setting that names the files, and its value, for errors.
     cache: what is known of files; those that it knows are not read again,
       but unpacked.
@@ -53,7 +51,7 @@ def index(
     The documents, in order of files, then of lines.
   Raises:
     ConfigError: a file that cannot be read or unpacked or that holds no text, a
-      damaged line, a line without text_field.
+      damaged line, a record of another form.
   """
   unpacked = io.BytesIO()
   if any(formats.is_packed(file.path) for file in files):
@@ -62,9 +60,9 @@ def index(
   places, undecodable = [np.zeros((0, 5), np.int64)], 0
   for number, file in enumerate(files):
     try:
-      key = cache.key(file.path, text_field)
+      key = cache.key(file.path, form.key)
       known = cache.get(key)
-      start, scan = _scan(file.path, unpacked, text_field, known)
+      start, scan = _scan(file.path, unpacked, form, known)
       cache.put(key, scan)
     except ConfigError:
       raise
@@ -75,12 +73,12 @@ def index(
     places.append(found)
     undecodable += scan.undecodable
   return TextDocuments(
-    files, unpacked, np.concatenate(places), text_field, undecodable
+    files, unpacked, np.concatenate(places), form, undecodable
   )
 
 
 def _scan(
-  path: str, unpacked: BinaryIO, text_field: str, known: Scan | None
+  path: str, unpacked: BinaryIO, form: Form, known: Scan | None
 ) -> tuple[int, Scan]:
   """Finds the documents of one file, and unpacks it.
 
@@ -94,20 +92,20 @@ def _scan(
       formats.require_signature(path, head, formats.stored(path))
     start = unpacked.seek(0, os.SEEK_END)
     if kind == "parquet":
-      scan = _scan_parquet(path, unpacked, text_field, known)
+      scan = _scan_parquet(path, unpacked, form, known)
     elif compression:
       unpacked.writelines(unpack.chunks(path, compression))
       unpacked.flush()
       size = unpacked.tell() - start
-      scan = known or _scan_stream(path, unpacked, start, size, text_field)
+      scan = known or _scan_stream(path, unpacked, start, size, form)
     else:
       start = 0
-      scan = known or _scan_stream(path, stored, start, size, text_field)
+      scan = known or _scan_stream(path, stored, start, size, form)
   return start, scan
 
 
 def _scan_stream(
-  path: str, stream: BinaryIO, start: int, size: int, text_field: str
+  path: str, stream: BinaryIO, start: int, size: int, form: Form
 ) -> Scan:
   """Finds the documents of the last size bytes of a stream, from start."""
   stream.seek(start)
@@ -117,13 +115,13 @@ def _scan_stream(
   stream.seek(start)
   kind = formats.named(path).kind
   if kind == "json":
-    if json_lines.begins_array(head, text_field):
+    if json_lines.begins_array(head, form):
       raise ValueError(f"{path}: is one array; write a line for each document")
     first = stream.readline(MAX_DOCUMENT_BYTES)
-    kind = "lines" if json_lines.begins(first, text_field) else "text"
+    kind = "lines" if json_lines.begins(first, form) else "text"
     stream.seek(start)
   if kind == "lines":
-    return _scan_lines(path, stream, text_field)
+    return _scan_lines(path, stream, form)
   offset = len(_BOM) if head.startswith(_BOM) else 0
   size -= offset
   found, undecodable = _scan_text(
@@ -177,29 +175,33 @@ def _scan_text(
   return int.from_bytes(found.digest(), "big", signed=True), lost
 
 
-def _scan_lines(path: str, stream: BinaryIO, text_field: str) -> Scan:
+def _scan_lines(path: str, stream: BinaryIO, form: Form) -> Scan:
   """Finds the lines with text, to the end of a stream."""
   places, offset = [], 0
   for line, data in enumerate(stream, 1):
     if data.strip():
-      text = json_lines.parse(data, f"{path}, line {line}", text_field)
-      if text:
+      document = json_lines.parse(data, f"{path}, line {line}", form)
+      if document:
         _require_short(path, len(data))
-        places.append((line, offset, len(data), digest(text.encode())))
+        found = digest(content_of(document))
+        places.append((line, offset, len(data), found))
     offset += len(data)
   return _scanned(places, 0)
 
 
 def _scan_parquet(
-  path: str, unpacked: BinaryIO, text_field: str, known: Scan | None
+  path: str, unpacked: BinaryIO, form: Form, known: Scan | None
 ) -> Scan:
   """Finds the rows with text, and writes them to unpacked."""
   from ultramem_jax.data import parquet_files  # a tenth of a second
 
   places, undecodable, offset = [], 0, 0
-  for row, data in enumerate(parquet_files.texts(path, text_field), 1):
-    if data and not known:
-      found, lost = _scan_text(f"{path}, row {row}", [data], len(data))
+  for row, data in enumerate(parquet_files.rows(path, form), 1):
+    where, content = f"{path}, row {row}", data
+    if form.has_answers:
+      content = content_of(json_lines.parse(data, where, form))
+    if content and not known:
+      found, lost = _scan_text(where, [content], len(content))
       places.append((row, offset, len(data), found))
       undecodable += lost
     unpacked.write(data)

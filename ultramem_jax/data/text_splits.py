@@ -7,6 +7,7 @@ import sysconfig
 import numpy as np
 
 from ultramem_jax.data import find, text_index
+from ultramem_jax.data.forms import Form
 from ultramem_jax.data.index_cache import IndexCache
 from ultramem_jax.data.text_files import TextDocuments
 from ultramem_jax.settings.checks import require
@@ -35,6 +36,7 @@ class TextSplits:
 
   def __init__(self, data: DataConfig, cache: IndexCache):
     self._data, self._cache = data, cache
+    self._form = Form(data)
 
   @functools.cached_property
   def train(self) -> TextDocuments:
@@ -138,7 +140,7 @@ class TextSplits:
     """Indexes the files that a field of the data section names."""
     field, value = f"data.{name}", getattr(self._data, name)
     documents = text_index.index(
-      found.files, self._data.text_field, field, value, self._cache
+      found.files, self._form, field, value, self._cache
     )
     require(
       len(documents) > 0,

@@ -1,10 +1,12 @@
 """Tokenizers: bytes, or any Hugging Face tokenizer.json.
 
-Both kinds are immutable, have the same six members and never produce a
-special token from text: `encode` adds none, and `decode` leaves them out.
+Both kinds are immutable, have the same six members and never produce a special
+token from text: `encode` adds none, unless the text is a chat template's, and
+`decode` leaves them out.
 """
 
 import contextlib
+import functools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,7 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ultramem_jax.data import specials
+from ultramem_jax.data import chat, specials
 from ultramem_jax.data.specials import Specials
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
@@ -31,8 +33,14 @@ class Tokenizer(Protocol):
   eos_id: int
   pad_id: int
 
-  def encode(self, text: str) -> np.ndarray:
-    """Returns the [T] int32 ids of a text, without bos and eos."""
+  def encode(self, text: str, names_specials: bool = False) -> np.ndarray:
+    """Returns the [T] int32 ids of a text, without bos and eos.
+
+    Args:
+      text: what to encode.
+      names_specials: special tokens that the text names are meant, as in what
+        a chat template writes; bytes have no such names.
+    """
     ...
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -48,7 +56,7 @@ class ByteTokenizer:
   bos_id = 257
   eos_id = 258
 
-  def encode(self, text: str) -> np.ndarray:
+  def encode(self, text: str, names_specials: bool = False) -> np.ndarray:
     return np.frombuffer(text.encode(), np.uint8).astype(np.int32)
 
   def decode(self, ids: Sequence[int]) -> str:
@@ -94,7 +102,10 @@ class FileTokenizer:
     )
     self._inside_special = re.compile("|".join(inside))
 
-  def encode(self, text: str) -> np.ndarray:
+  def encode(self, text: str, names_specials: bool = False) -> np.ndarray:
+    if names_specials:
+      found = self._naming_specials.encode(text, add_special_tokens=False)
+      return np.array(found.ids, np.int32)
     ids_T = self._encode(text)
     if not self._is_special[ids_T].any():
       return ids_T
@@ -102,6 +113,13 @@ class FileTokenizer:
     parts = map(self._encode, self._inside_special.split(text))
     ids_T = np.concatenate([*parts])
     return ids_T[~self._is_special[ids_T]]
+
+  @functools.cached_property
+  def _naming_specials(self) -> Any:
+    """The same tokenizer, to which the names of specials are no text."""
+    copy = type(self._tokenizer).from_str(self._tokenizer.to_str())
+    copy.encode_special_tokens = False
+    return copy
 
   def _encode(self, text: str) -> np.ndarray:
     # The batch form is half again as fast: it does not record where tokens lie.
@@ -188,7 +206,7 @@ def _no_standard_error() -> Iterator[None]:
 
 
 def files(name: str) -> dict[str, str]:
-  """Returns the files that `load` reads for a name; none for "bytes".
+  """Returns the files that a tokenizer consists of; none for "bytes".
 
   Returns:
     {usual name: path}; a folder with these names is the same tokenizer.
@@ -197,7 +215,8 @@ def files(name: str) -> dict[str, str]:
     return {}
   path = _path(name)
   folder = os.path.dirname(path)
-  beside = {n: os.path.join(folder, n) for n in specials.DECLARING}
+  names = (*specials.DECLARING, chat.FILE_NAME)
+  beside = {n: os.path.join(folder, n) for n in names}
   there = {n: other for n, other in beside.items() if os.path.isfile(other)}
   return {"tokenizer.json": path, **there}
 

@@ -5,16 +5,19 @@ from collections.abc import Iterable
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from ultramem_jax.data.documents import Document, text_of
 from ultramem_jax.settings.checks import require
 
 SPECIALS = ["<pad>", "<bos>", "<eos>"]
 
 
-def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+def train(
+  documents: Iterable[Document], vocab_size: int
+) -> tokenizers.Tokenizer:
   """Trains a byte-level BPE.
 
   Args:
-    documents: texts, read once.
+    documents: read once.
     vocab_size: at least 259; fewer tokens result if the text is short.
   Returns:
     The tokenizer; pad, bos and eos are 0, 1 and 2. Lossless on any text.
@@ -38,5 +41,5 @@ def train(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     initial_alphabet=alphabet,
     show_progress=False,
   )
-  tokenizer.train_from_iterator(documents, trainer)
+  tokenizer.train_from_iterator(map(text_of, documents), trainer)
   return tokenizer

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from ultramem_jax.data import Corpus
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import DataError
 from ultramem_jax.train import sharding, step
 
 
@@ -25,16 +26,23 @@ def run(
     eval_step: (variables, batch) -> {"loss": in nats, "tokens", "bytes"}, each
       summed over the batch.
     variables: the model's params and buffers.
-    batches: batches on the device; one has a target with a weight.
+    batches: batches on the device.
     check: called before every batch; may raise to end the evaluation.
   Returns:
     {"loss": nats per token, "perplexity", "bits_per_byte", "tokens": how many}.
+  Raises:
+    DataError: no text of the batches counts.
   """
   sums = {"loss": 0.0, "tokens": 0.0, "bytes": 0.0}
   for batch in batches:
     check()
     part = jax.device_get(eval_step(variables, batch))
     sums = {name: total + float(part[name]) for name, total in sums.items()}
+  if not sums["bytes"]:
+    raise DataError(
+      "the validation batches hold no text that counts, but prompts whose "
+      "answers come later; raise eval_batches, batch_size or data.seq_len"
+    )
   loss = sums["loss"] / sums["tokens"]
   return {
     "loss": loss,

@@ -35,6 +35,10 @@ MIN_EPS = 1e-16
 MAX_BETA = 0.999999
 
 
+# What records hold in place of a text with data.records = "answers".
+ANSWER_FIELDS = ("prompt", "answer", "messages")
+
+
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
   """Where text comes from and how it becomes rows of tokens."""
@@ -57,12 +61,36 @@ class DataConfig:
   bos_token: str = ""
   eos_token: str = ""
   pad_token: str = ""
+  records: str = "text"
+  long_examples: str = "refuse"
 
   def __post_init__(self):
     path = "data"
     require_types(path, self)
     require_choice(path, self, "source", "stdlib", "text", "tfds")
-    require_choice(path, self, "packing", "segments", "concat")
+    require_choice(path, self, "packing", "segments", "concat", "examples")
+    require_choice(path, self, "records", "text", "answers")
+    require_choice(path, self, "long_examples", "refuse", "cut")
+    require(
+      self.records == "text" or self.source == "text",
+      "data.records",
+      self.records,
+      "needs data.source = 'text'",
+    )
+    require(
+      self.records == "text" or self.text_field not in ANSWER_FIELDS,
+      "data.text_field",
+      self.text_field,
+      f"must be none of {', '.join(ANSWER_FIELDS)} with data.records = "
+      "'answers'",
+    )
+    # All examples are encoded before the first step, to see that they fit.
+    require(
+      self.packing != "examples" or self.source != "tfds",
+      "data.packing",
+      self.packing,
+      "needs data.source = 'text' or 'stdlib'",
+    )
     require_at_least(path, self, 1, "seq_len", "shuffle_window")
     require_at_least(path, self, 0, "cut_bytes", "prefetch")
     # All of them are made before the first step, and lie in the memory.

@@ -1,0 +1,185 @@
+"""Chat templates: conversations as the text on which a model was tuned.
+
+A published tokenizer has a template in the language of Jinja, in
+`chat_template.jinja` beside it or as `chat_template` in
+`tokenizer_config.json`. It sees what `transformers` shows it: messages,
+add_generation_prompt, the special tokens, `raise_exception`. It does not see
+the date, with which a run's data would change from day to day.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from ultramem_jax.data import specials
+from ultramem_jax.data.documents import Example
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
+
+FILE_NAME = "chat_template.jinja"
+
+_ROLES = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+def read(folder: str) -> str:
+  """Returns the source of the template in the folder of a tokenizer, or "".
+
+  Raises:
+    ConfigError: a file there is damaged, or has several templates and none
+      that is called "default".
+  """
+  path = os.path.join(folder, FILE_NAME)
+  if os.path.isfile(path):
+    try:
+      with open(path, encoding="utf-8") as file:
+        return file.read()
+    except ValueError as error:
+      raise ConfigError(f"{path}: is not UTF-8 ({error})") from error
+  path = os.path.join(folder, "tokenizer_config.json")
+  held = specials.read_fields(path).get("chat_template") or ""
+  if isinstance(held, str):
+    return held
+  try:
+    return {each["name"]: each["template"] for each in held}["default"]
+  except (KeyError, TypeError) as error:
+    raise ConfigError(
+      f"{path}: chat_template is no text, and has none called 'default'"
+    ) from error
+
+
+class Template:
+  """The chat template of a tokenizer.
+
+  Args:
+    path: the tokenizer.json.
+  Raises:
+    ConfigError: it has none, or a damaged one, or Jinja is not installed.
+  """
+
+  def __init__(self, path: str):
+    folder = os.path.dirname(path)
+    source = read(folder)
+    require(
+      bool(source),
+      "data.tokenizer",
+      path,
+      f"has no chat template, which messages need: neither {FILE_NAME} beside "
+      "it, nor chat_template in tokenizer_config.json",
+    )
+    self._folder = folder
+    self._template = _compile(source, folder)
+    declared = [
+      specials.read_fields(os.path.join(folder, name))
+      for name in reversed(specials.DECLARING)
+    ]
+    self._tokens = {
+      role: name
+      for fields in declared
+      for role in _ROLES
+      if (name := specials.name_of(fields.get(role)))
+    }
+    with open(path, encoding="utf-8") as file:
+      added = json.load(file).get("added_tokens") or ()
+    self._specials = [token["content"] for token in added if token["special"]]
+
+  def example(self, messages: Sequence[dict[str, str]], where: str) -> Example:
+    """Returns a conversation as an Example.
+
+    An answer is what the template writes for a message of the assistant after
+    the generation prompt, up to the last special token in it, which ends the
+    turn, or all of it if there is none.
+
+    Args:
+      messages: each has role and content; the first is not the assistant's.
+      where: the file and the line, for errors.
+    Raises:
+      ConfigError: a message holds the name of a special token; the template
+        refuses the messages, or does not write each turn after those before.
+    """
+    for message in messages:
+      for name in self._specials:
+        if name in message["content"]:
+          raise ConfigError(
+            f"{where}: a message holds {name!r}, which would be taken for the "
+            "special token; take it out"
+          )
+    text, answers, size = self._render(messages, False, where), [], 0
+    for number, message in enumerate(messages):
+      if message["role"] != "assistant":
+        continue
+      before = self._render(messages[:number], True, where)
+      after = self._render(messages[: number + 1], False, where)
+      if not (text.startswith(after) and after.startswith(before)):
+        raise ConfigError(
+          f"{where}: the chat template in {self._folder} writes message "
+          f"{number + 1} in another way where others follow it or before it is "
+          "made, so that its answer cannot be found; split the conversation up"
+        )
+      turn = after[len(before) :]
+      ends = [turn.rfind(x) + len(x) for x in self._specials if x in turn]
+      stop = len(before) + max(ends, default=len(turn))
+      answers.append((len(before), stop))
+      size += len(message["content"].encode())
+    return Example(text, tuple(answers), size, is_chat=True)
+
+  def _render(
+    self, messages: Sequence[dict[str, str]], generation: bool, where: str
+  ) -> str:
+    try:
+      return self._template.render(
+        messages=messages,
+        tools=None,
+        documents=None,
+        add_generation_prompt=generation,
+        **self._tokens,
+      )
+    except Exception as error:  # a template can do whatever Python can
+      cause = (str(error) or type(error).__name__).splitlines()[0]
+      raise ConfigError(
+        f"{where}: the chat template in {self._folder} refuses the messages "
+        f"({cause})"
+      ) from error
+
+
+def _compile(source: str, folder: str) -> Any:
+  """Returns a template of Jinja, in a sandbox that can change nothing."""
+  try:
+    import jinja2
+    from jinja2 import ext as extensions
+    from jinja2 import nodes, sandbox
+  except ImportError as error:
+    raise ConfigError(
+      f"data.records = 'answers': messages need Jinja ({error}): "
+      "pip install -e '.[chat]'"
+    ) from error
+
+  class Generation(extensions.Extension):
+    """{% generation %}: marks an answer, and writes what is inside."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Any) -> Any:
+      line = next(parser.stream).lineno
+      body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+      return nodes.Scope(body, lineno=line)
+
+  def raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+  environment = sandbox.ImmutableSandboxedEnvironment(
+    trim_blocks=True,
+    lstrip_blocks=True,
+    extensions=[Generation, extensions.loopcontrols],
+  )
+  environment.globals["raise_exception"] = raise_exception
+  environment.filters["tojson"] = lambda value, indent=None: json.dumps(
+    value, ensure_ascii=False, indent=indent
+  )
+  try:
+    return environment.from_string(source)
+  except jinja2.TemplateError as error:
+    cause = str(error).splitlines()[0]
+    raise ConfigError(
+      f"{folder}: the chat template is damaged ({cause})"
+    ) from error
