@@ -203,6 +203,8 @@ def get_config() -> Any:
   # all outputs starts at zero). The last two leave a finished model as it is
   # when a memory is put into it.
   c.model.memory.output = "plain"
+  # The block in which a memory reads has no MLP of its own.
+  c.model.memory.replace_mlp = False
   # Only ultramem_v2 reads these four.
   c.model.memory.share_ratio = 1.0  # share of the ring a memory reaches, (0, 1]
   c.model.memory.ring_layers = 0  # memories on the ring, n^2 rows each; 0 = all

@@ -67,6 +67,23 @@ def test_spans_are_a_plain_loop(spans):
   assert_close(actual, expected)
 
 
+def test_a_memory_in_place_of_an_mlp_is_one_beside_an_mlp_that_adds_nothing():
+  beside, instead = config("1:2"), config("1:2", memory__replace_mlp=True)
+  assert instead.mlp_layers == (1,)
+  variables = variables_of(beside)
+  params = dict(variables["params"])
+  block = params["block_0"]
+  silent = jax.tree.map(jnp.zeros_like, block["mlp"])
+  params["block_0"] = {**block, "mlp": silent}
+  expected = apply(beside, {**variables, "params": params}, TOKENS)
+  del params["block_0"]["mlp"]
+  assert jax.tree.structure(params) == jax.tree.structure(
+    variables_of(instead)["params"]
+  )
+  actual = apply(instead, {**variables, "params": params}, TOKENS)
+  assert_close(actual, expected)
+
+
 @pytest.mark.parametrize("c", MODELS.values(), ids=MODELS)
 def test_causal(c):
   """No gradient to the embeddings of later tokens, some to all earlier."""

@@ -54,12 +54,14 @@ class Block(nn.Module):
     config: the transformer's settings.
     layout, prepared_for: see `Transformer`.
     mlp_conv: taps of the convolution before the MLP; 0: none.
+    has_mlp: False: a memory that reads here stands in its place.
   """
 
   config: ModelConfig
   layout: Layout | None = None
   prepared_for: str | None = None
   mlp_conv: int = 0
+  has_mlp: bool = True
 
   @nn.compact
   def __call__(self, x_BTD, segment_BT, rotation, decode, deterministic):
@@ -84,6 +86,8 @@ class Block(nn.Module):
       h_BTD = CausalConv(self.mlp_conv, name="mlp_conv")(
         h_BTD, segment_BT, decode
       )
+    if not self.has_mlp:
+      return layout_lib.constrain_batch(x_BTD, self.layout), h_BTD
     if c.moe.num_experts:
       y_BTD = Moe(c, self.layout, name="moe")(h_BTD, segment_BT)
     else:
@@ -204,7 +208,12 @@ class Transformer(nn.Module):
     for layer in range(c.num_layers):
       mlp_conv = c.mlp_conv if layer in c.mlp_conv_layers else 0
       x_BTD, h_BTD = block_class(
-        c, self.layout, self.prepared_for, mlp_conv, name=f"block_{layer}"
+        c,
+        self.layout,
+        self.prepared_for,
+        mlp_conv,
+        layer in c.mlp_layers,
+        name=f"block_{layer}",
       )(x_BTD, segment_BT, rotation, decode, deterministic)
       for span in c.spans:
         if span.start == layer:

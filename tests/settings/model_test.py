@@ -1,8 +1,11 @@
 """The transformer's settings: what is refused."""
 
+import pytest
+
 from tests.settings import refusals
 from ultramem_jax import testing
 from ultramem_jax.settings import config
+from ultramem_jax.settings.errors import ConfigError
 
 NAN, INF = float("nan"), float("inf")
 
@@ -99,3 +102,12 @@ def test_settings_that_a_workdir_may_lack_have_their_defaults():
 )
 def test_bad_values_are_named(changes, field, allowed):
   refusals.assert_refused(changes, field, allowed)
+
+
+def test_experts_are_not_replaced_by_a_memory():
+  with pytest.raises(
+    ConfigError, match="replace_mlp = True: is for plain MLPs"
+  ):
+    testing.small_config(
+      model__memory__replace_mlp=True, model__moe__num_experts=4
+    )

@@ -64,6 +64,7 @@ class MemoryConfig:
   pre_activation: str = "none"
   input_gate: bool = OWN
   output: str = "plain"
+  replace_mlp: bool = False
   storage: TableStorage = dataclasses.field(default_factory=TableStorage)
   imported: ImportedWeights = dataclasses.field(default_factory=ImportedWeights)
 

@@ -83,6 +83,12 @@ class ModelConfig:
     return parse_spans(self.memory.spans, self.num_layers)
 
   @property
+  def mlp_layers(self) -> tuple[int, ...]:
+    """The blocks, from 0, that have an MLP or a mixture of experts."""
+    replaced = {span.start for span in self.spans if self.memory.replace_mlp}
+    return tuple(x for x in range(self.num_layers) if x not in replaced)
+
+  @property
   def mlp_conv_layers(self) -> tuple[int, ...]:
     """The blocks, from 0, whose MLP reads convolved positions."""
     if self.mlp_conv == 0:
@@ -183,6 +189,12 @@ class ModelConfig:
       )
       memory.require_width(self.embed_dim)
     spans = self.spans  # raises on a bad span
+    require(
+      self.moe.num_experts == 0 or not memory.replace_mlp,
+      "model.memory.replace_mlp",
+      memory.replace_mlp,
+      "is for plain MLPs: needs model.moe.num_experts = 0",
+    )
     if memory.kind == "ultramem_v2":
       require(
         memory.ring_layers in (0, len(spans)),

@@ -117,6 +117,8 @@ def _faults(c: ModelConfig, name: str, settings: dict[str, Any]) -> list[str]:
   ]
   if c.moe.num_experts:
     faults.append(f"model.moe.num_experts = {c.moe.num_experts}")
+  if len(c.mlp_layers) < c.num_layers:
+    faults.append("model.memory.replace_mlp = True")
   if c.mlp_conv:
     faults.append(f"model.mlp_conv = {c.mlp_conv}")
   return faults + s.faults
