@@ -3,10 +3,11 @@
   hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M
   python -m ultramem_jax import --from=SmolLM2-135M --workdir=runs/smol
 
-The folder holds config.json, .safetensors files and tokenizer.json. Llama 2 and
-3, SmolLM2, Mistral, Qwen2, Qwen2.5, Qwen3 and OLMo 2 are known. The workdir is
-that of a run at step 0, for eval.py, for generation, and for training: python
-train.py --workdir=runs/smol. Settings that the folder does not decide are those
+The folder holds config.json, .safetensors files and tokenizer.json; --from may
+also be a file .gguf of llama.cpp (pip install gguf). Llama 2 and 3, SmolLM2,
+Mistral, Qwen2, Qwen2.5, Qwen3 and OLMo 2 are known. The workdir is that of a
+run at step 0, for eval.py, for generation, and for training: python train.py
+--workdir=runs/smol. Settings that the folder does not decide are those
 of configs/default.py, or of --config; --config.FIELD=VALUE changes one.
 """
 
@@ -22,7 +23,9 @@ from ultramem_jax.tools import accounting, pretrained
 
 def define_flags() -> None:
   cli.define_config("default")
-  flags.DEFINE_string("from", None, "Folder of the pretrained model.")
+  flags.DEFINE_string(
+    "from", None, "Folder of the pretrained model, or a file .gguf."
+  )
   flags.DEFINE_string("workdir", None, "Directory of the new run.")
   flags.DEFINE_string(
     "memory",

@@ -1,11 +1,13 @@
 """Makes a run of a pretrained model: a workdir at step 0."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
@@ -42,12 +44,12 @@ def import_run(
   asked: Collection[str] = (),
   memory: str | None = None,
 ) -> Config:
-  """Makes a workdir with the model of a Hugging Face folder, at step 0.
+  """Makes a workdir with the model of a folder or a GGUF file, at step 0.
 
   It appears when all of it is written, or not at all.
 
   Args:
-    source: the folder.
+    source: a Hugging Face folder, or a file .gguf.
     workdir: of the new run; empty or absent.
     config: decides all that the folder does not.
     asked: fields of it that a user has set, such as "model.dtype".
@@ -62,33 +64,51 @@ def import_run(
       workdir holds something.
   """
   workdir_lib.require_unused("--workdir", workdir)
-  pretrained = pretrained_lib.open_folder(source)
-  memories = pretrained_lib.open_memory(pathlib.Path(memory or source))
-  require(
-    memories is not None or memory is None,
-    "--memory",
-    memory,
-    "must be a folder that `export` wrote, with memory.json",
-  )
-  if memories:
-    fields = {**pretrained.fields, "memory": memories.settings}
-    pretrained = pretrained._replace(fields=fields)
-  place = pathlib.Path(workdir)
-  tokenizer = place / inputs.TOKENIZER_NAME / TOKENIZER
-  config = _run_config(config, pretrained, str(tokenizer), asked)
-  pretrained_lib.entries(pretrained, config.model)
-  corpus = _open_corpus(config, pretrained)
-  described = corpus.describe()
-  with written_whole(place) as partial:
-    workdir_lib.claim(partial, config, described)
-    if corpus.tokenizer_files():
-      read = corpus.inputs("train", "valid")
-      inputs.bind(partial, read, corpus.tokenizer_files(), False)
-    origin.keep(partial, _kept(pretrained))
-    variables = _read_variables(config, pretrained, memories)
-    with checkpoint.Checkpointer(partial, keep=1) as checkpointer:
-      checkpointer.save(0, variables, {}, None)
+  with _opened(source, memory) as (pretrained, memories):
+    place = pathlib.Path(workdir)
+    tokenizer = place / inputs.TOKENIZER_NAME / TOKENIZER
+    config = _run_config(config, pretrained, str(tokenizer), asked)
+    pretrained_lib.entries(pretrained, config.model)
+    corpus = _open_corpus(config, pretrained)
+    described = corpus.describe()
+    with written_whole(place) as partial:
+      workdir_lib.claim(partial, config, described)
+      if corpus.tokenizer_files():
+        read = corpus.inputs("train", "valid")
+        inputs.bind(partial, read, corpus.tokenizer_files(), False)
+      origin.keep(partial, _kept(pretrained))
+      variables = _read_variables(config, pretrained, memories)
+      with checkpoint.Checkpointer(partial, keep=1) as checkpointer:
+        checkpointer.save(0, variables, {}, None)
   return config
+
+
+@contextlib.contextmanager
+def _opened(
+  source: str, memory: str | None
+) -> Iterator[tuple[Pretrained, Memory | None]]:
+  """Opens a pretrained model, and its memories if it has any.
+
+  Args: as for `import_run`.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    if source.endswith(pretrained_lib.SUFFIX):
+      path = pathlib.Path(source).expanduser()
+      pretrained = pretrained_lib.open_file(path, pathlib.Path(folder))
+    else:
+      pretrained = pretrained_lib.open_folder(source)
+    beside = pathlib.Path(memory).expanduser() if memory else pretrained.folder
+    memories = pretrained_lib.open_memory(beside)
+    require(
+      memories is not None or memory is None,
+      "--memory",
+      memory,
+      "must be a folder that `export` wrote, with memory.json",
+    )
+    if memories:
+      fields = {**pretrained.fields, "memory": memories.settings}
+      pretrained = pretrained._replace(fields=fields)
+    yield pretrained, memories
 
 
 def has_tokenizer(config: Config) -> bool:
@@ -113,7 +133,7 @@ def _run_config(
   for name in asked:
     decided = name.removeprefix("model.").partition(".")[0] in pretrained.fields
     if decided or name == "data.tokenizer":
-      raise ConfigError(f"--config.{name}: {pretrained.folder} decides it")
+      raise ConfigError(f"--config.{name}: {pretrained.source} decides it")
   model = config.model
   for name, value, nothing in (
     ("memory.kind", model.memory.kind, "none"),
@@ -189,7 +209,7 @@ def _read_variables(
   require(
     fit.fits(need, have),
     "--from",
-    str(pretrained.folder),
+    str(pretrained.source),
     f"memory per device of the parameters {fit.verdict(need, have)}",
   )
   places: Any = traverse_util.flatten_dict(sharding.of(abstract["params"]))
@@ -199,7 +219,7 @@ def _read_variables(
   entries = pretrained_lib.entries(pretrained, config.model)
   exact = Backbone(entries, params, dict.fromkeys(entries, "F32"))
   pretrained_lib.require_backbone(
-    memories, exact.digest(), str(pretrained.folder)
+    memories, exact.digest(), str(pretrained.source)
   )
   flat: Any = traverse_util.flatten_dict(abstract)
   rest = {path: x for path, x in flat.items() if path[1:] not in params}

@@ -10,6 +10,7 @@ ModelConfig, `config_json.py` goes back, and tensors have the names of
 """
 
 from ultramem_jax.interop.pretrained.config_json import make_settings
+from ultramem_jax.interop.pretrained.gguf_file import SUFFIX, open_file
 from ultramem_jax.interop.pretrained.memory import (
   Memory,
   open_memory,
@@ -27,12 +28,14 @@ from ultramem_jax.interop.pretrained.model import (
 from ultramem_jax.interop.pretrained.write import Backbone, write_backbone
 
 __all__ = [
+  "SUFFIX",
   "Backbone",
   "Memory",
   "Pretrained",
   "entries",
   "family_entries",
   "make_settings",
+  "open_file",
   "open_folder",
   "open_memory",
   "read_memory",

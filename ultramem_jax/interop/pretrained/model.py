@@ -1,16 +1,16 @@
 """A pretrained model: opened, checked, and read to where its arrays belong."""
 
+import functools
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import numpy as np
 
 from ultramem_jax.interop.pretrained import files, names
 from ultramem_jax.interop.pretrained.families import FAMILIES, Family, Fields
-from ultramem_jax.interop.pretrained.files import Tensor
 from ultramem_jax.interop.pretrained.settings import Settings
 from ultramem_jax.interop.tensors import Entry, Path
 from ultramem_jax.settings.errors import ConfigError
@@ -20,9 +20,25 @@ DTYPES = ("F32", "BF16", "F16", "F64")
 ROLES = ("bos", "eos", "pad")
 
 
-class Pretrained(NamedTuple):
-  """A folder with a pretrained model; of its tensors only headers are read.
+class Tensor(Protocol):
+  """A tensor that is not read yet: of `files`, or of a GGUF file."""
 
+  @property
+  def path(self) -> pathlib.Path: ...
+  @property
+  def name(self) -> str: ...
+  @property
+  def dtype(self) -> str: ...
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+  def rows(self) -> Iterator[tuple[slice, np.ndarray]]: ...
+
+
+class Pretrained(NamedTuple):
+  """A pretrained model; of its tensors only headers are read.
+
+  source: the folder, or the file, that a user named.
+  folder: with config.json and, if there is one, the tokenizer.
   family: of the model.
   fields: of ModelConfig, that the model decides.
   max_length: positions that it was trained on.
@@ -30,12 +46,13 @@ class Pretrained(NamedTuple):
   tensors: by name.
   """
 
+  source: pathlib.Path
   folder: pathlib.Path
   family: Family
   fields: Fields
   max_length: int
   special_ids: dict[str, int]
-  tensors: dict[str, Tensor]
+  tensors: Mapping[str, Tensor]
 
 
 def open_folder(name: str) -> Pretrained:
@@ -47,7 +64,29 @@ def open_folder(name: str) -> Pretrained:
   """
   folder = files.find_folder(name)
   path = folder / files.CONFIG
-  settings = Settings(files.read_json(path))
+  values = files.read_json(path)
+  find = functools.partial(files.find_tensors, folder)
+  return make_pretrained(folder, path, folder, values, find)
+
+
+def make_pretrained(
+  source: pathlib.Path,
+  path: pathlib.Path,
+  folder: pathlib.Path,
+  values: Mapping[str, Any],
+  find_tensors: Callable[[], Mapping[str, Tensor]],
+) -> Pretrained:
+  """Returns a pretrained model of these settings and tensors.
+
+  Args:
+    source, folder: of the model.
+    path: of the file that says the settings.
+    values: the content of `config.json`.
+    find_tensors: returns the tensors by name, if the settings are known.
+  Raises:
+    ConfigError: as `open_folder` does.
+  """
+  settings = Settings(values)
   named = settings.get("architectures")
   architecture = named[0] if isinstance(named, list) and named else named
   family = FAMILIES.get(architecture) if isinstance(architecture, str) else None
@@ -66,8 +105,7 @@ def open_folder(name: str) -> Pretrained:
     first = named[0] if isinstance(named, list) and named else named
     if type(first) is int:
       ids[role] = first
-  tensors = files.find_tensors(folder)
-  return Pretrained(folder, family, fields, length, ids, tensors)
+  return Pretrained(source, folder, family, fields, length, ids, find_tensors())
 
 
 def family_entries(
@@ -106,7 +144,7 @@ def entries(pretrained: Pretrained, c: ModelConfig) -> dict[str, Entry]:
       faults.append(f"{name} is {tensor.dtype}, must be {', '.join(DTYPES)}")
   if faults:
     raise ConfigError(
-      f"{pretrained.folder}: tensors do not fit config.json: "
+      f"{pretrained.source}: tensors do not fit its settings: "
       f"{'; '.join(faults)}"
     )
   return wanted

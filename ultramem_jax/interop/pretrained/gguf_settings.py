@@ -1,0 +1,112 @@
+"""The settings of a GGUF file as those of a `config.json`."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ultramem_jax.settings.errors import ConfigError
+
+ARCHITECTURES = {
+  "llama": "LlamaForCausalLM",
+  "qwen2": "Qwen2ForCausalLM",
+  "qwen3": "Qwen3ForCausalLM",
+  "olmo2": "Olmo2ForCausalLM",
+}
+# What stands below the architecture's name, and in config.json.
+NAMES = {
+  "attention.head_count": "num_attention_heads",
+  "attention.head_count_kv": "num_key_value_heads",
+  "attention.key_length": "head_dim",
+  "attention.layer_norm_rms_epsilon": "rms_norm_eps",
+  "attention.sliding_window": "sliding_window",
+  "block_count": "num_hidden_layers",
+  "context_length": "max_position_embeddings",
+  "embedding_length": "hidden_size",
+  "feed_forward_length": "intermediate_size",
+  "rope.freq_base": "rope_theta",
+  "vocab_size": "vocab_size",
+}
+SCALINGS = {
+  "rope.scaling.type": "rope_type",
+  "rope.scaling.factor": "factor",
+  "rope.scaling.original_context_length": "original_max_position_embeddings",
+}
+HARMLESS = ("rope.scaling.finetuned",)
+ROLES = {"bos": "bos", "eos": "eos", "pad": "padding"}
+
+
+def config_json(
+  values: Mapping[str, Any], is_tied: bool, vocab_size: int
+) -> dict[str, Any]:
+  """Returns the content of `config.json` that a file's metadata says.
+
+  What has no name there keeps its own, so that it is refused by that.
+
+  Args:
+    values: the metadata.
+    is_tied: whether there is no head beside the embedding.
+    vocab_size: rows of the embedding.
+  Raises:
+    ConfigError: of another architecture, of an adapter, or one of several
+      files.
+  """
+  kind = values.get("general.type", "model")
+  if kind != "model":
+    raise ConfigError(f"general.type = {kind!r}: must be 'model'")
+  if values.get("split.count", 1) > 1:
+    raise ConfigError(
+      f"split.count = {values['split.count']}: must be 1; join the files by "
+      "llama-gguf-split --merge"
+    )
+  name = values.get("general.architecture")
+  if name not in ARCHITECTURES:
+    raise ConfigError(
+      f"general.architecture = {name!r}: must be one of "
+      f"{', '.join(ARCHITECTURES)}"
+    )
+  inside = {
+    key.removeprefix(f"{name}."): _decimal(value)
+    for key, value in values.items()
+    if key.startswith(f"{name}.")
+  }
+  settings = {
+    "architectures": [ARCHITECTURES[name]],
+    "vocab_size": vocab_size,
+    "tie_word_embeddings": is_tied,
+  }
+  rope = {}
+  for key, value in inside.items():
+    if key in SCALINGS:
+      rope[SCALINGS[key]] = value
+    elif key not in HARMLESS:
+      settings[NAMES.get(key, f"{name}.{key}")] = value
+  if rope.get("rope_type") not in (None, "none"):
+    settings["rope_scaling"] = rope
+  if "sliding_window" in settings and name.startswith("qwen"):
+    settings |= {"use_sliding_window": True, "max_window_layers": 0}
+  _drop_equal_widths(settings, name)
+  for role, known in ROLES.items():
+    number = values.get(f"tokenizer.ggml.{known}_token_id")
+    if number is not None:
+      settings[f"{role}_token_id"] = number
+  return settings
+
+
+def _drop_equal_widths(settings: dict[str, Any], name: str) -> None:
+  """Drops widths of heads that are all the same, as ours are.
+
+  Others keep their names, and are refused.
+  """
+  width = settings.get("head_dim")
+  heads = settings.get("num_attention_heads")
+  if width is None and type(heads) is int and heads:
+    width = settings.get("hidden_size", 0) // heads
+  for key in ("attention.value_length", "rope.dimension_count"):
+    if settings.get(f"{name}.{key}") == width:
+      settings.pop(f"{name}.{key}", None)
+
+
+def _decimal(value: Any) -> Any:
+  """Returns a number that was rounded to float32 as it was written."""
+  return float(str(np.float32(value))) if isinstance(value, float) else value
