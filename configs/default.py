@@ -49,6 +49,10 @@ def get_config() -> Any:
   # text: the files to validate on, in the same way; "" = hold out a part of
   # `path`.
   c.data.valid_path = ""
+  # PATH=SHARE joined by ",", such as facts.jsonl=0.3,books=0.2: so many of the
+  # documents to train on are drawn from further files, the rest from `source`.
+  # Nothing of them is held out.
+  c.data.mixture = ""
   # Share of documents held out for validation, chosen by a hash, where the
   # source has no validation split; strictly between 0 and 1. Of a single file,
   # the last part.

@@ -10,7 +10,7 @@ from ultramem_jax.data import chat
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.data.documents import Document, Example
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import ANSWER_FIELDS, DataConfig
+from ultramem_jax.settings.data import ANSWER_FIELDS, DataConfig
 from ultramem_jax.settings.errors import ConfigError
 
 _PAIR, _CHAT = ANSWER_FIELDS[:2], ANSWER_FIELDS[2:]

@@ -21,7 +21,7 @@ from ultramem_jax.data import encoding
 from ultramem_jax.data.documents import Document, DocumentLane
 from ultramem_jax.data.encoding import Encoded
 from ultramem_jax.data.tokenizer import Tokenizer
-from ultramem_jax.settings.config import DataConfig
+from ultramem_jax.settings.data import DataConfig
 from ultramem_jax.settings.errors import DataError
 
 Batch = dict[str, np.ndarray]

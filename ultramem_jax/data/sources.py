@@ -3,16 +3,19 @@
 stdlib  the Python files of the running interpreter's standard library
 text    local files that a glob names
 tfds    a dataset that TensorFlow Datasets prepared
+
+`data.mixture` adds further local files to what is trained on.
 """
 
 import functools
 
-from ultramem_jax.data import indexed, text_index, text_splits
+from ultramem_jax.data import find, indexed, mixture, text_index, text_splits
 from ultramem_jax.data.documents import Source
+from ultramem_jax.data.forms import Form
 from ultramem_jax.data.index_cache import IndexCache
 from ultramem_jax.data.text_files import TextDocuments
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import DataConfig
+from ultramem_jax.settings.data import DataConfig
 
 
 class Splits:
@@ -30,8 +33,15 @@ class Splits:
   def train(self) -> Source:
     """The documents to train on; texts longer than cut_bytes are cut."""
     if self._data.source == "tfds":
-      return _open_tfds(self._data, "train")
-    return self._source(self._texts.train, self._cut_train)
+      main = _open_tfds(self._data, "train")
+    else:
+      main = self._source(self._texts.train, self._cut_train)
+    shares = [share for _, share in self._data.shares]
+    if not shares:
+      return main
+    pairs = zip(self._mixed.values(), self._cut_mixed, strict=True)
+    others = [self._source(*pair) for pair in pairs]
+    return mixture.MixedSource([main, *others], [1 - sum(shares), *shares])
 
   @functools.cached_property
   def valid(self) -> Source:
@@ -42,7 +52,14 @@ class Splits:
 
   @functools.cached_property
   def _cut_train(self) -> TextDocuments:
-    whole, limit = self._texts.train, self._data.cut_bytes
+    return self._cut(self._texts.train)
+
+  @functools.cached_property
+  def _cut_mixed(self) -> list[TextDocuments]:
+    return [self._cut(whole) for whole in self._mixed.values()]
+
+  def _cut(self, whole: TextDocuments) -> TextDocuments:
+    limit = self._data.cut_bytes
     return whole.cut(limit) if limit else whole
 
   @functools.cached_property
@@ -57,7 +74,7 @@ class Splits:
     Raises:
       ConfigError: a split cannot be opened.
     """
-    return [self._cut_train, self._cut_valid]
+    return [self._cut_train, *self._cut_mixed, self._cut_valid]
 
   def _source(
     self, whole: TextDocuments, cut: TextDocuments
@@ -79,12 +96,18 @@ class Splits:
     Raises:
       ConfigError: a split cannot be opened.
     """
+    mixed = [
+      f"{share:.3g} of the documents to train on come from the "
+      f"{len(self._mixed[path])} of {path}"
+      for path, share in self._data.shares
+    ]
+    mixed += text_splits.unread(self._mixed.values(), self._files.values())
     if self._data.source != "tfds":
-      return self._texts.remarks()
+      return self._texts.remarks([*self._mixed.values()]) + mixed
     from ultramem_jax.data import tfds_files  # a second to import
 
     count = tfds_files.shared(self._data)
-    return [f"examples in both splits: {count}"] if count else []
+    return ([f"examples in both splits: {count}"] if count else []) + mixed
 
   def inputs(self, split: str) -> dict[str, dict[str, str]]:
     """Returns what a split is read from: contents by setting and file.
@@ -92,11 +115,35 @@ class Splits:
     Raises:
       ConfigError: the split cannot be opened.
     """
+    found = {}
+    if split == "train" and self._mixed:
+      found["data.mixture"] = {
+        f"{path}: {name}": content
+        for path, texts in self._mixed.items()
+        for name, content in texts.contents().items()
+      }
     if self._data.source != "tfds":
-      return self._texts.inputs(split)
+      return self._texts.inputs(split) | found
     from ultramem_jax.data import tfds_files  # a second to import
 
-    return tfds_files.inputs(self._data, split)
+    return tfds_files.inputs(self._data, split) | found
+
+  @functools.cached_property
+  def _files(self) -> dict[str, find.Found]:
+    """The files of each path of `data.mixture`."""
+    paths = (path for path, _ in self._data.shares)
+    return {path: find.find(path, "data.mixture") for path in paths}
+
+  @functools.cached_property
+  def _mixed(self) -> dict[str, TextDocuments]:
+    """The documents of each path of `data.mixture`, whole."""
+    form = Form(self._data)
+    return {
+      path: text_index.index(
+        found.files, form, "data.mixture", path, self._cache
+      )
+      for path, found in self._files.items()
+    }
 
   @functools.cached_property
   def _texts(self) -> text_splits.TextSplits:

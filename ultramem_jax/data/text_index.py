@@ -22,6 +22,7 @@ from ultramem_jax.data.find import TextFile
 from ultramem_jax.data.forms import Form
 from ultramem_jax.data.index_cache import IndexCache, Scan
 from ultramem_jax.data.text_files import OFFSET, TextDocuments, digest
+from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError, DataError
 
 # Every lane holds its current document in memory, tokens and all.
@@ -51,7 +52,7 @@ def index(
     The documents, in order of files, then of lines.
   Raises:
     ConfigError: a file that cannot be read or unpacked or that holds no text, a
-      damaged line, a record of another form.
+      damaged line, a record of another form; or all files are empty.
   """
   unpacked = io.BytesIO()
   if any(formats.is_packed(file.path) for file in files):
@@ -72,6 +73,12 @@ def index(
     found[:, OFFSET] += start
     places.append(found)
     undecodable += scan.undecodable
+  require(
+    sum(map(len, places)) > 0,
+    field,
+    value,
+    f"holds no text: the {len(files)} files there are empty",
+  )
   return TextDocuments(
     files, unpacked, np.concatenate(places), form, undecodable
   )

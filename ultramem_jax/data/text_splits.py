@@ -3,6 +3,7 @@
 import functools
 import os
 import sysconfig
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from ultramem_jax.data.forms import Form
 from ultramem_jax.data.index_cache import IndexCache
 from ultramem_jax.data.text_files import TextDocuments
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import DataConfig
+from ultramem_jax.settings.data import DataConfig
 from ultramem_jax.settings.errors import ConfigError
 
 # Tests are long and repetitive; the others come and go between systems.
@@ -52,28 +53,26 @@ class TextSplits:
       return self._of_valid_path
     return self._required(self._halves[1], "valid")
 
-  def remarks(self) -> list[str]:
-    """Returns what a user should know of both splits, a phrase each."""
+  def remarks(self, mixed: Sequence[TextDocuments]) -> list[str]:
+    """Returns what a user should know of both splits, a phrase each.
+
+    Args:
+      mixed: what is trained on beside the train split.
+    """
     found = []
     train, valid = self.train, self.valid
     if not self._has_valid_path and self._cuts_off:
       share = f"{self._data.valid_fraction:.3g}"
       found.append(f"validation is the last part ({share}) of each text")
     known = valid.digests[valid.digests != 0]
-    if repeated := int(np.isin(known, train.digests).sum()):
+    learned = np.concatenate([each.digests for each in (train, *mixed)])
+    if repeated := int(np.isin(known, learned).sum()):
       found.append(f"validation documents that are in train, too: {repeated}")
-    lost, left_out = self._everything.undecodable, self._files.left_out
+    texts, files = [self._everything], [self._files]
     if self._has_valid_path:
-      lost += self._of_valid_path.undecodable
-      left_out = left_out + self._valid_files.left_out
-    if lost:
-      found.append(f"bytes that are not UTF-8: {lost}")
-    if left_out:
-      found.append(
-        f"files without text that are left out: {len(left_out)}, such as "
-        f"{left_out[0]!r}"
-      )
-    return found
+      texts.append(self._of_valid_path)
+      files.append(self._valid_files)
+    return found + unread(texts, files)
 
   def inputs(self, split: str) -> dict[str, dict[str, str]]:
     """Returns the contents of the files of a split, by setting and name."""
@@ -139,16 +138,22 @@ class TextSplits:
   def _index(self, found: find.Found, name: str) -> TextDocuments:
     """Indexes the files that a field of the data section names."""
     field, value = f"data.{name}", getattr(self._data, name)
-    documents = text_index.index(
-      found.files, self._form, field, value, self._cache
+    return text_index.index(found.files, self._form, field, value, self._cache)
+
+
+def unread(
+  texts: Iterable[TextDocuments], files: Iterable[find.Found]
+) -> list[str]:
+  """Returns what files hold that is not read as it is, a phrase each."""
+  lost = sum(each.undecodable for each in texts)
+  left_out = [path for each in files for path in each.left_out]
+  found = [f"bytes that are not UTF-8: {lost}"] if lost else []
+  if left_out:
+    found.append(
+      f"files without text that are left out: {len(left_out)}, such as "
+      f"{left_out[0]!r}"
     )
-    require(
-      len(documents) > 0,
-      field,
-      value,
-      f"holds no text: the {len(found.files)} files there are empty",
-    )
-    return documents
+  return found
 
 
 def _stdlib_files() -> list[find.TextFile]:

@@ -19,7 +19,7 @@ from ultramem_jax.data import indexed, records
 from ultramem_jax.data.documents import Source
 from ultramem_jax.data.text_files import content
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import DataConfig
+from ultramem_jax.settings.data import DataConfig
 from ultramem_jax.settings.errors import ConfigError, DataError
 
 # How much of a large file is compared.
