@@ -98,8 +98,15 @@ def check_settings(settings):
   name, _, argument = settings.pop("", "configs/default.py").partition(":")
   if pathlib.PurePath(name).stem == "NAME":
     return
-  module = importlib.import_module(f"configs.{pathlib.PurePath(name).stem}")
-  config = module.get_config(*([argument] if argument else []))
+  stem = pathlib.PurePath(name).stem
+  # The run of which a page takes the settings is not here.
+  is_of_run = stem == "from_run"
+  module = importlib.import_module(f"configs.{stem}")
+  config = (
+    default.get_config()
+    if is_of_run
+    else module.get_config(*([argument] if argument else []))
+  )
   flat = config.to_dict()
   for field, text in settings.items():
     node = flat
@@ -108,7 +115,8 @@ def check_settings(settings):
       node = node[section]
     old = node[last]
     node[last] = json.loads(text) if isinstance(old, bool) else type(old)(text)
-  config_lib.parse(flat)
+  if not is_of_run:
+    config_lib.parse(flat)
 
 
 def check_python(words):
