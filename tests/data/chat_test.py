@@ -161,6 +161,15 @@ def test_a_conversation_is_what_its_template_writes(opened, kind, parts):
   assert encoded.tokens_T[:first].tolist() == prompt
 
 
+def test_tokens_that_settings_name_are_in_the_text(opened):
+  beside = {"tokenizer_config.json": None, "chat_template.jinja": LLAMA}
+  config = opened(llama, beside=beside, bos_token="</s>", eos_token="<s>")
+  (example,) = Splits(config.data).valid.documents()
+  assert isinstance(example, Example)
+  assert example.text.startswith("</s>[INST]")
+  assert example.text.endswith("no<s>")
+
+
 def test_parquet_holds_the_same_conversations(opened, texts_of, tmp_path):
   import pyarrow as pa
   from pyarrow import parquet

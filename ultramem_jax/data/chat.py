@@ -9,7 +9,7 @@ the date, with which a run's data would change from day to day.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ultramem_jax.data import specials
@@ -53,11 +53,13 @@ class Template:
 
   Args:
     path: the tokenizer.json.
+    tokens: names of special tokens by role, such as "bos_token", in place of
+      those that files beside it declare; "": as declared.
   Raises:
     ConfigError: it has none, or a damaged one, or Jinja is not installed.
   """
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, tokens: Mapping[str, str]):
     folder = os.path.dirname(path)
     source = read(folder)
     require(
@@ -73,6 +75,7 @@ class Template:
       specials.read_fields(os.path.join(folder, name))
       for name in reversed(specials.DECLARING)
     ]
+    declared.append(dict(tokens))
     self._tokens = {
       role: name
       for fields in declared

@@ -27,13 +27,15 @@ class Form:
     self.has_answers = data.records == "answers"
     self._text_field = data.text_field
     self._tokenizer = data.tokenizer
+    roles = ("bos_token", "eos_token", "pad_token")
+    self._tokens = {role: getattr(data, role) for role in roles}
 
   @functools.cached_property
   def key(self) -> str:
     """What decides, beside a record, which document it is."""
     if not self.has_answers:
       return self._text_field
-    found = hashlib.blake2b(digest_size=8)
+    found = hashlib.blake2b(repr(self._tokens).encode(), digest_size=8)
     for path in tokenizer_lib.files(self._tokenizer).values():
       found.update(pathlib.Path(path).read_bytes())
     return f"answers, {found.hexdigest()}, {self._text_field}"
@@ -47,7 +49,8 @@ class Form:
       self._tokenizer,
       "has no chat template, which messages need",
     )
-    return chat.Template(tokenizer_lib.files(self._tokenizer)["tokenizer.json"])
+    path = tokenizer_lib.files(self._tokenizer)["tokenizer.json"]
+    return chat.Template(path, self._tokens)
 
   @property
   def names(self) -> tuple[str, ...]:
