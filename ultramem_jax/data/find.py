@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from ultramem_jax.data import formats
+from ultramem_jax.data import formats, saved_datasets
 from ultramem_jax.settings.checks import require
 
 
@@ -32,8 +32,9 @@ def find(pattern: str, field: str) -> Found:
   """Finds the files that a path, a glob or a folder names, ordered by name.
 
   A file that has several names, by links or by several paths, is found once.
-  A folder means all files below it that begin like text, JSON lines or Parquet,
-  without hidden ones, which wildcards do not match either.
+  A folder means all files below it that begin like text, JSON lines, Parquet or
+  Arrow, without hidden ones, which wildcards do not match either; or, if it is
+  a saved dataset, the files of its data.
 
   Args:
     pattern: a path, `~` and the wildcards `* ? [] **` allowed.
@@ -48,9 +49,11 @@ def find(pattern: str, field: str) -> Found:
   full = os.path.expanduser(pattern)
   left_out = []
   if os.path.isdir(full):
-    root, paths = full, []
-    for path in _expand(full, ["**"]):
-      (paths if _begins_like_its_name(path) else left_out).append(path)
+    root, paths = full, saved_datasets.files(full)
+    if paths is None:
+      paths = []
+      for path in _expand(full, ["**"]):
+        (paths if _begins_like_its_name(path) else left_out).append(path)
   else:
     root, parts = os.path.dirname(full), full.split(os.sep)
     top = os.sep if os.path.isabs(full) else ""
@@ -135,7 +138,7 @@ def _distinct(paths: Iterable[str]) -> list[str]:
 
 
 def _begins_like_its_name(path: str) -> bool:
-  """Returns whether a file may be text, JSON lines or Parquet."""
+  """Returns whether a file may be text, JSON lines, Parquet or Arrow."""
   if not os.path.isfile(path):
     return False
   with open(path, "rb") as file:

@@ -19,7 +19,11 @@ _KINDS = {
   ".jsonlines": "lines",
   ".json": "json",
   ".parquet": "parquet",
+  ".arrow": "arrow",
 }
+
+# Files of rows, and what their signatures are called.
+ROWS = {"parquet": "Parquet", "arrow": "streamed Arrow"}
 
 # Names of formats, and what their files begin with.
 _SIGNATURES = {
@@ -28,6 +32,7 @@ _SIGNATURES = {
   "bzip2": rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)",
   "xz": rb"\xfd7zXZ\0",
   "Parquet": rb"PAR1\x15",
+  "streamed Arrow": rb"\xff\xff\xff\xff.{3}\0",
   "Unix compress": rb"\x1f[\x9d\xa0]",
   "lz4": rb"[\x02\x04]\x22\x4d\x18",
   "lzip": rb"LZIP\x01",
@@ -67,6 +72,7 @@ _PATTERNS = {
 }
 _REMEDIES = {
   "Parquet": "name it .parquet",
+  "streamed Arrow": "name it .arrow",
   "UTF-32 text": "convert it to UTF-8",
   "UTF-16 text": "convert it to UTF-8",
   "a Git LFS pointer": "fetch the file by git lfs pull",
@@ -78,7 +84,7 @@ class Format(NamedTuple):
   """What the name of a file says of it.
 
   kind: text (one document) | lines (of JSON, a document each) | json (either)
-    | parquet (a document for each row).
+    | parquet, arrow (a document for each row).
   compression: one of COMPRESSIONS, or "".
   """
 
@@ -104,7 +110,7 @@ def signature(head: bytes) -> str:
 def stored(path: str) -> str:
   """Returns the signature that the file of this name must have."""
   kind, compression = named(path)
-  return COMPRESSIONS.get(compression, "Parquet" if kind == "parquet" else "")
+  return COMPRESSIONS.get(compression, ROWS.get(kind, ""))
 
 
 def require_signature(path: str, head: bytes, expected: str) -> None:
@@ -127,4 +133,4 @@ def require_signature(path: str, head: bytes, expected: str) -> None:
 def is_packed(path: str) -> bool:
   """Returns whether a file must be unpacked before documents can be read."""
   kind, compression = named(path)
-  return bool(compression) or kind == "parquet"
+  return bool(compression) or kind in ROWS

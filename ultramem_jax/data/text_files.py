@@ -1,6 +1,6 @@
 """Local text files as documents with random access.
 
-A file is one document, or holds many: JSON lines, Parquet; `formats` says which
+A file is one document, or holds many: JSON lines, rows; `formats` says which
 names mean what. Nothing is kept in memory: a document is a place (file, offset,
 length), read when asked for. `text_index` finds the places.
 """
@@ -31,7 +31,7 @@ class TextDocuments:
 
   Args:
     files: where the documents lie.
-    unpacked: the contents of the compressed and Parquet files among them.
+    unpacked: the contents of those among them that are compressed, or rows.
     places: [documents, 5] int64: the number of the file, the line or row
       (from 1; 0 = the whole file), offset and length in bytes, in the file or
       in unpacked, and the `digest` of its content; 0 = unknown.
@@ -82,13 +82,13 @@ class TextDocuments:
     """Returns the file of a document, and its line or row, for errors."""
     number, line = map(int, self._places[index][[FILE, LINE]])
     path = self._files[number].path
-    unit = "row" if formats.named(path).kind == "parquet" else "line"
+    unit = "row" if formats.named(path).kind in formats.ROWS else "line"
     return f"{path}, {unit} {line}" if line else path
 
   def _is_json(self, number: int, line: int) -> bool:
     kind = formats.named(self._files[number].path).kind
     # Rows that may be examples are unpacked as lines of JSON.
-    return bool(line) and (kind != "parquet" or self._form.has_answers)
+    return bool(line) and (kind not in formats.ROWS or self._form.has_answers)
 
   def _read(self, number: int, offset: int, length: int) -> bytes:
     """Returns bytes of a file, unpacked."""

@@ -2,8 +2,8 @@
 
 Every file is read: a damaged line, or bytes that are no text, stop a run before
 it trains. That costs a few seconds per gigabyte, once (`index_cache`).
-Compressed and Parquet files are unpacked into an unnamed temporary file in
-`TMPDIR`, which needs room for the unpacked text.
+Compressed files, and rows of tables, are unpacked into an unnamed temporary
+file in `TMPDIR`, which needs room for the unpacked text.
 """
 
 import codecs
@@ -44,7 +44,7 @@ def index(
 
   Args:
     files: what to index.
-    form: how lines of JSON and rows of Parquet hold documents.
+    form: how lines of JSON and rows hold documents.
     field, value: the setting that names the files, and its value, for errors.
     cache: what is known of files; those that it knows are not read again,
       but unpacked.
@@ -98,8 +98,8 @@ def _scan(
     if size or formats.is_packed(path):
       formats.require_signature(path, head, formats.stored(path))
     start = unpacked.seek(0, os.SEEK_END)
-    if kind == "parquet":
-      scan = _scan_parquet(path, unpacked, form, known)
+    if kind in formats.ROWS:
+      scan = _scan_rows(path, unpacked, form, known)
     elif compression:
       unpacked.writelines(unpack.chunks(path, compression))
       unpacked.flush()
@@ -196,14 +196,14 @@ def _scan_lines(path: str, stream: BinaryIO, form: Form) -> Scan:
   return _scanned(places, 0)
 
 
-def _scan_parquet(
+def _scan_rows(
   path: str, unpacked: BinaryIO, form: Form, known: Scan | None
 ) -> Scan:
   """Finds the rows with text, and writes them to unpacked."""
-  from ultramem_jax.data import parquet_files  # a tenth of a second
+  from ultramem_jax.data import row_files  # a tenth of a second
 
   places, undecodable, offset = [], 0, 0
-  for row, data in enumerate(parquet_files.rows(path, form), 1):
+  for row, data in enumerate(row_files.rows(path, form), 1):
     where, content = f"{path}, row {row}", data
     if form.has_answers:
       content = content_of(json_lines.parse(data, where, form))

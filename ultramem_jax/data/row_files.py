@@ -1,17 +1,25 @@
-"""Parquet files: documents row by row."""
+"""Parquet files and Arrow streams: documents row by row."""
 
+import contextlib
 import json
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
 from pyarrow import parquet
 
+from ultramem_jax.data import formats
 from ultramem_jax.data.forms import Form
 from ultramem_jax.settings.checks import require
 
 # Rows held in memory at once.
 _BATCH_ROWS = 1024
+
+# The end of every whole stream of Arrow.
+_END = b"\xff\xff\xff\xff\0\0\0\0"
+
+_Batches = Callable[[list[str]], Iterator[pa.RecordBatch]]
 
 
 def rows(path: str, form: Form) -> Iterator[bytes]:
@@ -26,13 +34,12 @@ def rows(path: str, form: Form) -> Iterator[bytes]:
     ValueError: the file is damaged.
   """
   try:
-    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-      schema = file.schema_arrow
+    with _opened(path) as (schema, batches):
       columns = form.fields(schema.names, path)
       if len(columns) == 1 and columns[0] != "messages":
         _require_strings(schema, path, columns[0])
       row = 0
-      for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+      for batch in batches(columns):
         if form.has_answers:
           lines = map(_present, batch.to_pylist())
           yield from (json.dumps(line).encode() for line in lines)
@@ -48,9 +55,38 @@ def rows(path: str, form: Form) -> Iterator[bytes]:
           yield value
   except (pa.ArrowException, OSError) as error:
     cause = str(error).splitlines()[0]
-    raise ValueError(
-      f"{path}: is not a whole Parquet file ({cause})"
-    ) from error
+    name = "Parquet" if _is_parquet(path) else "Arrow"
+    raise ValueError(f"{path}: is not a whole {name} file ({cause})") from error
+
+
+def _is_parquet(path: str) -> bool:
+  return formats.named(path).kind == "parquet"
+
+
+@contextlib.contextmanager
+def _opened(path: str) -> Iterator[tuple[pa.Schema, _Batches]]:
+  """Opens a file: its schema, and what reads batches of some columns."""
+  if _is_parquet(path):
+    with parquet.ParquetFile(path, page_checksum_verification=True) as file:
+      yield (
+        file.schema_arrow,
+        lambda columns: file.iter_batches(_BATCH_ROWS, columns=columns),
+      )
+    return
+  # A stream that was cut between two batches would end without an error.
+  with open(path, "rb") as file:
+    file.seek(-min(len(_END), os.path.getsize(path)), os.SEEK_END)
+    if file.read() != _END:
+      raise pa.ArrowInvalid("it ends too early")
+  with pa.memory_map(path) as mapped, pa.ipc.open_stream(mapped) as reader:
+    yield (
+      reader.schema,
+      lambda columns: (
+        batch.select(columns).slice(start, _BATCH_ROWS)
+        for batch in reader
+        for start in range(0, batch.num_rows, _BATCH_ROWS)
+      ),
+    )
 
 
 def _present(value: Any) -> Any:
