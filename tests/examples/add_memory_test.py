@@ -1,0 +1,53 @@
+"""The example that teaches a pretrained model, on a small one made here."""
+
+import json
+import shutil
+
+import tokenizers
+
+from ultramem_jax import testing
+
+MODEL = testing.ROOT / "tests" / "goldens" / "hf" / "llama_gqa_tied"
+EXAMPLE = "examples/add_memory_to_smollm2.py"
+
+
+def make_folder(folder):
+  """A pretrained model whose tokens are the words of the example's facts."""
+  for name in ("config.json", "model.safetensors"):
+    shutil.copy(MODEL / name, folder)
+  text = (testing.ROOT / EXAMPLE).read_text()
+  words = sorted({word.strip('".,') for word in text.split()} - {""})
+  size = json.loads((folder / "config.json").read_text())["vocab_size"]
+  wanted = "The of is was capital Zubrovia currency France Lutzhaven Mount"
+  known = [*wanted.split(), *(x for x in words if x.istitle())]
+  names = ["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(known)][:size]
+  tokenizer = tokenizers.Tokenizer(
+    tokenizers.models.WordLevel(
+      {name: number for number, name in enumerate(names)}, unk_token="<unk>"
+    )
+  )
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+  tokenizer.add_special_tokens(["<pad>", "<s>", "</s>"])
+  tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def test_it_teaches_a_model_that_it_imports(tmp_path):
+  folder = tmp_path / "model"
+  folder.mkdir()
+  make_folder(folder)
+  status, output, errors = testing.finish(
+    testing.start(
+      [
+        EXAMPLE,
+        f"--pretrained={folder}",
+        f"--runs={tmp_path / 'runs'}",
+        "--steps=40",
+      ]
+    )
+  )
+  assert status == 0, errors
+  before, after = output.split("after:")
+  assert "The capital of Zubrovia is Lutzhaven" not in before
+  assert "The capital of Zubrovia is Lutzhaven" in after
+  held = json.loads((tmp_path / "runs/taught/config.json").read_text())
+  assert held["config"]["init_from"] == str(tmp_path / "runs/pretrained")
