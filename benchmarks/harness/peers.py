@@ -9,6 +9,7 @@ import pathlib
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -47,12 +48,20 @@ def own_worker(module: str, keep_freed: bool = False) -> Worker:
   return Worker([sys.executable, "-m", module], _settings(keep_freed))
 
 
-def peer_worker(module: str, keep_freed: bool = False) -> Worker:
+def peer_worker(
+  module: str,
+  keep_freed: bool = False,
+  environment: pathlib.Path | None = None,
+  packages: Sequence[str] = PACKAGES,
+) -> Worker:
   """Returns a process of a module that runs among the peers, without JAX.
 
-  Args: as for `own_worker`.
+  Args:
+    module, keep_freed: as for `own_worker`.
+    environment: where it runs; None: that of --peers.
+    packages: that are installed there if it is missing.
   """
-  python = _python(pathlib.Path(ENVIRONMENT.value))
+  python = _python(environment or pathlib.Path(ENVIRONMENT.value), packages)
   return Worker([python, "-m", module], _settings(keep_freed))
 
 
@@ -62,7 +71,7 @@ def _settings(keep_freed: bool) -> dict[str, str]:
   return {"PYTHONPATH": str(report.ROOT), **kept, **pages}
 
 
-def _python(folder: pathlib.Path) -> str:
+def _python(folder: pathlib.Path, packages: Sequence[str]) -> str:
   """Returns the Python of the peers' environment, made if it is missing."""
   python = folder / "bin" / "python"
   if not python.exists():
@@ -70,5 +79,5 @@ def _python(folder: pathlib.Path) -> str:
     # What is installed here need not be fetched again.
     (site,) = folder.glob("lib/*/site-packages")
     (site / "here.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    subprocess.run([python, "-m", "pip", "install", *PACKAGES], check=True)
+    subprocess.run([python, "-m", "pip", "install", *packages], check=True)
   return str(python)
