@@ -31,7 +31,7 @@ def run(tmp_path):
   workdir = str(tmp_path / "run")
   corpus, described = train.open_corpus(config, workdir)
   testing.save_run(workdir, config, described)
-  train.bind_workdir(workdir, config, corpus, described, False)
+  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
   return config, workdir
 
 
@@ -47,7 +47,7 @@ def permute(path):
 def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
   config, workdir = run
   corpus, described = train.open_corpus(config, workdir)
-  train.bind_workdir(workdir, config, corpus, described, False)
+  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
   if changed == "data.path":
     (tmp_path / "input.txt").write_text(TEXT.swapcase() * 99)
     file = "input.txt"
@@ -61,9 +61,11 @@ def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
   message = f"the data of this run have changed: {changed}: {file} has changed"
   assert message in str(caught.value)
   assert "--accept_changed_data" in str(caught.value)
-  train.bind_workdir(workdir, config, corpus, described, True)
+  train.bind_workdir(
+    workdir, config, corpus, described, train.Accepted(data=True)
+  )
   assert message in capsys.readouterr().out
-  train.bind_workdir(workdir, config, corpus, described, False)
+  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
 
 
 def test_a_model_is_served_with_the_tokenizer_that_it_learned(run, tmp_path):
@@ -101,6 +103,6 @@ def test_the_index_is_kept_in_the_workdir(run, tmp_path):
   config, workdir = run
   os.utime(tmp_path / "input.txt", ns=(LONG_AGO, LONG_AGO))
   corpus, described = train.open_corpus(config, workdir)
-  train.bind_workdir(workdir, config, corpus, described, False)
+  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
   assert os.path.exists(f"{workdir}/index.npz")
   assert train.open_corpus(config, workdir)[1] == described
