@@ -9,10 +9,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
 from ultramem_jax import data
-from ultramem_jax.data import encoding, tokenizer, train_bpe
+from ultramem_jax.data import encoding, forms, tokenizer, train_bpe
 from ultramem_jax.data.documents import Example
 from ultramem_jax.data.sources import Splits
+from ultramem_jax.serve import generate
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.sampling import Sampling
 
 CHATML = """{% for message in messages %}
 <|im_start|>{{ message.role }}
@@ -132,7 +134,9 @@ def opened(save, make_config, tmp_path):
     ),
   ],
 )
-def test_a_conversation_is_what_its_template_writes(opened, kind, parts):
+def test_a_conversation_is_what_its_template_writes(
+  opened, kind, parts, monkeypatch
+):
   config = opened(kind, seq_len=120)
   (example,) = Splits(config.data).valid.documents()
   assert isinstance(example, Example)
@@ -155,10 +159,26 @@ def test_a_conversation_is_what_its_template_writes(opened, kind, parts):
   answers = sum(stop - start for start, stop in encoded.learned)
   assert batch["weights"].sum() == answers
   assert batch["bytes"].sum() == len(" yes é no".encode())
-  # What the model sees before an answer is what a user would give it.
+  # What the model sees before an answer is what it is asked with.
+  prompts = []
+
+  def answer(model, variables, prompts_T, *rest, **options):
+    prompts.extend(prompts_T)
+    return [encoded.tokens_T[slice(*encoded.learned[0])]]
+
+  monkeypatch.setattr(generate, "generate", answer)
+  texts = generate.generate_text(
+    None,
+    None,
+    loaded,
+    [TURNS[0]["content"]],
+    Sampling(9),
+    seed=0,
+    chat=forms.open_template(config.data),
+  )
+  assert texts[0].strip() == "yes é"
   first = encoded.learned[0][0]
-  prompt = library.encode(parts[0], add_special_tokens=False).ids
-  assert encoded.tokens_T[:first].tolist() == prompt
+  assert encoded.tokens_T[:first].tolist() == prompts[0].tolist()
 
 
 def test_tokens_that_settings_name_are_in_the_text(opened):

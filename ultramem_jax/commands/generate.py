@@ -13,6 +13,7 @@ from absl import flags
 
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
+from ultramem_jax.data import forms
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.checks import require_text
@@ -25,6 +26,12 @@ def define_flags() -> None:
   cli.define_processes()
   flags.DEFINE_multi_string(
     "prompt", [""], "Beginning of a text, repeatable; - reads standard input."
+  )
+  flags.DEFINE_bool(
+    "chat",
+    False,
+    "Each prompt is a user's message, which the tokenizer's chat template "
+    "writes; only answers are printed.",
   )
   flags.DEFINE_integer("num_tokens", 256, "New tokens at most.")
   flags.DEFINE_float("temperature", 0.7, "0 = always the likeliest token.")
@@ -46,12 +53,13 @@ def main() -> None:
     require_text("--prompt", prompt)
   run = model_flags.load()
   tokenizer = data.open(run.config).tokenizer
+  chat = forms.open_template(run.config.data) if values.chat else None
   model, variables = prepare_lib.prepare(run.model, run.variables)
   texts = generate.generate_text(
-    model, variables, tokenizer, prompts, sampling, values.seed
+    model, variables, tokenizer, prompts, sampling, values.seed, chat
   )
   for prompt, text in zip(prompts, texts, strict=True):
-    print(prompt + text)
+    print(text if chat else prompt + text)
 
 
 def _read_input() -> str:

@@ -100,13 +100,7 @@ class Template:
       ConfigError: a message holds the name of a special token; the template
         refuses the messages, or does not write each turn after those before.
     """
-    for message in messages:
-      for name in self._specials:
-        if name in message["content"]:
-          raise ConfigError(
-            f"{where}: a message holds {name!r}, which would be taken for the "
-            "special token; take it out"
-          )
+    self._require_no_specials(messages, where)
     text, answers, size = self._render(messages, False, where), [], 0
     for number, message in enumerate(messages):
       if message["role"] != "assistant":
@@ -125,6 +119,30 @@ class Template:
       answers.append((len(before), stop))
       size += len(message["content"].encode())
     return Example(text, tuple(answers), size, is_chat=True)
+
+  def prompt(self, message: str, where: str) -> str:
+    """Returns what a model goes on from to answer a user's message.
+
+    Args:
+      message: begins the conversation.
+      where: what names it, for errors.
+    Raises:
+      ConfigError: as for `example`.
+    """
+    messages = [{"role": "user", "content": message}]
+    self._require_no_specials(messages, where)
+    return self._render(messages, True, where)
+
+  def _require_no_specials(
+    self, messages: Sequence[dict[str, str]], where: str
+  ) -> None:
+    for message in messages:
+      for name in self._specials:
+        if name in message["content"]:
+          raise ConfigError(
+            f"{where}: a message holds {name!r}, which would be taken for the "
+            "special token; take it out"
+          )
 
   def _render(
     self, messages: Sequence[dict[str, str]], generation: bool, where: str

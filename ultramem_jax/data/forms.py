@@ -25,32 +25,21 @@ class Form:
 
   def __init__(self, data: DataConfig):
     self.has_answers = data.records == "answers"
-    self._text_field = data.text_field
-    self._tokenizer = data.tokenizer
-    roles = ("bos_token", "eos_token", "pad_token")
-    self._tokens = {role: getattr(data, role) for role in roles}
+    self._text_field, self._data = data.text_field, data
 
   @functools.cached_property
   def key(self) -> str:
     """What decides, beside a record, which document it is."""
     if not self.has_answers:
       return self._text_field
-    found = hashlib.blake2b(repr(self._tokens).encode(), digest_size=8)
-    for path in tokenizer_lib.files(self._tokenizer).values():
+    found = hashlib.blake2b(repr(_tokens(self._data)).encode(), digest_size=8)
+    for path in tokenizer_lib.files(self._data.tokenizer).values():
       found.update(pathlib.Path(path).read_bytes())
     return f"answers, {found.hexdigest()}, {self._text_field}"
 
   @functools.cached_property
   def _template(self) -> chat.Template:
-    # Only messages need it.
-    require(
-      self._tokenizer != "bytes",
-      "data.tokenizer",
-      self._tokenizer,
-      "has no chat template, which messages need",
-    )
-    path = tokenizer_lib.files(self._tokenizer)["tokenizer.json"]
-    return chat.Template(path, self._tokens)
+    return open_template(self._data)  # only messages need it
 
   @property
   def names(self) -> tuple[str, ...]:
@@ -120,6 +109,28 @@ class Form:
       len(answer.encode()),
       is_chat=False,
     )
+
+
+def open_template(data: DataConfig) -> chat.Template:
+  """Opens the chat template of the tokenizer that settings name.
+
+  Raises:
+    ConfigError: it has none, or `chat.Template` raises one.
+  """
+  require(
+    data.tokenizer != "bytes",
+    "data.tokenizer",
+    data.tokenizer,
+    "has no chat template, which messages need",
+  )
+  path = tokenizer_lib.files(data.tokenizer)["tokenizer.json"]
+  return chat.Template(path, _tokens(data))
+
+
+def _tokens(data: DataConfig) -> dict[str, str]:
+  """Returns the names of special tokens that settings give, or ""."""
+  roles = ("bos_token", "eos_token", "pad_token")
+  return {role: getattr(data, role) for role in roles}
 
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:

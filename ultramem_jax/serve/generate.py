@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from ultramem_jax.data.chat import Template
 from ultramem_jax.data.tokenizer import Tokenizer, new_text
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
@@ -310,8 +311,9 @@ def generate_text(
   prompts: Sequence[str],
   sampling: Sampling,
   seed: int,
+  chat: Template | None = None,
 ) -> list[str]:
-  """Continues texts, each as the beginning of a document.
+  """Continues texts, each as the beginning of a document, or answers messages.
 
   Args:
     model, variables: as for `generate`.
@@ -319,15 +321,22 @@ def generate_text(
     prompts: the beginnings; "" begins a new document.
     sampling: how many tokens are drawn, and how.
     seed: decides the draws; from 0 to 2^32 - 1.
+    chat: the prompts are messages of a user, which this writes.
   Returns:
     The new text of each prompt, up to the end of the document or of
     sampling.num_tokens tokens.
+  Raises:
+    ConfigError: of `generate`, or of `Template.prompt`.
   """
   require_seed("seed", seed)
-  encoded = [
-    np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)])
-    for prompt in prompts
-  ]
+  if chat:
+    written = (chat.prompt(prompt, "prompt") for prompt in prompts)
+    encoded = [tokenizer.encode(text, names_specials=True) for text in written]
+  else:
+    encoded = [
+      np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)])
+      for prompt in prompts
+    ]
   new = generate(
     model,
     variables,
