@@ -108,6 +108,17 @@ def test_what_is_skipped_and_what_only_the_source_has(backbone, tmp_path):
   assert "; new: nothing; left out: memory_0/" in init_from.describe(plan)
 
 
+def test_settings_that_change_what_parameters_mean_are_told(backbone):
+  told = lambda **overrides: init_from.describe(
+    init_from.plan(with_memory(backbone, **overrides))
+  )
+  assert "other settings" not in told(model__dropout_rate=0.1)
+  assert told(model__rope_theta=5e5, model__norm_eps=1e-6).endswith(
+    "; other settings: model.norm_eps = 1e-06 (there 1e-05), "
+    "model.rope_theta = 500000.0 (there 10000.0)"
+  )
+
+
 @pytest.mark.parametrize(
   ("overrides", "message"),
   [

@@ -107,6 +107,14 @@ def _attend_in_groups(
   return jnp.moveaxis(y_BqOTH, 3, 1).reshape(query_BTQH.shape)
 
 
+def _in_reach(place_T, place_S, window: int):
+  """Returns whether keys at S are before queries at T, and in the window."""
+  seen_TS = place_S[None] <= place_T[:, None]
+  if window:
+    seen_TS &= place_S[None] > place_T[:, None] - window
+  return seen_TS
+
+
 def _attend_in_chunks(
   chunk,
   window,
@@ -142,13 +150,10 @@ def _attend_in_chunks(
     segment_B1S = jax.lax.dynamic_slice_in_dim(
       segment_BS, first, chunk, axis=1
     )[:, None]
-    seen_BTS = (
-      (segment_BT[:, :, None] == segment_B1S)
-      & (place_S[None, None] <= place_T[None, :, None])
-      & (place_S[None, None] >= index * chunk)
-    )
-    if window:
-      seen_BTS &= place_S[None, None] > place_T[None, :, None] - window
+    seen_BTS = (segment_BT[:, :, None] == segment_B1S) & _in_reach(
+      place_T, place_S, window
+    )[None]
+    seen_BTS &= (place_S >= index * chunk)[None, None]
     score_BqOTS = width**-0.5 * jnp.einsum(
       "BqOTH,BqSH->BqOTS",
       query_BqOTH,

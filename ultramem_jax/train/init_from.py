@@ -14,6 +14,7 @@ from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -29,6 +30,7 @@ class Plan(NamedTuple):
   taken: those that both models have.
   new: those that only the new model has, or that are not to be taken.
   left: those that only the source has.
+  changed: settings that give the same parameters another meaning, as text.
   """
 
   workdir: str
@@ -37,6 +39,12 @@ class Plan(NamedTuple):
   taken: list[str]
   new: list[str]
   left: list[str]
+  changed: list[str]
+
+
+# Settings of a model that say how it is computed, not what; and those of
+# memories, whose parameters are new where they differ.
+HARMLESS = ("attention", "dropout_rate", "dtype", "memory", "moe", "remat")
 
 
 def plan(config: Config) -> Plan:
@@ -64,6 +72,41 @@ def plan(config: Config) -> Plan:
     not (config.init_skip and re.search(config.init_skip, path))
   )
   taken = [path for path in ours if path in theirs and is_wanted(path)]
+  _require_fit(config, source, taken, theirs, ours)
+  new, left = ours.keys() - set(taken), theirs.keys() - ours.keys()
+  return Plan(
+    workdir,
+    int(step) if step.isdecimal() else step,
+    source,
+    sorted(taken),
+    sorted(new),
+    sorted(left),
+    _changes(source.model, config.model),
+  )
+
+
+def _changes(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
+  """Returns the settings of two models that differ."""
+  pairs = {
+    field.name: (getattr(theirs, field.name), getattr(ours, field.name))
+    for field in dataclasses.fields(ours)
+    if field.name not in HARMLESS
+  }
+  return [
+    f"model.{name} = {here!r} (there {there!r})"
+    for name, (there, here) in pairs.items()
+    if there != here
+  ]
+
+
+def _require_fit(config: Config, source: Config, taken, theirs, ours) -> None:
+  """Requires what is taken to have the same shapes and forms in both models.
+
+  Args:
+    config, source: the new run, and the source's.
+    taken: paths; there must be some.
+    theirs, ours: axes by path.
+  """
   for path in taken:
     shapes = [tuple(size for _, size in x[path]) for x in (theirs, ours)]
     require(
@@ -91,15 +134,6 @@ def plan(config: Config) -> Plan:
     config.init_from,
     "has no parameter of this model that init_skip does not name",
   )
-  new, left = ours.keys() - set(taken), theirs.keys() - ours.keys()
-  return Plan(
-    workdir,
-    int(step) if step.isdecimal() else step,
-    source,
-    sorted(taken),
-    sorted(new),
-    sorted(left),
-  )
 
 
 def describe(plan: Plan) -> str:
@@ -112,6 +146,7 @@ def describe(plan: Plan) -> str:
   return (
     f"parameters from {plan.workdir}@{plan.step}: {some(plan.taken)}; new: "
     f"{some(plan.new)}; left out: {some(plan.left)}"
+    f"{'; other settings: ' * bool(plan.changed)}{', '.join(plan.changed)}"
   )
 
 

@@ -252,17 +252,6 @@ def model_step(
     ((aux["slots"], aux["cells"]), norm)
   )
   is_read_BT = (batch["segments"] > 0) & is_taken
-  metrics = {
-    **aux["losses"],
-    "gradient_norm": norm,
-    "learning_rate": optim.base_schedule(config.optim, config.steps)(step),
-    "skipped_steps": judged.skipped.astype(jnp.float32),
-    "skips_in_a_row": judged.in_a_row.astype(jnp.float32),
-    **aux["stats"],
-  }
-  if state.tables:
-    value_rate = optim.value_schedule(config.optim, config.steps)
-    metrics["value_learning_rate"] = value_rate(step)
   state = state.replace(
     step=step,
     params=params,
@@ -276,7 +265,26 @@ def model_step(
   table_gradients = TableGradients(
     table_gradients, reads, scale, step, is_taken
   )
-  return state, table_gradients, metrics
+  return state, table_gradients, _metrics(state, aux, norm, config)
+
+
+def _metrics(state: TrainState, aux, norm, config: Config):
+  """Returns what `model_step` tells about the step that led to a state."""
+  schedules = {"learning_rate": optim.base_schedule}
+  if state.tables:
+    schedules["value_learning_rate"] = optim.value_schedule
+  rates = {
+    name: schedule(config.optim, config.steps)(state.step)
+    for name, schedule in schedules.items()
+  }
+  return {
+    **aux["losses"],
+    "gradient_norm": norm,
+    **rates,
+    "skipped_steps": state.guard.skipped.astype(jnp.float32),
+    "skips_in_a_row": state.guard.in_a_row.astype(jnp.float32),
+    **aux["stats"],
+  }
 
 
 def table_step(
