@@ -75,10 +75,8 @@ def measure_text(workdir: pathlib.Path, folder: pathlib.Path) -> report.Result:
   made = Greedy({"workdir": workdir, "prompts": encoded, "tokens": NEW})()
   theirs, records = transformers_worker(), []
   for prompt, ids, ours in zip(PROMPTS, encoded, made, strict=True):
-    asked = {"folder": str(folder), "prompts": [ids], "tokens": NEW}
-    (other,) = theirs.ask("result", "greedy", asked, 0)
-    pairs = enumerate(zip(ours, other, strict=True))
-    same = next((i for i, (a, b) in pairs if a != b), NEW)
+    asked = {"folder": str(folder), "prompt": ids, "made": ours}
+    same = theirs.ask("count", "agreement", asked, 0)
     text = corpus.tokenizer.decode(ours)
     print(f"{same}/{NEW} as transformers: {prompt}{text!r:.60}", flush=True)
     records.append({"prompt": prompt, "text": text, "equal_tokens": same})

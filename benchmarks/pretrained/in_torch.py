@@ -21,20 +21,18 @@ def model(folder: str) -> Any:
 
 
 class Greedy:
-  """Continues prompts, all of one length where they are several.
+  """Continues prompts of one length: {"folder", "prompts", "tokens"}.
 
-  result: of the last call, the new tokens of each.
+  prompts: token ids of each. tokens: new ones.
   """
 
   def __init__(self, argument: Any):
-    """Takes {"folder", "prompts": token ids of each, "tokens": new ones}."""
     self._model = model(argument["folder"])
     self._tokens = argument["tokens"]
     self._prompts = torch.tensor(argument["prompts"])
-    self.result: list[list[int]] = []
 
   def __call__(self) -> None:
-    made = self._model.generate(
+    self._model.generate(
       self._prompts,
       attention_mask=torch.ones_like(self._prompts),
       do_sample=False,
@@ -42,9 +40,32 @@ class Greedy:
       eos_token_id=None,
       pad_token_id=0,
     )
-    self.result = made[:, self._prompts.shape[1] :].tolist()
+
+
+class Agreement:
+  """Whether tokens are the likeliest: {"folder", "prompt", "made"}.
+
+  If all of those made are, given those before, they are what a greedy search
+  gives: one pass says it.
+
+  count: of the first tokens that are.
+  """
+
+  def __init__(self, argument: Any):
+    self._model = model(argument["folder"])
+    self._prompt, self._made = argument["prompt"], argument["made"]
+    self.count = 0
+
+  def __call__(self) -> None:
+    tokens = torch.tensor([self._prompt + self._made])
+    best = self._model(tokens).logits[0].argmax(-1).tolist()
+    pairs = zip(best[len(self._prompt) - 1 :], self._made, strict=False)
+    differ = (i for i, (a, b) in enumerate(pairs) if a != b)
+    self.count = next(differ, len(self._made))
 
 
 if __name__ == "__main__":
   with torch.inference_mode():
-    worker.serve({"greedy": Greedy}, result=lambda run, _: run.result)
+    worker.serve(
+      {"greedy": Greedy, "agreement": Agreement}, count=lambda run, _: run.count
+    )
