@@ -142,7 +142,6 @@ def run(main: Callable[..., None]) -> None:
   (`runs.compilation_cache`), and freed memory for the next step
   (`runs.host_memory`).
   """
-  console.complete()
   preemption.end_on_interrupt()
   logging.use_absl_handler()
   # JAX would tell which backends it did not find.
@@ -150,6 +149,7 @@ def run(main: Callable[..., None]) -> None:
   # Each of Orbax's threads would show the traceback of an error that is raised.
   logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
   with _reporting():
+    console.complete()
     if {"--help", "-help", "-h"} & {*sys.argv[1:]}:
       _print_help(main)
       return

@@ -78,6 +78,8 @@ def test_values_read_back_exactly(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 40])
 def test_resumed_log_equals_the_unbroken_one(tmp_path, cut):
+  for name in ("whole", "broken"):
+    (tmp_path / name).mkdir()
   whole = metrics.Writer(tmp_path / "whole", None)
   write_steps(whole, range(1, 13))
   whole.close()
@@ -209,3 +211,9 @@ def _read_all(leader: int) -> str:
     while piece := terminal.read(1 << 16):
       pieces.append(piece)
   return b"".join(pieces).decode()
+
+
+def test_a_workdir_that_was_renamed_is_not_made_anew(tmp_path):
+  with pytest.raises(FileNotFoundError):
+    metrics.Writer(tmp_path / "run", None)
+  assert not (tmp_path / "run").exists()

@@ -70,7 +70,8 @@ class Writer:
   `tensorboard`).
 
   Args:
-    workdir: the run's directory.
+    workdir: the run's directory, which exists: one that was renamed meanwhile
+      is not made anew.
     step: step of the checkpoint that the run continues from; None: a fresh
       run. Records of later steps are dropped.
     validation_due: whether the validation of that step is still to be recorded.
@@ -89,7 +90,6 @@ class Writer:
     if jax.process_index() != 0:
       return
     workdir = pathlib.Path(workdir)
-    workdir_lib.make_folder(workdir)
     kept = []
     for name in (METRICS_NAME, TIMING_NAME):
       kept += record_file.rewind(workdir / name, step, validation_due)

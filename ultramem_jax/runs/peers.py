@@ -83,7 +83,8 @@ class Watch:
     if gone == BYE or not self._ending.acquire(blocking=False):
       return
     self._send(gone)
-    time.sleep(GRACE_SECONDS)
+    if gone != 0:  # without which JAX aborts this process, and says not why
+      time.sleep(GRACE_SECONDS)
     console.show_at_once(
       f"error: process {gone} of {self._count} is gone, so process "
       f"{self._index} ends; the same commands go on from the newest checkpoint"

@@ -33,7 +33,7 @@ class Board:
     self._flushed = time.monotonic()
     start = proto.SessionLog(status=proto.SessionLog.START)
     try:
-      folder.mkdir(parents=True, exist_ok=True)
+      folder.mkdir(exist_ok=True)
       # The suffix keeps two starts within a second from writing to one file.
       self._file = event_file_writer.EventsWriter(
         str(folder / "events"), f".{time.monotonic_ns()}"

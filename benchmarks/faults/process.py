@@ -1,0 +1,212 @@
+"""Runs of train.py in forks of this process, which can be disturbed.
+
+This process has imported everything, so that a run begins at once. It touches
+no device: a fork of a process with a device would hang.
+"""
+
+import atexit
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import train
+from ultramem_jax import cli
+from ultramem_jax.runs.checkpoint import Checkpointer
+from ultramem_jax.train.program import TrainProgram
+
+# What a run tells of, as it begins and ends: event -> where it is.
+EVENTS = {
+  "open": (train, "open_corpus"),
+  "compile": (train, "compile_step"),
+  "restore": (Checkpointer, "restore_latest"),
+  "step": (TrainProgram, "__call__"),
+  "save": (Checkpointer, "save"),
+  "end": (Checkpointer, "close"),
+}
+PIPE_BYTES = 2**20
+# After which a run counts as one that hangs.
+PATIENCE_SECONDS = 300
+
+
+class Event(NamedTuple):
+  """A moment of a run: a key of EVENTS, "begin" or "end", monotonic seconds."""
+
+  name: str
+  edge: str
+  seconds: float
+
+
+class Process:
+  """A run of train.py.
+
+  Args:
+    arguments: of the command.
+    prepare: functions that disturb it, called in the fork before the run.
+    environment: variables that it has besides those of this process.
+    main: what the fork does instead of the run.
+  Attributes:
+    events: that it has told of so far.
+    status: as of `subprocess.Popen`; None: it runs.
+  """
+
+  def __init__(
+    self,
+    arguments: Sequence[str],
+    prepare: Sequence[Callable[[], None]] = (),
+    environment: dict[str, str] | None = None,
+    main: Callable[[], None] = lambda: cli.run(train.main),
+  ):
+    self.events: list[Event] = []
+    self.status: int | None = None
+    self.began = time.monotonic()
+    self._text = {"told": b"", "output": b"", "errors": b""}
+    pipes = {name: os.pipe() for name in self._text}
+    sys.stdout.flush()
+    self.pid = os.fork()
+    if self.pid == 0:
+      ends = [pipes[name][1] for name in self._text]
+      _run(ends, arguments, prepare, environment or {}, main)
+    self._pipes = {}
+    for name, (reading, writing) in pipes.items():
+      os.close(writing)
+      os.set_blocking(reading, False)
+      fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+      self._pipes[reading] = name
+
+  @property
+  def output(self) -> str:
+    return self._text["output"].decode(errors="replace")
+
+  @property
+  def errors(self) -> str:
+    return self._text["errors"].decode(errors="replace")
+
+  def signal(self, number: int) -> None:
+    """Sends a signal, unless the run has ended."""
+    self._poll(0)
+    if self.status is None:
+      os.kill(self.pid, number)
+
+  def count(self, name: str, edge: str = "begin", since: float = 0) -> int:
+    """How often an event was told of, since a moment."""
+    return sum(
+      e.name == name and e.edge == edge and e.seconds > since
+      for e in self.events
+    )
+
+  def wait_for(self, name: str, times: int = 1) -> bool:
+    """Waits until something begins; returns whether it did."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while self.count(name) < times and self.status is None:
+      self._poll(0.2, until)
+    return self.count(name) >= times and self.status is None
+
+  def sleep(self, seconds: float) -> None:
+    """Waits, but not beyond the end of the run."""
+    until = time.monotonic() + seconds
+    while self.status is None and time.monotonic() < until:
+      time.sleep(min(0.002, max(0, until - time.monotonic())))
+      self._poll(0)
+
+  def finish(self) -> "Process":
+    """Waits for the end of the run."""
+    until = time.monotonic() + PATIENCE_SECONDS
+    while self.status is None:
+      self._poll(0.2, until)
+    return self
+
+  def _poll(self, seconds: float, until: float = float("inf")) -> None:
+    """Takes what the run has written, and its status if it has ended."""
+    if self.status is None:
+      pid, status = os.waitpid(self.pid, os.WNOHANG)
+      if pid:
+        self.status, seconds = os.waitstatus_to_exitcode(status), 0
+    for fd in select.select(list(self._pipes), [], [], seconds)[0]:
+      # A pipe may hold more than one read returns.
+      while piece := _read(fd):
+        self._text[self._pipes[fd]] += piece
+    *lines, rest = self._text["told"].split(b"\n")
+    self._text["told"] = rest
+    for line in lines:
+      name, edge, value = line.decode().split()
+      self.events.append(Event(name, edge, float(value)))
+    if self.status is not None:
+      for fd in self._pipes:
+        os.close(fd)
+      self._pipes = {}
+    elif time.monotonic() > until:
+      os.kill(self.pid, signal.SIGKILL)
+      self._text["errors"] += b"\nthe run hangs\n"
+
+
+def _read(fd: int) -> bytes:
+  try:
+    return os.read(fd, PIPE_BYTES)
+  except BlockingIOError:
+    return b""
+
+
+def _run(
+  pipes: Sequence[int],
+  arguments: Sequence[str],
+  prepare: Sequence[Callable[[], None]],
+  environment: dict[str, str],
+  main: Callable[[], None],
+) -> None:
+  """Runs main in this process, a fork, and exits."""
+  told, output, errors = pipes
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  os.dup2(output, 1)
+  os.dup2(errors, 2)
+  # What this process knows of its own streams is not true of pipes.
+  sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+  sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+  for number in (signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_DFL)
+  # The shell may have turned Ctrl-C off for a background program.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  os.environ.update(environment)
+  sys.argv = ["train.py", *arguments]
+  status = 0
+  try:
+    for function in prepare:
+      function()
+    for name, (owner, attribute) in EVENTS.items():
+      _tell(told, name, owner, attribute)
+    main()
+  except SystemExit as end:
+    status = end.code if isinstance(end.code, int) else 0
+  except BaseException:
+    traceback.print_exc()
+    status = 1
+  # What Python does at an exit, but for taking apart all that was imported.
+  with contextlib.suppress(BaseException):
+    atexit._run_exitfuncs()
+  for stream in (sys.stdout, sys.stderr):
+    with contextlib.suppress(OSError):
+      stream.flush()
+  os._exit(status)
+
+
+def _tell(pipe: int, name: str, owner: object, attribute: str) -> None:
+  """Lets a function write to a pipe when it begins and ends."""
+  inner = getattr(owner, attribute)
+
+  def write(edge):
+    os.write(pipe, f"{name} {edge} {time.monotonic()}\n".encode())
+
+  def told(*arguments, **named):
+    write("begin")
+    try:
+      return inner(*arguments, **named)
+    finally:
+      write("end")
+
+  setattr(owner, attribute, told)

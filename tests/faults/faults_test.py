@@ -1,0 +1,68 @@
+"""Faults and strange inputs, a few of each; the commands try more."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from ultramem_jax import testing
+
+# A fault of each group that no other test has, cheap ones.
+KINDS = (
+  "kill_restore",
+  "kill_save",
+  "sigterm",
+  "signals",
+  "disk_errors",
+  "file_limit",
+  "few_files",
+  "checkpoint_flipped",
+  "checkpoint_exchanged",
+  "checkpoint_folders",
+  "config",
+  "data",
+  "second_run",
+  "renamed",
+)
+
+
+def run(name, folder, *arguments):
+  """Runs the campaign; returns what it wrote."""
+  done = subprocess.run(
+    [sys.executable, "-m", "benchmarks.faults", f"--results={folder}"]
+    + list(arguments),
+    cwd=testing.ROOT,
+    env=testing.environment(),
+    capture_output=True,
+    text=True,
+    timeout=900,
+  )
+  assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+  return json.loads((folder / f"{name}.json").read_text())
+
+
+def test_runs_survive_faults(tmp_path):
+  result = run(
+    "faults", tmp_path, f"--kinds={','.join(KINDS)}", f"--count={len(KINDS)}"
+  )
+  outcomes = {f["kind"]: f["outcome"] for f in result["faults"]}
+  assert outcomes.keys() == {*KINDS}
+  assert set(outcomes.values()) <= {"same", "missed"}
+  # Most of them come about, whatever the machine does meanwhile.
+  assert list(outcomes.values()).count("same") > 0.7 * len(KINDS)
+  stops = [f["stopped"] for f in result["faults"] if f["stopped"]]
+  for steps, saves, _ in stops:
+    assert steps <= 1 and saves <= 1
+
+
+def test_strange_inputs_end_in_one_line(tmp_path):
+  pytest.importorskip("hypothesis")
+  result = run("inputs", tmp_path, "--inputs=200")
+  properties = result["properties"]
+  assert len(properties) >= 10
+  for name, found in properties.items():
+    assert not found["failure"], name
+  refused = sum(found["refused"] for found in properties.values())
+  tried = sum(found["tried"] for found in properties.values())
+  assert 0.3 * tried < refused < tried
