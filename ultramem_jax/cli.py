@@ -148,6 +148,7 @@ def run(main: Callable[..., None]) -> None:
   logging.set_verbosity(logging.WARNING)
   # Each of Orbax's threads would show the traceback of an error that is raised.
   logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
+  sys.unraisablehook = _show_unraisable
   with _reporting():
     console.complete()
     if {"--help", "-help", "-h"} & {*sys.argv[1:]}:
@@ -168,6 +169,15 @@ def run(main: Callable[..., None]) -> None:
     gc.set_threshold(50_000, 20, 100)
     main(*arguments)
     sys.stdout.flush()  # a result that cannot be written is an error
+
+
+def _show_unraisable(error: Any) -> None:
+  """Shows what no caller can be told, but for what TensorStore's threads say.
+
+  They report to event loops, which may have ended; whoever waited was told.
+  """
+  if error.object is not None:
+    sys.__unraisablehook__(error)
 
 
 def fail(message: str, status: int = EXIT_STATUS) -> NoReturn:

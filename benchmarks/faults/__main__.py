@@ -10,8 +10,8 @@ if no more than the steps since its last save were taken again; and if what
 ended it was a signal, or one line that names what to mend.
 
 Kinds that need a disk of their own are left out where mounting is not allowed.
-A fault takes two starts of the run, about four seconds of a core. Writes
-results/faults.json; `--memory` takes a model with a memory, for three times as
+A fault takes two starts of the run, about four seconds of a core; Ctrl-C ends
+early, with what has been tried. Writes results/faults.json; `--memory` takes a model with a memory, for three times as
 long.
 
   python -m benchmarks.faults --inputs=3000 [--properties=config,...]
@@ -22,9 +22,11 @@ results/inputs.json.
 """
 
 import collections
+import contextlib
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -111,7 +113,10 @@ flags.register_validator(
 
 
 def campaign(folder: pathlib.Path) -> dict[str, Any]:
-  """Does faults of all chosen kinds in turn, and prints a line for each."""
+  """Does faults of all chosen kinds in turn, and prints a line for each.
+
+  Ctrl-C ends it, with what has been done.
+  """
   scenes: dict[int, Scene] = {}
   kinds = [
     name
@@ -119,19 +124,23 @@ def campaign(folder: pathlib.Path) -> dict[str, Any]:
     if not KINDS[name].mounts or disks.can_mount(folder)
   ]
   faults: list[dict[str, Any]] = []
-  for index in range(COUNT.value):
-    name = kinds[index % len(kinds)]
-    count = KINDS[name].count
-    if count not in scenes:
-      scenes[count] = Scene(folder / f"scene_{count}", MEMORY.value, count)
-    seed = f"{SEED.value}/{name}/{index}"
-    faults.append(one(name, seed, scenes[count], folder / "run"))
-    fault = faults[-1]
-    print(
-      f"{index + 1:4} {name:22}{fault['outcome']:10}"
-      f"{fault['seconds']:6.1f} s  {fault['told'][:150]}",
-      flush=True,
-    )
+  # The shell may have turned Ctrl-C off for a background program.
+  signal.signal(signal.SIGINT, signal.default_int_handler)
+  with contextlib.suppress(KeyboardInterrupt):
+    for index in range(COUNT.value):
+      name = kinds[index % len(kinds)]
+      count = KINDS[name].count
+      if count not in scenes:
+        place = folder / f"scene_{count}"
+        scenes[count] = Scene(place, MEMORY.value, count)
+      seed = f"{SEED.value}/{name}/{index}"
+      fault = one(name, seed, scenes[count], folder / "run")
+      faults.append(fault)
+      print(
+        f"{index + 1:4} {name:22}{fault['outcome']:10}"
+        f"{fault['seconds']:6.1f} s  {fault['told'][:150]}",
+        flush=True,
+      )
   return {"seed": SEED.value, "memory": MEMORY.value, "faults": faults}
 
 
@@ -153,7 +162,7 @@ def one(
     if kind.mounts:
       subprocess.run(["umount", workdir], check=False)
     for process in trial.processes:
-      process.signal(9)
+      process.signal(signal.SIGKILL)
   if outcome == "same" and not trial.hit:
     outcome = "missed"
   return {

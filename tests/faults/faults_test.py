@@ -10,18 +10,13 @@ from ultramem_jax import testing
 
 # A fault of each group that no other test has, cheap ones.
 KINDS = (
-  "kill_restore",
   "kill_save",
   "sigterm",
   "signals",
-  "disk_errors",
   "file_limit",
   "few_files",
   "checkpoint_flipped",
-  "checkpoint_exchanged",
   "checkpoint_folders",
-  "config",
-  "data",
   "second_run",
   "renamed",
 )
