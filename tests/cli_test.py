@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from ultramem_jax import commands, data, testing
+from ultramem_jax import cli, commands, data, testing
 from ultramem_jax.runs import checkpoint, workdir
 
 
@@ -394,3 +394,7 @@ def test_a_model_too_large_for_the_machine_is_refused_at_once(train, tmp_path):
   assert 0 < available < needed
   assert result[3] < 60  # seconds: no step of it was compiled
   assert not (tmp_path / "run").exists()
+
+
+def test_errors_are_one_line_whatever_they_quote():
+  assert cli.one_line("a\nb\x1b[2J\u2028 é") == r"a\nb\x1b[2J\u2028 é"

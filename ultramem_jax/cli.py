@@ -142,7 +142,6 @@ def run(main: Callable[..., None]) -> None:
   (`runs.compilation_cache`), and freed memory for the next step
   (`runs.host_memory`).
   """
-  preemption.end_on_interrupt()
   logging.use_absl_handler()
   # JAX would tell which backends it did not find.
   logging.set_verbosity(logging.WARNING)
@@ -151,6 +150,7 @@ def run(main: Callable[..., None]) -> None:
   sys.unraisablehook = _show_unraisable
   with _reporting():
     console.complete()
+    preemption.end_on_interrupt()
     if {"--help", "-help", "-h"} & {*sys.argv[1:]}:
       _print_help(main)
       return
@@ -171,6 +171,14 @@ def run(main: Callable[..., None]) -> None:
     sys.stdout.flush()  # a result that cannot be written is an error
 
 
+def one_line(text: str) -> str:
+  """Returns a text with all escaped that would end a line or steer a terminal.
+
+  Errors quote names that are in files, whoever wrote them.
+  """
+  return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def _show_unraisable(error: Any) -> None:
   """Shows what no caller can be told, but for what TensorStore's threads say.
 
@@ -183,7 +191,7 @@ def _show_unraisable(error: Any) -> None:
 def fail(message: str, status: int = EXIT_STATUS) -> NoReturn:
   """Ends the program with one line."""
   with contextlib.suppress(OSError):
-    print(message, file=sys.stderr, flush=True)
+    print(one_line(message), file=sys.stderr, flush=True)
   sys.exit(status)
 
 

@@ -11,8 +11,8 @@ ended it was a signal, or one line that names what to mend.
 
 Kinds that need a disk of their own are left out where mounting is not allowed.
 A fault takes two starts of the run, about four seconds of a core; Ctrl-C ends
-early, with what has been tried. Writes results/faults.json; `--memory` takes a model with a memory, for three times as
-long.
+early, with what has been tried. Writes results/faults.json; `--memory` takes a
+model with a memory, for three times as long.
 
   python -m benchmarks.faults --inputs=3000 [--properties=config,...]
 

@@ -221,6 +221,8 @@ def test_generation_settings():
     ({"num_beams": 4}, "not supported: num_beams"),
     ({"typical_p": 0.5}, "not supported: .*typical_p"),
     ({"top_p": 2.0}, "top_p = 2.0: must lie in"),
+    ({"until": 3}, "until must be a string or a list of strings"),
+    ({"until": [3]}, "until must be a string or a list of strings"),
   ]:
     with pytest.raises(ConfigError, match=expected):
       harness.sampling(settings)

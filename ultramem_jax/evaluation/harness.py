@@ -101,6 +101,14 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
   # What is not set is null in some tasks' files.
   left = {k: v for k, v in settings.items() if v is not None}
   until = left.pop("until", None) or []
+  stops = (until,) if isinstance(until, str) else until
+  require(
+    isinstance(stops, list | tuple)
+    and all(isinstance(stop, str) for stop in stops),
+    "generation_kwargs",
+    settings,
+    "until must be a string or a list of strings",
+  )
   num_tokens = left.pop("max_new_tokens", 256)
   temperature = left.pop("temperature", 0.0)
   found = Sampling(
@@ -116,9 +124,9 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
     not others,
     "generation_kwargs",
     settings,
-    f"not supported: {', '.join(others)}",
+    f"not supported: {', '.join(map(str, others))}",
   )
-  return ((until,) if isinstance(until, str) else tuple(until)), found
+  return tuple(stops), found
 
 
 def find(

@@ -85,7 +85,11 @@ def test_folders_that_hold_no_model(tmp_path, monkeypatch):
     files.find_tensors(tmp_path)
   with pytest.raises(ConfigError, match=r"config\.json: no such file"):
     files.read_json(tmp_path / "config.json")
-  for text, fault in (("{", "is not JSON"), ("[1]", "must hold a mapping")):
+  for text, fault in (
+    ("{", "is not JSON"),
+    ("[" * 9999, "is not JSON"),
+    ("[1]", "must hold a mapping"),
+  ):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=fault):
       files.read_json(tmp_path / "config.json")

@@ -45,7 +45,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     held = json.loads(path.read_bytes())
   except FileNotFoundError as error:
     raise ConfigError(f"{path}: no such file") from error
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise ConfigError(f"{path}: is not JSON ({error})") from error
   if not isinstance(held, dict):
     raise ConfigError(f"{path}: must hold a mapping, holds {held!r:.100}")
