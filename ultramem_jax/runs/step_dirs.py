@@ -120,7 +120,9 @@ def facts(path: pathlib.Path) -> dict[str, Any]:
     held = _parse((path / FACTS).read_bytes(), FACTS).get("custom_metadata")
   except (FileNotFoundError, NotADirectoryError) as error:
     raise Damaged(f"{FACTS} is missing") from error
-  if not isinstance(held, dict) or not {"arrays", "data"} <= held.keys():
+  if not isinstance(held, dict) or not all(
+    isinstance(held.get(name), dict) for name in ("arrays", "data")
+  ):
     raise Damaged(f"{FACTS} lacks what belongs to a step")
   step = held.get("step", int(path.name))
   if step != int(path.name):
