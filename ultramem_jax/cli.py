@@ -142,15 +142,15 @@ def run(main: Callable[..., None]) -> None:
   (`runs.compilation_cache`), and freed memory for the next step
   (`runs.host_memory`).
   """
-  logging.use_absl_handler()
-  # JAX would tell which backends it did not find.
-  logging.set_verbosity(logging.WARNING)
-  # Each of Orbax's threads would show the traceback of an error that is raised.
-  logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
-  sys.unraisablehook = _show_unraisable
   with _reporting():
     console.complete()
     preemption.end_on_interrupt()
+    logging.use_absl_handler()
+    # JAX would tell which backends it did not find.
+    logging.set_verbosity(logging.WARNING)
+    # Each of Orbax's threads would show the traceback of what is raised here.
+    logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
+    sys.unraisablehook = _show_unraisable
     if {"--help", "-help", "-h"} & {*sys.argv[1:]}:
       _print_help(main)
       return
