@@ -19,7 +19,7 @@ from ultramem_jax.serve import load as load_lib
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
-from ultramem_jax.train import sharding
+from ultramem_jax.train import sharding, start
 
 EIGHT_BY_ROWS = (
   8,
@@ -89,9 +89,11 @@ def run(folder, corpus, place, until):
     contextlib.closing(data.open(config).train(range(8))) as batches,
     checkpoint.Checkpointer(folder, 2) as saver,
   ):
-    state, restored = train.restore_or_init(saver, run_step, batches)
+    state, restored = start.restore_or_init(
+      saver, run_step, batches, None, None, sharding.make_layout(config, mesh)
+    )
     first = jax.device_get(state.to_items())
-    for _ in range(restored or 0, until):
+    for _ in range(restored.step if restored else 0, until):
       batch = sharding.to_devices(next(batches), mesh)
       state, values = run_step(state, batch)
       losses.append(float(values["loss"]))
