@@ -209,7 +209,7 @@ def no_norm(held):
     (dict(change=no_norm), "model.norm.weight is missing"),
     (dict(name="qwen3", kind="MXFP4"), "q_proj.weight is MXFP4, must be F32"),
   ],
-  ids=str,
+  ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_we_do_not_know_is_named(options, fault, tmp_path, monkeypatch):
   if "llama__rope__dimension_count" in options:
