@@ -1,7 +1,7 @@
 """Gives SmolLM2, or another pretrained model, a memory, and teaches it facts.
 
   hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M
-  python examples/add_memory_to_smollm2.py --pretrained=SmolLM2-135M
+  python -m examples.add_memory_to_smollm2 --pretrained=SmolLM2-135M
 
 The memory begins by adding nothing, and is all that is trained: the model's own
 parameters stay as they are, to the bit. What it says to each prompt is printed

@@ -8,14 +8,14 @@ import tokenizers
 from ultramem_jax import testing
 
 MODEL = testing.ROOT / "tests" / "goldens" / "hf" / "llama_gqa_tied"
-EXAMPLE = "examples/add_memory_to_smollm2.py"
+EXAMPLE = testing.ROOT / "examples" / "add_memory_to_smollm2.py"
 
 
 def make_folder(folder):
   """A pretrained model whose tokens are the words of the example's facts."""
   for name in ("config.json", "model.safetensors"):
     shutil.copy(MODEL / name, folder)
-  text = (testing.ROOT / EXAMPLE).read_text()
+  text = EXAMPLE.read_text()
   words = sorted({word.strip('".,') for word in text.split()} - {""})
   size = json.loads((folder / "config.json").read_text())["vocab_size"]
   wanted = "The of is was capital Zubrovia currency France Lutzhaven Mount"
@@ -38,7 +38,8 @@ def test_it_teaches_a_model_that_it_imports(tmp_path):
   status, output, errors = testing.finish(
     testing.start(
       [
-        EXAMPLE,
+        "-m",
+        f"examples.{EXAMPLE.stem}",
         f"--pretrained={folder}",
         f"--runs={tmp_path / 'runs'}",
         "--steps=40",
