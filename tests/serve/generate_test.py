@@ -299,3 +299,11 @@ def test_texts_begin_documents_and_end_with_them(monkeypatch):
     [257],
   ]
   assert given == {"sampling": sampling, "eos_id": 258}
+
+
+def test_a_model_is_traced_once_for_the_caches_of_a_shape():
+  model = Transformer(CONFIG.model)
+  cache = generate.abstract_cache(model, 2, 16)
+  assert generate.abstract_cache(Transformer(CONFIG.model), 2, 16) is cache
+  longer = generate.abstract_cache(model, 2, 24)
+  assert jax.tree.leaves(longer) != jax.tree.leaves(cache)

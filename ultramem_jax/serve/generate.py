@@ -28,6 +28,8 @@ PROMPT_MULTIPLE = 32
 CHECK_EVERY = 32
 
 
+# Traced once for all calls of a shape: of a deep model that takes seconds.
+@functools.lru_cache(maxsize=64)
 def abstract_cache(model: Transformer, batch: int, length: int) -> Any:
   """Returns shapes, dtypes and, on a mesh, shardings of `init_cache`."""
   tokens_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32)
