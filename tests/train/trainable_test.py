@@ -114,7 +114,7 @@ def test_rates_are_multiplied_by_the_first_pattern_found():
 
 
 @pytest.mark.parametrize(
-  "text", ["memory", "=2", "a=-1", "a=x", "(=2", "a=1e4"]
+  "text", ["memory", "=2", "a=-1", "a=x", "a=1.2.3", "a=nan", "(=2", "a=1e4"]
 )
 def test_bad_multipliers(text):
   with pytest.raises(ConfigError, match=r"optim\.rate_multipliers = "):

@@ -26,7 +26,7 @@ from ultramem_jax.settings.checks import (
 from ultramem_jax.settings.data import DataConfig
 from ultramem_jax.settings.guard import GuardConfig
 from ultramem_jax.settings.model import ModelConfig
-from ultramem_jax.settings.multipliers import parse_multipliers
+from ultramem_jax.settings.pairs import parse_multipliers
 from ultramem_jax.settings.sampling import Sampling, require_sampling
 
 # With less, a gradient whose square float32 rounds to 0 would give an update

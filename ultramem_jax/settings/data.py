@@ -9,7 +9,7 @@ from ultramem_jax.settings.checks import (
   require_choice,
   require_types,
 )
-from ultramem_jax.settings.shares import parse_shares
+from ultramem_jax.settings.pairs import parse_shares
 
 # What records hold in place of a text with data.records = "answers".
 ANSWER_FIELDS = ("prompt", "answer", "messages")
