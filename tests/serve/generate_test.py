@@ -301,9 +301,20 @@ def test_texts_begin_documents_and_end_with_them(monkeypatch):
   assert given == {"sampling": sampling, "eos_id": 258}
 
 
-def test_a_model_is_traced_once_for_the_caches_of_a_shape():
-  model = Transformer(CONFIG.model)
-  cache = generate.abstract_cache(model, 2, 16)
-  assert generate.abstract_cache(Transformer(CONFIG.model), 2, 16) is cache
-  longer = generate.abstract_cache(model, 2, 24)
-  assert jax.tree.leaves(longer) != jax.tree.leaves(cache)
+def test_a_model_is_traced_once_for_the_caches_of_a_shape(monkeypatch):
+  traced = []
+  call = Transformer.__call__
+
+  def counted(*args, **kwargs):
+    traced.append(args)
+    return call(*args, **kwargs)
+
+  monkeypatch.setattr(Transformer, "__call__", counted)
+  lengths = [
+    jax.tree.leaves(
+      generate.abstract_cache(Transformer(CONFIG.model), 3, length)
+    )
+    for length in (16, 16, 24)
+  ]
+  assert len(traced) == 2
+  assert lengths[0] == lengths[1] != lengths[2]

@@ -28,14 +28,17 @@ PROMPT_MULTIPLE = 32
 CHECK_EVERY = 32
 
 
-# Traced once for all calls of a shape: of a deep model that takes seconds.
-@functools.lru_cache(maxsize=64)
+# Jitted, though only its shapes are used: JAX then traces a model, of which a
+# deep one takes seconds, once for all calls of a shape.
+@functools.partial(jax.jit, static_argnums=0)
+def _init_to_decode(model: Transformer, key: jax.Array, tokens_BT: jax.Array):
+  return model.init(key, tokens_BT, decode=True)
+
+
 def abstract_cache(model: Transformer, batch: int, length: int) -> Any:
   """Returns shapes, dtypes and, on a mesh, shardings of `init_cache`."""
   tokens_BT = jax.ShapeDtypeStruct((batch, length), jnp.int32)
-  variables = jax.eval_shape(
-    functools.partial(model.init, decode=True), jax.random.key(0), tokens_BT
-  )
+  variables = _init_to_decode.eval_shape(model, jax.random.key(0), tokens_BT)
   layout = model.layout
   if layout is None:
     return variables["cache"]
