@@ -20,7 +20,7 @@ ALLOWED = {
   "runs": "settings",
   "train": "settings ops ops/cpu ops/sharded layers model runs",
   "data": "settings",
-  "interop": "settings layers model",
+  "interop": "settings layers model runs",
   "serve": "settings ops/sharded layers model runs train data",
   "evaluation": "settings ops/sharded model runs train data serve",
   "tools": "settings ops ops/sharded model runs train data interop serve "

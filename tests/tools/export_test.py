@@ -166,7 +166,7 @@ def test_a_memory_alone_is_put_onto_its_model_and_no_other(
   safetensors.save_file(held, changed / "model.safetensors")
   with pytest.raises(ConfigError, match=r"belongs to a model with backbone_sh"):
     import_run(changed, tmp_path / "no", str(memory))
-  with pytest.raises(ConfigError, match=r"--memory = .*must be a folder that"):
+  with pytest.raises(ConfigError, match=r"narrow.*: must be a folder that"):
     import_run(narrow, tmp_path / "no", str(narrow))
   assert not (tmp_path / "no").exists()
 

@@ -12,6 +12,7 @@ else: a small folder for those who have the model, `import --memory=DIR`.
 from absl import flags
 
 from ultramem_jax.commands import model_flags
+from ultramem_jax.interop import pretrained
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import export
@@ -23,7 +24,7 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "dtype",
     None,
-    list(export.NAMES),
+    list(pretrained.ASKED),
     "Dtype of the tensors; by default that which each had when it was "
     "imported. Memories keep theirs.",
   )

@@ -1,4 +1,11 @@
-"""Reads and writes the authors' PyTorch weights, as numpy arrays by name.
+"""Weights of other programs, in and out.
+
+A pretrained model of Hugging Face, or of llama.cpp:
+
+  model, variables = from_pretrained("SmolLM2-135M")
+  to_pretrained("SmolLM2-mine", model, variables)
+
+The authors' PyTorch weights, as numpy arrays by name:
 
   layer, variables = from_official("ultramem_v1", state_dict, **settings)
   named = to_official("ultramem_v1", variables, **settings)
@@ -19,11 +26,14 @@ from ultramem_jax.interop.official.models import (
   from_official_model,
   to_official_model,
 )
+from ultramem_jax.interop.pretrained import from_pretrained, to_pretrained
 
 __all__ = [
   "from_official",
   "from_official_model",
+  "from_pretrained",
   "load",
   "to_official",
   "to_official_model",
+  "to_pretrained",
 ]

@@ -252,8 +252,12 @@ class Config:
     )
 
 
-def _build(cls: type, values: Any, path: str) -> Any:
-  """Builds the dataclass cls, the section at path, from its fields by name."""
+def build(cls: type, values: Any, path: str) -> Any:
+  """Builds the dataclass cls, the section at path, from its fields by name.
+
+  Raises:
+    ConfigError: as `parse`.
+  """
   fields = {field.name: field for field in dataclasses.fields(cls)}
   require(
     hasattr(values, "keys"),
@@ -281,7 +285,7 @@ def _build(cls: type, values: Any, path: str) -> Any:
       continue
     value = values[name]
     if isinstance(field.type, type) and dataclasses.is_dataclass(field.type):
-      built[name] = _build(field.type, value, named(path, name))
+      built[name] = build(field.type, value, named(path, name))
       continue
     # Equal configs then print alike.
     if field.type is float and type(value) is int:
@@ -302,7 +306,7 @@ def parse(config: Any) -> Config:
   Raises:
     ConfigError: an unknown, missing, ill-typed or out-of-range field.
   """
-  return _build(Config, config, "")
+  return build(Config, config, "")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

@@ -296,3 +296,9 @@ class MemoryConfig:
       f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
       f"{self.grid_side}",
     )
+
+
+# Of a model without memory.
+NO_MEMORY = MemoryConfig(
+  kind="none", num_keys=1, key_dim=2, value_dim=1, top_m=1, num_cores=1
+)

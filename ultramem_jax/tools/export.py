@@ -6,22 +6,14 @@
 import os
 import pathlib
 import shutil
-from typing import Any
-
-from flax import traverse_util
 
 from ultramem_jax.interop import pretrained as pretrained_lib
-from ultramem_jax.interop.pretrained import Backbone
 from ultramem_jax.runs import inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve.load import TrainedModel
-from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.tools.pretrained import CONFIG, DTYPES
-from ultramem_jax.tools.whole_folder import written_whole
-
-# What --dtype may be, and how files name it.
-NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def export_run(
@@ -37,8 +29,8 @@ def export_run(
     loaded: the model, on these devices.
     workdir: the run's.
     output: the folder; absent, or empty.
-    dtype: one of NAMES, of all tensors of the transformer; None: each has that
-      of the pretrained model that it comes from, or float32.
+    dtype: one of `pretrained.ASKED`, of all tensors of the transformer; None:
+      each has that of the pretrained model that it comes from, or float32.
     memory_only: writes the memories only, and which transformer they are for.
   Raises:
     ConfigError: output holds something; the transformer is of no known family;
@@ -56,34 +48,17 @@ def export_run(
   settings = pretrained_lib.make_settings(
     c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
   )
-  backbone, memory = _parts(loaded, settings, workdir, dtype)
-  with written_whole(output) as folder:
-    if c.spans:
-      held = config_lib.to_dict(loaded.config)["model"]["memory"]
-      digest = backbone.digest()
-      pretrained_lib.write_memory(folder, held, memory, digest)
-    if not memory_only:
-      pretrained_lib.write_backbone(folder, backbone, settings)
-      _copy_files(folder, workdir)
-
-
-def _parts(
-  loaded: TrainedModel,
-  settings: dict[str, Any],
-  workdir: str | os.PathLike,
-  dtype: str | None,
-) -> tuple[Backbone, dict[Any, Any]]:
-  """Returns the transformer, and the arrays of the memories by path."""
-  entries = pretrained_lib.family_entries(loaded.config.model, settings)
-  params: Any = traverse_util.flatten_dict(loaded.variables["params"])
   held = origin.read(workdir, DTYPES)
-  dtypes = {
-    name: NAMES[dtype] if dtype else held.get(name, "F32") for name in entries
-  }
-  inside = {path for entry in entries.values() for path in entry.paths}
-  memory: Any = traverse_util.flatten_dict(dict(loaded.variables))
-  memory = {path: x for path, x in memory.items() if path[1:] not in inside}
-  return Backbone(entries, params, dtypes), memory
+
+  def dtype_of(name):
+    return pretrained_lib.ASKED[dtype] if dtype else held.get(name, "F32")
+
+  with written_whole(output) as folder:
+    pretrained_lib.write_variables(
+      folder, c, loaded.variables, settings, dtype_of, memory_only
+    )
+    if not memory_only:
+      _copy_files(folder, workdir)
 
 
 def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:

@@ -1,32 +1,29 @@
 """Makes a run of a pretrained model: a workdir at step 0."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
-import tempfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from typing import Any
 
 import jax
-from flax import traverse_util
 
 from ultramem_jax import data
 from ultramem_jax.data import specials
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.interop import pretrained as pretrained_lib
-from ultramem_jax.interop.pretrained import Backbone, Memory, Pretrained
+from ultramem_jax.interop.pretrained import Opened, Pretrained
 from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import fit
-from ultramem_jax.tools.whole_folder import written_whole
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -58,13 +55,13 @@ def import_run(
   Returns:
     The config of the run.
   Raises:
-    ConfigError: of `pretrained.open_folder`, `read_params` and `read_memory`;
-      the memories belong to another model; the config has weights that the
-      folder lacks; a field was asked for that the folder decides; or the
-      workdir holds something.
+    ConfigError: of `pretrained.opened` and `read_variables`; the config has
+      weights that the folder lacks; a field was asked for that the folder
+      decides; or the workdir holds something.
   """
   workdir_lib.require_unused("--workdir", workdir)
-  with _opened(source, memory) as (pretrained, memories):
+  with pretrained_lib.opened(source, memory) as opened:
+    pretrained = opened.model
     place = pathlib.Path(workdir)
     tokenizer = place / inputs.TOKENIZER_NAME / TOKENIZER
     config = _run_config(config, pretrained, str(tokenizer), asked)
@@ -77,38 +74,10 @@ def import_run(
         read = corpus.inputs("train", "valid")
         inputs.bind(partial, read, corpus.tokenizer_files(), False)
       origin.keep(partial, _kept(pretrained))
-      variables = _read_variables(config, pretrained, memories)
+      variables = _read_variables(config, opened)
       with checkpoint.Checkpointer(partial, keep=1) as checkpointer:
         checkpointer.save(0, variables, {}, None)
   return config
-
-
-@contextlib.contextmanager
-def _opened(
-  source: str, memory: str | None
-) -> Iterator[tuple[Pretrained, Memory | None]]:
-  """Opens a pretrained model, and its memories if it has any.
-
-  Args: as for `import_run`.
-  """
-  with tempfile.TemporaryDirectory() as folder:
-    if source.endswith(pretrained_lib.SUFFIX):
-      path = pathlib.Path(source).expanduser()
-      pretrained = pretrained_lib.open_file(path, pathlib.Path(folder))
-    else:
-      pretrained = pretrained_lib.open_folder(source)
-    beside = pathlib.Path(memory).expanduser() if memory else pretrained.folder
-    memories = pretrained_lib.open_memory(beside)
-    require(
-      memories is not None or memory is None,
-      "--memory",
-      memory,
-      "must be a folder that `export` wrote, with memory.json",
-    )
-    if memories:
-      fields = {**pretrained.fields, "memory": memories.settings}
-      pretrained = pretrained._replace(fields=fields)
-    yield pretrained, memories
 
 
 def has_tokenizer(config: Config) -> bool:
@@ -194,9 +163,7 @@ def _kept(pretrained: Pretrained) -> dict[str, bytes]:
   return kept | {DTYPES: json.dumps(dtypes, indent=1).encode()}
 
 
-def _read_variables(
-  config: Config, pretrained: Pretrained, memories: Memory | None
-) -> dict[str, Any]:
+def _read_variables(config: Config, source: Opened) -> dict[str, Any]:
   """Reads the model's collections to these devices."""
   here = load_lib.on_these_devices(config, {})
   layout = sharding.make_layout(here, sharding.make_mesh(here))
@@ -209,20 +176,7 @@ def _read_variables(
   require(
     fit.fits(need, have),
     "--from",
-    str(pretrained.source),
+    str(source.model.source),
     f"memory per device of the parameters {fit.verdict(need, have)}",
   )
-  places: Any = traverse_util.flatten_dict(sharding.of(abstract["params"]))
-  params = pretrained_lib.read_params(pretrained, config.model, places)
-  if memories is None:
-    return {**abstract, "params": traverse_util.unflatten_dict(params)}
-  entries = pretrained_lib.entries(pretrained, config.model)
-  exact = Backbone(entries, params, dict.fromkeys(entries, "F32"))
-  pretrained_lib.require_backbone(
-    memories, exact.digest(), str(pretrained.source)
-  )
-  flat: Any = traverse_util.flatten_dict(abstract)
-  rest = {path: x for path, x in flat.items() if path[1:] not in params}
-  read = {("params", *path): x for path, x in params.items()}
-  read |= pretrained_lib.read_memory(memories, rest)
-  return {**abstract, **traverse_util.unflatten_dict(read)}
+  return pretrained_lib.read_variables(source, config.model, abstract)

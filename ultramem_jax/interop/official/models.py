@@ -20,7 +20,7 @@ from ultramem_jax.interop.tensors import Entry, Path, entry, linear, read, write
 from ultramem_jax.model import Transformer
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.settings.memory import MemoryConfig
+from ultramem_jax.settings.memory import NO_MEMORY, MemoryConfig
 from ultramem_jax.settings.model import ModelConfig, MoeConfig
 from ultramem_jax.settings.spans import parse_spans
 
@@ -163,11 +163,7 @@ def _model_config(settings: Settings, sizes: dict[str, int]) -> ModelConfig:
     attention="xla",
     remat="none",
     moe=MoeConfig(),
-    memory=_memory(settings, spans, sizes)
-    if spans
-    else MemoryConfig(
-      kind="none", num_keys=1, key_dim=2, value_dim=1, top_m=1, num_cores=1
-    ),
+    memory=_memory(settings, spans, sizes) if spans else NO_MEMORY,
   )
 
 

@@ -1,7 +1,7 @@
 """Pretrained models: Llama, Mistral, Qwen2, Qwen3, OLMo 2; in and out.
 
-  pretrained = open_folder("SmolLM2-135M")
-  params = read_params(pretrained, ModelConfig(**pretrained.fields, ...), ...)
+  model, variables = from_pretrained("SmolLM2-135M")
+  to_pretrained("SmolLM2-mine", model, variables)
 
 `tools.pretrained` makes a run of one, and `tools.export` writes a run's model.
 A family (`families.py`) is a function from `config.json` to fields of
@@ -10,37 +10,35 @@ ModelConfig, `config_json.py` goes back, and tensors have the names of
 """
 
 from ultramem_jax.interop.pretrained.config_json import make_settings
-from ultramem_jax.interop.pretrained.gguf_file import SUFFIX, open_file
-from ultramem_jax.interop.pretrained.memory import (
-  Memory,
-  open_memory,
-  read_memory,
-  require_backbone,
-  write_memory,
-)
+from ultramem_jax.interop.pretrained.gguf_file import open_file
 from ultramem_jax.interop.pretrained.model import (
   Pretrained,
   entries,
-  family_entries,
   open_folder,
   read_params,
 )
-from ultramem_jax.interop.pretrained.write import Backbone, write_backbone
+from ultramem_jax.interop.pretrained.variables import (
+  Opened,
+  from_pretrained,
+  opened,
+  read_variables,
+  to_pretrained,
+  write_variables,
+)
+from ultramem_jax.interop.pretrained.write import ASKED
 
 __all__ = [
-  "SUFFIX",
-  "Backbone",
-  "Memory",
+  "ASKED",
+  "Opened",
   "Pretrained",
   "entries",
-  "family_entries",
+  "from_pretrained",
   "make_settings",
   "open_file",
   "open_folder",
-  "open_memory",
-  "read_memory",
+  "opened",
   "read_params",
-  "require_backbone",
-  "write_backbone",
-  "write_memory",
+  "read_variables",
+  "to_pretrained",
+  "write_variables",
 ]

@@ -71,7 +71,7 @@ def find_folder(name: str) -> pathlib.Path:
       f"; a model of the hub is fetched by: hf download {name} --local-dir "
       f"{here}"
     )
-  raise ConfigError(f"--from = {name!r}: {how}")
+  raise ConfigError(f"{name}: {how}")
 
 
 def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:

@@ -87,7 +87,7 @@ def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
   """
   gguf = _package()
   if not path.is_file():
-    raise ConfigError(f"--from = {str(path)!r}: no such file")
+    raise ConfigError(f"{path}: no such file")
   try:
     reader = gguf.GGUFReader(path)
     values = {key: field.contents() for key, field in reader.fields.items()}

@@ -14,6 +14,8 @@ from ultramem_jax.interop.pretrained import files, names
 from ultramem_jax.interop.tensors import Entry, Path
 from ultramem_jax.settings.errors import ConfigError
 
+# Dtypes that a user may ask for, and their names in files.
+ASKED = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 # What a file holds at most, unless a tensor is larger.
 FILE_BYTES = 5 * 10**9
 

@@ -1,0 +1,214 @@
+"""A pretrained model with its memories: a model and its variables, in and out.
+
+model, variables = from_pretrained("SmolLM2-135M")
+to_pretrained("SmolLM2-mine", model, variables)
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from ultramem_jax.interop.pretrained import config_json, gguf_file, write
+from ultramem_jax.interop.pretrained import memory as memory_lib
+from ultramem_jax.interop.pretrained import model as model_lib
+from ultramem_jax.interop.pretrained.memory import Memory
+from ultramem_jax.interop.pretrained.model import Pretrained
+from ultramem_jax.interop.pretrained.write import Backbone
+from ultramem_jax.model import Transformer
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.memory import NO_MEMORY
+from ultramem_jax.settings.model import ModelConfig
+
+COLLECTIONS = ("params", "buffers")
+# Fields of a ModelConfig that no folder decides.
+OTHERS = {
+  **{"dropout_rate": 0.0, "dtype": "float32", "attention": "xla"},
+  **{"remat": "none", "moe": {}, "memory": dataclasses.asdict(NO_MEMORY)},
+}
+
+
+class Opened(NamedTuple):
+  """A pretrained model and, if it has any, its memories: headers only.
+
+  model: whose fields have those of the memories.
+  """
+
+  model: Pretrained
+  memories: Memory | None
+
+
+@contextlib.contextmanager
+def opened(
+  source: str | os.PathLike, memory: str | os.PathLike | None = None
+) -> Iterator[Opened]:
+  """Opens a Hugging Face folder or a GGUF file, for as long as it is read.
+
+  Args:
+    source: the folder, or a file whose name ends in .gguf.
+    memory: folder with the memories of the model, in place of any that the
+      source has.
+  Raises:
+    ConfigError: of `open_folder`, `open_file` and `open_memory`; or there is
+      no memory in that folder.
+  """
+  source = os.fspath(source)
+  with tempfile.TemporaryDirectory() as folder:
+    if source.endswith(gguf_file.SUFFIX):
+      path = pathlib.Path(source).expanduser()
+      model = gguf_file.open_file(path, pathlib.Path(folder))
+    else:
+      model = model_lib.open_folder(source)
+    beside = pathlib.Path(memory).expanduser() if memory else model.folder
+    memories = memory_lib.open_memory(beside)
+    if memories:
+      fields = {**model.fields, "memory": memories.settings}
+      model = model._replace(fields=fields)
+    elif memory:
+      raise ConfigError(
+        f"{memory}: must be a folder that `export` wrote, with memory.json"
+      )
+    yield Opened(model, memories)
+
+
+def read_variables(
+  source: Opened, c: ModelConfig, abstract: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Reads the collections of a model, one array after another.
+
+  Args:
+    source: of `opened`.
+    c: the model, with the fields of the source.
+    abstract: the collections as `jax.ShapeDtypeStruct` with shardings.
+  Raises:
+    ConfigError: of `read_params` and `read_memory`; or the memories belong to
+      another model.
+  """
+  pretrained, memories = source
+  flat: Any = traverse_util.flatten_dict(dict(abstract))
+  places = {
+    path[1:]: x.sharding for path, x in flat.items() if path[0] == "params"
+  }
+  params = model_lib.read_params(pretrained, c, places)
+  read = {("params", *path): x for path, x in params.items()}
+  if memories:
+    entries = model_lib.entries(pretrained, c)
+    exact = Backbone(entries, params, dict.fromkeys(entries, "F32"))
+    memory_lib.require_backbone(
+      memories, exact.digest(), str(pretrained.source)
+    )
+    rest = {path: x for path, x in flat.items() if path not in read}
+    read |= memory_lib.read_memory(memories, rest)
+  return {**abstract, **traverse_util.unflatten_dict(read)}
+
+
+def write_variables(
+  folder: pathlib.Path,
+  c: ModelConfig,
+  variables: Mapping[str, Any],
+  settings: Mapping[str, Any],
+  dtype_of: Callable[[str], str],
+  memory_only: bool = False,
+) -> None:
+  """Writes a transformer, and its memories beside it.
+
+  Args:
+    folder: which exists.
+    c: the model.
+    variables: its params, and the buffers of its memories.
+    settings: of `make_settings`.
+    dtype_of: the dtype in the file of a tensor of that name.
+    memory_only: writes the memories only, and which transformer they are for.
+  Raises:
+    ConfigError: a number of the transformer is too large for its dtype.
+  """
+  entries = model_lib.family_entries(c, settings)
+  params: Any = traverse_util.flatten_dict(variables["params"])
+  dtypes = {name: dtype_of(name) for name in entries}
+  backbone = Backbone(entries, params, dtypes)
+  if c.spans:
+    inside = {path for entry in entries.values() for path in entry.paths}
+    flat: Any = traverse_util.flatten_dict(dict(variables))
+    memory = {path: x for path, x in flat.items() if path[1:] not in inside}
+    memory_lib.write_memory(
+      folder, dataclasses.asdict(c.memory), memory, backbone.digest()
+    )
+  if not memory_only:
+    write.write_backbone(folder, backbone, settings)
+
+
+def from_pretrained(
+  path: str | os.PathLike, memory: str | os.PathLike | None = None
+) -> tuple[Transformer, dict[str, Any]]:
+  """Returns a pretrained model of Hugging Face, or of llama.cpp.
+
+  Args:
+    path: a folder with config.json and .safetensors files, and memory.json if
+      it has memories; or a file whose name ends in .gguf.
+    memory: folder with the memories of the model, as `export --memory_only`
+      writes it, in place of any that the path has.
+  Returns:
+    (model, variables), so that logits_BTV = model.apply(variables, tokens_BT).
+    Parameters of the transformer are float32, on the first device.
+  Raises:
+    ConfigError: an unknown architecture, settings that we do not know, or
+      tensors that are missing, unknown or wrongly shaped, all listed in one
+      message; damaged files; or the memories belong to another model.
+  """
+  with opened(path, memory) as source:
+    fields = {**OTHERS, **source.model.fields}
+    c = config_lib.build(ModelConfig, fields, "model")
+    model = Transformer(c)
+    held = jax.eval_shape(
+      lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+    )
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+      {name: nn.meta.unbox(held.get(name, {})) for name in COLLECTIONS},
+    )
+    return model, read_variables(source, c, abstract)
+
+
+def to_pretrained(
+  path: str | os.PathLike,
+  model: Transformer,
+  variables: Mapping[str, Any],
+  dtype: str = "float32",
+  max_length: int = 2048,
+) -> None:
+  """Writes a model as a Hugging Face folder, its memories beside it.
+
+  The folder appears whole, or not at all. `from_pretrained` reads it, and
+  `transformers` the model without its memories.
+
+  Args:
+    path: the folder; absent, or empty.
+    model, variables: as `from_pretrained` returns them.
+    dtype: float32, bfloat16 or float16, of the transformer's tensors.
+    max_length: positions that the model was trained on, for config.json.
+  Raises:
+    ConfigError: the path holds something; the transformer is of no known
+      family, the message says what differs; or its numbers are too large for
+      the dtype.
+  """
+  workdir_lib.require_unused("path", path)
+  known = write.ASKED
+  require(dtype in known, "dtype", dtype, f"must be one of {', '.join(known)}")
+  settings = config_json.make_settings(model.config, {}, max_length)
+  with written_whole(path) as folder:
+    write_variables(
+      folder, model.config, variables, settings, lambda name: known[dtype]
+    )
