@@ -155,6 +155,15 @@ def get_config() -> Any:
   c.model.moe.expert_dim = 256  # hidden width of an expert
   c.model.moe.balance_loss_weight = 0.01  # of the load-balance loss, per block
 
+  # LoRA: a change of low rank beside matrices of attention, MLPs and head, zero
+  # at first. To train nothing else: optim.trainable = "lora_".
+  c.model.lora = ConfigDict()
+  c.model.lora.rank = 0  # [r] width of the change; 0 = none
+  c.model.lora.alpha = 16.0  # the change is multiplied by alpha / rank
+  # A regular expression that is searched for in the paths of the matrices, such
+  # as attention/(query|key|value|out)|mlp/(gate|up|down)|head.
+  c.model.lora.targets = "attention/(query|value)"
+
   # Memory layer (UltraMem); the paper's symbol in brackets. Where the default
   # is None, each kind has its own (ultramem_jax/settings/kinds.py); the comment
   # gives that of kind "ultramem".

@@ -172,6 +172,7 @@ class Transformer(nn.Module):
       ("embed", "vocab"),
       dtype=dtype,
       prepared_for=self.prepared_for,
+      lora=c.lora,
       name="head",
     )(x_BTD).astype(jnp.float32)
 

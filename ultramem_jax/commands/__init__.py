@@ -12,6 +12,7 @@ SUMMARIES = {
   "export": "write a run's model as a folder of Hugging Face",
   "generate": "continue prompts with a trained model",
   "import": "make a run of a pretrained model of Hugging Face",
+  "merge-lora": "write a run again with its LoRA in the weights",
   "quantize": "write a run again with tables in int8 or bfloat16",
   "train-bpe": "train a tokenizer on the text of a config",
 }

@@ -51,6 +51,7 @@ class Attention(nn.Module):
         dtype=dtype,
         prepared_for=self.prepared_for,
         use_bias=c.qkv_bias,
+        lora=c.lora,
         name=name,
       )(x_BTD)
 
@@ -78,6 +79,7 @@ class Attention(nn.Module):
       num_axes=2,
       dtype=dtype,
       prepared_for=self.prepared_for,
+      lora=c.lora,
       name="out",
     )(y_BTQH)
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers import prepared
-from ultramem_jax.layers.parameter import parameter
+from ultramem_jax.layers.parameter import parameter, uniform
 from ultramem_jax.ops.cpu.matmul import dot_transposed
 from ultramem_jax.ops.matmul import apply_weight
+from ultramem_jax.settings.lora import LoraConfig
 
 
 def contract(
@@ -48,6 +49,10 @@ def contract(
 class Linear(nn.Module):
   """A linear map; its `kernel` is [*inputs, *outputs], its `bias` [*outputs].
 
+  Where `lora` names it, two more parameters make a change of low rank, which is
+  zero at first: y += (alpha / rank) x A B (LoRA, arXiv 2106.09685). `lora_a` is
+  [*inputs, R] and `lora_b` [R, *outputs].
+
   Attributes:
     outputs: widths of the output axes.
     std: of the initial kernel, which is normally distributed.
@@ -56,6 +61,7 @@ class Linear(nn.Module):
     dtype: of the product.
     prepared_for: see `model.Transformer`.
     use_bias: add a bias, zeros at first.
+    lora: which maps have a change of low rank.
   """
 
   outputs: tuple[int, ...]
@@ -65,21 +71,31 @@ class Linear(nn.Module):
   dtype: jnp.dtype = jnp.float32
   prepared_for: str | None = None
   use_bias: bool = False
+  lora: LoraConfig = LoraConfig()
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [..., *inputs] to [..., *outputs]."""
-    shape = *x.shape[-self.num_axes :], *self.outputs
-    initializer = nn.initializers.normal(self.std)
-    y = contract(
-      self,
-      "kernel",
-      x.astype(self.dtype),
-      lambda: parameter(self, "kernel", initializer, self.axes, shape),
-      self.num_axes,
-    )
-    if not self.use_bias:
-      return y
-    axes = self.axes[self.num_axes :]
-    bias = parameter(self, "bias", nn.initializers.zeros, axes, self.outputs)
-    return y + jnp.expand_dims(bias.astype(y.dtype), range(y.ndim - bias.ndim))
+    inputs = self.num_axes
+    into, out = self.axes[:inputs], self.axes[inputs:]
+    x = x.astype(self.dtype)
+    normal = nn.initializers.normal(self.std)
+    zeros = nn.initializers.zeros
+    y = self._multiply("kernel", x, inputs, self.outputs, self.axes, normal)
+    if self.use_bias:
+      bias = parameter(self, "bias", zeros, out, self.outputs).astype(y.dtype)
+      y += jnp.expand_dims(bias, range(y.ndim - bias.ndim))
+    # Made last, so that the others are drawn as in a model without them.
+    if self.lora.adapts("/".join(self.path)):
+      rank = (self.lora.rank,)
+      draw = uniform(math.prod(x.shape[-inputs:]) ** -0.5)
+      h = self._multiply("lora_a", x, inputs, rank, (*into, None), draw)
+      h *= self.lora.scale
+      y += self._multiply("lora_b", h, 1, self.outputs, (None, *out), zeros)
+    return y
+
+  def _multiply(self, name, x, num_axes, outputs, axes, initializer):
+    """Contracts the last axes of x with the first axes of a parameter."""
+    shape = *x.shape[-num_axes:], *outputs
+    make = lambda: parameter(self, name, initializer, axes, shape)
+    return contract(self, name, x, make, num_axes)

@@ -1,9 +1,9 @@
 """Memory+ (Memory Layers at Scale, arXiv 2412.09764)."""
 
 import flax.linen as nn
-import jax
 
 from ultramem_jax.layers import tables as tables_lib
+from ultramem_jax.layers.parameter import uniform
 from ultramem_jax.layers.ultramem import UltraMem
 
 
@@ -30,8 +30,8 @@ class MemoryPlus(UltraMem):
     key_bound = (2 * c.key_dim) ** -0.5
     query_bound = (6 / (self.embed_dim + fan_out)) ** 0.5
     return {
-      "keys": _uniform(key_bound),
-      "query": _uniform(query_bound),
+      "keys": uniform(key_bound),
+      "query": uniform(query_bound),
       "value_projection": nn.initializers.normal(c.value_dim**-0.5),
     }
 
@@ -74,10 +74,3 @@ class MemoryPlus(UltraMem):
       ),
       bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
     )
-
-
-def _uniform(bound: float):
-  """Returns an initializer: uniform in [-bound, bound)."""
-  return lambda key, shape, dtype: jax.random.uniform(
-    key, shape, dtype, minval=-bound, maxval=bound
-  )

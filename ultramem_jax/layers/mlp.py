@@ -24,7 +24,10 @@ class Mlp(nn.Module):
   def __call__(self, x_BTD):
     c = self.config
     linear = functools.partial(
-      Linear, dtype=jnp.dtype(c.dtype), prepared_for=self.prepared_for
+      Linear,
+      dtype=jnp.dtype(c.dtype),
+      prepared_for=self.prepared_for,
+      lora=c.lora,
     )
     into = (c.mlp_dim,), c.embed_dim**-0.5, ("embed", "mlp")
     h_BTF = linear(*into, name="up")(x_BTD)

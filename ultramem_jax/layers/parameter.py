@@ -34,3 +34,10 @@ def parameter(
   boxed = nn.with_logical_partitioning(initialize, tuple(axes))
   value: Any = module.param(name, boxed, tuple(shape))
   return value
+
+
+def uniform(bound: float) -> nn.initializers.Initializer:
+  """Returns an initializer: uniform in [-bound, bound)."""
+  return lambda key, shape, dtype: jax.random.uniform(
+    key, shape, dtype, minval=-bound, maxval=bound
+  )

@@ -11,6 +11,7 @@ from ultramem_jax.settings.checks import (
   require_norm_eps,
   require_types,
 )
+from ultramem_jax.settings.lora import LoraConfig
 from ultramem_jax.settings.memory import MemoryConfig
 from ultramem_jax.settings.rope_scaling import RopeScaling
 from ultramem_jax.settings.spans import Span, parse_blocks, parse_spans
@@ -74,6 +75,7 @@ class ModelConfig:
   norm_position: str = "pre"
   sliding_window: int = 0
   rope_scaling: RopeScaling = dataclasses.field(default_factory=RopeScaling)
+  lora: LoraConfig = dataclasses.field(default_factory=LoraConfig)
 
   @property
   def spans(self) -> tuple[Span, ...]:

@@ -1,5 +1,6 @@
 """Which parameters a run trains, and which stay as they are."""
 
+import dataclasses
 import re
 from typing import Any
 
@@ -7,9 +8,11 @@ from flax import traverse_util
 
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 
 ALL = "all"
+LORA = "/lora_a"
 
 
 def is_trainable(path: str, pattern: str) -> bool:
@@ -45,8 +48,11 @@ def join(trained: Any, frozen: Any) -> Any:
 
 
 def require_some(config: Config) -> None:
-  """Raises ConfigError if no parameter of a run's model is trained."""
-  paths = ["/".join(path) for path in sharding.parameter_axes(config.model)]
+  """Raises ConfigError if a pattern of a run finds nothing to train.
+
+  They are `optim.trainable` and `model.lora.targets`.
+  """
+  paths = _paths(config.model)
   pattern = config.optim.trainable
   require(
     any(is_trainable(path, pattern) for path in paths),
@@ -54,3 +60,18 @@ def require_some(config: Config) -> None:
     pattern,
     f"matches no parameter; there are {', '.join(sorted(paths)[:5])}, ...",
   )
+  lora = config.model.lora
+  if lora.rank and not any(path.endswith(LORA) for path in paths):
+    everywhere = dataclasses.replace(lora, targets="")
+    paths = _paths(dataclasses.replace(config.model, lora=everywhere))
+    maps = [path.removesuffix(LORA) for path in paths if path.endswith(LORA)]
+    require(
+      False,
+      "model.lora.targets",
+      lora.targets,
+      f"matches no linear map; there are {', '.join(sorted(maps)[:7])}, ...",
+    )
+
+
+def _paths(model: ModelConfig) -> list[str]:
+  return ["/".join(path) for path in sharding.parameter_axes(model)]

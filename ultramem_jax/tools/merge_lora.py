@@ -1,0 +1,78 @@
+"""Adds the LoRA of a run to the weights, which makes a run without it."""
+
+import dataclasses
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from ultramem_jax.runs import checkpoint, inputs, origin
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.serve.load import TrainedModel
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.lora import LoraConfig
+from ultramem_jax.tools.whole_folder import written_whole
+from ultramem_jax.train import sharding, trainable
+
+
+def merged_config(config: Config) -> Config:
+  """Returns a run's config without LoRA, to be trained from its own weights.
+
+  If the run trained nothing but the LoRA, the new one trains everything.
+
+  Raises:
+    ConfigError: the run has no LoRA.
+  """
+  lora = config.model.lora
+  require(lora.rank > 0, "model.lora.rank", lora.rank, "is no LoRA to merge")
+  model = dataclasses.replace(config.model, lora=LoraConfig())
+  paths = ("/".join(path) for path in sharding.parameter_axes(model))
+  pattern, optim = config.optim.trainable, config.optim
+  if not any(trainable.is_trainable(path, pattern) for path in paths):
+    optim = dataclasses.replace(optim, trainable=trainable.ALL)
+  return dataclasses.replace(config, model=model, optim=optim, init_from="")
+
+
+def merge(params: Any, lora: LoraConfig) -> Any:
+  """Returns params without LoRA: each kernel is W + (alpha / rank) A B."""
+  flat: dict[Any, Any] = traverse_util.flatten_dict(params)
+  for path in [path for path in flat if path[-1] == "lora_a"]:
+    *map_path, _ = path
+    kernel = (*map_path, "kernel")
+    a, b = flat.pop(path), flat.pop((*map_path, "lora_b"))
+    flat[kernel] = _add(flat[kernel], a, b, lora.scale)
+  return traverse_util.unflatten_dict(flat)
+
+
+@jax.jit
+def _add(kernel, a, b, scale):
+  exact = jax.lax.Precision.HIGHEST
+  return kernel + scale * jnp.tensordot(a, b, 1, precision=exact)
+
+
+def merge_run(
+  loaded: TrainedModel, workdir: str | os.PathLike, output: str | os.PathLike
+) -> None:
+  """Writes a run with its LoRA in the weights to a workdir, at step 0.
+
+  It appears when all of it is written, or not at all.
+
+  Args:
+    loaded: the model of the run, on these devices.
+    workdir: the run's directory; the new run keeps its config but for LoRA.
+    output: directory of the new run, empty or absent.
+  Raises:
+    ConfigError: the run has no LoRA, or the output holds something.
+  """
+  workdir_lib.require_unused("--output", output)
+  config = merged_config(workdir_lib.load_config(workdir))
+  params = merge(loaded.variables["params"], loaded.config.model.lora)
+  with written_whole(output) as folder:
+    workdir_lib.claim(folder, config, workdir_lib.load_corpus(workdir))
+    inputs.copy(workdir, folder)
+    origin.copy(workdir, folder)
+    with checkpoint.Checkpointer(folder, keep=1) as checkpointer:
+      checkpointer.save(0, {**loaded.variables, "params": params}, {}, None)
