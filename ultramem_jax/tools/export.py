@@ -45,12 +45,6 @@ def export_run(
     memory_only,
     f"the model of {workdir} has no memory",
   )
-  require(
-    c.lora.rank == 0,
-    "model.lora.rank",
-    c.lora.rank,
-    "must be 0 to be exported: merge-lora makes such a run",
-  )
   settings = pretrained_lib.make_settings(
     c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
   )

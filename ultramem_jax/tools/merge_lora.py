@@ -10,11 +10,11 @@ from flax import traverse_util
 
 from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.lora import LoraConfig
-from ultramem_jax.tools.whole_folder import written_whole
 from ultramem_jax.train import sharding, trainable
 
 

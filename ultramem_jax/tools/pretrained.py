@@ -108,6 +108,7 @@ def _run_config(
     ("memory.kind", model.memory.kind, "none"),
     ("moe.num_experts", model.moe.num_experts, 0),
     ("mlp_conv", model.mlp_conv, 0),
+    ("lora.rank", model.lora.rank, 0),
   ):
     require(
       value == nothing,
