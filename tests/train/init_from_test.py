@@ -3,6 +3,7 @@
 import dataclasses
 import os
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -66,9 +67,14 @@ def test_what_both_models_have_is_taken(backbone, step):
   assert variables["buffers"].keys() == {"memory_0"}
 
 
-@pytest.mark.parametrize("output", ["zero", "gated"])
-def test_a_new_memory_leaves_the_model_as_it_is(backbone, output):
-  config = with_memory(backbone, model__memory__output=output)
+@pytest.mark.parametrize(
+  "field, value, started",
+  [("output", "zero", "value_projection"), ("gate", "input", "gating/scale")],
+)
+def test_a_new_memory_leaves_the_model_as_it_is(
+  backbone, field, value, started
+):
+  config = with_memory(backbone, **{f"model__memory__{field}": value})
   tokens_BT = np.arange(14, dtype=np.int32).reshape(2, 7)
   model = Transformer(config.model)
   initial = jax.jit(model.init)(jax.random.key(0), tokens_BT)
@@ -88,11 +94,8 @@ def test_a_new_memory_leaves_the_model_as_it_is(backbone, output):
     )
     return jax.nn.logsumexp(logits_BTV, axis=-1).sum()
 
-  gradient = jax.jit(jax.grad(loss))(params["memory_0"])
-  started = {"zero": "value_projection", "gated": "output_scale"}[output]
-  assert (
-    np.abs(getattr(gradient[started], "value", gradient[started])).max() > 0
-  )
+  gradient = jax.jit(jax.grad(loss))(nn.unbox(params["memory_0"]))
+  assert np.abs(flat(gradient)[started]).max() > 0
 
 
 def test_what_is_skipped_and_what_only_the_source_has(backbone, tmp_path):

@@ -10,6 +10,7 @@ from ultramem_jax.layers import keys as keys_lib
 from ultramem_jax.layers import monitor
 from ultramem_jax.layers import tables as tables_lib
 from ultramem_jax.layers.convolution import CausalConv
+from ultramem_jax.layers.gate import Gate
 from ultramem_jax.layers.linear import contract
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.layers.parameter import parameter
@@ -36,7 +37,7 @@ class UltraMem(nn.Module):
   Variables:
     params: `values` [I, W] the table; `keys` [P, A, R, N, K]; `core`
       [C, A, R, R]; `query` [D, P, G, R, K]; `value_projection` [E, W, D];
-      `query_norm`, `key_norm` over K; `query_conv`.
+      `query_norm`, `key_norm` over K; `query_conv`; `gating`, see `Gate`.
     buffers: `u`, `t` [A, R], the filter vectors, to be refreshed once per
       training step by `refresh_buffers`; `permutation` [U], a stored shuffle.
     cache: the convolution's last inputs, when decoding.
@@ -129,9 +130,8 @@ class UltraMem(nn.Module):
     if tables is None:
       tables = self._tables()
     y_BTD = self._read(x_BTD, slot_BTAM, score_BTAMC, tables)
-    if c.output == "gated":
-      scale = parameter(self, "output_scale", nn.initializers.zeros, (), ())
-      y_BTD *= scale.astype(y_BTD.dtype)
+    if c.gate != "none":
+      y_BTD = Gate(c, name="gating")(x_BTD, y_BTD, segment_BT)
     if not self.is_initializing():
       monitor.sow(
         self, found, slot_BTAM, score_BTAMC, core_CARR, y_BTD, segment_BT

@@ -11,7 +11,7 @@ from flax import traverse_util
 from ultramem_jax.layers import prepared
 
 # Parameters that a model in bfloat16 reads in float32, or as they are stored.
-UNCAST = r"norm/|(^|/)(router|core|keys|\w*values\w*)$"
+UNCAST = r"(norm|gating)/|(^|/)(router|core|keys|\w*values\w*)$"
 
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -64,6 +64,8 @@ class MemoryConfig:
   pre_activation: str = "none"
   input_gate: bool = OWN
   output: str = "plain"
+  gate: str = "none"
+  gate_init: str = "zero"
   replace_mlp: bool = False
   storage: TableStorage = dataclasses.field(default_factory=TableStorage)
   imported: ImportedWeights = dataclasses.field(default_factory=ImportedWeights)
@@ -212,7 +214,15 @@ class MemoryConfig:
     require_choice(_PATH, self, "query_key_norm", "layernorm", "rms", "none")
     require_choice(_PATH, self, "init", "paper", "official")
     require_choice(_PATH, self, "pre_activation", "none", "gelu")
-    require_choice(_PATH, self, "output", "plain", "zero", "gated")
+    require(
+      self.output != "gated",
+      named(_PATH, "output"),
+      self.output,
+      "is now model.memory.gate = 'scalar'",
+    )
+    require_choice(_PATH, self, "output", "plain", "zero")
+    require_choice(_PATH, self, "gate", "none", "scalar", "input")
+    require_choice(_PATH, self, "gate_init", "zero", "open")
 
   def _require_structure(self):
     """Requires fields to fit together."""
@@ -260,7 +270,14 @@ class MemoryConfig:
       self.output != "zero" or self.value_projection,
       named(_PATH, "output"),
       self.output,
-      "needs value_projection, which starts at zero; 'gated' needs none",
+      "needs value_projection, which starts at zero; a gate needs none",
+    )
+    require(
+      self.output != "zero" or self.gate == "none" or self.gate_init == "open",
+      named(_PATH, "gate_init"),
+      self.gate_init,
+      "must be 'open' with output = 'zero': of a product of two zeros, neither "
+      "has a gradient",
     )
     require(
       self.init == "official"
