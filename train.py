@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from absl import flags, logging
 
 from ultramem_jax import cli, data
@@ -44,6 +45,7 @@ from ultramem_jax.train import (
   init_from,
   loop,
   optim,
+  rarity,
   sharding,
   skips,
   start,
@@ -119,9 +121,14 @@ def open_corpus(config: Config, workdir: str) -> tuple[Corpus, str]:
   cache = data.IndexCache(pathlib.Path(workdir, inputs.INDEX_NAME))
   corpus = data.open(config, cache)
   described = corpus.describe()
-  read = inputs.digest(corpus.inputs("train", "valid"))
+  read = inputs.digest(read_by(config, corpus))
   distributed.require_same("config or corpus", f"{config} {described} {read}")
   return corpus, described
+
+
+def read_by(config: Config, corpus: Corpus) -> inputs.Inputs:
+  """Returns all files that a run reads, as `runs.inputs` records them."""
+  return {**corpus.inputs("train", "valid"), **rarity.inputs(config)}
 
 
 def bind_workdir(
@@ -139,19 +146,21 @@ def bind_workdir(
   """
   workdir_lib.claim(workdir, config, described, accepted.settings)
   changes = inputs.bind(
-    workdir,
-    corpus.inputs("train", "valid"),
-    corpus.tokenizer_files(),
-    accepted.data,
+    workdir, read_by(config, corpus), corpus.tokenizer_files(), accepted.data
   )
   if changes:
     print(changes)
   corpus.save_index()
 
 
-def compile_step(config: Config, layout: Layout) -> TrainProgram:
-  """Compiles the training step; nothing is allocated.
+def compile_step(
+  config: Config, layout: Layout, rare: dict[str, np.ndarray]
+) -> TrainProgram:
+  """Compiles the training step; nothing is allocated but `rare`.
 
+  Args:
+    config, layout: the run.
+    rare: how rare rows are, of `rarity.read`.
   Raises:
     ConfigError: the step needs more memory than there is.
   """
@@ -161,6 +170,7 @@ def compile_step(config: Config, layout: Layout) -> TrainProgram:
     compiler_options.for_device(
       layout.mesh.devices.flat[0], config.deterministic
     ),
+    rare,
   )
   fit.check_compiled(config, compiled.bytes_needed)
   return compiled
@@ -229,6 +239,7 @@ def train_once(
   require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   source = init_from.plan(config) if config.init_from else None
+  rare = rarity.read(config)
   memory = fit.check(config, layout.mesh.size)
   corpus, described = open_corpus(config, workdir)
   rows = sharding.process_rows(config, layout.mesh)
@@ -242,7 +253,7 @@ def train_once(
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
-    train_step = compile_step(config, layout)
+    train_step = compile_step(config, layout, rare)
     state, restored = start.restore_or_init(
       checkpointer, train_step, batches, place, source, layout
     )

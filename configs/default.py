@@ -287,6 +287,16 @@ def get_config() -> Any:
   # Second moments of value tables: element | row (one float32 per row, the mean
   # over it; needs sparse updates).
   c.optim.table_second_moment = "element"
+  # How tables are updated: adamw | sgd (no moments; with weight_decay, too).
+  c.optim.table_rule = "adamw"
+  # Of the rows that a step reads, those that it updates: all | tfidf, kl (of
+  # each table the table_top_t that are most special to the step's batch, as
+  # docs/facts.md explains; needs table_counts).
+  c.optim.table_rows = "all"
+  c.optim.table_top_t = 500  # rows, at least 1
+  # How often other text reads each row, as python -m ultramem_jax count writes
+  # it: a file, or the workdir that has it.
+  c.optim.table_counts = ""
   c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2 in the loss
 
   # What is trained: all | a regular expression that is searched for in the

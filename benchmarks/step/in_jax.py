@@ -43,10 +43,10 @@ def step(model: Sequence[Any]) -> worker.Run:
 
 
 def quiet_model_step(
-  model_step: Any, state: TrainState, batch: step_lib.Batch, **options: Any
+  model_step: Any, state: TrainState, *others: Any, **options: Any
 ) -> Any:
   """`step.model_step` without what is only watched, which XLA then drops."""
-  after, gradients, metrics = model_step(state, batch, **options)
+  after, gradients, metrics = model_step(state, *others, **options)
   quiet = after.replace(usage=state.usage)
   return quiet, gradients, {"loss": metrics["loss"]}
 

@@ -58,6 +58,13 @@ LARGE = {
   "model__memory__value_dim": 16,
 }
 TABLE_BYTES = 256**2 * 16 * 4
+# Of the rows that the devices read together, 384 reads, so many are updated.
+TOP_T = 50
+CHOSEN = {
+  "optim__table_rows": "kl",
+  "optim__table_top_t": TOP_T,
+  "optim__table_counts": "counts",
+}
 
 
 def make_config(model, mesh=None):
@@ -161,26 +168,25 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
 
 
 @pytest.mark.parametrize(
-  "mesh, clip_norm",
+  "mesh, settings",
   [
-    ({"mesh__table": 4, "model__memory__storage__partition": "rows"}, 1.0),
+    (
+      {"mesh__table": 4, "model__memory__storage__partition": "rows"},
+      {"optim__clip_norm": 1.0, **CHOSEN},
+    ),
     (
       {
         "mesh__fsdp": 2,
         "mesh__table": 2,
         "model__memory__storage__partition": "columns",
       },
-      0.0,
+      {"optim__clip_norm": 0.0},
     ),
   ],
 )
-def test_sparse_update_equals_one_device(mesh, clip_norm):
+def test_sparse_update_equals_one_device(mesh, settings):
   """Two steps, so that the second starts from moments and moved tables."""
-  overrides = {
-    **LARGE,
-    "optim__table_update": "sparse",
-    "optim__clip_norm": clip_norm,
-  }
+  overrides = {**LARGE, "optim__table_update": "sparse", **settings}
   (expected, metrics), (actual, metrics_on_mesh) = (
     jax.device_get(train(testing.small_config(**overrides, **where)))
     for where in ({}, mesh)
@@ -195,6 +201,15 @@ def test_sparse_update_equals_one_device(mesh, clip_norm):
     (expected.params, expected.tables),
     tolerance=1e-4,
   )
+  # The same rows have changed, and as many as there were to choose.
+  start_IW = first_state().tables["memory_0/values"].values_IW
+  changed_I, expected_I = (
+    (state.tables["memory_0/values"].values_IW != start_IW).any(1)
+    for state in (actual, expected)
+  )
+  np.testing.assert_array_equal(changed_I, expected_I)
+  if settings.get("optim__table_rows"):
+    assert TOP_T <= changed_I.sum() <= 2 * TOP_T
 
 
 def test_dense_optimizer_moves_no_tables():
@@ -215,7 +230,10 @@ def compile_step(config):
   """(compiled step, batch) on config's mesh, if any."""
   devices = jax.devices()[: 8 if config.mesh.table > 1 else 1]
   layout = sharding.make_layout(config, sharding.make_mesh(config, devices))
-  run_step = TrainProgram(config, layout)
+  rarity_I = np.random.default_rng(0).gamma(2.0, size=256**2)
+  run_step = TrainProgram(
+    config, layout, None, {"memory_0/values": rarity_I.astype(np.float32)}
+  )
   if len(devices) > 1:
     for compiled in run_step.programs.values():
       assert_tables_stay(compiled, layout.size(layout.table_axes))

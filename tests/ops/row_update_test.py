@@ -248,3 +248,14 @@ def test_compiled_update_touches_no_array_as_large_as_the_table(dtype):
   }
   assert not of_table
   assert compiled.memory_analysis().temp_size_in_bytes < num_rows * width
+
+
+def test_sgd_moves_the_rows_read_against_their_gradients():
+  (values_IW, *_), factors = make(40, 20, 3)
+  table = row_update.Table(values_IW, None, None)
+  updated = jitted_update(table, factors, 0.5, row_update.Sgd(0.1, 0.2, 3))
+  assert updated[1:] == (None, None)
+  descent_IW = 0.1 * values_IW + 0.5 * dense_gradient(factors, 40)
+  read_I1 = was_read(factors, 40)[:, None]
+  assert 0 < read_I1.mean() < 1
+  assert_close(updated.values_IW, values_IW - 0.2 * read_I1 * descent_IW)

@@ -187,6 +187,8 @@ def adamw(config, steps, params, gradients):
       second[i] = config.beta2 * second[i] + (1 - config.beta2) * g**2
       update = first[i] / (1 - config.beta1**count)
       update /= np.sqrt(second[i] / (1 - config.beta2**count)) + config.eps
+      if paths[i] == "memory_0/values" and config.table_rule == "sgd":
+        update = g.copy()
       if not paths[i].endswith("scale") or config.decay_norms:
         update += config.weight_decay * params[i]
       own = rate * (factor if paths[i] == "memory_0/values" else 1)
@@ -196,7 +198,7 @@ def adamw(config, steps, params, gradients):
 
 def trained(config, steps, params, gradients):
   """The parameters after some gradients: the optimizer and the dense update."""
-  params, tables = tables_lib.take_tables(params)
+  params, tables = tables_lib.take_tables(params, config.moments)
   optimizer = optim.make_optimizer(config, steps)
   state = optimizer.init(params)
   for step, gradient in enumerate(gradients, 1):
@@ -225,9 +227,10 @@ def trained(config, steps, params, gradients):
     {"clip_norm": 0.1},
     {"value_lr_multiplier": 1.0},
     {"value_lr_horizon": 0.25, "init_fraction": 0.2},
+    {"table_rule": "sgd"},
   ],
 )
-def test_updates_are_those_of_adamw(changes):
+def test_updates_are_those_of_adamw_or_of_sgd(changes):
   steps = 20
   config = optim_config(
     **{"learning_rate": 0.01, "warmup_fraction": 0.15, "eps": 1e-3, **changes}

@@ -1,4 +1,4 @@
-"""Row-wise AdamW: updates of a table from its gradient in factors.
+"""Row-wise updates of a table from its gradient in factors: AdamW, or SGD.
 
 A table's gradient is a sum over reads: token t read Y rows, row[t, y] with
 the weight[t, y], and the loss has the gradient vector[t, e] with respect to
@@ -18,7 +18,7 @@ chunk reads.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +48,14 @@ class Table(NamedTuple):
   """A table with Adam's moments, each float32 or uint16 (`precision`).
 
   values_IW: [I, W].
-  mean_IW: the first moment.
+  mean_IW: the first moment; None: the rule has no moments.
   variance: the second moment, [I, W]; or [I] float32, of the mean of a row's
-    squares.
+    squares; None: as the first.
   """
 
   values_IW: jax.Array
-  mean_IW: jax.Array
-  variance: jax.Array
+  mean_IW: Any
+  variance: Any
 
 
 class AdamW(NamedTuple):
@@ -71,6 +71,37 @@ class AdamW(NamedTuple):
   weight_decay: float
   rate: jax.Array | float
   step: jax.Array | int
+
+  def updated(self, rows: Table, gradient_zW: jax.Array) -> Table:
+    """Returns float32 rows after the step, from those before it."""
+    square = jnp.square(gradient_zW)
+    if rows.variance.ndim == 1:
+      square = square.mean(-1)
+    mean_zW = self.beta1 * rows.mean_IW + (1 - self.beta1) * gradient_zW
+    variance = self.beta2 * rows.variance + (1 - self.beta2) * square
+    # Scalars are joined first, as every element would be divided by each.
+    step = jnp.float32(self.step)
+    divisor = jnp.sqrt(variance * (1 / (1 - self.beta2**step))) + self.eps
+    rate = self.rate / (1 - self.beta1**step)
+    values_zW = rows.values_IW
+    values_zW -= self.rate * self.weight_decay * values_zW + rate * mean_zW / (
+      divisor if divisor.ndim == 2 else divisor[:, None]
+    )
+    return Table(values_zW, mean_zW, variance)
+
+
+class Sgd(NamedTuple):
+  """Gradient descent at one step, without moments; as for `AdamW`."""
+
+  weight_decay: float
+  rate: jax.Array | float
+  step: jax.Array | int
+
+  def updated(self, rows: Table, gradient_zW: jax.Array) -> Table:
+    """Returns float32 rows after the step, from those before it."""
+    values_zW = rows.values_IW
+    values_zW -= self.rate * (self.weight_decay * values_zW + gradient_zW)
+    return Table(values_zW, None, None)
 
 
 def squared_norm(factors: Factors, reads, num_rows: int):
@@ -92,9 +123,9 @@ def squared_norm(factors: Factors, reads, num_rows: int):
 
 
 def update_rows(
-  table: Table, factors: Factors, reads, scale, adamw: AdamW, key
+  table: Table, factors: Factors, reads, scale, rule: AdamW | Sgd, key
 ) -> Table:
-  """AdamW on the rows that were read.
+  """Updates the rows that were read.
 
   Rows that were not read stay as they are: they neither decay nor move on by
   their momentum, and their moments do not fade.
@@ -104,18 +135,18 @@ def update_rows(
     factors: the gradient.
     reads: of `cpu/sort.sort_by_row`.
     scale: factor on the gradient, of clipping by norm.
-    adamw: the rule.
+    rule: at this step.
     key: uint32 scalar, from which low precision is rounded.
   Returns:
     The table, updated in place where it is donated.
   """
   num_rows, width = table.values_IW.shape
 
-  def update(table, row_z, gradient_zW, scale, adamw, key):
+  def update(table, row_z, gradient_zW, scale, rule, key):
     rows = jax.tree.map(
-      lambda x: jnp.take(x, row_z, axis=0, mode="clip"), table
+      lambda x: precision.decode(jnp.take(x, row_z, axis=0, mode="clip")), table
     )
-    rows = _adamw(rows, scale * gradient_zW, adamw)
+    rows = rule.updated(rows, scale * gradient_zW)
     noise_zW = precision.noise(key, row_z, width)
     rows = _encode(rows, table, noise_zW)
     return jax.tree.map(
@@ -126,9 +157,9 @@ def update_rows(
       rows,
     )
 
-  def scan(budget, table, factors, reads, *rule):
+  def scan(budget, table, factors, reads, *others):
     return _scan_rows(
-      lambda *chunk: update(*chunk, *rule),
+      lambda *chunk: update(*chunk, *others),
       num_rows,
       budget,
       table,
@@ -137,41 +168,24 @@ def update_rows(
     )
 
   return chunks.with_budget(
-    scan, table, factors, reads, jnp.float32(scale), adamw, key
+    scan, table, factors, reads, jnp.float32(scale), rule, key
   )
-
-
-def _adamw(rows: Table, gradient_zW, adamw: AdamW) -> Table:
-  """Rows after a step; the second moment is per element [P, W] or row [P]."""
-  a = adamw
-  rows = jax.tree.map(precision.decode, rows)
-  square = jnp.square(gradient_zW)
-  if rows.variance.ndim == 1:
-    square = square.mean(-1)
-  mean_zW = a.beta1 * rows.mean_IW + (1 - a.beta1) * gradient_zW
-  variance = a.beta2 * rows.variance + (1 - a.beta2) * square
-  # Scalars are joined first, as every element would be divided by each.
-  step = jnp.float32(a.step)
-  divisor = jnp.sqrt(variance * (1 / (1 - a.beta2**step))) + a.eps
-  rate = a.rate / (1 - a.beta1**step)
-  values_zW = rows.values_IW
-  values_zW -= a.rate * a.weight_decay * values_zW + rate * mean_zW / (
-    divisor if divisor.ndim == 2 else divisor[:, None]
-  )
-  return Table(values_zW, mean_zW, variance)
 
 
 def _encode(rows: Table, like: Table, noise_zW) -> Table:
   """float32 rows in the dtypes of a table; each array has its own noise."""
+  values_zW = precision.encode_at_random(
+    rows.values_IW, like.values_IW.dtype, noise_zW & 0xFFFF
+  )
+  if like.mean_IW is None:
+    return Table(values_zW, None, None)
   variance = rows.variance
   if like.variance.dtype == jnp.uint16:
     # The sum of the two halves, and not correlated with either.
     both_zW = (noise_zW + (noise_zW >> 16)) & 0xFFFF
     variance = precision.encode_at_random(variance, jnp.uint16, both_zW)
   return Table(
-    precision.encode_at_random(
-      rows.values_IW, like.values_IW.dtype, noise_zW & 0xFFFF
-    ),
+    values_zW,
     precision.encode_at_random(
       rows.mean_IW, like.mean_IW.dtype, noise_zW >> 16
     ),
@@ -309,7 +323,7 @@ def _row_sums_by_products(row_z, gradient_zW, run, num_rows):
 
 
 def update_rows_reference(
-  table: Table, factors: Factors, scale, adamw: AdamW
+  table: Table, factors: Factors, scale, rule: AdamW | Sgd
 ) -> Table:
   """`update_rows` of float32 from the definition: slow, a dense gradient."""
   f = factors
@@ -324,7 +338,7 @@ def update_rows_reference(
     .add(weight_TYW * f.vector_TEW[token_T1, f.pool_TY])
   )
   was_read_I = jnp.zeros(num_rows, bool).at[f.row_TY].set(True)
-  updated = _adamw(table, scale * gradient_IW, adamw)
+  updated = rule.updated(table, scale * gradient_IW)
   return jax.tree.map(
     lambda new, old: jnp.where(
       was_read_I.reshape(-1, *(1,) * (new.ndim - 1)), new, old

@@ -58,6 +58,10 @@ class OptimConfig:
   z_loss: float
   trainable: str = "all"
   rate_multipliers: str = ""
+  table_rule: str = "adamw"
+  table_rows: str = "all"
+  table_top_t: int = 500
+  table_counts: str = ""
 
   def __post_init__(self):
     path = "optim"
@@ -65,6 +69,8 @@ class OptimConfig:
     require_choice(path, self, "table_update", "dense", "sparse", "auto")
     require_choice(path, self, "table_moments", "float32", "bfloat16")
     require_choice(path, self, "table_second_moment", "element", "row")
+    self._require_table_rule()
+    self._require_table_rows()
     require_positive(path, self, "learning_rate")
     # AdamW moves a parameter by about the rate in a step.
     require_at_most(path, self, 1000, "learning_rate", "weight_decay")
@@ -103,6 +109,51 @@ class OptimConfig:
       "value_lr_multiplier",
       "z_loss",
     )
+
+  def _require_table_rule(self):
+    require_choice("optim", self, "table_rule", "adamw", "sgd")
+    for field, only in (
+      ("table_moments", "float32"),
+      ("table_second_moment", "element"),
+    ):
+      value = getattr(self, field)
+      require(
+        self.table_rule == "adamw" or value == only,
+        f"optim.{field}",
+        value,
+        f"must be {only} with optim.table_rule = sgd, which has no moments",
+      )
+
+  def _require_table_rows(self):
+    require_choice("optim", self, "table_rows", "all", "tfidf", "kl")
+    require_at_least("optim", self, 1, "table_top_t")
+    if not self.chooses_rows:
+      return
+    require(
+      self.table_update != "dense",
+      "optim.table_update",
+      self.table_update,
+      f"must be sparse or auto with optim.table_rows = {self.table_rows}, "
+      "which updates some rows only",
+    )
+    require(
+      bool(self.table_counts),
+      "optim.table_counts",
+      self.table_counts,
+      f"must name what rows are read by other text, for optim.table_rows = "
+      f"{self.table_rows}: python -m ultramem_jax count --workdir=DIR counts "
+      "it for a model",
+    )
+
+  @property
+  def moments(self) -> str:
+    """The dtype of the moments of tables; "none": their rule has none."""
+    return "none" if self.table_rule == "sgd" else self.table_moments
+
+  @property
+  def chooses_rows(self) -> bool:
+    """Whether only some of the rows that a step reads are updated."""
+    return self.table_rows != "all"
 
   @property
   def multipliers(self) -> tuple[tuple[str, float], ...]:
@@ -232,6 +283,12 @@ class Config:
       "batch_size",
       self.batch_size,
       f"must be divisible by accumulation_steps = {self.accumulation_steps}",
+    )
+    require(
+      bool(self.model.spans) or not self.optim.chooses_rows,
+      "optim.table_rows",
+      self.optim.table_rows,
+      "must be all for a model without memory, which has no table",
     )
     require(
       self.optim.table_update != "dense" or not self.has_low_precision_tables,

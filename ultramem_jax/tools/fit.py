@@ -194,12 +194,14 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
       table = jax.eval_shape(
         functools.partial(
           tables_lib.new_table,
-          moments=config.optim.table_moments,
+          moments=config.optim.moments,
           second_moment=config.optim.table_second_moment,
         ),
         jax.ShapeDtypeStruct(shapes.pop(path), dtype),
       )
-      values, *moments = (x.size * x.dtype.itemsize for x in table)
+      values, *moments = (
+        x.size * x.dtype.itemsize for x in jax.tree.leaves(table)
+      )
       parts["parameters"] += values
       parts["optimizer"] += sum(moments) * is_trainable(path)
     parts["gradients"] += factor_bytes(config) // split

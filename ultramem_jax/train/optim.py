@@ -1,4 +1,4 @@
-"""AdamW of parameters and tables, and the learning-rate schedules."""
+"""How parameters and tables are updated, and the learning-rate schedules."""
 
 import re
 from typing import Any
@@ -73,6 +73,7 @@ def updates_rows(config: Config) -> bool:
   return (
     choice == "sparse"
     or config.has_low_precision_tables
+    or config.optim.chooses_rows
     or reads_per_row(config) <= SPARSE_READS_PER_ROW
   )
 
@@ -80,10 +81,17 @@ def updates_rows(config: Config) -> bool:
 def describe_table_update(config: Config) -> str:
   """One line: how value tables are updated, and why."""
   form = "sparse" if updates_rows(config) else "dense"
+  optim = config.optim
   low = ", in low precision" if config.has_low_precision_tables else ""
+  rows = (
+    f", of the {optim.table_top_t} rows of a table that are most special to "
+    f"a step by {optim.table_rows}"
+    if optim.chooses_rows
+    else ""
+  )
   return (
-    f"table update: {form} (optim.table_update = "
-    f"{config.optim.table_update}{low}; a step reads "
+    f"table update: {form} {optim.table_rule}{rows} (optim.table_update = "
+    f"{optim.table_update}{low}; a step reads "
     f"{reads_per_row(config):.3g} times the rows of a table, auto is sparse "
     f"up to {SPARSE_READS_PER_ROW})"
   )
@@ -150,24 +158,22 @@ def multiplied(optim: OptimConfig, updates: Any) -> Any:
   return jax.tree_util.tree_map_with_path(multiply, updates)
 
 
-def table_adamw(
+def table_rule(
   optim: OptimConfig, steps: int, step: jax.Array
-) -> row_update.AdamW:
+) -> row_update.AdamW | row_update.Sgd:
   """Returns the rule of the sparse update at a step counted from 1."""
+  rate = jnp.float32(value_schedule(optim, steps)(step))
+  if optim.table_rule == "sgd":
+    return row_update.Sgd(optim.weight_decay, rate, step)
   return row_update.AdamW(
-    optim.beta1,
-    optim.beta2,
-    optim.eps,
-    optim.weight_decay,
-    jnp.float32(value_schedule(optim, steps)(step)),
-    step,
+    optim.beta1, optim.beta2, optim.eps, optim.weight_decay, rate, step
   )
 
 
 def update_all_rows(
   tables: Tables, gradients: TableGradients, optim: OptimConfig, steps: int
 ) -> Tables:
-  """AdamW on all rows of the tables, which are float32: the dense update.
+  """Updates all rows of the tables, which are float32: the dense update.
 
   Args:
     tables: by path, before the step.
@@ -182,11 +188,12 @@ def update_all_rows(
     {path: table.mean_IW for path, table in tables.items()},
     {path: table.variance for path, table in tables.items()},
   )
-  adam = optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps)
-  updates, moments = adam.update(
-    {path: gradients.scale * x for path, x in gradients.gradients.items()},
-    moments,
-  )
+  updates: Any = {
+    path: gradients.scale * x for path, x in gradients.gradients.items()
+  }
+  if optim.table_rule == "adamw":
+    adam = optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps)
+    updates, moments = adam.update(updates, moments)
   rate = jnp.float32(value_schedule(optim, steps)(gradients.step))
   rest = optax.chain(
     optax.add_decayed_weights(optim.weight_decay),

@@ -7,13 +7,16 @@ single program would copy a table that one loop reads and another writes.
 
 import functools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
 from ultramem_jax.train import optim, sharding, step
+from ultramem_jax.train import rarity as rarity_lib
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train.state import TrainState
 
@@ -38,6 +41,7 @@ def lower_train_step(
     takes over a state without tables, and reads tables and batch; and
     "update", which takes over the tables, and reads their gradients.
     Otherwise only "train", which takes over the state, and reads the batch.
+    "train" also reads how rare rows are, in the order of its other arguments.
   Raises:
     ConfigError: an axis of a parameter that the mesh does not divide.
   """
@@ -49,9 +53,10 @@ def lower_train_step(
   if not optim.updates_rows(config):
     places = (sharding.of(state), None)
     return {"train": lower(_whole_step, places, state, batch)}
+  rare = rarity_lib.abstract(config, layout)
   tables, state = state.tables, state.replace(tables={})
   places = (sharding.of(state), None, None)
-  train = lower(_model_step, places, state, tables, batch)
+  train = lower(_model_step, places, state, tables, batch, rare)
   update = lower(
     step.table_step, sharding.of(tables), tables, train.out_info[1]
   )
@@ -70,10 +75,12 @@ def _whole_step(state: TrainState, batch: step.Batch, **options):
   return state.replace(tables=tables), metrics
 
 
-def _model_step(state: TrainState, tables, batch: step.Batch, **options):
+def _model_step(
+  state: TrainState, tables, batch: step.Batch, rarity, **options
+):
   """`step.model_step` that does not give the tables back."""
   state, gradients, metrics = step.model_step(
-    state.replace(tables=tables), batch, **options
+    state.replace(tables=tables), batch, rarity, **options
   )
   return state.replace(tables={}), gradients, metrics
 
@@ -94,19 +101,23 @@ class TrainProgram:
     config: Config,
     layout: Layout | None = None,
     options: dict[str, Any] | None = None,
+    rarity: Mapping[str, np.ndarray] | None = None,
   ):
-    """Compiles; nothing is allocated.
+    """Compiles; nothing is allocated but what `rarity` takes.
 
     Args:
       config: the run.
       layout: of its arrays on a mesh; None: one device.
       options: of the compiler.
+      rarity: of the rows of each table, where only some are updated:
+        `rarity.read`.
     Raises:
       ConfigError: of `lower_train_step`.
     """
     self._config = config
     self._layout = layout or one_device(config)
     self.state = state_lib.abstract_state(config, self._layout)
+    self._rarity = rarity_lib.place(rarity or {}, config, self._layout)
     self.programs = {
       name: lowered.compile(options)
       for name, lowered in lower_train_step(config, self._layout).items()
@@ -139,7 +150,7 @@ class TrainProgram:
       return self.programs["train"](state, batch)
     tables = state.tables
     state, gradients, metrics = self.programs["train"](
-      state.replace(tables={}), tables, batch
+      state.replace(tables={}), tables, batch, self._rarity
     )
     tables = self.programs["update"](tables, gradients)
     return state.replace(tables=tables), metrics

@@ -98,7 +98,7 @@ def init_state(config: Config, layout: Layout | None = None) -> TrainState:
     nn.meta.unbox(variables["params"]), config.optim.trainable
   )
   params, tables = tables_lib.take_tables(
-    trained, config.optim.table_moments, config.optim.table_second_moment
+    trained, config.optim.moments, config.optim.table_second_moment
   )
   optimizer = optim.make_optimizer(config.optim, config.steps)
   return TrainState(

@@ -8,7 +8,7 @@ A training step has two parts, so that tables may be written in place
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -205,6 +205,7 @@ def _gradients(
 def model_step(
   state: TrainState,
   batch: Batch,
+  rarity: Mapping[str, jax.Array] | None = None,
   *,
   config: Config,
   layout: Layout | None = None,
@@ -214,6 +215,8 @@ def model_step(
   Args:
     state: before the step.
     batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
+    rarity: of the rows of each table, where only some are updated
+      (`optim.table_rows`): `rarity.read`.
     config: static.
     layout: of the arrays on a mesh; None: one device. Static.
   Returns:
@@ -228,6 +231,13 @@ def model_step(
   )
   if optim.updates_rows(config):
     table_gradients = layout_lib.constrain_whole(table_gradients, layout)
+    if config.optim.chooses_rows:
+      table_gradients = tables_lib.choose_rows(
+        table_gradients,
+        rarity or {},
+        config.optim.table_top_t,
+        config.optim.table_rows,
+      )
     reads = tables_lib.sorted_reads(table_gradients, state.tables, layout)
     norm = tables_lib.global_norm(
       gradients, table_gradients, state.tables, reads, layout
@@ -294,7 +304,7 @@ def table_step(
   config: Config,
   layout: Layout | None = None,
 ) -> Tables:
-  """The part of a step that `model_step` leaves: AdamW on the tables.
+  """The part of a step that `model_step` leaves: the update of the tables.
 
   Args:
     tables: by path, before the step.
@@ -308,7 +318,7 @@ def table_step(
   return tables_lib.update_tables(
     tables,
     gradients.gradients,
-    optim.table_adamw(config.optim, config.steps, gradients.step),
+    optim.table_rule(config.optim, config.steps, gradients.step),
     gradients.scale,
     config.seed,
     gradients.reads,

@@ -19,7 +19,7 @@ where several layers share it, "memory_tables/values".
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,8 +28,8 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
-from ultramem_jax.ops import precision
-from ultramem_jax.ops.row_update import AdamW, Factors, Table
+from ultramem_jax.ops import precision, row_choice
+from ultramem_jax.ops.row_update import AdamW, Factors, Sgd, Table
 from ultramem_jax.ops.sharded import row_update as sharded_update
 from ultramem_jax.ops.sharded.layout import Layout
 
@@ -85,7 +85,8 @@ def take_tables(
 
   Args:
     params: the collection "params" of a model, as `init` returns it.
-    moments: "float32" or "bfloat16", the dtype of the moments.
+    moments: "float32" or "bfloat16", the dtype of the moments; "none": the
+      rule has none.
     second_moment: "element", or "row": one float32 for each row.
   Returns:
     (params, tables): the other parameters, out of the boxes that name their
@@ -100,6 +101,8 @@ def take_tables(
 
 def new_table(values_IW, moments: str, second_moment: str) -> Table:
   """Returns a table with moments of zero; arguments as for `take_tables`."""
+  if moments == "none":
+    return Table(values_IW, None, None)
   dtype = precision.DTYPES[moments]
   return Table(
     values_IW,
@@ -208,6 +211,27 @@ def merge_leading(tree: Any) -> Any:
   return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), tree)
 
 
+def choose_rows(
+  factors: dict[str, Factors],
+  rarity: Mapping[str, jax.Array],
+  top_t: int,
+  score: str,
+) -> dict[str, Factors]:
+  """Returns the gradients of the most special rows, without any of the others.
+
+  Args:
+    factors: of the tables, by path.
+    rarity: [I] float32 of each table: `row_choice.rarity`.
+    top_t, score: as for `row_choice.choose_rows`.
+  """
+  return {
+    path: f._replace(
+      row_TY=row_choice.choose_rows(f.row_TY, rarity[path], top_t, score)
+    )
+    for path, f in factors.items()
+  }
+
+
 def sorted_reads(
   factors: dict[str, Factors], tables: Tables, layout: Layout | None = None
 ) -> dict[str, Reads]:
@@ -248,13 +272,13 @@ def global_norm(
 def update_tables(
   tables: Tables,
   factors: dict[str, Factors],
-  adamw: AdamW,
+  rule: AdamW | Sgd,
   scale: Any = 1.0,
   seed: int = 0,
   reads: dict[str, Reads] | None = None,
   layout: Layout | None = None,
 ) -> Tables:
-  """AdamW on the rows that were read; all others stay as they are.
+  """Updates the rows that were read; all others stay as they are.
 
   A row that is not read neither decays nor moves by its momentum, and its
   moments do not fade. The bias of the moments is corrected by the run's step,
@@ -267,7 +291,7 @@ def update_tables(
   Args:
     tables: by path.
     factors: their gradients, as `sparse_value_and_grad` gives them.
-    adamw: the rule at this step.
+    rule: at this step.
     scale: a factor on the gradients, to clip them by their norm.
     seed: of the noise by which bfloat16 is rounded.
     reads: of `sorted_reads`; None: they are sorted here.
@@ -278,11 +302,11 @@ def update_tables(
   reads = reads or sorted_reads(factors, tables, layout)
   key = jax.random.fold_in(jax.random.key(seed), 2)
   keys = jax.random.bits(
-    jax.random.fold_in(key, adamw.step), (len(tables),), jnp.uint32
+    jax.random.fold_in(key, rule.step), (len(tables),), jnp.uint32
   )
   return {
     path: sharded_update.update_rows(
-      tables[path], factors[path], reads[path], scale, adamw, noise_key, layout
+      tables[path], factors[path], reads[path], scale, rule, noise_key, layout
     )
     for path, noise_key in zip(sorted(tables), keys, strict=True)
   }

@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 
 from ultramem_jax.ops import row_update, shuffle
 from ultramem_jax.ops.cpu import sort as row_order
-from ultramem_jax.ops.row_update import AdamW, Factors, Table
+from ultramem_jax.ops.row_update import AdamW, Factors, Sgd, Table
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
@@ -69,7 +69,7 @@ def update_rows(
   factors: Factors,
   reads,
   scale,
-  adamw: AdamW,
+  rule: AdamW | Sgd,
   key,
   layout: Layout | None = None,
 ) -> Table:
@@ -78,19 +78,18 @@ def update_rows(
   Shards round with noise of their own.
   """
   if not layout_lib.spans_devices(layout):
-    return row_update.update_rows(table, factors, reads, scale, adamw, key)
+    return row_update.update_rows(table, factors, reads, scale, rule, key)
   spec: Any = layout.table_spec()
-  variance: Any = PartitionSpec(*spec[: table.variance.ndim])
-  specs = Table(spec, spec, variance)
+  specs = jax.tree.map(lambda x: PartitionSpec(*spec[: x.ndim]), table)
 
-  def update(table, factors, reads, scale, adamw, key):
+  def update(table, factors, reads, scale, rule, key):
     shard = jax.lax.axis_index(layout.table_axes).astype(jnp.uint32)
     return row_update.update_rows(
       table,
       _columns(layout, factors),
       reads,
       scale,
-      adamw,
+      rule,
       shuffle.mix(key + shard),
     )
 
@@ -100,7 +99,7 @@ def update_rows(
     update,
     (specs, whole, _reads_spec(layout), whole, whole, whole),
     specs,
-  )(table, factors, reads, jnp.float32(scale), adamw, key)
+  )(table, factors, reads, jnp.float32(scale), rule, key)
 
 
 def _by_rows(layout) -> bool:

@@ -1,0 +1,118 @@
+"""Files that say how often text reads the rows of tables."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from ultramem_jax.runs.workdir import write_atomically
+from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import ConfigError
+
+FILE_NAME = "row_counts.safetensors"
+_KINDS = ("reads", "texts")
+
+
+class RowCounts(NamedTuple):
+  """How often the rows of each table were read.
+
+  reads: by path of a table, [I] int64.
+  texts: likewise, in how many texts a row was read: rows of a batch, without
+    their padding.
+  num_texts: how many texts were read.
+  sources: what was read, by a digest of it; for whoever counts more.
+  """
+
+  reads: dict[str, np.ndarray]
+  texts: dict[str, np.ndarray]
+  num_texts: int
+  sources: dict[str, Any]
+
+
+def find(path: str | os.PathLike) -> pathlib.Path:
+  """Returns the file that a path names, itself or by the workdir it is in."""
+  path = pathlib.Path(path)
+  return path / FILE_NAME if path.is_dir() else path
+
+
+def load(path: pathlib.Path, field: str) -> RowCounts:
+  """Reads a file that `save` wrote.
+
+  Args:
+    path: of the file.
+    field: the setting that names it.
+  Raises:
+    ConfigError: there is none, or it is damaged.
+  """
+  require(
+    path.is_file(),
+    field,
+    str(path),
+    "no such file; python -m ultramem_jax count --workdir=DIR makes it",
+  )
+  try:
+    with safetensors.safe_open(path, "numpy") as file:
+      facts = file.metadata() or {}
+      tensors = {name: file.get_tensor(name) for name in file.offset_keys()}
+    kinds = {
+      kind: {
+        name.removeprefix(f"{kind}/"): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(f"{kind}/")
+      }
+      for kind in _KINDS
+    }
+    counts = RowCounts(
+      **kinds,
+      num_texts=int(facts["num_texts"]),
+      sources=json.loads(facts["sources"]),
+    )
+    shapes = [
+      {name: (x.dtype, x.shape) for name, x in kinds[kind].items()}
+      for kind in _KINDS
+    ]
+    if shapes[0] == shapes[1] and all(
+      dtype == np.int64 and len(shape) == 1
+      for dtype, shape in shapes[0].values()
+    ):
+      return counts
+    cause = "its tensors are not counts"
+  except (safetensors.SafetensorError, KeyError, ValueError) as error:
+    cause = f"{type(error).__name__}: {error}"
+  raise ConfigError(
+    f"{field} = {str(path)!r}: is not a file of counts ({cause}): delete it, "
+    "and count anew by python -m ultramem_jax count"
+  )
+
+
+def save(path: pathlib.Path, counts: RowCounts) -> None:
+  """Writes a file of counts, the old one or the new one whatever happens."""
+  tensors = {
+    f"{kind}/{name}": count_I
+    for kind in _KINDS
+    for name, count_I in getattr(counts, kind).items()
+  }
+  facts = {
+    "num_texts": str(counts.num_texts),
+    "sources": json.dumps(counts.sources),
+  }
+  write_atomically(path, safetensors.numpy.save(tensors, facts))
+
+
+def merged(one: RowCounts, other: RowCounts) -> RowCounts:
+  """Returns the counts of what either has read; they share no source."""
+
+  def add(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]):
+    return {path: one[path] + other[path] for path in one}
+
+  return RowCounts(
+    add(one.reads, other.reads),
+    add(one.texts, other.texts),
+    one.num_texts + other.num_texts,
+    {**one.sources, **other.sources},
+  )
