@@ -87,10 +87,19 @@ class TrainState(struct.PyTreeNode):
     )
 
 
-def init_state(config: Config, layout: Layout | None = None) -> TrainState:
-  """Returns the state before the first step; it depends on config.seed."""
+def init_state(
+  config: Config, layout: Layout | None = None, seed: jax.Array | None = None
+) -> TrainState:
+  """Returns the state before the first step.
+
+  Args:
+    config: the run.
+    layout: of its arrays on a mesh; None: one device.
+    seed: uint32 scalar in place of config.seed, so that one compiled program
+      makes the states of many seeds.
+  """
   model = Transformer(config.model, layout)
-  key = jax.random.key(config.seed)
+  key = jax.random.key(config.seed if seed is None else seed)
   # No parameter depends on the tokens; one is traced fastest.
   token_BT = jnp.zeros((1, 1), jnp.int32)
   variables = model.init(jax.random.fold_in(key, 0), token_BT)

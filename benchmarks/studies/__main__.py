@@ -1,0 +1,110 @@
+"""Does the memory pay? Studies that train many small models alike.
+
+  python -m benchmarks.studies anatomy [quality ...] [--minutes=60] [--size=s]
+  python -m benchmarks.studies                     # all studies, one by one
+  python -m benchmarks.studies anatomy --quick     # the smallest models
+  python -m benchmarks.studies --plot_only         # tables and plots on file
+
+  anatomy    UltraMem with each part taken out; its twins with the convolution
+  quality    dense, mixtures of experts, PKM, Memory+, PEER, UltraMem, V2
+  ladder     table 2 of the paper: from PKM to UltraMem, one change a row
+  table_size loss by the rows of the table, and by the reads of a row
+  sweeps     table 3 of the paper: expansion, rank, cores
+  scale      UltraMem's lead by the size of the model and the training
+  knowledge  facts that are recalled in phrases never seen
+  inside     what rows hold
+
+A study trains the cells that are missing, writes each to
+results/studies/cells.jsonl when it is done, and stops when told to (--minutes,
+--cells, Ctrl-C): the same command goes on. Then it writes its table into
+docs/does-the-memory-pay.md and its plot into results/studies/STUDY.png.
+
+On two quiet cores a cell of size s takes about a minute, all studies less than
+ten hours, and a study with --quick a few minutes. Larger sizes (setting.SIZES)
+want an accelerator. Losses do not depend on what else the machine does; the
+seconds of a step do, and are taken from the fast tenth of the steps.
+"""
+
+import contextlib
+import pathlib
+import time
+
+from absl import app, flags
+
+from benchmarks.harness import report
+from benchmarks.studies import anatomy, docs, plan, setting
+from benchmarks.studies.runner import Runner
+from benchmarks.studies.store import Store
+from ultramem_jax.runs import compilation_cache
+
+STUDIES = {"anatomy": anatomy.STUDY}
+
+SIZE = flags.DEFINE_enum(
+  "size", docs.SIZE, list(setting.SIZES), "Size of the models."
+)
+QUICK = flags.DEFINE_bool(
+  "quick",
+  False,
+  "Size xs, one rate, tables printed only: under ten minutes a study.",
+)
+MINUTES = flags.DEFINE_float(
+  "minutes", 600, "No cell is begun later.", lower_bound=0
+)
+CELLS = flags.DEFINE_integer(
+  "cells", None, "No more cells are trained.", lower_bound=0
+)
+FOLDER = flags.DEFINE_string(
+  "folder", "runs/studies", "Where tokenizers and drawn facts are kept."
+)
+report.define_flags()
+
+
+def train(names: list[str], runner: Runner, store: Store, size: str) -> None:
+  """Trains what is missing of studies, until the time or the count is up."""
+  began, count = time.monotonic(), 0
+  for name in names:
+    study = STUDIES[name]
+    entries = study.entries(size)
+    is_tuned = study.is_tuned and not QUICK.value
+    for cell in plan.pending(entries, store, is_tuned):
+      minutes = (time.monotonic() - began) / 60
+      if minutes >= MINUTES.value or count == CELLS.value:
+        return
+      record = runner.run(cell)
+      store.add(record)
+      count += 1
+      print(
+        f"{name}: {cell.name}: {record['bits_per_byte']:.4f} bits per byte, "
+        f"{record['seconds']:.0f} s",
+        flush=True,
+      )
+
+
+def main(arguments: list[str]) -> None:
+  names = arguments[1:] or list(STUDIES)
+  if unknown := set(names) - STUDIES.keys():
+    raise app.UsageError(
+      f"no study is called {', '.join(sorted(unknown))}: there are "
+      f"{', '.join(STUDIES)}"
+    )
+  size = "xs" if QUICK.value else SIZE.value
+  results = pathlib.Path(flags.FLAGS.results, "studies")
+  folder = pathlib.Path(FOLDER.value)
+  cells = (folder if QUICK.value else results) / "cells.jsonl"
+  store = Store(cells)
+  if not flags.FLAGS.plot_only:
+    compilation_cache.use()
+    with contextlib.suppress(KeyboardInterrupt):
+      train(names, Runner(folder, {}), store, size)
+  for name in names:
+    if QUICK.value:
+      print(f"\n{name}\n\n{STUDIES[name].table(store, size)}")
+      continue
+    if figure := STUDIES[name].plot(store, size):
+      figure.savefig(results / f"{name}.png", dpi=150)
+  if not QUICK.value:
+    docs.write(STUDIES, store)
+
+
+if __name__ == "__main__":
+  app.run(main)

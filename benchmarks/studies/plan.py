@@ -1,0 +1,169 @@
+"""Which cells a study needs, in which order, and what they tell.
+
+One rule tunes every model, by the loss of seed 0 after the last step:
+
+  1. the learning rate: 1/2, 1 and 2 times the size's own, and further by 2
+     while the best is at an edge, up to `MAX_RATES` rates
+  2. at the best rate, the multipliers of the tables' rate
+  3. at the best of both, the other seeds
+
+A stage goes over all models before the next begins, so that a study that is
+stopped has something to say of all.
+"""
+
+import statistics
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from benchmarks.studies import fit, zoo
+from benchmarks.studies.cell import Cell
+from benchmarks.studies.setting import Setting
+from benchmarks.studies.store import Record, Store
+
+SEEDS = (0, 1, 2)
+RATES = (1.0, 0.5, 2.0)  # times the size's own; the first one first
+MAX_RATES = 5
+
+
+class Entry(NamedTuple):
+  """A model where it is compared.
+
+  probe: what else is measured of it.
+  """
+
+  setting: Setting
+  model: str
+  probe: str = ""
+
+  def cell(self, rate: float, multiplier: float, seed: int = 0) -> Cell:
+    """Returns the cell of a rate, as a factor on the size's own."""
+    made = fit.make_cell(
+      self.setting,
+      self.model,
+      rate * self.setting.shape.learning_rate,
+      multiplier,
+      seed,
+    )
+    return Cell(made.model, made.setting, made.fields, self.probe)
+
+  @property
+  def multipliers(self) -> tuple[float, ...]:
+    """Those to try of the tables' rate; a model without tables has one."""
+    model = zoo.models(self.setting)[self.model]
+    has_table = "memory.kind" in model.fields
+    return model.multipliers if has_table else zoo.MULTIPLIERS[:1]
+
+
+def _loss(store: Store, cell: Cell) -> float | None:
+  record = store.get(cell)
+  return record["bits_per_byte"] if record else None
+
+
+def _rates(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cells of all rates that the rule asks for as yet."""
+  first = entry.multipliers[0]
+  rates = list(RATES)
+  while True:
+    cells = [entry.cell(x, first) for x in rates]
+    losses = [loss for x in cells if (loss := _loss(store, x)) is not None]
+    if len(losses) < len(rates) or len(rates) >= MAX_RATES:
+      return cells
+    best = rates[losses.index(min(losses))]
+    if best not in (min(rates), max(rates)):
+      return cells
+    rates.append(best * (2 if best == max(rates) else 0.5))
+
+
+def _best(cells: list[Cell], store: Store) -> Cell:
+  """Returns the cell with the least loss of those that are done."""
+  done = [(loss, i) for i, x in enumerate(cells) if (loss := _loss(store, x))]
+  return cells[min(done)[1]]
+
+
+def _grid(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cells of all rates, and of all multipliers at the best."""
+  cells = _rates(entry, store)
+  if any(_loss(store, x) is None for x in cells):
+    return cells
+  rate = _best(cells, store).fields["optim.learning_rate"]
+  factor = rate / entry.setting.shape.learning_rate
+  return cells + [entry.cell(factor, k) for k in entry.multipliers[1:]]
+
+
+def _seeds(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cells of all seeds at the best rates."""
+  best = _best(_grid(entry, store), store).fields
+  factor = best["optim.learning_rate"] / entry.setting.shape.learning_rate
+  multiplier = best["optim.value_lr_multiplier"]
+  return [entry.cell(factor, multiplier, seed) for seed in SEEDS]
+
+
+def pending(
+  entries: list[Entry], store: Store, is_tuned: bool = True
+) -> Iterator[Cell]:
+  """Yields the cells that are missing, the most telling ones first.
+
+  Each is to be trained and added to the store before the next is asked for.
+
+  Args:
+    entries: the models of a study.
+    store: of all records.
+    is_tuned: False: no rates are tried but the first ones.
+  """
+  stages = [lambda entry, store: _rates(entry, store)[:1]]
+  if is_tuned:
+    stages += [_rates, _grid]
+  for stage in [*stages, _seeds]:
+    for entry in entries:
+      while True:
+        cells = stage(entry, store)
+        missing = [x for x in cells if store.get(x) is None]
+        if not missing:
+          break
+        yield missing[0]
+
+
+class Outcome(NamedTuple):
+  """What the records tell of a model.
+
+  best: the records of the seeds at its best rates, seed 0 first.
+  tried: losses of seed 0 by (learning rate, multiplier).
+  """
+
+  best: list[Record]
+  tried: dict[tuple[float, float], float]
+
+  @property
+  def mean(self) -> float:
+    return statistics.mean(record["bits_per_byte"] for record in self.best)
+
+  @property
+  def spread(self) -> float:
+    """The largest loss of a seed less the least."""
+    losses = [record["bits_per_byte"] for record in self.best]
+    return max(losses) - min(losses)
+
+
+def outcome(
+  store: Store, setting: Setting, model: str, probe: str = ""
+) -> Outcome | None:
+  """Returns what is known of a model; None: nothing.
+
+  It is told by names alone: no model is made.
+  """
+  records = [
+    record
+    for record in store
+    if (record["setting"], record["model"], record["probe"])
+    == (setting.name, model, probe)
+  ]
+
+  def rates(record):
+    return record["learning_rate"], record["value_lr_multiplier"]
+
+  tried = {rates(r): r["bits_per_byte"] for r in records if r["seed"] == 0}
+  if not tried:
+    return None
+  chosen = min(tried, key=lambda x: tried[x])
+  best = [record for record in records if rates(record) == chosen]
+  return Outcome(sorted(best, key=lambda r: r["seed"]), tried)

@@ -1,0 +1,167 @@
+"""Trains cells, as train.py does, in one process: seeds share programs."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from benchmarks.harness import report
+from benchmarks.studies.cell import Cell
+from benchmarks.studies.setting import BPE
+from benchmarks.studies.store import Record
+from ultramem_jax import data
+from ultramem_jax.data import Corpus, sources, train_bpe
+from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.config import Config
+from ultramem_jax.tools import accounting
+from ultramem_jax.train import compiler_options, sharding
+from ultramem_jax.train import state as state_lib
+from ultramem_jax.train.loop import validates
+from ultramem_jax.train.program import TrainProgram, one_device
+from ultramem_jax.train.state import TrainState
+
+LOSS_STEPS = 20  # whose mean is the training loss of a point of the curve
+
+
+class Trained(NamedTuple):
+  """A trained model, for probes."""
+
+  config: Config
+  corpus: Corpus
+  state: TrainState
+
+
+Probe = Callable[[Trained], dict[str, Any]]
+
+
+class Runner:
+  """Trains cells one after the other.
+
+  Args:
+    folder: keeps the tokenizers that are trained, and data that are drawn.
+    probes: by the name that cells give them.
+  """
+
+  def __init__(self, folder: pathlib.Path, probes: dict[str, Probe]):
+    self._folder, self._probes = folder, probes
+
+  def run(self, cell: Cell) -> Record:
+    """Trains a cell; returns its record.
+
+    Raises:
+      ConfigError: its settings cannot work.
+    """
+    config = self._with_files(cell.config())
+    corpus = data.open(config)
+    load = os.getloadavg()[0]
+    trained, curve, times = _train(config, corpus)
+    probe = self._probes[cell.probe](trained) if cell.probe else {}
+    model, steps = config.model, config.steps
+    counts = accounting.parameters(model)
+    tokens = steps * config.batch_size * config.data.seq_len
+    return {
+      "name": cell.name,
+      "key": cell.key,
+      "model": cell.model,
+      "setting": cell.setting,
+      "probe": cell.probe,
+      "seed": config.seed,
+      "learning_rate": config.optim.learning_rate,
+      "value_lr_multiplier": config.optim.value_lr_multiplier,
+      "bits_per_byte": curve[-1]["bits_per_byte"],
+      "measured": probe,
+      "curve": curve,
+      "tokens": tokens,
+      "parameters": counts,
+      "tokens_per_parameter": tokens / (counts["dense"] + counts["sparse"]),
+      "flops_per_token": sum(accounting.flops_per_token(model).values()),
+      # The fast tenth of the steps: what the machine did beside them shows
+      # least there.
+      "step_seconds": statistics.quantiles(times, n=10)[0],
+      "seconds": sum(times),
+      "load": [load, os.getloadavg()[0]],
+      "corpus": corpus.describe(),
+      "machine": report.machine(),
+      "commit": report.commit(),
+      "fields": cell.fields,
+    }
+
+  def _with_files(self, config: Config) -> Config:
+    """Returns the config with paths in place of the names of files."""
+    name = config.data.tokenizer
+    if name not in BPE:
+      return config
+    path = self._folder / f"{name}.json"
+    if not path.exists():
+      documents = sources.Splits(
+        dataclasses.replace(config.data, tokenizer="bytes")
+      ).train.documents()
+      tokenizer = train_bpe.train(documents, BPE[name])
+      path.parent.mkdir(parents=True, exist_ok=True)
+      workdir_lib.write_atomically(path, tokenizer.to_str().encode())
+    return dataclasses.replace(
+      config, data=dataclasses.replace(config.data, tokenizer=str(path))
+    )
+
+
+def _train(
+  config: Config, corpus: Corpus
+) -> tuple[Trained, list[dict[str, float]], list[float]]:
+  """Returns the trained model, its curve, and the seconds of each step."""
+  layout = one_device(config)
+  # Programs depend on no seed: with float32 tables a step draws no number but
+  # those of the key in its state.
+  step = _program(dataclasses.replace(config, seed=0))
+  state = _init(_without_rates(config))(jnp.uint32(config.seed))
+  evaluate = loss_lib.on_validation_split(
+    config, corpus, layout, state.variables()
+  )
+  curve, times, losses = [], [], []
+  with contextlib.closing(corpus.train(range(config.batch_size))) as batches:
+    for n in range(1, config.steps + 1):
+      batch = sharding.to_devices(next(batches), layout.mesh)
+      began = time.perf_counter()
+      state, metrics = step(state, batch)
+      losses.append(float(metrics["loss"]))
+      times.append(time.perf_counter() - began)
+      if validates(config, n):
+        curve.append(
+          {
+            "step": n,
+            "loss": statistics.mean(losses[-LOSS_STEPS:]),
+            "bits_per_byte": evaluate(state.variables())["bits_per_byte"],
+            "seconds": sum(times),
+          }
+        )
+  return Trained(config, corpus, state), curve, times
+
+
+@functools.lru_cache(maxsize=1)
+def _program(config: Config) -> TrainProgram:
+  device = jax.devices()[0]
+  return TrainProgram(
+    config, one_device(config), compiler_options.for_device(device)
+  )
+
+
+@functools.lru_cache(maxsize=1)
+def _init(config: Config) -> Callable[[jax.Array], TrainState]:
+  layout = one_device(config)
+  return jax.jit(functools.partial(state_lib.init_state, config, layout))
+
+
+def _without_rates(config: Config) -> Config:
+  """Returns a config that is equal for all seeds and rates of a model."""
+  optim = dataclasses.replace(
+    config.optim, learning_rate=1.0, value_lr_multiplier=1.0
+  )
+  return dataclasses.replace(config, seed=0, optim=optim)

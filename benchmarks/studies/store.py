@@ -1,0 +1,47 @@
+"""The records of cells: a file of JSON lines that only grows.
+
+All studies share it, so that a cell that two of them need is trained once. A
+cell is written when it is done: of a killed study, the one at hand is lost.
+"""
+
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+from benchmarks.studies.cell import Cell
+
+Record = dict[str, Any]
+
+
+class Store:
+  """Records by the name of their cell.
+
+  Args:
+    path: of the file; made with the first record. Of two records of a cell
+      the later one counts.
+  """
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = [json.loads(line) for line in lines]
+    self._records = {record["name"]: record for record in records}
+
+  def __iter__(self) -> Iterator[Record]:
+    return iter(self._records.values())
+
+  def get(self, cell: Cell) -> Record | None:
+    """Returns the record of a cell; None: there is none, or of other settings.
+
+    A cell whose definition has changed has its old name and another key.
+    """
+    record = self._records.get(cell.name)
+    return record if record and record["key"] == cell.key else None
+
+  def add(self, record: Record) -> None:
+    """Appends a record."""
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    with open(self._path, "a") as f:
+      f.write(json.dumps(record) + "\n")
+    self._records[record["name"]] = record

@@ -1,0 +1,174 @@
+"""What a study is, and the table and the plot that most studies have."""
+
+import itertools
+import statistics
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+
+from benchmarks.harness import plots
+from benchmarks.studies.plan import RATES, SEEDS, Entry, Outcome, outcome
+from benchmarks.studies.setting import Setting
+from benchmarks.studies.store import Store
+
+DASH = "-"  # where there is no number as yet
+
+
+class Study(NamedTuple):
+  """A question, and the cells that answer it.
+
+  entries: the models of a size, the most telling ones first.
+  table: the Markdown of the records so far; "" if there are none.
+  plot: draws them; None: there is nothing to draw.
+  is_tuned: whether rates are searched for every model.
+  """
+
+  entries: Callable[[str], list[Entry]]
+  table: Callable[[Store, str], str]
+  plot: Callable[[Store, str], Figure | None]
+  is_tuned: bool = True
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table; "" without rows."""
+  if not rows:
+    return ""
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def number(value: float | None, form: str = ".3f") -> str:
+  """Returns a number as text; a dash where there is none."""
+  return DASH if value is None else format(value, form)
+
+
+def spread(found: Outcome) -> str:
+  """Returns "0.012 (3)": the range over so many seeds; a dash for one seed."""
+  if len(found.best) < 2:
+    return DASH
+  return f"{found.spread:.3f} ({len(found.best)})"
+
+
+def rates(found: Outcome) -> str:
+  """Returns the best rate, that of tables over it, and how many were tried."""
+  rate, multiplier = min(found.tried, key=lambda x: found.tried[x])
+  return f"{rate:g} x {multiplier:g} ({len(found.tried)})"
+
+
+def at_time(found: Outcome, seconds: float) -> float | None:
+  """Returns the loss of seed 0 after so many seconds of steps.
+
+  It lies on the line between the two points of the curve; None: the training
+  was shorter. The seconds of a step are those of the fast tenth.
+  """
+  record = found.best[0]
+  points = [
+    (point["step"] * record["step_seconds"], point["bits_per_byte"])
+    for point in record["curve"]
+  ]
+  for (x0, y0), (x1, y1) in itertools.pairwise(points):
+    if x0 <= seconds <= x1 * (1 + 1e-9):
+      return y0 + (y1 - y0) * (seconds - x0) / (x1 - x0)
+  return None
+
+
+def outcomes(
+  store: Store, setting: Setting, models: Sequence[str]
+) -> dict[str, Outcome]:
+  """Returns what is known, by model, in the order of the models."""
+  found = {name: outcome(store, setting, name) for name in models}
+  return {name: x for name, x in found.items() if x}
+
+
+def comparison(
+  found: dict[str, Outcome], against: str, paper: dict[str, str] | None = None
+) -> str:
+  """Returns a table of models that are compared with one of them.
+
+  Args:
+    found: by model.
+    against: the model whose loss is subtracted.
+    paper: what the paper says of a model.
+  """
+  base = found.get(against)
+  shortest = min(map(_duration, found.values()), default=0.0)
+  header = [
+    "model",
+    "bits per byte",
+    "range (seeds)",
+    f"less `{against}`",
+    "at equal time",
+    "rate x tables' (tried)",
+    "M parameters",
+    "k FLOPs",
+    "ms a step",
+    *(["paper"] if paper is not None else []),
+  ]
+  rows = []
+  for name, x in found.items():
+    record = x.best[0]
+    counts = record["parameters"]
+    rows.append(
+      [
+        f"`{name}`",
+        number(x.mean),
+        spread(x),
+        number(x.mean - base.mean, "+.3f") if base else DASH,
+        number(at_time(x, shortest)),
+        rates(x),
+        number((counts["dense"] + counts["sparse"]) / 1e6, ".2f"),
+        number(record["flops_per_token"] / 1e3, ".0f"),
+        number(1e3 * record["step_seconds"], ".0f"),
+        *([paper.get(name, DASH)] if paper is not None else []),
+      ]
+    )
+  return markdown(header, rows)
+
+
+def _duration(found: Outcome) -> float:
+  record = found.best[0]
+  return record["curve"][-1]["step"] * record["step_seconds"]
+
+
+def bars(
+  store: Store, setting: Setting, models: Sequence[str], question: str
+) -> Figure | None:
+  """Draws the loss of each model, and that of each seed as a dot."""
+  found = outcomes(store, setting, models)
+  if not found:
+    return None
+  first = next(iter(found.values())).best[0]
+  figure, (axes,) = plots.figure(
+    question, first, size=(8, 1.2 + 0.28 * len(found))
+  )
+  means = {name: x.mean for name, x in found.items()}
+  colors = [plots.BLUE if "ultramem" in x else plots.GREY for x in means]
+  plots.bars(axes, means, "{:.3f}", colors)
+  for place, x in enumerate(found.values()):
+    losses = [record["bits_per_byte"] for record in x.best]
+    axes.plot(losses, [place] * len(losses), ".", color="black", ms=4)
+  least, most = min(means.values()), max(means.values())
+  axes.set_xlim(least - 0.3 * (most - least) - 0.02, None)
+  axes.set_xlabel(
+    f"validation loss, bits per byte ({setting.name}, {first['tokens']:,} "
+    "tokens)"
+  )
+  return figure
+
+
+def state(store: Store, entries: Sequence[Entry], is_tuned: bool) -> str:
+  """Returns a line about how much of a study is done."""
+  found = [outcome(store, x.setting, x.model, x.probe) for x in entries]
+  done = [x for x in found if x]
+  if not done:
+    return f"No cell of {len(entries)} models is trained as yet."
+  tried = statistics.mean(len(x.tried) for x in done)
+  seeds = statistics.mean(len(x.best) for x in done)
+  cells = sum(len(x.tried) + len(x.best) - 1 for x in done)
+  wanted = f"{len(RATES)} or more are wanted" if is_tuned else "not tuned"
+  return (
+    f"{cells} cells; {len(done)} of {len(entries)} models have one; on average "
+    f"{tried:.1f} pairs of rates were tried for a model ({wanted}), and the "
+    f"best ones trained with {seeds:.1f} of {len(SEEDS)} seeds."
+  )
