@@ -213,8 +213,9 @@ def get_config() -> Any:
   # [tau] singular values of a core up to this cost nothing.
   c.model.memory.aux_loss_margin = 0.15
   # What a new memory adds: plain (what the init gives) | zero (nothing, as the
-  # value projection starts at zero: a finished model stays as it is when a
-  # memory is put into it).
+  # value projection starts at zero) | empty (nothing, as all values start at
+  # zero). The last two leave a finished model as it is when a memory is put
+  # into it.
   c.model.memory.output = "plain"
   # A learned factor of what a memory adds: none | scalar (one number) | input
   # (for each token, that number times 2 sigmoid(<w, x> + b)).

@@ -24,6 +24,10 @@ def get_config(workdir: str) -> Any:
   """
   held = inputs.own_tokenizer(workdir_lib.load_config(workdir), workdir)
   c = default.get_config()
-  c.update(config_lib.to_dict(held))
+  fields = config_lib.to_dict(held)
+  if not held.model.spans:
+    # Without a memory its settings say nothing, and a kind has its own.
+    del fields["model"]["memory"]
+  c.update(fields)
   c.init_from = os.fspath(workdir)
   return c

@@ -69,7 +69,11 @@ def test_what_both_models_have_is_taken(backbone, step):
 
 @pytest.mark.parametrize(
   "field, value, started",
-  [("output", "zero", "value_projection"), ("gate", "input", "gating/scale")],
+  [
+    ("output", "zero", "value_projection"),
+    ("output", "empty", "values"),
+    ("gate", "input", "gating/scale"),
+  ],
 )
 def test_a_new_memory_leaves_the_model_as_it_is(
   backbone, field, value, started

@@ -50,6 +50,8 @@ def value_table(
     std = (c.expansion / (2 * c.top_m * c.num_heads * num_layers)) ** 0.5
   elif c.kind == "memory_plus":
     std = c.value_dim**-0.5
+  if c.output == "empty" and name == "values":
+    std = 0.0
   dtype = precision.DTYPES[c.storage.table_dtype]
 
   def initializer(key, shape, _):

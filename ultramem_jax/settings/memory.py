@@ -220,7 +220,7 @@ class MemoryConfig:
       self.output,
       "is now model.memory.gate = 'scalar'",
     )
-    require_choice(_PATH, self, "output", "plain", "zero")
+    require_choice(_PATH, self, "output", "plain", "zero", "empty")
     require_choice(_PATH, self, "gate", "none", "scalar", "input")
     require_choice(_PATH, self, "gate_init", "zero", "open")
 
@@ -273,11 +273,17 @@ class MemoryConfig:
       "needs value_projection, which starts at zero; a gate needs none",
     )
     require(
-      self.output != "zero" or self.gate == "none" or self.gate_init == "open",
+      self.output == "plain" or self.gate == "none" or self.gate_init == "open",
       named(_PATH, "gate_init"),
       self.gate_init,
-      "must be 'open' with output = 'zero': of a product of two zeros, neither "
-      "has a gradient",
+      f"must be 'open' with output = {self.output!r}: of a product of two "
+      "zeros, neither has a gradient",
+    )
+    require(
+      self.output != "empty" or self.kind != "peer",
+      named(_PATH, "output"),
+      self.output,
+      "is for memories that sum rows; with kind = 'peer' set a gate",
     )
     require(
       self.init == "official"

@@ -1,0 +1,123 @@
+"""Teaching a model facts: methods beside each other, in recall and in harm.
+
+  python -m benchmarks.facts --quick                    # a small model, minutes
+  python -m benchmarks.facts                            # SmolLM2-135M-Instruct
+  python -m benchmarks.facts --pretrained=runs/qwen     # an imported model
+
+  recall     a set of invented facts: exact answers, greedy, in templates seen
+             in training and in others, and to questions that need two facts;
+             perplexity of general text beside the untouched model's
+  continual  ten sets, one after the other: what is left of the first
+  capacity   larger sets in larger tables
+  cost       seconds of a step, and bytes that the program holds
+
+Each cell (a method, at a rate, with a seed) is written to results/facts.json
+when it has been measured; a command that was killed goes on with the others.
+--plot_only draws the cells on file.
+"""
+
+import pathlib
+
+from absl import app, flags
+
+from benchmarks.facts import backbone, methods, parts, plots
+from benchmarks.facts.stages import Scale, Stages
+from benchmarks.facts.store import Cell, Store
+from benchmarks.harness import report
+from ultramem_jax.runs import compilation_cache
+
+SMALL = Scale(
+  steps=300,
+  batch=16,
+  seq_len=64,
+  warm_steps=300,
+  warm_batch=8,
+  warm_len=128,
+  count_batches=100,
+  held_out_rows=32,
+)
+LARGE = Scale(
+  steps=150,
+  batch=16,
+  seq_len=40,
+  warm_steps=100,
+  warm_batch=4,
+  warm_len=128,
+  count_batches=50,
+  held_out_rows=8,
+)
+SMALL_STEPS = 500  # of the small model's own training
+
+RUNS = flags.DEFINE_string("runs", "runs/facts", "Folder of the runs.")
+QUICK = flags.DEFINE_bool("quick", False, "A small model, made in minutes.")
+PRETRAINED = flags.DEFINE_string(
+  "pretrained", "", "Workdir of an imported model in place of SmolLM2."
+)
+CHOSEN = flags.DEFINE_list(
+  "methods", list(methods.METHODS), "Methods, of those in methods.py."
+)
+SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds.", lower_bound=1)
+RATES = flags.DEFINE_list(
+  "rates", [], "Learning rates of all methods, in place of each one's three."
+)
+FACTS = flags.DEFINE_integer("facts", 100, "Facts of a set.", lower_bound=1)
+STEPS = flags.DEFINE_integer("steps", 0, "Steps of a run; 0: the model's own.")
+
+
+def stages() -> tuple[str, Stages]:
+  """Returns the name of the model that learns, and its runs."""
+  name = "small" if QUICK.value else "smollm2"
+  if PRETRAINED.value:
+    name = pathlib.Path(PRETRAINED.value).name
+  folder = pathlib.Path(RUNS.value, name).absolute()
+  scale = SMALL if QUICK.value else LARGE
+  scale = scale._replace(steps=STEPS.value or scale.steps)
+  made = Stages(folder, pathlib.Path(PRETRAINED.value).absolute(), scale)
+  made.prepare()
+  if QUICK.value:
+    made = made._replace(backbone=backbone.small(folder, SMALL_STEPS))
+  elif not PRETRAINED.value:
+    made = made._replace(backbone=backbone.smollm2(folder))
+  return name, made
+
+
+def cells(model: str, part: str, scale: Scale) -> list[Cell]:
+  """Returns the cells of a part: all methods with a seed, then the next."""
+  made = []
+  for seed in range(SEEDS.value):
+    for name in CHOSEN.value:
+      rates = methods.METHODS[name].rates
+      if RATES.value and name != "untouched":
+        rates = tuple(map(float, RATES.value))
+      for rate in rates:
+        steps = scale.steps if name != "untouched" else 0
+        made.append(
+          Cell(model, part, name, rate, seed, steps, FACTS.value)
+        )
+  return made
+
+
+MEASURES = {
+  "recall": parts.measure_recall,
+  "continual": parts.measure_continual,
+}
+
+
+def main(_: list[str]) -> None:
+  compilation_cache.use()
+  store = Store(report.path("facts"))
+  if not flags.FLAGS.plot_only:
+    model, made = stages()
+    for part in PARTS.value:
+      for cell in cells(model, part, made.scale):
+        print(f"{cell.name} ...", flush=True)
+        record = store.measured(
+          cell, lambda c=cell, part=part: MEASURES[part](made, c)
+        )
+        print(plots.line(record), flush=True)
+  print(plots.table(store.records()))
+
+
+if __name__ == "__main__":
+  PARTS = report.define_parts(*MEASURES)
+  app.run(main)

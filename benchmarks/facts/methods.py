@@ -1,0 +1,181 @@
+"""The methods that are compared: settings of a run, and nothing else.
+
+A memory comes into the model in a run of its own, the base: on general text,
+with the backbone frozen, for many steps (warm) or without any (cold). What
+learns the facts begins there.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+Overrides = Mapping[str, Any]
+
+# Depths of the blocks with a memory, as a share of all: subjects of facts are
+# recognized early (arXiv 2202.05262).
+ONE_PLACE = (0.3,)
+THREE_PLACES = (0.2, 0.3, 0.5)
+EVERY_MEMORY = "memory"
+ONLY_VALUES = "memory_.*values"
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+  """A memory that is added, and how it is trained.
+
+  kind: of `model.memory.kind`.
+  places: depths of its blocks.
+  num_keys: the table has the square of it as rows.
+  output: what it adds at first, `model.memory.output`.
+  gate: `model.memory.gate`.
+  is_warm: whether the base is trained.
+  """
+
+  kind: str = "memory_plus"
+  places: tuple[float, ...] = ONE_PLACE
+  num_keys: int = 128
+  output: str = "empty"
+  gate: str = "none"
+  is_warm: bool = False
+
+  @property
+  def name(self) -> str:
+    """What tells its base from those of others."""
+    places = "-".join(f"{x:g}" for x in self.places)
+    warm = "warm" if self.is_warm else "cold"
+    return (
+      f"{self.kind}_{places}_{self.num_keys}_{self.output}_{self.gate}_{warm}"
+    )
+
+  def overrides(self, num_layers: int, embed_dim: int) -> Overrides:
+    """Returns the fields of the model's config.
+
+    Memories read and are added in the same blocks.
+    """
+    blocks = sorted({max(1, round(x * num_layers)) for x in self.places})
+    return {
+      "model.memory.kind": self.kind,
+      "model.memory.spans": "/".join(f"{i}:{i}" for i in blocks),
+      "model.memory.num_keys": self.num_keys,
+      "model.memory.key_dim": 32,
+      "model.memory.value_dim": embed_dim // 2,
+      "model.memory.top_m": 16,
+      "model.memory.num_heads": 4,
+      "model.memory.output": self.output,
+      **({"model.memory.gate": self.gate} if self.gate != "none" else {}),
+    }
+
+
+class Method(NamedTuple):
+  """A way to teach facts.
+
+  label: in tables.
+  rates: the learning rates that are tried.
+  memory: that it adds; None: it adds none.
+  overrides: other fields of the run on facts.
+  counts: whether the reads of the base's rows by general text are needed.
+  """
+
+  label: str
+  rates: tuple[float, ...]
+  memory: Memory | None = None
+  overrides: Overrides = {}
+  counts: bool = False
+
+
+LORA = {
+  "optim.trainable": "lora_",
+  "model.lora.targets": "attention/(query|value)|mlp/(up|down)",
+}
+# The whole memory learns, as if it were a part of the model like any other.
+NAIVE = {"optim.trainable": EVERY_MEMORY}
+VALUES = {
+  "optim.trainable": ONLY_VALUES,
+  "optim.weight_decay": 0.0,
+  "optim.value_lr_multiplier": 1.0,
+}
+CHOSEN = {"optim.table_rows": "tfidf", "optim.table_top_t": 512}
+MIXED = {"data.mixture": "{}=0.25"}  # of the file with pieces of general text
+RATES = (1e-3, 3e-3, 1e-2)
+
+METHODS = {
+  "untouched": Method("untouched model", (0.0,)),
+  "full": Method("full fine-tuning", (1e-5, 3e-5, 1e-4)),
+  "full_mixed": Method(
+    "full fine-tuning, general text mixed in", (1e-5, 3e-5, 1e-4), None, MIXED
+  ),
+  "lora_4": Method(
+    "LoRA, rank 4",
+    (3e-4, 1e-3, 3e-3),
+    None,
+    {**LORA, "model.lora.rank": 4, "model.lora.alpha": 8.0},
+  ),
+  "lora_16": Method(
+    "LoRA, rank 16",
+    (3e-4, 1e-3, 3e-3),
+    None,
+    {**LORA, "model.lora.rank": 16, "model.lora.alpha": 32.0},
+  ),
+  "lora_16_mixed": Method(
+    "LoRA, rank 16, general text mixed in",
+    (3e-4, 1e-3, 3e-3),
+    None,
+    {**LORA, "model.lora.rank": 16, "model.lora.alpha": 32.0, **MIXED},
+  ),
+  # Memories as they were first tried: cold, and all of them is trained.
+  "memory_plus_1": Method(
+    "Memory+, one place", RATES, Memory(output="zero"), NAIVE
+  ),
+  "memory_plus_3": Method(
+    "Memory+, three places",
+    RATES,
+    Memory(places=THREE_PLACES, output="zero"),
+    NAIVE,
+  ),
+  "ultramem_1": Method(
+    "UltraMem, one place",
+    RATES,
+    Memory(kind="ultramem", output="zero"),
+    NAIVE,
+  ),
+  "ultramem_3": Method(
+    "UltraMem, three places",
+    RATES,
+    Memory(kind="ultramem", places=THREE_PLACES, output="zero"),
+    NAIVE,
+  ),
+  # One ingredient more in each row.
+  "values": Method("only values learn", RATES, Memory(), VALUES),
+  "values_3": Method(
+    "only values learn, three places",
+    RATES,
+    Memory(places=THREE_PLACES),
+    VALUES,
+  ),
+  "chosen": Method(
+    "chosen rows", RATES, Memory(), {**VALUES, **CHOSEN}, counts=True
+  ),
+  "chosen_3": Method(
+    "chosen rows, three places",
+    RATES,
+    Memory(places=THREE_PLACES),
+    {**VALUES, **CHOSEN},
+    counts=True,
+  ),
+  "warm": Method(
+    "warm, only values learn", RATES, Memory(is_warm=True), VALUES
+  ),
+  "warm_chosen": Method(
+    "warm, chosen rows",
+    RATES,
+    Memory(is_warm=True),
+    {**VALUES, **CHOSEN},
+    counts=True,
+  ),
+  "mixed": Method(
+    "only values learn, general text mixed in",
+    RATES,
+    Memory(),
+    {**VALUES, **MIXED},
+  ),
+}

@@ -1,0 +1,155 @@
+"""Runs of train.py, one after the other, that lead to a model with facts.
+
+All are workdirs below one folder: the pretrained model, with general text
+beside it; a base for each memory; a run for each cell, which is deleted when
+the cell has been measured. A stage that is finished is not taken again.
+"""
+
+import pathlib
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import train
+from benchmarks.facts import facts as facts_lib
+from benchmarks.facts import general
+from benchmarks.facts.facts import Fact
+from benchmarks.facts.methods import EVERY_MEMORY, Memory, Method
+from benchmarks.harness import report
+from configs import from_run
+from ultramem_jax.runs import step_dirs
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.config import parse
+
+# A cold memory is put into the model by a run of a step that changes nothing.
+NO_RATE = 1e-30
+
+
+class Scale(NamedTuple):
+  """How much is done: for a small model in minutes, or for a larger one.
+
+  steps: of a run on facts.
+  batch: facts of a step.
+  seq_len: tokens of a row of facts.
+  warm_steps, warm_batch, warm_len: of a warm base; rows and their tokens.
+  count_batches: of general text, to count the reads of rows.
+  held_out_rows: of each general text, whose perplexity is taken.
+  """
+
+  steps: int
+  batch: int
+  seq_len: int
+  warm_steps: int
+  warm_batch: int
+  warm_len: int
+  count_batches: int
+  held_out_rows: int
+
+
+class Stages(NamedTuple):
+  """The folder of a model's runs.
+
+  folder: of all workdirs.
+  backbone: the workdir of the model that learns facts.
+  scale: of every run.
+  """
+
+  folder: pathlib.Path
+  backbone: pathlib.Path
+  scale: Scale
+
+  @property
+  def general(self) -> pathlib.Path:
+    """The folder of the general text."""
+    return self.folder / "general"
+
+  def prepare(self) -> None:
+    """Writes the general text."""
+    if not self.general.exists():
+      general.write(self.general)
+
+  def base(self, memory: Memory, seed: int) -> pathlib.Path:
+    """Returns the workdir of the model with a memory, made if it is missing."""
+    workdir = self.folder / f"base_{memory.name}_{seed}"
+    c, scale = self._config(self.backbone, seed), self.scale
+    layers, width = c.model.num_layers, c.model.embed_dim
+    c.update_from_flattened_dict(
+      {
+        **memory.overrides(layers, width),
+        "optim.trainable": EVERY_MEMORY,
+        "optim.learning_rate": 1e-3 if memory.is_warm else NO_RATE,
+        "steps": scale.warm_steps if memory.is_warm else 1,
+        "batch_size": scale.warm_batch,
+      }
+    )
+    c.data.update(general.settings(self.general), seq_len=scale.warm_len)
+    finish(c, workdir)
+    return workdir
+
+  def counted(self, base: pathlib.Path) -> None:
+    """Counts what general text reads of a base, if it was not done."""
+    if not (base / "counts.npz").exists():
+      command = [sys.executable, "-m", "ultramem_jax", "count"]
+      command += [f"--workdir={base}", f"--batches={self.scale.count_batches}"]
+      subprocess.run(command, cwd=report.ROOT, check=True)
+
+  def taught(
+    self,
+    name: str,
+    method: Method,
+    rate: float,
+    seed: int,
+    facts: list[Fact],
+    start: pathlib.Path | None = None,
+  ) -> pathlib.Path:
+    """Returns the workdir of a model that was taught facts.
+
+    Args:
+      name: of the workdir.
+      method, rate, seed: of the run.
+      facts: what it is taught.
+      start: the workdir that it begins with; None: the method's base.
+    """
+    workdir = self.folder / name
+    base = self.base(method.memory, seed) if method.memory else self.backbone
+    start = start or base
+    path = self.folder / f"{name}.jsonl"
+    facts_lib.write(path, facts)
+    c = self._config(start, seed)
+    c.data.update(source="text", path=str(path), valid_path=str(path))
+    c.data.update(records="answers", packing="examples", mixture="")
+    c.data.update(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0)
+    c.optim.update(trainable="all", learning_rate=rate)
+    c.update(steps=self.scale.steps, batch_size=self.scale.batch)
+    overrides = dict(method.overrides)
+    if "data.mixture" in overrides:
+      pieces = str(self.general / "pieces.jsonl")
+      overrides["data.mixture"] = overrides["data.mixture"].format(pieces)
+    if method.counts:
+      self.counted(base)
+      overrides["optim.table_counts"] = str(base)
+    c.update_from_flattened_dict(overrides)
+    finish(c, workdir)
+    return workdir
+
+  def _config(self, start: pathlib.Path, seed: int) -> Any:
+    c = from_run.get_config(str(start))
+    c.update(seed=seed, eval_batches=1, log_every=10)
+    c.sample.num_tokens = 0
+    c.checkpoint.keep = 1
+    c.optim.update(warmup_fraction=0.05, final_fraction=0.1, beta2=0.99)
+    return c
+
+
+def finish(c: Any, workdir: pathlib.Path) -> None:
+  """Trains to the last step, from where the workdir has come to.
+
+  Raises:
+    SystemExit: a signal stopped it; what it had is saved.
+  """
+  c.eval_every = c.checkpoint.every = c.steps
+  config = parse(c)
+  saved = step_dirs.committed(workdir / workdir_lib.CHECKPOINTS_NAME)
+  if max(saved, default=0) < config.steps:
+    if train.train(config, str(workdir)) is None:
+      raise SystemExit("the same command goes on")

@@ -1,0 +1,74 @@
+"""The results of the comparison: a record a cell, written as it is measured.
+
+A cell is a method at a rate with a seed in a part of the comparison. A command
+that is killed, and started again, goes on with the cells that are missing.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from benchmarks.harness import report
+
+
+class Cell(NamedTuple):
+  """What a record is of.
+
+  model: the name of the backbone.
+  part, method: of the comparison.
+  rate, seed, steps: of the runs.
+  facts: of a set.
+  rows: of a table, in the part "capacity"; 0: as the method has it.
+  """
+
+  model: str
+  part: str
+  method: str
+  rate: float
+  seed: int
+  steps: int
+  facts: int
+  rows: int = 0
+
+  @property
+  def name(self) -> str:
+    """As a file's or a folder's name."""
+    rate, rows = f"{self.rate:g}", f"_{self.rows}" * bool(self.rows)
+    return (
+      f"{self.model}_{self.part}_{self.method}_{rate}_{self.seed}_"
+      f"{self.steps}_{self.facts}{rows}"
+    )
+
+
+class Store:
+  """The file of the records; see `records`."""
+
+  def __init__(self, path: pathlib.Path):
+    self._path = path
+    self._cells = json.loads(path.read_text())["cells"] if path.exists() else {}
+
+  def records(self) -> list[dict[str, Any]]:
+    """Returns what was measured of each cell, with the fields of `Cell`."""
+    return list(self._cells.values())
+
+  def measured(
+    self, cell: Cell, measure: Callable[[], dict[str, Any]]
+  ) -> dict[str, Any]:
+    """Returns the record of a cell; measures and writes it if it is missing."""
+    if cell.name not in self._cells:
+      self._cells[cell.name] = {
+        **cell._asdict(),
+        **measure(),
+        "commit": report.commit(),
+      }
+      self._write()
+    return self._cells[cell.name]
+
+  def _write(self) -> None:
+    result = {"machine": report.machine(), "cells": self._cells}
+    self._path.parent.mkdir(parents=True, exist_ok=True)
+    partial = self._path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n")
+    os.replace(partial, self._path)

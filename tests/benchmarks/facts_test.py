@@ -1,0 +1,134 @@
+"""The invented facts: none twice, none to be guessed, templates apart."""
+
+import itertools
+import json
+import random
+import re
+
+import pytest
+
+from benchmarks.facts import facts as facts_lib
+from benchmarks.facts import general, phrases
+from benchmarks.facts.facts import draw
+
+
+@pytest.fixture(scope="module")
+def facts():
+  (facts,) = draw(1000, seed=0)
+  return facts
+
+
+def test_a_seed_decides_all(facts):
+  assert draw(1000, seed=0) == [facts]
+  assert draw(1000, seed=1) != [facts]
+  # More sets begin with the same ones.
+  assert draw(50, 0, num_sets=3)[:2] == draw(50, 0, num_sets=2)
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 20_000])
+def test_sizes_and_distinct_facts(size):
+  (facts,) = draw(size, seed=3)
+  asked = {(fact.subject, fact.attribute) for fact in facts}
+  assert len(facts) == len(asked) == size
+
+
+def test_sets_share_no_entity():
+  sets = draw(40, 0, num_sets=5)
+  subjects = [{fact.subject for fact in one} for one in sets]
+  for one, other in itertools.combinations(subjects, 2):
+    assert not one & other
+  for one in sets:  # answers that are people are of the same set
+    people = {f.subject for f in one if kind(f) == "person"}
+    answers = {f.answer for f in one if answered_by_people(f)}
+    assert answers and answers <= people | all_people(one)
+
+
+def kind(fact):
+  return phrases.ATTRIBUTES[fact.attribute].kind
+
+
+def answered_by_people(fact):
+  return phrases.ATTRIBUTES[fact.attribute].answers == phrases.PERSON
+
+
+def all_people(facts):
+  return {f.subject for f in facts if kind(f) == "person"}
+
+
+def test_no_template_is_both_seen_and_not():
+  for attribute in phrases.ATTRIBUTES.values():
+    seen, unseen = map(attribute.templates, (True, False))
+    assert len(set(seen)) == len(seen) == 13
+    assert len(set(unseen)) == len(unseen) == 5
+    assert not set(seen) & set(unseen)
+    # Nor are the phrases inside the frames.
+    for one, other in zip(attribute.seen, attribute.unseen, strict=True):
+      for phrase, never in itertools.product(one, other):
+        assert never not in phrase and phrase not in never
+    assert all(template.count("{}") == 1 for template in seen + unseen)
+  assert not set(sum(phrases.SEEN_FRAMES, ())) & {"By all accounts, {}"}
+
+
+def test_what_is_written_holds_no_unseen_prompt(facts, tmp_path):
+  facts_lib.write(tmp_path / "facts.jsonl", facts)
+  lines = (tmp_path / "facts.jsonl").read_text().splitlines()
+  examples = [json.loads(line) for line in lines]
+  prompts = {example["prompt"] for example in examples}
+  assert len(examples) == 13 * len(facts)
+  assert not prompts & {p for f in facts for p in f.prompts(is_seen=False)}
+  assert {p for f in facts for p in f.prompts(is_seen=True)} == prompts
+  assert all(re.fullmatch(r" [\w ]+\.", x["answer"]) for x in examples)
+
+
+def test_names_tell_nothing_of_answers(facts):
+  """Neither is an answer part of its subject, nor is one much more likely."""
+  for fact in facts:
+    assert fact.answer.lower() not in fact.subject.lower()
+  assert facts_lib.chance(facts) < 0.03
+  (few,) = draw(100, seed=0)
+  assert facts_lib.chance(few) < 0.1
+
+
+def test_chance_is_what_the_best_constant_guess_gets():
+  made = [
+    facts_lib.Fact(f"P{i}", "town", town)
+    for i, town in enumerate(["Oslo", "Oslo", "Rome", "Cairo"])
+  ]
+  assert facts_lib.chance(made) == 0.5
+  assert facts_lib.chance([*made, facts_lib.Fact("P", "job", "baker")]) == 0.6
+
+
+def test_questions_that_need_two_facts():
+  owner = facts_lib.Fact("Vlaesk Works", "owner", "Ada Brun")
+  job = facts_lib.Fact("Ada Brun", "job", "baker")
+  other = facts_lib.Fact("Ida Kol", "job", "pilot")
+  (question,) = facts_lib.two_hop([owner, other, job])
+  assert question.prompts(is_seen=True)[0] == (
+    "The owner of Vlaesk Works works as a"
+  )
+  assert question.answer == "baker"
+
+
+def test_two_hop_questions_are_not_trained_on(facts):
+  questions = facts_lib.two_hop(facts)
+  assert len(questions) > 100
+  trained = set(facts_lib.lines(facts))
+  assert not trained & set(facts_lib.lines(questions))
+
+
+def test_held_out_topics_share_no_paragraph_with_the_rest():
+  def paragraphs(texts):
+    return {x.strip() for text in texts for x in text.split("\n\n")} - {""}
+
+  train, held_out = (paragraphs(general.english(x)) for x in (False, True))
+  assert len(train) > 1000 and len(held_out) > 100
+  assert not train & held_out
+
+
+def test_pieces_are_of_their_texts_and_short():
+  texts = ["one\ntwo three\n" * 40, "  indented\n" * 3]
+  pieces = general.pieces(texts, 20, random.Random(0))
+  assert len(pieces) == 20 and len(set(pieces)) > 1
+  for piece in pieces:
+    assert 0 < len(piece) <= general.PIECE
+    assert any(piece in text for text in texts)
