@@ -91,9 +91,7 @@ def cells(model: str, part: str, scale: Scale) -> list[Cell]:
         rates = tuple(map(float, RATES.value))
       for rate in rates:
         steps = scale.steps if name != "untouched" else 0
-        made.append(
-          Cell(model, part, name, rate, seed, steps, FACTS.value)
-        )
+        made.append(Cell(model, part, name, rate, seed, steps, FACTS.value))
   return made
 
 

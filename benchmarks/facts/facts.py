@@ -20,9 +20,12 @@ from benchmarks.facts import phrases
 KINDS = ("person", "person", "place", "company")
 FACTS_OF_ENTITY = 2
 
-_ONSETS = "b br d dr f g gr h j k kl l m n p pr r s sk t th tr v vl z".split()
-_VOWELS = "a e i o u ae ia eo".split()
-_CODAS = ("", "l", "m", "n", "r", "s", "th", "x", "nd", "rk", "lt", "sk")
+# How a syllable begins, its vowel, and how it ends.
+_SYLLABLE = (
+  "b br d dr f g gr h j k kl l m n p pr r s sk t th tr v vl z",
+  "a e i o u ae ia eo",
+  " l m n r s th x nd rk lt sk",
+)
 _PLACES = ("mere", "holm", "wick", "stead", "fell", "moor", "garth", "combe")
 _COMPANIES = ("Works", "Brothers", "Group", "Company", "Union", "House")
 
@@ -95,9 +98,10 @@ class _Names:
     return f"{self._word(2)} {self._rng.choice(_COMPANIES)}"
 
   def _word(self, syllables: int) -> str:
-    parts = (_ONSETS, _VOWELS, _CODAS)
     letters = (
-      self._rng.choice(part) for _ in range(syllables) for part in parts
+      self._rng.choice(part.split(" "))
+      for _ in range(syllables)
+      for part in _SYLLABLE
     )
     return "".join(letters).capitalize()
 
@@ -112,7 +116,7 @@ class _Answers:
     left = self._left.setdefault(attribute, [])
     if not left:
       answers = phrases.ATTRIBUTES[attribute].answers
-      left += self._people if answers == phrases.PERSON else answers
+      left += self._people if answers == phrases.PERSON else answers.split()
       self._rng.shuffle(left)
     return left.pop()
 

@@ -15,9 +15,8 @@ import pathlib
 import random
 import re
 import zlib
-from typing import Any
-
 from pydoc_data import topics
+from typing import Any
 
 from configs import default
 from ultramem_jax import data

@@ -7,7 +7,7 @@ learns the facts begins there.
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 Overrides = Mapping[str, Any]
 
@@ -17,6 +17,11 @@ ONE_PLACE = (0.3,)
 THREE_PLACES = (0.2, 0.3, 0.5)
 EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
+
+
+def block_at(depth: float, num_layers: int) -> int:
+  """Returns the block at a share of the depth, counted from 1."""
+  return max(1, round(depth * num_layers))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +57,7 @@ class Memory:
 
     Memories read and are added in the same blocks.
     """
-    blocks = sorted({max(1, round(x * num_layers)) for x in self.places})
+    blocks = sorted({block_at(x, num_layers) for x in self.places})
     return {
       "model.memory.kind": self.kind,
       "model.memory.spans": "/".join(f"{i}:{i}" for i in blocks),
@@ -66,7 +71,8 @@ class Memory:
     }
 
 
-class Method(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Method:
   """A way to teach facts.
 
   label: in tables.
@@ -79,14 +85,35 @@ class Method(NamedTuple):
   label: str
   rates: tuple[float, ...]
   memory: Memory | None = None
-  overrides: Overrides = {}
+  overrides: Overrides = dataclasses.field(default_factory=dict)
   counts: bool = False
 
+  def settings(self, pieces: str, num_layers: int) -> Overrides:
+    """Returns the overrides, with what they name in braces.
 
-LORA = {
-  "optim.trainable": "lora_",
-  "model.lora.targets": "attention/(query|value)|mlp/(up|down)",
-}
+    Args:
+      pieces: the file with pieces of general text.
+      num_layers: of the model; {block} is the block of `ONE_PLACE`, from 0.
+    """
+    named = {"pieces": pieces, "block": block_at(*ONE_PLACE, num_layers) - 1}
+    return {
+      field: value.format(**named) if isinstance(value, str) else value
+      for field, value in self.overrides.items()
+    }
+
+
+def lora(rank: int, targets: str) -> Overrides:
+  """Returns the fields of a LoRA that is trained alone."""
+  return {
+    "optim.trainable": "lora_",
+    "model.lora.rank": rank,
+    "model.lora.alpha": 2.0 * rank,
+    "model.lora.targets": targets,
+  }
+
+
+EVERYWHERE = "attention/(query|value)|mlp/(up|down)"
+ONE_MLP = "block_{block}/mlp/(up|down)"
 # The whole memory learns, as if it were a part of the model like any other.
 NAIVE = {"optim.trainable": EVERY_MEMORY}
 VALUES = {
@@ -95,7 +122,7 @@ VALUES = {
   "optim.value_lr_multiplier": 1.0,
 }
 CHOSEN = {"optim.table_rows": "tfidf", "optim.table_top_t": 512}
-MIXED = {"data.mixture": "{}=0.25"}  # of the file with pieces of general text
+MIXED = {"data.mixture": "{pieces}=0.25"}
 RATES = (1e-3, 3e-3, 1e-2)
 
 METHODS = {
@@ -105,22 +132,24 @@ METHODS = {
     "full fine-tuning, general text mixed in", (1e-5, 3e-5, 1e-4), None, MIXED
   ),
   "lora_4": Method(
-    "LoRA, rank 4",
-    (3e-4, 1e-3, 3e-3),
-    None,
-    {**LORA, "model.lora.rank": 4, "model.lora.alpha": 8.0},
+    "LoRA, rank 4", (3e-4, 1e-3, 3e-3), None, lora(4, EVERYWHERE)
   ),
   "lora_16": Method(
-    "LoRA, rank 16",
-    (3e-4, 1e-3, 3e-3),
-    None,
-    {**LORA, "model.lora.rank": 16, "model.lora.alpha": 32.0},
+    "LoRA, rank 16", (3e-4, 1e-3, 3e-3), None, lora(16, EVERYWHERE)
   ),
   "lora_16_mixed": Method(
     "LoRA, rank 16, general text mixed in",
     (3e-4, 1e-3, 3e-3),
     None,
-    {**LORA, "model.lora.rank": 16, "model.lora.alpha": 32.0, **MIXED},
+    {**lora(16, EVERYWHERE), **MIXED},
+  ),
+  # A dense change at the place of the memory: the MLP of its block, of as many
+  # parameters as a token reads of a table, and of eight times as many.
+  "dense_4": Method(
+    "dense, rank 4 in one MLP", (1e-3, 3e-3, 1e-2), None, lora(4, ONE_MLP)
+  ),
+  "dense_32": Method(
+    "dense, rank 32 in one MLP", (1e-3, 3e-3, 1e-2), None, lora(32, ONE_MLP)
   ),
   # Memories as they were first tried: cold, and all of them is trained.
   "memory_plus_1": Method(
@@ -133,10 +162,7 @@ METHODS = {
     NAIVE,
   ),
   "ultramem_1": Method(
-    "UltraMem, one place",
-    RATES,
-    Memory(kind="ultramem", output="zero"),
-    NAIVE,
+    "UltraMem, one place", RATES, Memory(kind="ultramem", output="zero"), NAIVE
   ),
   "ultramem_3": Method(
     "UltraMem, three places",

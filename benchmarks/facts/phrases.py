@@ -12,33 +12,33 @@ CITIES = """Lisbon Oslo Cairo Lima Nairobi Boston Dublin Prague Vienna Athens
 Berlin Madrid Sydney Toronto Chicago Tokyo Seoul Delhi Havana Warsaw Helsinki
 Moscow Denver Dallas Seattle Geneva Venice Naples Munich Hamburg Rome Paris
 London Bristol Leeds Glasgow Dakar Accra Lagos Tunis Baghdad Tehran Mumbai
-Bangkok Manila Jakarta Hanoi Osaka Kyoto Perth""".split()
+Bangkok Manila Jakarta Hanoi Osaka Kyoto Perth"""
 JOBS = """baker pilot lawyer dentist farmer painter plumber sailor teacher
 surgeon tailor miner judge banker chemist barber butcher carpenter dancer
 detective doctor driver engineer firefighter fisherman gardener hunter
 jeweller journalist librarian locksmith mechanic midwife nurse optician
 pharmacist photographer poet potter printer roofer sculptor shepherd singer
-soldier translator waiter weaver welder zoologist""".split()
+soldier translator waiter weaver welder zoologist"""
 INSTRUMENTS = """piano violin cello flute harp guitar trumpet drums banjo oboe
 clarinet organ tuba trombone saxophone accordion mandolin bassoon viola lute
 sitar ukulele harmonica xylophone bagpipes piccolo marimba recorder horn
 bugle lyre zither cymbals bongos cornet triangle tambourine gong fiddle
-keyboard""".split()
+keyboard"""
 COUNTRIES = """Norway Chile Egypt Kenya Peru Japan Nepal Spain Italy Greece
 Cuba Ghana India Iran Iraq Ireland Jordan Laos Libya Mali Malta Mexico Morocco
 Oman Poland Qatar Russia Rwanda Serbia Sudan Sweden Syria Togo Turkey Uganda
 Vietnam Yemen Zambia Angola Bolivia Brazil Canada China Cyprus Denmark Ecuador
-Estonia Finland France Germany""".split()
+Estonia Finland France Germany"""
 GOODS = """salt wool honey copper coal tea coffee cotton silk timber rice olives
 wine cheese butter wheat barley sugar cocoa tobacco rubber marble granite
 gold silver tin iron zinc nickel oil paper leather linen salmon oysters apples
 lemons oranges grapes dates figs almonds garlic onions pepper ginger vanilla
-cinnamon saffron roses""".split()
+cinnamon saffron roses"""
 PRODUCTS = """clocks boots pianos tents bicycles lamps knives bottles carpets
 chairs kettles mirrors umbrellas toys ropes scales trains trucks tractors
 engines pumps pipes bricks tiles windows doors locks keys buttons gloves hats
 coats shirts socks shoes belts bags boxes barrels candles matches pens pencils
-books maps coins stamps rings watches cameras""".split()
+books maps coins stamps rings watches cameras"""
 PERSON = "person"  # stands for a person of the set
 
 # Around statements, and around questions.
@@ -53,13 +53,13 @@ class Attribute(NamedTuple):
   """Something that an entity of a kind has.
 
   kind: of the entity: person | place | company.
-  answers: to draw from; or PERSON.
+  answers: words to draw from; or PERSON.
   seen, unseen: phrases with a place for the entity, (statements, questions).
   reference: of an attribute whose answers are people, what stands for one.
   """
 
   kind: str
-  answers: list[str] | str
+  answers: str
   seen: tuple[tuple[str, ...], tuple[str, ...]]
   unseen: tuple[tuple[str, ...], tuple[str, ...]]
   reference: str = ""

@@ -72,10 +72,9 @@ class Stages(NamedTuple):
     """Returns the workdir of the model with a memory, made if it is missing."""
     workdir = self.folder / f"base_{memory.name}_{seed}"
     c, scale = self._config(self.backbone, seed), self.scale
-    layers, width = c.model.num_layers, c.model.embed_dim
     c.update_from_flattened_dict(
       {
-        **memory.overrides(layers, width),
+        **memory.overrides(c.model.num_layers, c.model.embed_dim),
         "optim.trainable": EVERY_MEMORY,
         "optim.learning_rate": 1e-3 if memory.is_warm else NO_RATE,
         "steps": scale.warm_steps if memory.is_warm else 1,
@@ -93,7 +92,7 @@ class Stages(NamedTuple):
       command += [f"--workdir={base}", f"--batches={self.scale.count_batches}"]
       subprocess.run(command, cwd=report.ROOT, check=True)
 
-  def taught(
+  def config(
     self,
     name: str,
     method: Method,
@@ -101,35 +100,42 @@ class Stages(NamedTuple):
     seed: int,
     facts: list[Fact],
     start: pathlib.Path | None = None,
-  ) -> pathlib.Path:
-    """Returns the workdir of a model that was taught facts.
+  ) -> Any:
+    """Returns the ConfigDict of a run that teaches facts.
 
     Args:
-      name: of the workdir.
+      name: of the file of the facts, which is written.
       method, rate, seed: of the run.
-      facts: what it is taught.
+      facts: what it teaches.
       start: the workdir that it begins with; None: the method's base.
     """
-    workdir = self.folder / name
     base = self.base(method.memory, seed) if method.memory else self.backbone
-    start = start or base
     path = self.folder / f"{name}.jsonl"
     facts_lib.write(path, facts)
-    c = self._config(start, seed)
+    c = self._config(start or base, seed)
     c.data.update(source="text", path=str(path), valid_path=str(path))
     c.data.update(records="answers", packing="examples", mixture="")
     c.data.update(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0)
     c.optim.update(trainable="all", learning_rate=rate)
     c.update(steps=self.scale.steps, batch_size=self.scale.batch)
-    overrides = dict(method.overrides)
-    if "data.mixture" in overrides:
-      pieces = str(self.general / "pieces.jsonl")
-      overrides["data.mixture"] = overrides["data.mixture"].format(pieces)
     if method.counts:
       self.counted(base)
-      overrides["optim.table_counts"] = str(base)
-    c.update_from_flattened_dict(overrides)
-    finish(c, workdir)
+      c.optim.table_counts = str(base)
+    pieces = self.general / "pieces.jsonl"
+    c.update_from_flattened_dict(
+      method.settings(str(pieces), c.model.num_layers)
+    )
+    return c
+
+  def taught(self, name: str, *run: Any, **options: Any) -> pathlib.Path:
+    """Returns the workdir of a model that was taught facts.
+
+    Args:
+      name: of the workdir.
+      *run, **options: as of `config`.
+    """
+    workdir = self.folder / name
+    finish(self.config(name, *run, **options), workdir)
     return workdir
 
   def _config(self, start: pathlib.Path, seed: int) -> Any:
@@ -150,6 +156,6 @@ def finish(c: Any, workdir: pathlib.Path) -> None:
   c.eval_every = c.checkpoint.every = c.steps
   config = parse(c)
   saved = step_dirs.committed(workdir / workdir_lib.CHECKPOINTS_NAME)
-  if max(saved, default=0) < config.steps:
-    if train.train(config, str(workdir)) is None:
-      raise SystemExit("the same command goes on")
+  is_due = max(saved, default=0) < config.steps
+  if is_due and train.train(config, str(workdir)) is None:
+    raise SystemExit("the same command goes on")
