@@ -12,6 +12,7 @@ from configs import default
 from ultramem_jax.runs import inputs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings import kinds
 
 
 def get_config(workdir: str) -> Any:
@@ -25,9 +26,11 @@ def get_config(workdir: str) -> Any:
   held = inputs.own_tokenizer(workdir_lib.load_config(workdir), workdir)
   c = default.get_config()
   fields = config_lib.to_dict(held)
-  if not held.model.spans:
-    # Without a memory its settings say nothing, and a kind has its own.
-    del fields["model"]["memory"]
+  memory = fields["model"]["memory"]
+  for field, value in kinds.DEFAULTS[memory["kind"]].items():
+    # Left open, so that another kind has its own.
+    if memory[field] == value:
+      memory[field] = kinds.OWN
   c.update(fields)
   c.init_from = os.fspath(workdir)
   return c

@@ -149,6 +149,9 @@ def test_the_config_of_a_run_begins_with_its_parameters(backbone):
   )
   assert config_lib.parse(c).model == expected.model
   assert config_lib.parse(c).init_from == str(backbone)
+  # What another kind of memory has as its own is not that of the backbone.
+  c.model.memory.kind = "memory_plus"
+  assert config_lib.parse(c).model.memory.score == "sum"
 
 
 def test_a_step_that_is_not_there(backbone):
