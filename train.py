@@ -238,7 +238,8 @@ def train_once(
   """
   require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
-  source = init_from.plan(config) if config.init_from else None
+  is_new = not checkpoint.any_saved(workdir)
+  source = init_from.plan(config) if config.init_from and is_new else None
   rare = rarity.read(config)
   memory = fit.check(config, layout.mesh.size)
   corpus, described = open_corpus(config, workdir)
@@ -255,8 +256,15 @@ def train_once(
     )
     train_step = compile_step(config, layout, rare)
     state, restored = start.restore_or_init(
-      checkpointer, train_step, batches, place, source, layout
+      checkpointer,
+      train_step,
+      batches,
+      place,
+      source,
+      layout,
+      workdir_lib.is_overridden(workdir, "optim.trainable"),
     )
+    checkpointer.freeze(state.frozen)
     state, results = go_on(
       config,
       workdir,

@@ -304,6 +304,9 @@ def get_config() -> Any:
   # paths of parameters, such as memory, memory_.*/values, head|embed. The
   # others stay as they are, without gradient, moments or decay.
   c.optim.trainable = "all"
+  # The others in memory and checkpoints: float32 | bfloat16, rounded when a run
+  # begins. Norms, routers and what is of memories stay float32.
+  c.optim.frozen_dtype = "float32"
   # Factors on the rates of parameters but tables, PATTERN=FACTOR joined by ",",
   # such as embed=0.1,memory=5; the first pattern that is found decides.
   c.optim.rate_multipliers = ""

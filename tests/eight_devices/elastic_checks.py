@@ -13,7 +13,7 @@ from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.evaluation import scoring
 from ultramem_jax.model import Transformer
-from ultramem_jax.runs import array_reader, checkpoint, workdir
+from ultramem_jax.runs import array_reader, checkpoint, step_writer, workdir
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.serve import prepare as prepare_lib
@@ -40,7 +40,7 @@ ONE = (1, {})
 def large():
   """Saves and restores as if the tables of these tests were large."""
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(checkpoint, "CHUNK_BYTES", 1024)
+    patch.setattr(step_writer, "CHUNK_BYTES", 1024)
     patch.setattr(array_reader, "BLOCK_BYTES", 2048)
     patch.setattr(array_reader, "AHEAD_BYTES", 4096)
     yield

@@ -16,7 +16,7 @@ from tests.runs.saved_steps import (
   restore_latest,
   start,
 )
-from ultramem_jax.runs import checkpoint
+from ultramem_jax.runs import checkpoint, step_writer
 
 
 def test_kill_in_a_save_leaves_the_older_ones(tmp_path):
@@ -74,7 +74,7 @@ def test_restoring_takes_no_memory_of_the_state_s_size(tmp_path, monkeypatch):
   # Not even of one array that is all of it. Blocks of 32 MiB are the least
   # that a C library surely gives back.
   block, shape = 2**25, (2**16, 2**10)
-  monkeypatch.setattr(checkpoint, "CHUNK_BYTES", block)
+  monkeypatch.setattr(step_writer, "CHUNK_BYTES", block)
   x = jnp.ones(shape)
   with checkpoint.Checkpointer(tmp_path, 5) as saver:
     saver.save(0, {"params": {"x": x[:8]}}, {})

@@ -22,7 +22,7 @@ from tests.runs.saved_steps import (
   make_items,
   restore_latest,
 )
-from ultramem_jax.runs import array_reader, checkpoint
+from ultramem_jax.runs import array_reader, checkpoint, step_writer
 from ultramem_jax.settings import errors
 
 
@@ -201,7 +201,7 @@ def stored_chunk(workdir, step):
 def test_large_tables_are_stored_in_pieces_of_rows(
   tmp_path, monkeypatch, shape, chunk
 ):
-  monkeypatch.setattr(checkpoint, "CHUNK_BYTES", 1024)
+  monkeypatch.setattr(step_writer, "CHUNK_BYTES", 1024)
   table = jnp.arange(math.prod(shape), dtype=jnp.float32).reshape(shape)
   items = {"params": {"table": table}}
   with checkpoint.Checkpointer(tmp_path, 5) as saver:

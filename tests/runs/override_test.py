@@ -66,7 +66,7 @@ def test_what_only_needs_to_be_asked_for_says_so(workdir):
     ("seed", 5),
     ("batch_size", 4),
     ("model__mlp_dim", 64),
-    ("optim__trainable", "memory"),
+    ("optim__frozen_dtype", "bfloat16"),
     ("data__seq_len", 16),
   ],
 )

@@ -20,7 +20,13 @@ from tests.runs.saved_steps import (
   restore_latest,
   save_steps,
 )
-from ultramem_jax.runs import array_reader, checkpoint, step_dirs, step_reader
+from ultramem_jax.runs import (
+  array_reader,
+  checkpoint,
+  step_dirs,
+  step_reader,
+  step_writer,
+)
 from ultramem_jax.settings import errors
 
 
@@ -63,7 +69,7 @@ def bad_cable(step_dir):
     raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_dirs, "_digest", fail)
+    patch.setattr(step_dirs, "digest", fail)
     patch.setattr(array_reader, "read", fail)
     yield
 
@@ -220,7 +226,7 @@ def test_files_that_the_seal_does_not_know_are_damage(workdir):
 
 
 def test_what_is_saved_is_opened_before_it_counts(workdir, monkeypatch):
-  original = checkpoint._start
+  original = step_writer.start
 
   def start_and_lose(path, items, facts):
     """As a file system that takes files and does not keep them."""
@@ -229,7 +235,7 @@ def test_what_is_saved_is_opened_before_it_counts(workdir, monkeypatch):
     return types.SimpleNamespace(result=lambda: None)
 
   with checkpoint.Checkpointer(workdir, 1) as saver:
-    monkeypatch.setattr(checkpoint, "_start", start_and_lose)
+    monkeypatch.setattr(step_writer, "start", start_and_lose)
     with pytest.raises(errors.CheckpointError, match="cannot be opened again"):
       saver.save(30, make_items(30), {})
     monkeypatch.undo()

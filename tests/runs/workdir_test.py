@@ -41,7 +41,7 @@ def test_another_config_is_refused(tmp_path):
   assert re.search(
     f"seed = 7, held: {held.seed}; log_every = 77, held: {held.log_every}; "
     f"eval_every = 78, held: {held.eval_every}; and 1 more. Use another "
-    "--workdir or the held value",
+    "--workdir, with init_from = .* for its parameters, or the held value",
     str(error.value),
   )
   assert workdir_lib.load_config(tmp_path) == held

@@ -9,6 +9,10 @@ import jax.numpy as jnp
 
 from ultramem_jax.ops import random
 
+# Paths of parameters that a model in bfloat16 reads in float32, or as they are
+# stored.
+READ_AS_STORED = r"(norm|gating)/|(^|/)(router|core|keys|\w*values\w*)$"
+
 
 def parameter(
   module: nn.Module,

@@ -81,6 +81,11 @@ def require_readable(folder: str | os.PathLike, tree: Any) -> None:
       raise ValueError(f"{folder} holds {saved}, not {leaf}")
 
 
+def key(path: Any) -> str:
+  """Returns the name by which a pytree's directory has the array at a path."""
+  return jax.tree_util.keystr(path, simple=True, separator=".")
+
+
 def _open(folder: str | os.PathLike, tree: Any) -> list[ts.TensorStore]:
   """Opens the arrays of a pytree, in the order of its leaves."""
   paths, _ = jax.tree.flatten_with_path(tree)
@@ -91,7 +96,7 @@ def _open(folder: str | os.PathLike, tree: Any) -> list[ts.TensorStore]:
         "kvstore": {
           "driver": "ocdbt",
           "base": {"driver": "file", "path": f"{os.fspath(folder)}/"},
-          "path": jax.tree_util.keystr(path, simple=True, separator="."),
+          "path": key(path),
         },
         "fill_missing_data_reads": False,
       },

@@ -7,6 +7,8 @@ A save has four parts; a thread of its own does all but the first:
   seal    The sha256 of every file is written to the directory's `sha256.json`.
   prune   Older steps are deleted, except the newest `keep` and the best one.
 
+Parameters that a run does not train are saved apart, once (`frozen.py`).
+
 So a kill at any moment leaves the older checkpoints as they were. A run starts
 from the first of these that exists:
 
@@ -31,39 +33,20 @@ import pathlib
 from typing import Any
 
 import jax
-import numpy as np
 from absl import logging
-from orbax.checkpoint import v1 as ocp
 
-from ultramem_jax.runs import array_reader, distributed, step_dirs, step_reader
+from ultramem_jax.runs import (
+  distributed,
+  frozen,
+  step_dirs,
+  step_reader,
+  step_writer,
+)
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.frozen import FrozenError
 from ultramem_jax.runs.step_dirs import Damaged
 from ultramem_jax.runs.step_reader import Restored
 from ultramem_jax.settings.errors import CheckpointError
-
-# Larger arrays are stored in chunks of rows, so that they can be read in parts.
-# The C library returns memory of this size to the system as soon as it is free.
-CHUNK_BYTES = 2**26
-TRIAL = ".trial"  # what is saved to see whether it can be
-
-
-def _storage(
-  key: Any, value: jax.Array
-) -> ocp.options.ArrayOptions.Saving.StorageOptions:
-  """Returns Orbax's options for storing an array."""
-  del key
-  options = ocp.options.ArrayOptions.Saving.StorageOptions()
-  part = value.sharding.shard_shape(value.shape)
-  size = math.prod(part) * value.dtype.itemsize
-  least = -(-size // CHUNK_BYTES)
-  # Not for arrays that are split by columns, nor for a number of rows without a
-  # suitable divisor: Orbax would cut them into slivers.
-  if least > 1 and part[1:] == value.shape[1:] and part[0] == max(part):
-    for count in range(least, 16 * least):
-      if part[0] % count == 0:
-        options.chunk_byte_size = size // count
-        break
-  return options
 
 
 class Checkpointer(contextlib.AbstractContextManager):
@@ -85,6 +68,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     workdir_lib.make_folder(self._root)
     self._keep = keep
     self._pending = None
+    self._store: frozen.Store | None = None
     self._lock = None
     if jax.process_index() == 0:
       # The kernel releases the lock when the process ends, however it ends.
@@ -97,15 +81,17 @@ class Checkpointer(contextlib.AbstractContextManager):
           f"another process is training in {workdir}: wait for its end or "
           "use another --workdir"
         ) from error
-      step_dirs.delete_leftovers(self._root)
+      for root in (self._root, frozen.root(self._root.parent)):
+        step_dirs.delete_leftovers(root)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
     try:
-      _try_save(self._root)
+      step_writer.try_save(self._root)
     except (OSError, ValueError, RuntimeError) as error:
       self.close()
       raise CheckpointError(
-        f"no checkpoint can be saved in {self._root} ({_first_line(error)}): "
-        "mend that, or use another --workdir"
+        f"no checkpoint can be saved in {self._root} "
+        f"({step_writer.first_line(error)}): mend that, or use another "
+        "--workdir"
       ) from error
 
   def save(
@@ -147,7 +133,11 @@ class Checkpointer(contextlib.AbstractContextManager):
       raise TypeError(f"data = {data!r}: must come back from JSON unchanged")
     if valid_loss is not None:
       valid_loss = float(valid_loss) if math.isfinite(valid_loss) else None
-    facts: Any = {
+    facts: Any = {}
+    if self._store:
+      items = frozen.without(items, self._store.arrays())
+      facts["frozen"] = self._store.facts()
+    facts |= {
       "step": step,
       "arrays": step_reader.arrays(items),
       "data": distributed.merged(data),
@@ -155,7 +145,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       "validation_due": validation_due,
     }
     shapes = jax.eval_shape(lambda: items)
-    response = _start(path, items, facts)
+    response = step_writer.start(path, items, facts)
     self._pending = self._thread.submit(self._finish, response, path, shapes)
     if jax.default_backend() == "cpu":
       self.wait()
@@ -178,16 +168,43 @@ class Checkpointer(contextlib.AbstractContextManager):
     response.result()
     if jax.process_index() == 0:
       self._require_place()
-      try:
-        step_reader.require_readable(path, shapes)
-      except (Damaged, OSError, ValueError) as error:
-        raise CheckpointError(
-          f"checkpoint {path} was written, but cannot be opened again "
-          f"({_first_line(error)}); earlier ones are whole"
-        ) from error
-      step_dirs.flush(path)
-      step_dirs.seal(path)
-      step_dirs.prune(self._root, int(path.name), self._keep)
+      step_writer.seal(path, shapes)
+      if path.parent == self._root:
+        step_dirs.prune(self._root, int(path.name), self._keep)
+        frozen.prune(self._root.parent, self._store)
+
+  def freeze(self, params: Any) -> None:
+    """Takes parameters that no later step changes, which saves leave out.
+
+    They are saved now, once, unless the checkpoint that was restored refers to
+    a store of the same arrays.
+
+    Args:
+      params: nested dict of arrays, a part of the item "params"; {}: none.
+    Raises:
+      CheckpointError: they cannot be saved, or not be opened again.
+    """
+    arrays = step_reader.arrays({frozen.ITEM: params})
+    if self._store and self._store.arrays() == arrays:
+      return
+    self._store = None
+    if arrays:
+      self._store = self._save_frozen(params, arrays)
+
+  def _save_frozen(self, params: Any, arrays: dict[str, str]) -> frozen.Store:
+    workdir, items = self._root.parent, {frozen.ITEM: params}
+    number = distributed.of_process_0(frozen.next_number(workdir))
+    path = frozen.root(workdir) / str(number)
+    if jax.process_index() == 0:
+      frozen.prune(workdir, None)  # of a start that was killed
+      workdir_lib.make_folder(path.parent)
+    facts = {"step": number, "arrays": arrays, "data": {}}
+    response = step_writer.start(path, items, facts)
+    shapes = jax.eval_shape(lambda: items)
+    self._pending = self._thread.submit(self._finish, response, path, shapes)
+    self.wait()
+    distributed.of_process_0(number)  # all wait for the seal
+    return frozen.Store(path, step_dirs.digest(path / step_dirs.SEAL))
 
   def _require_place(self) -> None:
     """Raises CheckpointError if the directory is no longer where it was."""
@@ -209,25 +226,32 @@ class Checkpointer(contextlib.AbstractContextManager):
       loss = float(valid_loss) if math.isfinite(valid_loss) else None
       step_dirs.add_loss(self._root / str(step), loss)
 
-  def restore_latest(self, items: dict[str, Any]) -> Restored | None:
+  def restore_latest(
+    self, items: dict[str, Any], fresh: str = ""
+  ) -> Restored | None:
     """Restores the newest sound checkpoint (the list in the module docstring).
 
     Args:
       items: pytrees by name of `jax.ShapeDtypeStruct` (or arrays) with the
         dtypes and shardings to restore to, on any mesh.
+      fresh: pattern of names of arrays that may be absent there, and are then
+        zero, or absent here, and are then left out; "": all must be the same.
     Returns:
       The checkpoint, or None if none was ever committed. Before the first step,
       at step 0, it may lack items: parameters from elsewhere bring no state of
       an optimizer.
     Raises:
-      CheckpointError: every checkpoint is damaged.
+      CheckpointError: every checkpoint is damaged, or the frozen parameters
+        that the newest refers to.
       TargetError: the newest sound one holds other arrays.
       OSError: it cannot be read now; nothing is changed.
     """
     for step in reversed(step_dirs.committed(self._root)):
       path = self._root / str(step)
       try:
-        return step_reader.read(path, items)
+        restored = step_reader.read(path, items, fresh)
+        self._store = restored.frozen
+        return restored
       except Damaged as damage:
         if jax.process_index() == 0:
           _set_aside(path, damage)
@@ -248,8 +272,9 @@ class Checkpointer(contextlib.AbstractContextManager):
         pending.result()
       except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
         raise CheckpointError(
-          f"a checkpoint cannot be written ({_first_line(error)}); earlier "
-          "ones are whole, and the same command continues from the newest"
+          f"a checkpoint cannot be written ({step_writer.first_line(error)}); "
+          "earlier ones are whole, and the same command continues from the "
+          "newest"
         ) from error
 
   def close(self) -> None:
@@ -271,42 +296,6 @@ class Checkpointer(contextlib.AbstractContextManager):
     self.close()
 
 
-def _start(path: pathlib.Path, items: dict[str, Any], facts: Any) -> Any:
-  """Starts Orbax's save; returns the response that waits for its commit."""
-  context = ocp.Context()
-  # Compression would hold all arrays in memory a second time, and parameters
-  # hardly become smaller.
-  context.array.saving.use_compression = False
-  context.array.saving.scoped_storage_options_creator = _storage
-  with context:
-    return ocp.save_checkpointables_async(
-      str(path),
-      {name: tree for name, tree in items.items() if jax.tree.leaves(tree)},
-      custom_metadata=facts,
-    )
-
-
-def _try_save(root: pathlib.Path) -> None:
-  """Saves a small array in a directory, and opens and deletes it again."""
-  path = root / TRIAL
-  is_first = jax.process_index() == 0
-  for leftover in root.glob(f"{TRIAL}*") if is_first else ():
-    step_dirs.delete(leftover)
-  # On all devices, as those of all processes must have a part of it.
-  mesh = jax.sharding.Mesh(jax.devices(), "x")
-  places = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  zero = np.zeros(1, np.float32)
-  tree = {"x": jax.make_array_from_callback((1,), places, lambda _: zero)}
-  _start(path, {"params": tree}, {}).result()
-  if is_first:
-    array_reader.require_readable(path / "params", tree)
-    step_dirs.delete(path)
-
-
-def _first_line(error: Exception) -> str:
-  return str(error).partition("\n")[0][:200]
-
-
 def _set_aside(path: pathlib.Path, damage: Damaged) -> None:
   aside = step_dirs.set_aside(path)
   logging.warning(
@@ -315,6 +304,12 @@ def _set_aside(path: pathlib.Path, damage: Damaged) -> None:
     damage,
     aside.name,
   )
+
+
+def any_saved(workdir: str | os.PathLike) -> bool:
+  """Returns whether a run has saved a checkpoint, even a damaged one."""
+  root = pathlib.Path(workdir, workdir_lib.CHECKPOINTS_NAME)
+  return bool(step_dirs.committed(root)) or any(root.glob("corrupt-*"))
 
 
 def restore(
@@ -331,7 +326,8 @@ def restore(
     step: "newest" (the newest sound one), "best" (least validation loss), or
       the number of a saved step.
   Raises:
-    CheckpointError: no such step, or it is damaged.
+    CheckpointError: no such step, or it is damaged, or the frozen parameters
+      that it refers to.
     TargetError: it holds other arrays.
     OSError: it cannot be read now.
   """
@@ -342,10 +338,10 @@ def restore(
     path = root / str(choice)
     try:
       return step_reader.read(path, items)
-    except (Damaged, OSError) as error:
+    except (Damaged, OSError, FrozenError) as error:
       if not distributed.of_process_0(path.exists()):
         continue
-      if isinstance(error, OSError):
+      if not isinstance(error, Damaged):
         raise
       logging.warning("checkpoint of step %d is damaged (%s)", choice, error)
       damaged.add(choice)

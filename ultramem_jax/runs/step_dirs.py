@@ -60,7 +60,8 @@ def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
   }
 
 
-def _digest(path: pathlib.Path) -> str:
+def digest(path: pathlib.Path) -> str:
+  """Returns the sha256 of a file."""
   with open(path, "rb") as f:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
@@ -79,7 +80,7 @@ def flush(path: pathlib.Path) -> None:
 
 def seal(path: pathlib.Path) -> None:
   """Records the digest of every file of a committed step."""
-  digests = {name: _digest(file) for name, file in _files(path).items()}
+  digests = {name: digest(file) for name, file in _files(path).items()}
   workdir_lib.write_atomically(path / SEAL, json.dumps(digests).encode())
 
 
@@ -100,8 +101,8 @@ def verify(path: pathlib.Path) -> bool:
     for name in _files(path):
       if name not in sealed:
         raise Damaged(f"{SEAL} does not know {name}")
-    for name, digest in sealed.items():
-      if _digest(path / name) != digest:
+    for name, held in sealed.items():
+      if digest(path / name) != held:
         raise Damaged(f"{name} has changed")
   except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
     name = os.path.relpath(error.filename, path)
@@ -116,6 +117,19 @@ def facts(path: pathlib.Path) -> dict[str, Any]:
     Damaged: it is lost, or belongs to another step.
     OSError: it cannot be read now.
   """
+  held = facts_of_any(path)
+  step = held.get("step", int(path.name))
+  if step != int(path.name):
+    raise Damaged(f"it is a copy of step {step}")
+  return held
+
+
+def facts_of_any(path: pathlib.Path) -> dict[str, Any]:
+  """Returns `facts` of a step that may have been set aside.
+
+  Raises:
+    Damaged, OSError: as `facts`.
+  """
   try:
     held = _parse((path / FACTS).read_bytes(), FACTS).get("custom_metadata")
   except (FileNotFoundError, NotADirectoryError) as error:
@@ -124,9 +138,6 @@ def facts(path: pathlib.Path) -> dict[str, Any]:
     isinstance(held.get(name), dict) for name in ("arrays", "data")
   ):
     raise Damaged(f"{FACTS} lacks what belongs to a step")
-  step = held.get("step", int(path.name))
-  if step != int(path.name):
-    raise Damaged(f"it is a copy of step {step}")
   return held
 
 
@@ -211,12 +222,16 @@ def prune(root: pathlib.Path, newest: int, keep: int) -> None:
     losses = _losses(root)
     for step in [step for step in losses if step <= newest][:-keep]:
       if step != _best(losses):
-        # Renamed first, so that a kill leaves no half-deleted step.
-        doomed = root / f"{step}.deleting"
-        os.rename(root / str(step), doomed)
-        delete(doomed)
+        remove(root / str(step))
   except OSError as error:
     logging.warning("older checkpoints are not deleted: %s", error)
+
+
+def remove(path: pathlib.Path) -> None:
+  """Deletes a step: a kill leaves it, or what `delete_leftovers` finds."""
+  doomed = path.with_name(f"{path.name}.deleting")
+  os.rename(path, doomed)
+  delete(doomed)
 
 
 def delete(path: pathlib.Path) -> None:

@@ -7,9 +7,11 @@ import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ultramem_jax.runs import array_reader, distributed, step_dirs
+from ultramem_jax.runs import array_reader, distributed, frozen, step_dirs
+from ultramem_jax.runs.frozen import FrozenError, Store
 from ultramem_jax.runs.step_dirs import Damaged
 from ultramem_jax.settings.errors import TargetError
 
@@ -34,6 +36,7 @@ class Restored:
     valid_loss: validation loss at that step; None: it was not evaluated, or is
       not finite.
     validation_due: whether it should have been, but the run was stopped.
+    frozen: the store of those of its parameters that lie apart.
   """
 
   step: int
@@ -41,6 +44,7 @@ class Restored:
   data: dict[str, Any]
   valid_loss: float | None
   validation_due: bool
+  frozen: Store | None = None
 
 
 def arrays(tree: Any) -> dict[str, str]:
@@ -54,7 +58,7 @@ def arrays(tree: Any) -> dict[str, str]:
 
 
 def _require_same_arrays(
-  saved: dict[str, str], items: dict[str, Any], path: os.PathLike
+  saved: dict[str, str], items: dict[str, Any], path: os.PathLike, fresh: str
 ) -> None:
   """Raises TargetError if items have other arrays than were saved."""
   held = {
@@ -68,6 +72,7 @@ def _require_same_arrays(
     f"{wanted.get(name, 'absent')} here"
     for name in dict.fromkeys([*wanted, *held])
     if held.get(name) != wanted.get(name)
+    and not (_is_fresh(name, fresh) and (name in held) != (name in wanted))
   ]
   if differences:
     raise TargetError(
@@ -75,6 +80,10 @@ def _require_same_arrays(
       f" ({len(differences)} arrays differ). If another version of UltraMem-JAX"
       " wrote it, go on with that version, or use another --workdir"
     )
+
+
+def _is_fresh(name: str, fresh: str) -> bool:
+  return bool(fresh) and bool(re.match(fresh, name))
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -87,54 +96,96 @@ def _target(leaf: Any) -> jax.ShapeDtypeStruct:
   )
 
 
-def _read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
+def _read_item(
+  name: str, tree: Any, saved_in: dict[pathlib.Path, dict[str, str]]
+) -> Any:
+  """Reads a pytree from the directories that hold its arrays.
+
+  An array that none of them holds is zero.
+
+  Args:
+    name: of the item.
+    tree: its arrays as `jax.ShapeDtypeStruct`; at least one.
+    saved_in: the arrays that each directory holds.
+  """
+  leaves, treedef = jax.tree.flatten_with_path(tree)
+  targets = {array_reader.key(path): _target(leaf) for path, leaf in leaves}
+  named = dict(zip(targets, arrays({name: tree}), strict=True))
+  found = {}
+  for folder, saved in saved_in.items():
+    part = {k: x for k, x in targets.items() if named[k] in saved}
+    found |= array_reader.read(folder / name, part) if part else {}
+  for key in targets.keys() - found:
+    x = targets[key]
+    found[key] = jnp.zeros(x.shape, x.dtype, device=x.sharding)
+  return jax.tree.unflatten(treedef, [found[key] for key in targets])
+
+
+def _read(path: pathlib.Path, items: dict[str, Any], fresh: str) -> Restored:
   """Reads the named items of a step from the disk."""
-  facts = step_dirs.facts(path)
+  facts, store = step_dirs.facts(path), frozen.of(path)
+  saved_in = {path: facts["arrays"]}
+  if store:
+    saved_in[store.path] = store.arrays()
+  saved = {k: x for arrays in saved_in.values() for k, x in arrays.items()}
   if int(path.name) == 0:
     # Parameters from elsewhere bring no state of an optimizer.
-    saved = {name.partition("/")[0] for name in facts["arrays"]}
+    there = {name.partition("/")[0] for name in saved}
     items = {
       name: tree
       for name, tree in items.items()
-      if name in saved or not jax.tree.leaves(tree)
+      if name in there or not jax.tree.leaves(tree)
     }
   # The reader validates neither shape nor dtype.
-  _require_same_arrays(facts["arrays"], items, path)
+  _require_same_arrays(saved, items, path, fresh)
   loss, due = step_dirs.valid_loss(path)
   # Orbax cannot save a pytree without leaves; such an item is returned as is.
   loaded = {
-    name: array_reader.read(path / name, jax.tree.map(_target, tree))
+    name: _read_item(name, tree, saved_in)
     for name, tree in items.items()
     if jax.tree.leaves(tree)
   }
-  return Restored(int(path.name), {**items, **loaded}, facts["data"], loss, due)
+  return Restored(
+    int(path.name), {**items, **loaded}, facts["data"], loss, due, store
+  )
 
 
-def read(path: pathlib.Path, items: dict[str, Any]) -> Restored:
+def read(
+  path: pathlib.Path, items: dict[str, Any], fresh: str = ""
+) -> Restored:
   """Reads a step; all processes agree on whether it is damaged.
 
   Args:
     path: its directory.
     items: as for `checkpoint.restore`.
+    fresh: as for `Checkpointer.restore_latest`.
   Raises:
+    FrozenError: the store that it refers to is damaged; it is not.
     Damaged: a digest differs, or an unsealed step cannot be decoded.
     TargetError: the step is sound, but items are not what it holds.
     OSError: it cannot be read now, which says nothing about it.
   """
-  sealed, damage, trouble = False, "", ""
+  sealed, damage, trouble, lost = False, "", "", ""
   if jax.process_index() == 0:
     try:
       sealed = step_dirs.verify(path)
+      store = frozen.of(path)
+      if store:
+        store.verify()
+    except FrozenError as error:
+      lost = str(error)
     except Damaged as error:
       damage = str(error)
     except OSError as error:
       trouble = str(error)
+  if distributed.any_process(bool(lost)):
+    raise FrozenError(lost or "frozen parameters are damaged: see process 0")
   _raise_together(damage, trouble)
   sealed = distributed.any_process(sealed)
   restored = None
   try:
-    restored = _read(path, items)
-  except (TargetError, MemoryError, jax.errors.JaxRuntimeError):
+    restored = _read(path, items, fresh)
+  except (TargetError, FrozenError, MemoryError, jax.errors.JaxRuntimeError):
     raise
   except Damaged as error:
     damage = str(error)

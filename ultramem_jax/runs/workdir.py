@@ -1,7 +1,8 @@
 """The directory of a run, and the configuration that it is bound to.
 
 A workdir holds `config.json`, `inputs.json`, `checkpoints/`, `metrics.jsonl`,
-`timing.jsonl`, `tensorboard/` and, after benchmark tasks, `tasks.jsonl`.
+`timing.jsonl`, `tensorboard/`; `frozen/` if some parameters are not trained;
+and, after benchmark tasks, `tasks.jsonl`.
 `claim` binds it to one configuration and one corpus when a run starts there.
 Whoever continues the run must give the same; evaluation and generation read
 the configuration from the workdir.
@@ -53,6 +54,7 @@ OVERRIDABLE_FIELDS = (
   "optim.init_fraction",
   "optim.learning_rate",
   "optim.rate_multipliers",
+  "optim.trainable",
   "optim.value_lr_horizon",
   "optim.value_lr_multiplier",
   "optim.warmup_fraction",
@@ -120,6 +122,13 @@ def _is_among(field: str, sections: tuple[str, ...]) -> bool:
   return any(f"{field}.".startswith(f"{section}.") for section in sections)
 
 
+def _is_overridable(field: str, config: Config) -> bool:
+  # What was rounded when it was frozen cannot be trained from there.
+  if field == "optim.trainable" and config.optim.frozen_dtype != "float32":
+    return False
+  return _is_among(field, OVERRIDABLE_FIELDS)
+
+
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
   """Returns the content of config.json: {"corpus": str, "config": dict}."""
   path = workdir / CONFIG_NAME
@@ -151,18 +160,22 @@ def _require_same(
     for field, value in given.items()
     if not _is_free(field) and value != held[field]
   }
-  fixed = [x for x in changes if not _is_among(x, OVERRIDABLE_FIELDS)]
+  fixed = [x for x in changes if not _is_overridable(x, config)]
   if changes and (fixed or not override):
     named = [
       f"{field} = {changes[field]['to']!r}, held: {changes[field]['from']!r}"
       for field in (fixed if override else changes)
     ]
     more = f"; and {len(named) - 3} more" if len(named) > 3 else ""
-    wish = "" if fixed else ", or --override to go on with the new one"
+    wish = (
+      f", with init_from = {str(workdir)!r} for its parameters, or the held "
+      "value"
+      if fixed
+      else " or the held value, or --override to go on with the new one"
+    )
     raise ConfigError(
       f"{workdir} holds a run with another config: "
-      f"{'; '.join(named[:3])}{more}. Use another --workdir or the held "
-      f"value{wish}"
+      f"{'; '.join(named[:3])}{more}. Use another --workdir{wish}"
     )
   # What is in the files of the corpus says more than the line about it.
   has_inputs = (workdir / INPUTS_NAME).exists()
@@ -202,6 +215,12 @@ def overridden_at(workdir: str | os.PathLike) -> int:
   """Returns the step from which the present settings hold; 0: the start."""
   overrides = _read(pathlib.Path(workdir)).get("overrides", [])
   return overrides[-1]["step"] if overrides else 0
+
+
+def is_overridden(workdir: str | os.PathLike, field: str) -> bool:
+  """Returns whether a run has gone on with another value of a field."""
+  overrides = _read(pathlib.Path(workdir)).get("overrides", [])
+  return any(field in changes for changes in overrides)
 
 
 def require_name(workdir: str | os.PathLike) -> None:

@@ -9,10 +9,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from ultramem_jax.layers import prepared
-
-# Parameters that a model in bfloat16 reads in float32, or as they are stored.
-UNCAST = r"(norm|gating)/|(^|/)(router|core|keys|\w*values\w*)$"
-
+from ultramem_jax.layers.parameter import READ_AS_STORED
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -66,6 +63,6 @@ def _cast(model: nn.Module, params: dict[str, Any]) -> dict[str, Any]:
   if dtype == jnp.float32:
     return params
   return {
-    path: x if re.search(UNCAST, path) else x.astype(dtype)
+    path: x if re.search(READ_AS_STORED, path) else x.astype(dtype)
     for path, x in params.items()
   }

@@ -58,6 +58,7 @@ class OptimConfig:
   z_loss: float
   trainable: str = "all"
   rate_multipliers: str = ""
+  frozen_dtype: str = "float32"
   table_rule: str = "adamw"
   table_rows: str = "all"
   table_top_t: int = 500
@@ -67,6 +68,7 @@ class OptimConfig:
     path = "optim"
     require_types(path, self)
     require_choice(path, self, "table_update", "dense", "sparse", "auto")
+    require_choice(path, self, "frozen_dtype", "float32", "bfloat16")
     require_choice(path, self, "table_moments", "float32", "bfloat16")
     require_choice(path, self, "table_second_moment", "element", "row")
     self._require_table_rule()

@@ -206,7 +206,10 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
       parts["optimizer"] += sum(moments) * is_trainable(path)
     parts["gradients"] += factor_bytes(config) // split
   trained = sum(math.prod(shapes[x]) for x in filter(is_trainable, shapes))
-  parts["parameters"] += 4 * sum(map(math.prod, shapes.values()))
+  parts["parameters"] += sum(
+    trainable.stored_dtype(path, config.optim).itemsize * math.prod(shape)
+    for path, shape in shapes.items()
+  )
   parts["optimizer"] += 2 * 4 * trained
   parts["gradients"] += sums * 4 * trained
   tokens = config.data.seq_len * (config.batch_size // split)

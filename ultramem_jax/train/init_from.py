@@ -173,7 +173,7 @@ def load(plan: Plan, variables: Any, mesh: Any) -> Any:
       for x in (found, variables)
     )
     merged = {
-      path: jax.device_put(theirs[path], leaf.sharding)
+      path: jax.device_put(theirs[path].astype(leaf.dtype), leaf.sharding)
       if path in theirs and is_taken(path)
       else leaf
       for path, leaf in ours.items()

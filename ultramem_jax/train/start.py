@@ -8,6 +8,9 @@ from ultramem_jax.train import init_from
 from ultramem_jax.train.program import TrainProgram
 from ultramem_jax.train.state import TrainState
 
+# Names of the moments in a checkpoint.
+MOMENTS = "rest/(opt_state|tables)/"
+
 
 def restore_or_init(
   checkpointer: checkpoint.Checkpointer,
@@ -16,6 +19,7 @@ def restore_or_init(
   place: Any,
   source: init_from.Plan | None,
   layout: Layout,
+  trains_others: bool = False,
 ) -> tuple[TrainState, checkpoint.Restored | None]:
   """Returns the state to start from, and the checkpoint that it is from.
 
@@ -29,8 +33,12 @@ def restore_or_init(
     place: where `batches` go on instead; None: as described.
     source: where the parameters of a new run come from; None: they are new.
     layout: of the arrays on a mesh.
+    trains_others: the checkpoint may be from when others of the parameters
+      were trained. The moments of those that are now begin at zero.
   """
-  restored = checkpointer.restore_latest(train_step.state.to_items())
+  restored = checkpointer.restore_latest(
+    train_step.state.to_items(), MOMENTS if trains_others else ""
+  )
   if restored is not None and "rest" in restored.items:
     batches.set_state(place or restored.data)
     return train_step.state_from(restored.items), restored

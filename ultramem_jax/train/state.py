@@ -103,9 +103,8 @@ def init_state(
   # No parameter depends on the tokens; one is traced fastest.
   token_BT = jnp.zeros((1, 1), jnp.int32)
   variables = model.init(jax.random.fold_in(key, 0), token_BT)
-  trained, frozen = trainable.split(
-    nn.meta.unbox(variables["params"]), config.optim.trainable
-  )
+  params = trainable.stored(nn.meta.unbox(variables["params"]), config.optim)
+  trained, frozen = trainable.split(params, config.optim.trainable)
   params, tables = tables_lib.take_tables(
     trained, config.optim.moments, config.optim.table_second_moment
   )

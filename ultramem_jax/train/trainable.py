@@ -4,15 +4,20 @@ import dataclasses
 import re
 from typing import Any
 
+import jax.numpy as jnp
 from flax import traverse_util
 
+from ultramem_jax.layers.parameter import READ_AS_STORED
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.config import Config, OptimConfig
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 
 ALL = "all"
 LORA = "/lora_a"
+# Of a bfloat16 model too these are float32; and so are memories, which leave
+# their model with the numbers that they have.
+KEPT = rf"^memory|{READ_AS_STORED}"
 
 
 def is_trainable(path: str, pattern: str) -> bool:
@@ -37,6 +42,23 @@ def split(params: Any, pattern: str) -> tuple[Any, Any]:
     traverse_util.unflatten_dict(parts[key], sep="/") for key in (True, False)
   )
   return trained, frozen
+
+
+def stored_dtype(path: str, optim: OptimConfig) -> jnp.dtype:
+  """Returns the dtype in which a run holds a parameter that is no table."""
+  frozen = not is_trainable(path, optim.trainable)
+  narrow = frozen and not re.search(KEPT, path)
+  return jnp.dtype(optim.frozen_dtype if narrow else jnp.float32)
+
+
+def stored(params: Any, optim: OptimConfig) -> Any:
+  """Returns parameters in the dtypes in which a run holds them."""
+  flat: dict[str, Any] = traverse_util.flatten_dict(params, sep="/")
+  held = {
+    path: x.astype(stored_dtype(path, optim)) if x.dtype == jnp.float32 else x
+    for path, x in flat.items()
+  }
+  return traverse_util.unflatten_dict(held, sep="/")
 
 
 def join(trained: Any, frozen: Any) -> Any:

@@ -91,7 +91,8 @@ def read_variables(
   Args:
     source: of `opened`.
     c: the model, with the fields of the source.
-    abstract: the collections as `jax.ShapeDtypeStruct` with shardings.
+    abstract: the collections as `jax.ShapeDtypeStruct` with shardings; the
+      parameters take its dtypes.
   Raises:
     ConfigError: of `read_params` and `read_memory`; or the memories belong to
       another model.
@@ -102,7 +103,11 @@ def read_variables(
     path[1:]: x.sharding for path, x in flat.items() if path[0] == "params"
   }
   params = model_lib.read_params(pretrained, c, places)
-  read = {("params", *path): x for path, x in params.items()}
+  read = {
+    path: params[path[1:]].astype(x.dtype)
+    for path, x in flat.items()
+    if path[0] == "params" and path[1:] in params
+  }
   if memories:
     entries = model_lib.entries(pretrained, c)
     exact = Backbone(entries, params, dict.fromkeys(entries, "F32"))
