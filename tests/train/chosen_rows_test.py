@@ -138,6 +138,7 @@ def save_counts(path, **changes):
     "reads": {PATH: np.arange(256)},
     "texts": {PATH: np.minimum(np.arange(256), 9)},
     "num_texts": 9,
+    "step": 0,
     "sources": {},
   }
   row_counts.save(path, row_counts.RowCounts(**{**counts, **changes}))

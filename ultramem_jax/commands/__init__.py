@@ -9,6 +9,7 @@ SUMMARIES = {
   "accounting": "count a model's parameters, FLOPs, memory access and bytes",
   "compile": "compile a run's steps for devices that need not be here",
   "convert": "convert a TFRecord dataset to ArrayRecord",
+  "count": "count how often text reads the rows of a model's tables",
   "export": "write a run's model as a folder of Hugging Face",
   "generate": "continue prompts with a trained model",
   "import": "make a run of a pretrained model of Hugging Face",

@@ -25,12 +25,15 @@ class RowCounts(NamedTuple):
   texts: likewise, in how many texts a row was read: rows of a batch, without
     their padding.
   num_texts: how many texts were read.
-  sources: what was read, by a digest of it; for whoever counts more.
+  step: of the model that read them.
+  sources: by a digest of what was read, {"text": a name, "batches": how many,
+    "batch_size", "place": where the next one begins}.
   """
 
   reads: dict[str, np.ndarray]
   texts: dict[str, np.ndarray]
   num_texts: int
+  step: int
   sources: dict[str, Any]
 
 
@@ -70,6 +73,7 @@ def load(path: pathlib.Path, field: str) -> RowCounts:
     counts = RowCounts(
       **kinds,
       num_texts=int(facts["num_texts"]),
+      step=int(facts["step"]),
       sources=json.loads(facts["sources"]),
     )
     shapes = [
@@ -99,13 +103,55 @@ def save(path: pathlib.Path, counts: RowCounts) -> None:
   }
   facts = {
     "num_texts": str(counts.num_texts),
+    "step": str(counts.step),
     "sources": json.dumps(counts.sources),
   }
   write_atomically(path, safetensors.numpy.save(tensors, facts))
 
 
+def empty(num_rows: Mapping[str, int], step: int) -> RowCounts:
+  """Returns the counts of a model that has read nothing yet.
+
+  Args:
+    num_rows: of each table, by path.
+    step: of the model.
+  """
+  zeros = lambda: {
+    path: np.zeros(size, np.int64) for path, size in num_rows.items()
+  }
+  return RowCounts(zeros(), zeros(), 0, step, {})
+
+
+def require_like(counts: RowCounts, like: RowCounts, field: str, path: Any):
+  """Requires counts to be of the same model as others.
+
+  Args:
+    counts, like: the counts, and the others.
+    field, path: the setting that names the file of the counts, and its value.
+  Raises:
+    ConfigError: they are of another step, or of other tables.
+  """
+  require(
+    counts.step == like.step,
+    field,
+    str(path),
+    f"counts what the model of step {counts.step} reads, not that of step "
+    f"{like.step}",
+  )
+  shapes = [{k: v.shape for k, v in x.reads.items()} for x in (counts, like)]
+  require(
+    shapes[0] == shapes[1],
+    field,
+    str(path),
+    f"counts other tables, {shapes[0]}; the model has {shapes[1]}",
+  )
+
+
 def merged(one: RowCounts, other: RowCounts) -> RowCounts:
-  """Returns the counts of what either has read; they share no source."""
+  """Returns the sums of counts of one model.
+
+  Of a source of both, what `other` says of it is kept.
+  """
 
   def add(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]):
     return {path: one[path] + other[path] for path in one}
@@ -114,5 +160,6 @@ def merged(one: RowCounts, other: RowCounts) -> RowCounts:
     add(one.reads, other.reads),
     add(one.texts, other.texts),
     one.num_texts + other.num_texts,
+    one.step,
     {**one.sources, **other.sources},
   )

@@ -189,7 +189,34 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
   }
 
 
-def _table_of(name: str, tables: Tables) -> str:
+def rows_read(
+  read: Any, num_rows: Mapping[str, int], segments_BT: jax.Array
+) -> dict[str, jax.Array]:
+  """Returns the rows that a model has read, [B, T, Y] int32 by table.
+
+  Args:
+    read: the model's collection "factors".
+    num_rows: I of each table, by path.
+    segments_BT: [B, T] int32; 0 where there is padding, which reads row I.
+  """
+  parts = {path: [] for path in num_rows}
+  flat_reads: dict[str, Any] = traverse_util.flatten_dict(read, sep="/")
+  for name, (index,) in flat_reads.items():
+    path = _table_of(name, num_rows)
+    _, row_BTY = _place(index["index_BTY"], segments_BT, num_rows[path])
+    parts[path].append(row_BTY)
+  return {path: jnp.concatenate(x, axis=-1) for path, x in parts.items()}
+
+
+def _place(index_BTY, segments_BT, num_rows):
+  """Returns the pools and the rows of reads; row I where there is padding."""
+  pool_BTY, row_BTY = jnp.divmod(index_BTY, num_rows)
+  if segments_BT is not None:
+    row_BTY = jnp.where(segments_BT[..., None] > 0, row_BTY, num_rows)
+  return pool_BTY, row_BTY
+
+
+def _table_of(name: str, tables: Mapping[str, Any]) -> str:
   """Returns the path of the table that a read is of; "": it is not trained."""
   shared = f"memory_tables/{name.rpartition('/')[-1]}"  # by all layers
   return next((path for path in (name, shared) if path in tables), "")
@@ -200,9 +227,7 @@ def _factors_of_read(read, tap_gradient, segments_BT, num_rows) -> Factors:
     weight_BTYC, vector_BTEW = read["weight_BTYC"], tap_gradient
   else:
     weight_BTYC, vector_BTEW = tap_gradient[..., None], read["vector_BTEW"]
-  pool_BTY, row_BTY = jnp.divmod(read["index_BTY"], num_rows)
-  if segments_BT is not None:
-    row_BTY = jnp.where(segments_BT[..., None] > 0, row_BTY, num_rows)
+  pool_BTY, row_BTY = _place(read["index_BTY"], segments_BT, num_rows)
   return merge_leading(Factors(row_BTY, pool_BTY, weight_BTYC, vector_BTEW))
 
 

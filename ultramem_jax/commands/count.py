@@ -1,0 +1,78 @@
+"""Counts how often text reads the rows of a model's tables.
+
+  python -m ultramem_jax count --workdir=runs/a --batches=200
+  python -m ultramem_jax count --workdir=runs/a --data.source=text \\
+      --data.path='books/*.txt'
+
+The counts are what `optim.table_rows` compares a fine-tuning's text with, so
+the text should be of the general kind that the model has learned. By default
+it is the run's own, its train split; --data.FIELD=VALUE names another. The
+counts are kept in the workdir. The same command with more --batches counts on,
+as it does where it was stopped; other text is added; and so is what was
+counted elsewhere, by --merge=FILE.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+from ml_collections import config_flags
+
+from configs import default
+from ultramem_jax import cli, data
+from ultramem_jax.commands import model_flags
+from ultramem_jax.runs import inputs, row_counts
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.tools import count
+
+
+def define_flags() -> None:
+  model_flags.define()
+  cli.define_section(
+    "data",
+    default.get_config().data,
+    "Other text than the run's train split: --data.FIELD=VALUE.",
+  )
+  flags.DEFINE_integer(
+    "batches", 1000, "Batches of this text to count in all.", lower_bound=0
+  )
+  flags.DEFINE_integer(
+    "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
+  )
+  flags.DEFINE_string(
+    "output", None, "The file of the counts, if not the one in the workdir."
+  )
+  flags.DEFINE_multi_string(
+    "merge",
+    [],
+    "Add what another file counted of the same model, in place of text; the "
+    "file, or the workdir that has it.",
+  )
+  cli.define_accept_changed_data()
+  cli.define_processes()
+
+
+def main() -> None:
+  cli.join_processes()
+  values = flags.FLAGS
+  loaded = model_flags.load()
+  path = pathlib.Path(values.output or values.workdir)
+  path = row_counts.find(path)
+  if values.merge:
+    like = row_counts.empty(count.table_rows(loaded), loaded.step)
+    counts = count.merge_files(path, values.merge, like)
+  else:
+    asked = config_flags.get_override_values(values["data"])
+    fields = config_lib.to_dict(loaded.config)
+    fields["batch_size"] = values.batch_size or fields["batch_size"]
+    fields["data"] |= asked
+    config = config_lib.parse(fields)
+    corpus = data.open(config)
+    if not asked:
+      read, accepted = corpus.inputs("train"), values.accept_changed_data
+      inputs.require_same(values.workdir, read, accepted)
+    counts = count.count_text(
+      loaded._replace(config=config), corpus, path, values.batches, print
+    )
+  print(json.dumps(count.describe(counts)))
+  print(f"counts: {path}")
