@@ -7,6 +7,9 @@
 memories lie beside the model in memory.safetensors and memory.json, which
 import reads, and other programs do not look at. --memory_only writes nothing
 else: a small folder for those who have the model, `import --memory=DIR`.
+
+Of a run with LoRA, that alone is written, as a folder that `peft` loads and
+`import --lora=DIR` reads. For a whole model, run merge-lora first.
 """
 
 from absl import flags

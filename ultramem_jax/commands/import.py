@@ -33,6 +33,11 @@ def define_flags() -> None:
     "Folder of a memory for this model, as `export --memory_only` writes it, "
     "in place of any that --from has.",
   )
+  flags.DEFINE_string(
+    "lora",
+    None,
+    "Folder of a LoRA for this model, as `export` or peft writes it.",
+  )
 
 
 def main() -> None:
@@ -45,7 +50,7 @@ def main() -> None:
     require(bool(value), f"--{name}", value, f"must name {what}")
   asked = config_flags.get_override_values(values["config"])
   config = pretrained.import_run(
-    source, workdir, cli.load_config(), asked, values.memory
+    source, workdir, cli.load_config(), asked, values.memory, values.lora
   )
   print(accounting.headline(config.model))
   if not pretrained.has_tokenizer(config):

@@ -76,6 +76,13 @@ def linear(path: Path, outputs: int, inputs: int) -> Entry:
   return entry(path, split=(outputs, inputs), axes=(1, 0))
 
 
+def on_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  """Returns an array of this machine, split over devices; it may be freed."""
+  return jax.block_until_ready(
+    jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+  )
+
+
 def read(entries: dict[str, Entry], tensors: Mapping[str, Any]) -> Any:
   """Returns the variables that the tensors hold.
 

@@ -1,10 +1,13 @@
 """Writes the model of a run as a Hugging Face folder, its memories beside it.
 
+Of a run with LoRA that alone is written, as `peft` does.
+
 `tools.pretrained` reads what is written here.
 """
 
 import os
 import pathlib
+import re
 import shutil
 
 from ultramem_jax.interop import pretrained as pretrained_lib
@@ -13,7 +16,9 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.config import Config
 from ultramem_jax.tools.pretrained import CONFIG, DTYPES
+from ultramem_jax.train import sharding, trainable
 
 
 def export_run(
@@ -34,8 +39,8 @@ def export_run(
     memory_only: writes the memories only, and which transformer they are for.
   Raises:
     ConfigError: output holds something; the transformer is of no known family;
-      it is not the memories that were asked for that the model has; or its
-      numbers are too large for the dtype.
+      it is not the memories that were asked for that the model has; a run with
+      LoRA trained the transformer, too; or numbers are too large for the dtype.
   """
   workdir_lib.require_unused("--output", output)
   c = loaded.config.model
@@ -45,6 +50,8 @@ def export_run(
     memory_only,
     f"the model of {workdir} has no memory",
   )
+  if c.lora.rank and loaded.step > 0:
+    _require_frozen(loaded.config)
   settings = pretrained_lib.make_settings(
     c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
   )
@@ -57,8 +64,27 @@ def export_run(
     pretrained_lib.write_variables(
       folder, c, loaded.variables, settings, dtype_of, memory_only
     )
-    if not memory_only:
+    if not (memory_only or c.lora.rank):
       _copy_files(folder, workdir)
+
+
+def _require_frozen(config: Config) -> None:
+  """Requires a run to have trained LoRA and memories only."""
+  pattern = config.optim.trainable
+  paths = ("/".join(path) for path in sharding.parameter_axes(config.model))
+  trained = [
+    path
+    for path in paths
+    if trainable.is_trainable(path, pattern)
+    and not re.search(r"^memory|/lora_[ab]$", path)
+  ]
+  require(
+    not trained,
+    "optim.trainable",
+    pattern,
+    f"trained {', '.join(trained[:2])}, ... beside the LoRA, which is written "
+    "without them: run merge-lora first, for a whole model",
+  )
 
 
 def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:

@@ -40,6 +40,7 @@ def import_run(
   config: Config,
   asked: Collection[str] = (),
   memory: str | None = None,
+  lora: str | None = None,
 ) -> Config:
   """Makes a workdir with the model of a folder or a GGUF file, at step 0.
 
@@ -52,6 +53,7 @@ def import_run(
     asked: fields of it that a user has set, such as "model.dtype".
     memory: folder with the memories of the model, in place of any that the
       source has.
+    lora: folder with a LoRA for the model, as `peft` writes it.
   Returns:
     The config of the run.
   Raises:
@@ -60,7 +62,7 @@ def import_run(
       decides; or the workdir holds something.
   """
   workdir_lib.require_unused("--workdir", workdir)
-  with pretrained_lib.opened(source, memory) as opened:
+  with pretrained_lib.opened(source, memory, lora) as opened:
     pretrained = opened.model
     place = pathlib.Path(workdir)
     tokenizer = place / inputs.TOKENIZER_NAME / TOKENIZER

@@ -119,8 +119,6 @@ def _faults(c: ModelConfig, name: str, settings: dict[str, Any]) -> list[str]:
     faults.append(f"model.moe.num_experts = {c.moe.num_experts}")
   if len(c.mlp_layers) < c.num_layers:
     faults.append("model.memory.replace_mlp = True")
-  if c.lora.rank:
-    faults.append(f"model.lora.rank = {c.lora.rank} (merge-lora makes it 0)")
   if c.mlp_conv:
     faults.append(f"model.mlp_conv = {c.mlp_conv}")
   return faults + s.faults

@@ -83,7 +83,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
   """
   single = folder / SINGLE
   if single.exists():
-    return _headers(single)
+    return tensors_of(single)
   if not (folder / INDEX).exists():
     raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
   places = read_json(folder / INDEX).get("weight_map")
@@ -99,7 +99,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     elif not (folder / name).is_file():
       faults.append(f"the file {name!r} is missing")
     else:
-      held = _headers(folder / name)
+      held = tensors_of(folder / name)
       faults += [f"{x} is in two files" for x in sorted(set(held) & set(found))]
       found |= held
   if not faults:
@@ -114,7 +114,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
   return found
 
 
-def _headers(path: pathlib.Path) -> dict[str, Tensor]:
+def tensors_of(path: pathlib.Path) -> dict[str, Tensor]:
   """Returns the tensors of one file."""
   return {
     name: Tensor(path, name, *header)

@@ -15,7 +15,7 @@ import numpy as np
 from ultramem_jax.interop import files as files_lib
 from ultramem_jax.interop.files import Header
 from ultramem_jax.interop.pretrained import files, write
-from ultramem_jax.interop.tensors import Path
+from ultramem_jax.interop.tensors import Path, on_devices
 from ultramem_jax.settings.errors import ConfigError
 
 SETTINGS, TENSORS = "memory.json", "memory.safetensors"
@@ -115,13 +115,7 @@ def read_memory(
       array = file.get_tensor(name)
       if not np.isfinite(array).all():
         raise ConfigError(f"{path}: {name} is not finite")
-      arrays[place] = jax.block_until_ready(
-        jax.make_array_from_callback(
-          array.shape,
-          places[place].sharding,
-          lambda index, array=array: array[index],
-        )
-      )
+      arrays[place] = on_devices(array, places[place].sharding)
   return arrays
 
 

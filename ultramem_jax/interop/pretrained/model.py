@@ -12,7 +12,7 @@ import numpy as np
 from ultramem_jax.interop.pretrained import files, names
 from ultramem_jax.interop.pretrained.families import FAMILIES, Family, Fields
 from ultramem_jax.interop.pretrained.settings import Settings
-from ultramem_jax.interop.tensors import Entry, Path
+from ultramem_jax.interop.tensors import Entry, Path, on_devices
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.model import ModelConfig
 
@@ -172,20 +172,20 @@ def read_params(
   params = {}
   for name, entry in entries(pretrained, c).items():
     (path,) = entry.paths
-    array = _read(pretrained.tensors[name], entry)
+    array = read_array(pretrained.tensors[name], entry)
     head = pretrained.tensors.get(names.HEAD)
     if name == names.EMBEDDING and c.tie_embeddings and head:
       _require_tied(head, array)
-    params[path] = jax.block_until_ready(
-      jax.make_array_from_callback(
-        array.shape, shardings[path], lambda index, array=array: array[index]
-      )
-    )
+    params[path] = on_devices(array, shardings[path])
   return params
 
 
-def _read(tensor: Tensor, entry: Entry) -> np.ndarray:
-  """Returns the array that a tensor holds, float32."""
+def read_array(tensor: Tensor, entry: Entry) -> np.ndarray:
+  """Returns the array that a tensor holds, float32.
+
+  Raises:
+    ConfigError: a number is not finite.
+  """
   (path,) = entry.paths
   array = np.empty(entry.array_shapes[path], np.float32)
   as_stored = array.transpose(np.argsort(entry.axes))

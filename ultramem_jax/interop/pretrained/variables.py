@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from ultramem_jax.interop.pretrained import adapter as adapter_lib
 from ultramem_jax.interop.pretrained import config_json, gguf_file, write
 from ultramem_jax.interop.pretrained import memory as memory_lib
 from ultramem_jax.interop.pretrained import model as model_lib
+from ultramem_jax.interop.pretrained.adapter import Adapter
 from ultramem_jax.interop.pretrained.memory import Memory
 from ultramem_jax.interop.pretrained.model import Pretrained
 from ultramem_jax.interop.pretrained.write import Backbone
@@ -41,18 +43,21 @@ OTHERS = {
 
 
 class Opened(NamedTuple):
-  """A pretrained model and, if it has any, its memories: headers only.
+  """A pretrained model and what belongs to it, if anything: headers only.
 
-  model: whose fields have those of the memories.
+  model: whose fields have those of the memories and of the LoRA.
   """
 
   model: Pretrained
   memories: Memory | None
+  adapter: Adapter | None
 
 
 @contextlib.contextmanager
 def opened(
-  source: str | os.PathLike, memory: str | os.PathLike | None = None
+  source: str | os.PathLike,
+  memory: str | os.PathLike | None = None,
+  lora: str | os.PathLike | None = None,
 ) -> Iterator[Opened]:
   """Opens a Hugging Face folder or a GGUF file, for as long as it is read.
 
@@ -60,9 +65,10 @@ def opened(
     source: the folder, or a file whose name ends in .gguf.
     memory: folder with the memories of the model, in place of any that the
       source has.
+    lora: folder with a LoRA for the model, as `peft` writes it.
   Raises:
-    ConfigError: of `open_folder`, `open_file` and `open_memory`; or there is
-      no memory in that folder.
+    ConfigError: of `open_folder`, `open_file`, `open_memory` and
+      `open_adapter`; or there is no memory in that folder.
   """
   source = os.fspath(source)
   with tempfile.TemporaryDirectory() as folder:
@@ -80,7 +86,19 @@ def opened(
       raise ConfigError(
         f"{memory}: must be a folder that `export` wrote, with memory.json"
       )
-    yield Opened(model, memories)
+    adapter = None
+    if lora:
+      entries = model_lib.entries(model, _model_config(model))
+      folder = pathlib.Path(lora).expanduser()
+      adapter = adapter_lib.open_adapter(folder, entries)
+      fields = {**model.fields, "lora": dataclasses.asdict(adapter.lora)}
+      model = model._replace(fields=fields)
+    yield Opened(model, memories, adapter)
+
+
+def _model_config(model: Pretrained) -> ModelConfig:
+  """Returns the settings of a model, where it decides, and `OTHERS`."""
+  return config_lib.build(ModelConfig, {**OTHERS, **model.fields}, "model")
 
 
 def read_variables(
@@ -94,19 +112,21 @@ def read_variables(
     abstract: the collections as `jax.ShapeDtypeStruct` with shardings; the
       parameters take its dtypes.
   Raises:
-    ConfigError: of `read_params` and `read_memory`; or the memories belong to
-      another model.
+    ConfigError: of `read_params`, `read_adapter` and `read_memory`; or the
+      memories belong to another model.
   """
-  pretrained, memories = source
+  pretrained, memories, adapter = source
   flat: Any = traverse_util.flatten_dict(dict(abstract))
   places = {
     path[1:]: x.sharding for path, x in flat.items() if path[0] == "params"
   }
   params = model_lib.read_params(pretrained, c, places)
+  lora = adapter_lib.read_adapter(adapter, places) if adapter else {}
+  arrays = {**params, **lora}
   read = {
-    path: params[path[1:]].astype(x.dtype)
+    path: arrays[path[1:]].astype(x.dtype)
     for path, x in flat.items()
-    if path[0] == "params" and path[1:] in params
+    if path[0] == "params" and path[1:] in arrays
   }
   if memories:
     entries = model_lib.entries(pretrained, c)
@@ -127,7 +147,7 @@ def write_variables(
   dtype_of: Callable[[str], str],
   memory_only: bool = False,
 ) -> None:
-  """Writes a transformer, and its memories beside it.
+  """Writes a transformer or, if it has one, its LoRA; its memories beside it.
 
   Args:
     folder: which exists.
@@ -137,25 +157,33 @@ def write_variables(
     dtype_of: the dtype in the file of a tensor of that name.
     memory_only: writes the memories only, and which transformer they are for.
   Raises:
-    ConfigError: a number of the transformer is too large for its dtype.
+    ConfigError: a number is too large for its dtype.
   """
   entries = model_lib.family_entries(c, settings)
   params: Any = traverse_util.flatten_dict(variables["params"])
   dtypes = {name: dtype_of(name) for name in entries}
   backbone = Backbone(entries, params, dtypes)
+  lora = adapter_lib.adapter_entries(entries, c.lora)
   if c.spans:
-    inside = {path for entry in entries.values() for path in entry.paths}
+    written = [*entries.values(), *lora.values()]
+    inside = {path for entry in written for path in entry.paths}
     flat: Any = traverse_util.flatten_dict(dict(variables))
     memory = {path: x for path, x in flat.items() if path[1:] not in inside}
     memory_lib.write_memory(
       folder, dataclasses.asdict(c.memory), memory, backbone.digest()
     )
-  if not memory_only:
+  if lora and not memory_only:
+    adapter_lib.write_adapter(
+      folder, c.lora, backbone, dtype_of, settings.get("_name_or_path")
+    )
+  elif not memory_only:
     write.write_backbone(folder, backbone, settings)
 
 
 def from_pretrained(
-  path: str | os.PathLike, memory: str | os.PathLike | None = None
+  path: str | os.PathLike,
+  memory: str | os.PathLike | None = None,
+  lora: str | os.PathLike | None = None,
 ) -> tuple[Transformer, dict[str, Any]]:
   """Returns a pretrained model of Hugging Face, or of llama.cpp.
 
@@ -164,6 +192,7 @@ def from_pretrained(
       it has memories; or a file whose name ends in .gguf.
     memory: folder with the memories of the model, as `export --memory_only`
       writes it, in place of any that the path has.
+    lora: folder with a LoRA for the model, as `peft` writes it.
   Returns:
     (model, variables), so that logits_BTV = model.apply(variables, tokens_BT).
     Parameters of the transformer are float32, on the first device.
@@ -172,9 +201,8 @@ def from_pretrained(
       tensors that are missing, unknown or wrongly shaped, all listed in one
       message; damaged files; or the memories belong to another model.
   """
-  with opened(path, memory) as source:
-    fields = {**OTHERS, **source.model.fields}
-    c = config_lib.build(ModelConfig, fields, "model")
+  with opened(path, memory, lora) as source:
+    c = _model_config(source.model)
     model = Transformer(c)
     held = jax.eval_shape(
       lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))

@@ -1,0 +1,234 @@
+"""LoRA in the form of the `peft` library: a folder beside that of a model."""
+
+import math
+import pathlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from ultramem_jax.interop import files as files_lib
+from ultramem_jax.interop.pretrained import files, model, write
+from ultramem_jax.interop.pretrained.files import Tensor
+from ultramem_jax.interop.pretrained.write import Backbone
+from ultramem_jax.interop.tensors import Entry, Path, entry, on_devices
+from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.lora import LoraConfig
+
+SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
+# Settings that change nothing that the adapter computes, or that the names of
+# its tensors repeat. Others must be off.
+HARMLESS = {
+  *("peft_type", "task_type", "auto_mapping", "peft_version", "revision"),
+  *("base_model_name_or_path", "inference_mode", "init_lora_weights"),
+  *("r", "lora_alpha", "lora_dropout", "target_modules", "exclude_modules"),
+  *("layers_to_transform", "layers_pattern", "megatron_core"),
+  "qalora_group_size",
+}
+OFF = (None, False, {}, [], 0, "", "none")
+
+
+class Adapter(NamedTuple):
+  """The LoRA of a folder; of its tensors only headers are read.
+
+  entries: of the tensors, by name.
+  """
+
+  lora: LoraConfig
+  entries: dict[str, Entry]
+  tensors: Mapping[str, Tensor]
+
+
+def adapter_entries(
+  entries: Mapping[str, Entry], lora: LoraConfig
+) -> dict[str, Entry]:
+  """Returns the tensors of a LoRA, by name.
+
+  Args:
+    entries: of the tensors of the model.
+    lora: which of them have a LoRA.
+  """
+  found = {}
+  for module, kernel in _maps(entries).items():
+    if not lora.adapts(_path(kernel)):
+      continue
+    (((*path, _), shape),) = kernel.array_shapes.items()
+    outputs, inputs = kernel.shape
+    # The first axes of the array are those of the inputs.
+    axes = next(
+      n for n in range(1, len(shape)) if math.prod(shape[:n]) == inputs
+    )
+    found[f"{PREFIX}{module}.{A}"] = entry(
+      (*path, "lora_a"),
+      split=(lora.rank, *shape[:axes]),
+      axes=(*range(1, axes + 1), 0),
+      shape=(lora.rank, inputs),
+    )
+    last = len(shape) - axes
+    found[f"{PREFIX}{module}.{B}"] = entry(
+      (*path, "lora_b"),
+      split=(*shape[axes:], lora.rank),
+      axes=(last, *range(last)),
+      shape=(outputs, lora.rank),
+    )
+  return found
+
+
+def _maps(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+  """Returns the weights of linear maps, by the names of their modules."""
+  return {
+    name.removesuffix(".weight"): entry
+    for name, entry in entries.items()
+    if entry.paths[0][-1] == "kernel"
+  }
+
+
+def _path(kernel: Entry) -> str:
+  """Returns the path of a linear map."""
+  return "/".join(map(str, kernel.paths[0][:-1]))
+
+
+def _modules(names: Iterable[str]) -> set[str]:
+  """Returns the modules that tensors of a LoRA are for."""
+  return {x.removeprefix(PREFIX).rpartition(".lora_")[0] for x in names}
+
+
+def _short(
+  wanted: Iterable[str],
+  everything: Iterable[str],
+  shorten: Callable[[str], str],
+) -> set[str] | None:
+  """Returns short names that say which are wanted; None if they do not."""
+  wanted = set(wanted)
+  names = {shorten(name) for name in wanted}
+  if {name for name in everything if shorten(name) in names} == wanted:
+    return names
+  return None
+
+
+def write_adapter(
+  folder: pathlib.Path,
+  lora: LoraConfig,
+  backbone: Backbone,
+  dtype_of: Callable[[str], str],
+  base: str | None,
+) -> None:
+  """Writes the LoRA of a model.
+
+  Args:
+    folder: which exists.
+    lora: its settings.
+    backbone: the model that it belongs to, and the parameters.
+    dtype_of: the dtype in the file of a tensor of that name.
+    base: name of the model.
+  Raises:
+    ConfigError: a number is too large for its dtype.
+  """
+  entries = backbone.entries
+  found = adapter_entries(entries, lora)
+  modules = _modules(found)
+  short = _short(modules, _maps(entries), lambda x: x.rpartition(".")[2])
+  alpha = lora.alpha
+  write.write_json(
+    folder / SETTINGS,
+    {
+      "peft_type": "LORA",
+      "task_type": "CAUSAL_LM",
+      "base_model_name_or_path": base,
+      "r": lora.rank,
+      "lora_alpha": int(alpha) if alpha.is_integer() else alpha,
+      "lora_dropout": 0.0,
+      "bias": "none",
+      "fan_in_fan_out": False,
+      "inference_mode": True,
+      "target_modules": sorted(short or modules),
+    },
+  )
+  dtypes = {name: dtype_of(name) for name in found}
+  held = Backbone(found, backbone.params, dtypes)
+  files_lib.write_safetensors(folder / TENSORS, held.headers(), held.tensor)
+
+
+def open_adapter(folder: pathlib.Path, entries: Mapping[str, Entry]) -> Adapter:
+  """Opens the LoRA of a folder.
+
+  Args:
+    folder: as `peft` writes it.
+    entries: of the tensors of the model that it belongs to.
+  Raises:
+    ConfigError: settings that we do not know or cannot express, or tensors
+      that do not fit the model; all of them are named.
+  """
+  path = folder / SETTINGS
+  held = files.read_json(path)
+  faults = [
+    f"{name} = {value!r} is not a setting that we know"
+    for name, value in held.items()
+    if name not in HARMLESS and value not in OFF
+  ]
+  if held.get("peft_type") != "LORA":
+    faults.append(f"peft_type = {held.get('peft_type')!r}: must be LORA")
+  for name, types in (("r", (int,)), ("lora_alpha", (int, float))):
+    value: Any = held.get(name)
+    if type(value) not in types or value <= 0:
+      faults.append(f"{name} = {value!r}: must be a number above 0")
+  if faults:
+    raise ConfigError(f"{path}: {'; '.join(faults)}")
+  if not (folder / TENSORS).is_file():
+    raise ConfigError(f"{folder}: holds no {TENSORS}")
+  tensors = files.tensors_of(folder / TENSORS)
+  lora = LoraConfig(
+    held["r"], float(held["lora_alpha"]), _targets(tensors, entries)
+  )
+  wanted = adapter_entries(entries, lora)
+  _require_fit(folder / TENSORS, wanted, tensors)
+  return Adapter(lora, wanted, tensors)
+
+
+def _targets(
+  tensors: Mapping[str, Tensor], entries: Mapping[str, Entry]
+) -> str:
+  """Returns the pattern of the maps that tensors are for."""
+  paths = {module: _path(x) for module, x in _maps(entries).items()}
+  wanted = {paths[x] for x in _modules(tensors) if x in paths}
+  within = lambda path: re.sub(r"^block_\d+/", "", path)
+  return "|".join(sorted(_short(wanted, paths.values(), within) or wanted))
+
+
+def _require_fit(
+  path: pathlib.Path, wanted: Mapping[str, Entry], tensors: Mapping[str, Tensor]
+) -> None:
+  """Requires a file to have the tensors of a LoRA, and no others."""
+  faults = [f"{name} is missing" for name in wanted if name not in tensors]
+  for name, tensor in tensors.items():
+    if name not in wanted:
+      faults.append(f"{name} is unknown")
+    elif tensor.shape != wanted[name].shape:
+      shapes = list(tensor.shape), list(wanted[name].shape)
+      faults.append(f"{name} has shape {shapes[0]}, must be {shapes[1]}")
+    elif tensor.dtype not in model.DTYPES:
+      known = ", ".join(model.DTYPES)
+      faults.append(f"{name} is {tensor.dtype}, must be {known}")
+  if faults or not wanted:
+    raise ConfigError(
+      f"{path}: tensors do not fit the model: "
+      f"{'; '.join(faults) or 'there are none'}"
+    )
+
+
+def read_adapter(
+  adapter: Adapter, shardings: Mapping[Path, jax.sharding.Sharding]
+) -> dict[Path, jax.Array]:
+  """Reads a LoRA to the devices where it belongs; parameters by path.
+
+  Raises:
+    ConfigError: a number is not finite.
+  """
+  return {
+    entry.paths[0]: on_devices(
+      model.read_array(adapter.tensors[name], entry), shardings[entry.paths[0]]
+    )
+    for name, entry in adapter.entries.items()
+  }
