@@ -21,7 +21,8 @@ from ultramem_jax.train import sharding, trainable
 def merged_config(config: Config) -> Config:
   """Returns a run's config without LoRA, to be trained from its own weights.
 
-  If the run trained nothing but the LoRA, the new one trains everything.
+  If the run trained nothing but the LoRA, the new one trains everything. What
+  it held in bfloat16 is float32, as the sums of `merge` are.
 
   Raises:
     ConfigError: the run has no LoRA.
@@ -30,15 +31,25 @@ def merged_config(config: Config) -> Config:
   require(lora.rank > 0, "model.lora.rank", lora.rank, "is no LoRA to merge")
   model = dataclasses.replace(config.model, lora=LoraConfig())
   paths = ("/".join(path) for path in sharding.parameter_axes(model))
-  pattern, optim = config.optim.trainable, config.optim
+  pattern = config.optim.trainable
   if not any(trainable.is_trainable(path, pattern) for path in paths):
-    optim = dataclasses.replace(optim, trainable=trainable.ALL)
+    pattern = trainable.ALL
+  optim = dataclasses.replace(
+    config.optim, trainable=pattern, frozen_dtype="float32"
+  )
   return dataclasses.replace(config, model=model, optim=optim, init_from="")
 
 
 def merge(params: Any, lora: LoraConfig) -> Any:
-  """Returns params without LoRA: each kernel is W + (alpha / rank) A B."""
-  flat: dict[Any, Any] = traverse_util.flatten_dict(params)
+  """Returns params without LoRA, float32: kernels are W + (alpha / rank) A B.
+
+  Tables stay as they are stored.
+  """
+  held: dict[Any, Any] = traverse_util.flatten_dict(params)
+  flat = {
+    path: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x
+    for path, x in held.items()
+  }
   for path in [path for path in flat if path[-1] == "lora_a"]:
     *map_path, _ = path
     kernel = (*map_path, "kernel")
