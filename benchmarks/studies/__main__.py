@@ -32,11 +32,12 @@ import time
 from absl import app, flags
 
 from benchmarks.harness import report
-from benchmarks.studies import anatomy, docs, plan, setting
+from benchmarks.studies import anatomy, docs, inside, knowledge, plan, setting
 from benchmarks.studies.runner import Runner
 from benchmarks.studies.store import Store
 from ultramem_jax.runs import compilation_cache
 
+PROBES = {knowledge.PROBE: knowledge.probe, inside.PROBE: inside.probe}
 STUDIES = {"anatomy": anatomy.STUDY}
 
 SIZE = flags.DEFINE_enum(
@@ -95,7 +96,7 @@ def main(arguments: list[str]) -> None:
   if not flags.FLAGS.plot_only:
     compilation_cache.use()
     with contextlib.suppress(KeyboardInterrupt):
-      train(names, Runner(folder, {}), store, size)
+      train(names, Runner(folder, PROBES), store, size)
   for name in names:
     if QUICK.value:
       print(f"\n{name}\n\n{STUDIES[name].table(store, size)}")

@@ -14,13 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from benchmarks.harness import report
+from benchmarks.studies import files
 from benchmarks.studies.cell import Cell
-from benchmarks.studies.setting import BPE
 from benchmarks.studies.store import Record
 from ultramem_jax import data
-from ultramem_jax.data import Corpus, sources, train_bpe
+from ultramem_jax.data import Corpus
 from ultramem_jax.evaluation import loss as loss_lib
-from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import accounting
 from ultramem_jax.train import compiler_options, sharding
@@ -35,6 +34,7 @@ LOSS_STEPS = 20  # whose mean is the training loss of a point of the curve
 class Trained(NamedTuple):
   """A trained model, for probes."""
 
+  cell: Cell
   config: Config
   corpus: Corpus
   state: TrainState
@@ -60,10 +60,10 @@ class Runner:
     Raises:
       ConfigError: its settings cannot work.
     """
-    config = self._with_files(cell.config())
+    config = files.resolve(cell.config(), self._folder)
     corpus = data.open(config)
     load = os.getloadavg()[0]
-    trained, curve, times = _train(config, corpus)
+    trained, curve, times = _train(cell, config, corpus)
     probe = self._probes[cell.probe](trained) if cell.probe else {}
     model, steps = config.model, config.steps
     counts = accounting.parameters(model)
@@ -95,26 +95,9 @@ class Runner:
       "fields": cell.fields,
     }
 
-  def _with_files(self, config: Config) -> Config:
-    """Returns the config with paths in place of the names of files."""
-    name = config.data.tokenizer
-    if name not in BPE:
-      return config
-    path = self._folder / f"{name}.json"
-    if not path.exists():
-      documents = sources.Splits(
-        dataclasses.replace(config.data, tokenizer="bytes")
-      ).train.documents()
-      tokenizer = train_bpe.train(documents, BPE[name])
-      path.parent.mkdir(parents=True, exist_ok=True)
-      workdir_lib.write_atomically(path, tokenizer.to_str().encode())
-    return dataclasses.replace(
-      config, data=dataclasses.replace(config.data, tokenizer=str(path))
-    )
-
 
 def _train(
-  config: Config, corpus: Corpus
+  cell: Cell, config: Config, corpus: Corpus
 ) -> tuple[Trained, list[dict[str, float]], list[float]]:
   """Returns the trained model, its curve, and the seconds of each step."""
   layout = one_device(config)
@@ -142,7 +125,7 @@ def _train(
             "seconds": sum(times),
           }
         )
-  return Trained(config, corpus, state), curve, times
+  return Trained(cell, config, corpus, state), curve, times
 
 
 @functools.lru_cache(maxsize=1)

@@ -13,6 +13,12 @@ CURVE_POINTS = 4
 FLOPS = 1.25
 
 
+def num_facts(name: str) -> int:
+  """Returns how many facts a name of data has, 1000 of facts1000; else 0."""
+  _, _, count = name.partition("facts")
+  return int(count) if name == f"facts{count}" and count.isdecimal() else 0
+
+
 class Size(NamedTuple):
   """What a model is made of, and how long the shortest training lasts.
 
@@ -87,13 +93,20 @@ class Setting(NamedTuple):
   def fields(self) -> Fields:
     """Returns the fields of configs/default.py that all models share."""
     size = self.shape
-    return {
+    text = {"data.cut_bytes": 2048}
+    if num_facts(self.data):
+      text = {
+        "data.source": "text",
+        "data.path": self.data,
+        "data.valid_path": self.data,
+        "data.records": "answers",
+      }
+    return text | {
       "steps": self.steps,
       "batch_size": size.batch_size,
       "eval_every": max(1, self.steps // CURVE_POINTS),
       "eval_batches": size.eval_batches,
       "data.seq_len": size.seq_len,
-      "data.cut_bytes": 2048,
       "data.tokenizer": self.data if self.data in BPE else "bytes",
       "model.vocab_size": BPE.get(self.data, BYTES_VOCABULARY),
       "model.embed_dim": size.embed_dim,

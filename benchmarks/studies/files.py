@@ -1,0 +1,54 @@
+"""The files that names in the fields of a cell stand for, made when needed."""
+
+import dataclasses
+import pathlib
+
+from benchmarks.facts import facts as facts_lib
+from benchmarks.studies.setting import BPE, num_facts
+from ultramem_jax.data import sources, train_bpe
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings.config import Config
+
+
+def resolve(config: Config, folder: pathlib.Path) -> Config:
+  """Returns a config with paths in place of names.
+
+  Args:
+    config: of a cell.
+    folder: where the files are, or are to be.
+  """
+  data = config.data
+  if data.tokenizer in BPE:
+    path = _tokenizer(config, folder / f"{data.tokenizer}.json")
+    data = dataclasses.replace(data, tokenizer=str(path))
+  if count := num_facts(data.path):
+    seen, unseen = (
+      _facts(folder / f"{data.path}_{config.seed}_{x}.jsonl", count, config)
+      for x in ("seen", "unseen")
+    )
+    data = dataclasses.replace(data, path=str(seen), valid_path=str(unseen))
+  return dataclasses.replace(config, data=data)
+
+
+def _tokenizer(config: Config, path: pathlib.Path) -> pathlib.Path:
+  """Trains a tokenizer on the text to train on."""
+  if not path.exists():
+    data = dataclasses.replace(config.data, tokenizer="bytes")
+    documents = sources.Splits(data).train.documents()
+    tokenizer = train_bpe.train(documents, BPE[config.data.tokenizer])
+    _write(path, tokenizer.to_str())
+  return path
+
+
+def _facts(path: pathlib.Path, count: int, config: Config) -> pathlib.Path:
+  """Writes all facts in the templates that the path ends in."""
+  if not path.exists():
+    (facts,) = facts_lib.draw(count, config.seed)
+    lines = facts_lib.lines(facts, path.stem.endswith("_seen"))
+    _write(path, "\n".join(lines) + "\n")
+  return path
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  workdir_lib.write_atomically(path, text.encode())
