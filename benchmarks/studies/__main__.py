@@ -4,6 +4,7 @@
   python -m benchmarks.studies                     # all studies, one by one
   python -m benchmarks.studies anatomy --quick     # the smallest models
   python -m benchmarks.studies --plot_only         # tables and plots on file
+  python -m benchmarks.studies --repeat=3          # cells again, bit by bit
 
   anatomy    UltraMem with each part taken out; its twins with the convolution
   quality    dense, mixtures of experts, PKM, Memory+, PEER, UltraMem, V2
@@ -33,8 +34,9 @@ from absl import app, flags
 
 from benchmarks.harness import report
 from benchmarks.studies import anatomy, docs, inside, knowledge, plan, setting
+from benchmarks.studies import cell as cell_lib
 from benchmarks.studies.runner import Runner
-from benchmarks.studies.store import Store
+from benchmarks.studies.store import Record, Store
 from ultramem_jax.runs import compilation_cache
 
 PROBES = {knowledge.PROBE: knowledge.probe, inside.PROBE: inside.probe}
@@ -53,6 +55,9 @@ MINUTES = flags.DEFINE_float(
 )
 CELLS = flags.DEFINE_integer(
   "cells", None, "No more cells are trained.", lower_bound=0
+)
+REPEAT = flags.DEFINE_integer(
+  "repeat", 0, "Train so many cells on file again, and compare.", lower_bound=0
 )
 FOLDER = flags.DEFINE_string(
   "folder", "runs/studies", "Where tokenizers and drawn facts are kept."
@@ -81,6 +86,23 @@ def train(names: list[str], runner: Runner, store: Store, size: str) -> None:
       )
 
 
+def repeat(runner: Runner, store: Store, count: int) -> None:
+  """Trains cells on file again, and notes whether every digit is the same."""
+  for record in [x for x in store if "repeats" not in x][:count]:
+    again = runner.run(cell_lib.of_record(record))
+    is_same = digits(again) == digits(record)
+    store.add({**record, "repeats": is_same})
+    print(f"{record['name']}: {'the same' if is_same else 'OTHER'} digits")
+
+
+def digits(record: Record) -> list[tuple[float, ...]]:
+  """Returns what a cell computes: its losses, at every point of the curve."""
+  return [
+    (point["step"], point["loss"], point["bits_per_byte"])
+    for point in record["curve"]
+  ]
+
+
 def main(arguments: list[str]) -> None:
   names = arguments[1:] or list(STUDIES)
   if unknown := set(names) - STUDIES.keys():
@@ -95,8 +117,12 @@ def main(arguments: list[str]) -> None:
   store = Store(cells)
   if not flags.FLAGS.plot_only:
     compilation_cache.use()
+    runner = Runner(folder, PROBES)
     with contextlib.suppress(KeyboardInterrupt):
-      train(names, Runner(folder, PROBES), store, size)
+      if REPEAT.value:
+        repeat(runner, store, REPEAT.value)
+      else:
+        train(names, runner, store, size)
   for name in names:
     if QUICK.value:
       print(f"\n{name}\n\n{STUDIES[name].table(store, size)}")

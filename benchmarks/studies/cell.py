@@ -70,6 +70,13 @@ class Cell:
     return config_lib.parse(c)
 
 
+def of_record(record: dict[str, Any]) -> Cell:
+  """Returns the cell of a record."""
+  return Cell(
+    record["model"], record["setting"], record["fields"], record["probe"]
+  )
+
+
 def changed(fields: Fields) -> Fields:
   """Returns the fields that configs/default.py has otherwise, in its order.
 

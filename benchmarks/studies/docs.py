@@ -8,20 +8,26 @@ import re
 from collections.abc import Mapping
 
 from benchmarks.harness import report
-from benchmarks.studies import study
+from benchmarks.studies import anatomy, study
 from benchmarks.studies.store import Store
 from benchmarks.studies.study import Study
 
 PAGE = report.ROOT / "docs" / "does-the-memory-pay.md"
+RESULTS = (
+  "https://github.com/ultramem-jax/ultramem-jax/blob/main/benchmarks/results/"
+  "studies"
+)
 SIZE = "s"  # of the models whose tables the page shows
 
 
 def blocks(studies: Mapping[str, Study], store: Store) -> dict[str, str]:
   """Returns the text of each block by name."""
-  found = {}
+  found = {"answer": anatomy.answer(store, SIZE)}
   for name, x in studies.items():
-    done = study.state(store, x.entries(SIZE), x.is_tuned)
-    found[name] = f"{done}\n\n{x.table(store, SIZE)}".strip()
+    parts = [study.state(store, x.entries(SIZE), x.is_tuned)]
+    if table := x.table(store, SIZE):
+      parts += [table, f"[The plot]({RESULTS}/{name}.png)"]
+    found[name] = "\n\n".join(parts)
   return found
 
 

@@ -76,8 +76,12 @@ def _rates(entry: Entry, store: Store) -> list[Cell]:
 
 def _best(cells: list[Cell], store: Store) -> Cell:
   """Returns the cell with the least loss of those that are done."""
-  done = [(loss, i) for i, x in enumerate(cells) if (loss := _loss(store, x))]
-  return cells[min(done)[1]]
+  done = {
+    i: loss
+    for i, x in enumerate(cells)
+    if (loss := _loss(store, x)) is not None
+  }
+  return cells[min(done, key=lambda i: done[i])]
 
 
 def _grid(entry: Entry, store: Store) -> list[Cell]:

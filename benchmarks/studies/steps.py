@@ -103,29 +103,23 @@ def _table(store: Store, size: str, pairs: Pairs) -> str:
 
 def _plot(store: Store, size: str, pairs: Pairs, finding: str) -> Figure | None:
   rows = [
-    (name, here, paper)
-    for name, _, here, paper in changes(store, size, pairs)
-    if here is not None and paper is not None
+    (name, here, there)
+    for name, _, here, there in changes(store, size, pairs)
+    if here is not None and there is not None
   ]
   if not rows:
     return None
-  record = next(
-    iter(study.outcomes(store, Setting(size), list(pairs)).values())
+  found = study.outcomes(store, Setting(size), list(pairs))
+  figure, (here, paper) = plots.figure(
+    finding,
+    next(iter(found.values())).best[0],
+    panels=2,
+    size=(4.6, 1 + 0.3 * len(rows)),
   )
-  figure, panels = plots.figure(
-    finding, record.best[0], panels=2, size=(4.6, 1 + 0.3 * len(rows))
-  )
-  for panel, (title, index, text) in zip(
-    panels,
-    (
-      ("here, bits per byte", 1, "{:+.3f}"),
-      ("paper, nats per token", 2, "{:+.4f}"),
-    ),
-    strict=True,
-  ):
-    values = {row[0]: row[index] for row in rows}
-    plots.bars(panel, values, text)
-    panel.set_xlabel(f"change of the validation loss: {title}")
+  plots.bars(here, {name: change for name, change, _ in rows}, "{:+.3f}")
+  plots.bars(paper, {name: change for name, _, change in rows}, "{:+.4f}")
+  here.set_xlabel("change of the validation loss here, bits per byte")
+  paper.set_xlabel("in the paper, nats per token")
   return figure
 
 

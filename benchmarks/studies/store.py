@@ -19,13 +19,17 @@ class Store:
 
   Args:
     path: of the file; made with the first record. Of two records of a cell
-      the later one counts.
+      the later one counts. A line without an end, as a kill may leave it, is
+      dropped.
   """
 
   def __init__(self, path: pathlib.Path):
     self._path = path
-    lines = path.read_text().splitlines() if path.exists() else []
-    records = [json.loads(line) for line in lines]
+    text = path.read_text() if path.exists() else ""
+    whole, end, partial = text.rpartition("\n")
+    if partial:
+      path.write_text(whole + end)
+    records = [json.loads(line) for line in whole.splitlines()]
     self._records = {record["name"]: record for record in records}
 
   def __iter__(self) -> Iterator[Record]:
