@@ -33,14 +33,12 @@ import time
 from absl import app, flags
 
 from benchmarks.harness import report
-from benchmarks.studies import anatomy, docs, inside, knowledge, plan, setting
 from benchmarks.studies import cell as cell_lib
-from benchmarks.studies.runner import Runner
-from benchmarks.studies.store import Record, Store
+from benchmarks.studies import docs, plan, setting
+from benchmarks.studies.catalog import PROBES, STUDIES
+from benchmarks.studies.runner import Runner, digits
+from benchmarks.studies.store import Store
 from ultramem_jax.runs import compilation_cache
-
-PROBES = {knowledge.PROBE: knowledge.probe, inside.PROBE: inside.probe}
-STUDIES = {"anatomy": anatomy.STUDY}
 
 SIZE = flags.DEFINE_enum(
   "size", docs.SIZE, list(setting.SIZES), "Size of the models."
@@ -93,14 +91,6 @@ def repeat(runner: Runner, store: Store, count: int) -> None:
     is_same = digits(again) == digits(record)
     store.add({**record, "repeats": is_same})
     print(f"{record['name']}: {'the same' if is_same else 'OTHER'} digits")
-
-
-def digits(record: Record) -> list[tuple[float, ...]]:
-  """Returns what a cell computes: its losses, at every point of the curve."""
-  return [
-    (point["step"], point["loss"], point["bits_per_byte"])
-    for point in record["curve"]
-  ]
 
 
 def main(arguments: list[str]) -> None:

@@ -96,6 +96,14 @@ class Runner:
     }
 
 
+def digits(record: Record) -> list[tuple[float, ...]]:
+  """Returns what a cell computes: its losses, at every point of the curve."""
+  return [
+    (point["step"], point["loss"], point["bits_per_byte"])
+    for point in record["curve"]
+  ]
+
+
 def _train(
   cell: Cell, config: Config, corpus: Corpus
 ) -> tuple[Trained, list[dict[str, float]], list[float]]:

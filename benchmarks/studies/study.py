@@ -168,7 +168,7 @@ def state(store: Store, entries: Sequence[Entry], is_tuned: bool) -> str:
   cells = sum(len(x.tried) + len(x.best) - 1 for x in done)
   wanted = f"{len(RATES)} or more are wanted" if is_tuned else "not tuned"
   return (
-    f"Cells: {cells}. {len(done)} of {len(entries)} models have one. On average "
-    f"{tried:.1f} pairs of rates were tried for a model ({wanted}), and the "
-    f"best ones trained with {seeds:.1f} of {len(SEEDS)} seeds."
+    f"Cells: {cells}. {len(done)} of {len(entries)} models have one. On "
+    f"average {tried:.1f} pairs of rates were tried for a model ({wanted}), "
+    f"and the best ones trained with {seeds:.1f} of {len(SEEDS)} seeds."
   )

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from benchmarks.harness import report
-from benchmarks.studies import __main__ as main_lib
 from benchmarks.studies import (
   cell,
   docs,
@@ -17,13 +16,13 @@ from benchmarks.studies import (
   setting,
   zoo,
 )
+from benchmarks.studies.catalog import STUDIES
 from benchmarks.studies.cell import Cell
 from benchmarks.studies.plan import Entry
 from benchmarks.studies.setting import Setting, Size
 from benchmarks.studies.store import Store
 from ultramem_jax.tools import accounting
 
-STUDIES = main_lib.STUDIES
 XS = Setting("xs")
 STORED = report.ROOT / "benchmarks/results/studies/cells.jsonl"
 
@@ -202,7 +201,7 @@ def test_a_cell_has_the_same_numbers_again(tiny, tmp_path):
   cells = [fit.make_cell(XS, name, 1e-3, 10.0, seed) for seed in (0, 0, 1)]
   run = runner.Runner(tmp_path, {"": lambda _: {}}).run
   first, again, other = (run(x) for x in cells)
-  digits = main_lib.digits
+  digits = runner.digits
   assert len(digits(first)) == 4
   assert digits(first) == digits(again) != digits(other)
   assert runner._program.cache_info().misses == 1
