@@ -62,7 +62,24 @@ def interleaved(tensor, heads):
   return halves.swapaxes(1, 2).reshape(tensor.shape)
 
 
-def write(path, name, kind="F32", change=None, **extra):
+def rope_factors(c):
+  """Those of Llama 3's wavelengths, as llama.cpp's converter computes them."""
+  rope, factors = c["rope_parameters"], []
+  length, width = rope["original_max_position_embeddings"], c["head_dim"]
+  low, high = rope["low_freq_factor"], rope["high_freq_factor"]
+  for index in range(0, width, 2):
+    wavelength = 2 * np.pi * rope["rope_theta"] ** (index / width)
+    if wavelength < length / high:
+      factors.append(1)
+    elif wavelength > length / low:
+      factors.append(rope["factor"])
+    else:
+      smooth = (length / wavelength - low) / (high - low)
+      factors.append(1 / ((1 - smooth) / rope["factor"] + smooth))
+  return np.array(factors, np.float32)
+
+
+def write(path, name, kind="F32", change=None, factors=rope_factors, **extra):
   """Writes a golden as a GGUF file; its matrices in another type."""
   c = json.loads((GOLDENS / name / "config.json").read_text())
   family = c["model_type"]
@@ -90,6 +107,8 @@ def write(path, name, kind="F32", change=None, **extra):
   writer.add_eos_token_id(1)
   for key, value in extra.items():
     writer.add_uint32(key.replace("__", "."), value)
+  if c["rope_parameters"]["rope_type"] == "llama3":
+    writer.add_tensor("rope_freqs.weight", factors(c))
   held = safetensors.load_file(GOLDENS / name / "model.safetensors")
   for key, tensor in (change or dict)(held).items():
     for letter, heads in (("q", "attention_heads"), ("k", "key_value_heads")):
@@ -124,7 +143,9 @@ def params(file, c):
   return entries, {path: np.asarray(x) for path, x in held.items()}
 
 
-@pytest.mark.parametrize("name", ["llama_gqa_tied", "qwen2", "qwen3", "olmo2"])
+@pytest.mark.parametrize(
+  "name", ["llama_gqa_tied", "llama3", "qwen2", "qwen3", "olmo2"]
+)
 def test_float32_files_hold_the_model(name, tmp_path):
   path = write(tmp_path / "model.gguf", name)
   file, c = opened(path, tmp_path / "folder")
@@ -195,6 +216,10 @@ def test_the_command_makes_a_run_of_a_file(name, kind, tolerance, tmp_path):
   assert settings["rms_norm_eps"] == golden["rms_norm_eps"]
 
 
+def other_factors(c):
+  return rope_factors(c) * np.float32(1.001)
+
+
 def no_norm(held):
   return {k: x for k, x in held.items() if k != "model.norm.weight"}
 
@@ -207,6 +232,7 @@ def no_norm(held):
     (dict(llama__attention__sliding_window=4), "sliding_window = 4 must be N"),
     (dict(split__count=2), "split.count = 2: must be 1"),
     (dict(change=no_norm), "model.norm.weight is missing"),
+    (dict(name="llama3", factors=other_factors), "rope_freqs.weight: must be "),
     (dict(name="qwen3", kind="MXFP4"), "q_proj.weight is MXFP4, must be F32"),
   ],
   ids=lambda value: value if isinstance(value, str) else "",

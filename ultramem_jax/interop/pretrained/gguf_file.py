@@ -18,6 +18,7 @@ from ultramem_jax.interop.pretrained.model import Pretrained, make_pretrained
 from ultramem_jax.settings.errors import ConfigError
 
 SUFFIX = ".gguf"
+FACTORS = "rope_freqs.weight"  # of rotary wavelengths
 # Types of tensors, and the dtype that holds their numbers.
 DTYPES = {
   **{"F32": "F32", "F16": "F16", "BF16": "BF16"},
@@ -96,11 +97,14 @@ def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
       f"{path}: is not a GGUF file that we can read ({error!r:.200})"
     ) from error
   encoded = _named(path, reader.tensors)
+  factors = encoded.pop(FACTORS, None)
   shapes = {name: _shape(x) for name, x in encoded.items()}
   try:
     settings = gguf_settings.config_json(
       values, names.HEAD not in encoded, *shapes.get(names.EMBEDDING, (0,))[:1]
     )
+    if factors is not None:
+      _add_scaling(settings, gguf, factors)
     gguf_tokenizer.write_tokenizer(folder, values)
   except ConfigError as error:
     raise ConfigError(f"{path}: {error}") from error
@@ -120,6 +124,27 @@ def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
       _head_width(settings) if is_turned else 0,
     )
   return make_pretrained(path, path, folder, settings, lambda: tensors)
+
+
+def _add_scaling(settings: dict[str, Any], gguf: Any, factors: Any) -> None:
+  """Adds the scaling of wavelengths that a tensor of factors stands for.
+
+  Raises:
+    ConfigError: no setting gives these factors, or they contradict one.
+  """
+  held_H = gguf.dequantize(factors.data, factors.tensor_type).reshape(-1)
+  width = _head_width(settings)
+  theta = settings.get("rope_theta", 10_000.0)
+  found = None
+  known = isinstance(theta, float) and theta > 0
+  if known and len(held_H) == width // 2 and np.isfinite(held_H).all():
+    found = gguf_settings.llama3_scaling(held_H, theta, width)
+  if found is None or "rope_scaling" in settings:
+    raise ConfigError(
+      f"{FACTORS}: must be the factors of Llama 3's rotary scaling, with "
+      f"nothing beside them; begins with {held_H[:4].tolist()}"
+    )
+  settings["rope_scaling"] = found
 
 
 def _head_width(settings: dict[str, Any]) -> int:

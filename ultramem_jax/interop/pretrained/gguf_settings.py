@@ -33,6 +33,10 @@ SCALINGS = {
   "rope.scaling.original_context_length": "original_max_position_embeddings",
 }
 HARMLESS = ("rope.scaling.finetuned",)
+# Llama 3's scaling stands there as factors on wavelengths. All models that have
+# it were published with these bounds, and a length that is a power of two.
+LOW_ROTATIONS, HIGH_ROTATIONS = 1.0, 4.0
+LENGTHS = (8192, *(2**k for k in range(4, 24)))
 ROLES = {"bos": "bos", "eos": "eos", "pad": "padding"}
 
 
@@ -91,6 +95,37 @@ def config_json(
     if number is not None:
       settings[f"{role}_token_id"] = number
   return settings
+
+
+def llama3_scaling(
+  factors_H: np.ndarray, theta: float, width: int
+) -> dict[str, Any] | None:
+  """Returns the `rope_scaling` that multiplies wavelengths by these factors.
+
+  Args:
+    factors_H: of each pair, as llama.cpp computed them from such settings.
+    theta: `rope_theta`.
+    width: of a head.
+  Returns:
+    The settings; None: there are none.
+  """
+  frequency_H = theta ** (-2 * np.arange(len(factors_H)) / width)
+  factor = float(factors_H.max(initial=1))
+  for length in LENGTHS:
+    rotations_H = length / (2 * np.pi) * frequency_H
+    kept_H = (rotations_H - LOW_ROTATIONS) / (HIGH_ROTATIONS - LOW_ROTATIONS)
+    kept_H = kept_H.clip(0, 1)
+    wanted_H = 1 / (kept_H + (1 - kept_H) / factor)
+    # They were rounded to float32 on the way.
+    if np.allclose(factors_H, wanted_H, rtol=1e-5, atol=0):
+      return {
+        "rope_type": "llama3",
+        "factor": factor,
+        "low_freq_factor": LOW_ROTATIONS,
+        "high_freq_factor": HIGH_ROTATIONS,
+        "original_max_position_embeddings": length,
+      }
+  return None
 
 
 def _drop_equal_widths(settings: dict[str, Any], name: str) -> None:
