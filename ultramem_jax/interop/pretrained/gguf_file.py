@@ -18,6 +18,8 @@ from ultramem_jax.interop.pretrained.model import Pretrained, make_pretrained
 from ultramem_jax.settings.errors import ConfigError
 
 SUFFIX = ".gguf"
+# Of the lists of a file, which are about its vocabulary.
+LONGEST = 2**21
 FACTORS = "rope_freqs.weight"  # of rotary wavelengths
 # Types of tensors, and the dtype that holds their numbers.
 DTYPES = {
@@ -90,7 +92,7 @@ def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
   if not path.is_file():
     raise ConfigError(f"{path}: no such file")
   try:
-    reader = gguf.GGUFReader(path)
+    reader = _reader(gguf, path)
     values = {key: field.contents() for key, field in reader.fields.items()}
   except Exception as error:  # of any class, where bytes are taken for numbers
     raise ConfigError(
@@ -124,6 +126,32 @@ def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
       _head_width(settings) if is_turned else 0,
     )
   return make_pretrained(path, path, folder, settings, lambda: tensors)
+
+
+def _reader(gguf: Any, path: pathlib.Path) -> Any:
+  """Returns a reader that believes no number of things which are not there.
+
+  That of the package takes what lies beyond the end for empty, and goes on.
+
+  Raises:
+    ValueError: the file ends too early, or has a list of too many things.
+  """
+
+  class Reader(gguf.GGUFReader):
+    def _get(self, offset, dtype, count=1, *others, **options):
+      size = np.dtype(dtype).itemsize * int(count)
+      if int(offset) + size > len(self.data):
+        raise ValueError("ends too early")
+      return super()._get(offset, dtype, count, *others, **options)
+
+    def _get_field_parts(self, orig_offs, raw_type):
+      if raw_type == gguf.GGUFValueType.ARRAY:
+        count = int(self._get(orig_offs + 4, np.uint64)[0])
+        if count > LONGEST:
+          raise ValueError(f"has a list of {count}")
+      return super()._get_field_parts(orig_offs, raw_type)
+
+  return Reader(path)
 
 
 def _add_scaling(settings: dict[str, Any], gguf: Any, factors: Any) -> None:

@@ -98,7 +98,10 @@ def opened(
 
 def _model_config(model: Pretrained) -> ModelConfig:
   """Returns the settings of a model, where it decides, and `OTHERS`."""
-  return config_lib.build(ModelConfig, {**OTHERS, **model.fields}, "model")
+  try:
+    return config_lib.build(ModelConfig, {**OTHERS, **model.fields}, "model")
+  except ConfigError as error:
+    raise ConfigError(f"{model.source}: {error}") from error
 
 
 def read_variables(
@@ -203,6 +206,7 @@ def from_pretrained(
   """
   with opened(path, memory, lora) as source:
     c = _model_config(source.model)
+    model_lib.entries(source.model, c)  # before anything is traced
     model = Transformer(c)
     held = jax.eval_shape(
       lambda: model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
