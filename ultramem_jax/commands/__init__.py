@@ -14,6 +14,7 @@ SUMMARIES = {
   "generate": "continue prompts with a trained model",
   "import": "make a run of a pretrained model of Hugging Face",
   "merge-lora": "write a run again with its LoRA in the weights",
+  "patch": "take what a fine-tuning learned as a patch, apply or revert it",
   "quantize": "write a run again with tables in int8 or bfloat16",
   "train-bpe": "train a tokenizer on the text of a config",
 }

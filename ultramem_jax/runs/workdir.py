@@ -13,6 +13,7 @@ import fnmatch
 import json
 import os
 import pathlib
+import re
 import secrets
 from typing import Any
 
@@ -245,6 +246,20 @@ def require_name(workdir: str | os.PathLike) -> None:
     "must have no backslash and no [...] in its path: no checkpoint could be "
     "read again there",
   )
+
+
+def split_step(name: str) -> tuple[str, str]:
+  """Splits DIR@STEP; without a step, it is the newest checkpoint.
+
+  Args:
+    name: of a run's model.
+  Returns:
+    (workdir, step): the step is newest, best, or a number.
+  """
+  workdir, _, step = name.rpartition("@")
+  if workdir and re.fullmatch("newest|best|[0-9]+", step):
+    return workdir, step
+  return name, "newest"
 
 
 def require_unused(flag: str, workdir: str | os.PathLike) -> None:

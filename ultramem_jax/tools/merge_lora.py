@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.lora import LoraConfig
+from ultramem_jax.tools import derived_run
 from ultramem_jax.train import sharding, trainable
 
 
@@ -81,9 +80,6 @@ def merge_run(
   workdir_lib.require_unused("--output", output)
   config = merged_config(workdir_lib.load_config(workdir))
   params = merge(loaded.variables["params"], loaded.config.model.lora)
-  with written_whole(output) as folder:
-    workdir_lib.claim(folder, config, workdir_lib.load_corpus(workdir))
-    inputs.copy(workdir, folder)
-    origin.copy(workdir, folder)
-    with checkpoint.Checkpointer(folder, keep=1) as checkpointer:
-      checkpointer.save(0, {**loaded.variables, "params": params}, {}, None)
+  derived_run.write(
+    output, workdir, config, {**loaded.variables, "params": params}
+  )

@@ -55,9 +55,7 @@ def plan(config: Config) -> Plan:
       another shape or is stored in another form; nothing was read but its
       config.json.
   """
-  workdir, _, step = config.init_from.rpartition("@")
-  if not (workdir and re.fullmatch("newest|best|[0-9]+", step)):
-    workdir, step = config.init_from, "newest"
+  workdir, step = workdir_lib.split_step(config.init_from)
   source = dataclasses.replace(
     workdir_lib.load_config(workdir),
     mesh=config.mesh,

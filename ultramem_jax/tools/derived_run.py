@@ -1,0 +1,34 @@
+"""Runs whose model is made from that of another run."""
+
+import dataclasses
+import os
+from typing import Any
+
+from ultramem_jax.runs import checkpoint, inputs, origin
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.settings.config import Config
+
+
+def write(
+  output: str | os.PathLike,
+  workdir: str | os.PathLike,
+  config: Config,
+  variables: dict[str, Any],
+) -> None:
+  """Writes the workdir of a new run at step 0, whole or not at all.
+
+  Args:
+    output: of the new run; empty or absent.
+    workdir: of the run that it comes from, whose text and tokenizer it keeps.
+    config: of the new run. Its parameters are these ones, whatever `init_from`
+      says.
+    variables: the collections of its model.
+  """
+  config = dataclasses.replace(config, init_from="")
+  with written_whole(output) as folder:
+    workdir_lib.claim(folder, config, workdir_lib.load_corpus(workdir))
+    inputs.copy(workdir, folder)
+    origin.copy(workdir, folder)
+    with checkpoint.Checkpointer(folder, keep=1) as checkpointer:
+      checkpointer.save(0, variables, {}, None)
