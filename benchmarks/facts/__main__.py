@@ -20,17 +20,21 @@ import pathlib
 
 from absl import app, flags
 
-from benchmarks.facts import backbone, methods, parts, plots
+from benchmarks.facts import backbone, methods, parts, plots, tables
 from benchmarks.facts.stages import Scale, Stages
 from benchmarks.facts.store import Cell, Store
 from benchmarks.harness import report
 from ultramem_jax.runs import compilation_cache
 
+# Rows of tables and facts of a set in the part "capacity".
+TABLES = (16_384, 65_536, 262_144, 1_048_576)
+LOADS = (100, 400, 1600, 6400)
+
 SMALL = Scale(
   steps=300,
-  batch=16,
-  seq_len=64,
-  warm_steps=300,
+  batch=8,
+  seq_len=48,
+  warm_steps=150,
   warm_batch=8,
   warm_len=128,
   count_batches=100,
@@ -39,7 +43,7 @@ SMALL = Scale(
 LARGE = Scale(
   steps=150,
   batch=16,
-  seq_len=40,
+  seq_len=32,
   warm_steps=100,
   warm_batch=4,
   warm_len=128,
@@ -81,24 +85,63 @@ def stages() -> tuple[str, Stages]:
   return name, made
 
 
-def cells(model: str, part: str, scale: Scale) -> list[Cell]:
+def cells(model: str, part: str, steps: int) -> list[Cell]:
   """Returns the cells of a part: all methods with a seed, then the next."""
   made = []
   for seed in range(SEEDS.value):
     for name in CHOSEN.value:
-      rates = methods.METHODS[name].rates
-      if RATES.value and name != "untouched":
+      method = methods.METHODS[name]
+      rates = method.rates
+      if name == "untouched":
+        if part == "recall" and not seed:
+          made.append(Cell(model, part, name, 0.0, seed, 0, FACTS.value))
+        continue
+      if RATES.value:
         rates = tuple(map(float, RATES.value))
-      for rate in rates:
-        steps = scale.steps if name != "untouched" else 0
-        made.append(Cell(model, part, name, rate, seed, steps, FACTS.value))
+      for rate in rates[: 1 if part == "cost" else None]:
+        cell = Cell(model, part, name, rate, seed, steps, FACTS.value)
+        made += capacities(cell) if part == "capacity" else [cell]
   return made
+
+
+def capacities(cell: Cell) -> list[Cell]:
+  """Returns cells of larger sets in larger tables; steps grow with the set."""
+  if methods.METHODS[cell.method].memory is None:
+    return []
+  return [
+    cell._replace(
+      facts=facts, steps=cell.steps * facts // min(LOADS), rows=rows
+    )
+    for rows in TABLES
+    for facts in LOADS
+  ]
 
 
 MEASURES = {
   "recall": parts.measure_recall,
   "continual": parts.measure_continual,
+  "capacity": parts.measure_capacity,
+  "cost": parts.measure_cost,
 }
+
+
+def draw(store: Store) -> None:
+  """Prints the tables and writes the plots of what is on file."""
+  records, result = store.records(), store.result()
+  for title, table in (
+    ("Best rates", tables.recall_table(records, every_rate=False)),
+    ("All rates", tables.recall_table(records, every_rate=True)),
+    ("Ten sets", tables.continual_table(records)),
+    ("Capacity", tables.capacity_table(records)),
+    ("Cost", tables.cost_table(records)),
+  ):
+    print(f"\n{title}\n\n{table}")
+  for model in sorted({record["model"] for record in records}):
+    for part in {"recall", "continual"} & {
+      x["part"] for x in records if x["model"] == model
+    }:
+      figure = getattr(plots, part)(result, model)
+      figure.savefig(report.path(f"facts_{model}_{part}", "png"), dpi=150)
 
 
 def main(_: list[str]) -> None:
@@ -107,13 +150,12 @@ def main(_: list[str]) -> None:
   if not flags.FLAGS.plot_only:
     model, made = stages()
     for part in PARTS.value:
-      for cell in cells(model, part, made.scale):
-        print(f"{cell.name} ...", flush=True)
-        record = store.measured(
-          cell, lambda c=cell, part=part: MEASURES[part](made, c)
-        )
-        print(plots.line(record), flush=True)
-  print(plots.table(store.records()))
+      planned = cells(model, part, made.scale.steps)
+      for number, cell in enumerate(planned):
+        print(f"[{number + 1}/{len(planned)}] {cell.name}", flush=True)
+        measure = lambda c=cell, part=part: MEASURES[part](made, c)
+        print(tables.line(store.measured(cell, measure)), flush=True)
+  draw(store)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ ONE_PLACE = (0.3,)
 THREE_PLACES = (0.2, 0.3, 0.5)
 EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
+VALUES_AND_GATE = "memory_.*(values|gating)"
 
 
 def block_at(depth: float, num_layers: int) -> int:
@@ -67,7 +68,9 @@ class Memory:
       "model.memory.top_m": 16,
       "model.memory.num_heads": 4,
       "model.memory.output": self.output,
-      **({"model.memory.gate": self.gate} if self.gate != "none" else {}),
+      "model.memory.gate": self.gate,
+      # One of the two must not be zero, for either to have a gradient.
+      "model.memory.gate_init": "zero" if self.output == "plain" else "open",
     }
 
 
@@ -170,7 +173,26 @@ METHODS = {
     Memory(kind="ultramem", places=THREE_PLACES, output="zero"),
     NAIVE,
   ),
-  # One ingredient more in each row.
+  "gated": Method(
+    "Memory+, one place, gate",
+    RATES,
+    Memory(output="plain", gate="input"),
+    NAIVE,
+  ),
+  "gated_mixed": Method(
+    "Memory+, one place, gate, general text mixed in",
+    RATES,
+    Memory(output="plain", gate="input"),
+    {**NAIVE, **MIXED},
+  ),
+  "memory_plus_mixed": Method(
+    "Memory+, one place, general text mixed in",
+    RATES,
+    Memory(output="zero"),
+    {**NAIVE, **MIXED},
+  ),
+  # Only the values of a memory that is empty at first: its keys, queries and
+  # projection stay as they were drawn, or as general text has made them.
   "values": Method("only values learn", RATES, Memory(), VALUES),
   "values_3": Method(
     "only values learn, three places",
@@ -197,6 +219,12 @@ METHODS = {
     Memory(is_warm=True),
     {**VALUES, **CHOSEN},
     counts=True,
+  ),
+  "values_gated": Method(
+    "only values and a gate learn, general text mixed in",
+    RATES,
+    Memory(gate="input"),
+    {**VALUES, **MIXED, "optim.trainable": VALUES_AND_GATE},
   ),
   "mixed": Method(
     "only values learn, general text mixed in",

@@ -1,21 +1,28 @@
 """The parts of the comparison: what is measured of a method."""
 
+import dataclasses
+import math
 import pathlib
 import shutil
 import statistics
 import time
 from typing import Any
 
+import jax
+
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts import general, recall
-from benchmarks.facts.methods import METHODS
+from benchmarks.facts.methods import METHODS, Method
 from benchmarks.facts.stages import Stages
 from benchmarks.facts.store import Cell
-from benchmarks.harness import runs
+from benchmarks.harness import runs, train_steps
 from ultramem_jax import data
 from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings.config import parse
 
 SETS = 10  # of the part "continual", one after the other
+TIMED_STEPS = 5
+
 Record = dict[str, Any]
 
 
@@ -42,22 +49,33 @@ def examine(
   }
 
 
+def method_of(cell: Cell) -> Method:
+  """Returns the method of a cell, with a table of the cell's rows."""
+  method = METHODS[cell.method]
+  if not (cell.rows and method.memory):
+    return method
+  memory = dataclasses.replace(method.memory, num_keys=math.isqrt(cell.rows))
+  return dataclasses.replace(method, memory=memory)
+
+
 def measure_recall(stages: Stages, cell: Cell) -> Record:
   """Teaches a model one set of facts."""
   (facts,) = facts_lib.draw(cell.facts, cell.seed)
-  method, chance = METHODS[cell.method], facts_lib.chance(facts)
-  if cell.method == "untouched":
-    found = examine(stages, stages.backbone, {"all": facts})
-    return {**found, "chance": chance}
+  chance = {"chance": facts_lib.chance(facts)}
+  if not cell.steps:
+    return chance | examine(stages, stages.backbone, {"all": facts})
+  stages = stages._replace(scale=stages.scale._replace(steps=cell.steps))
+  run = (cell.name, method_of(cell), cell.rate, cell.seed, facts)
   began = time.perf_counter()
-  workdir = stages.taught(cell.name, method, cell.rate, cell.seed, facts)
+  workdir = stages.taught(*run)
   record = {
     "seconds": time.perf_counter() - began,
-    "step_seconds": step_seconds(workdir),
+    "step_seconds": statistics.median(
+      one["step_seconds"] for one in runs.records(workdir, "timing")
+    ),
     "loss": runs.curve(workdir, "loss"),
-    "chance": chance,
   }
-  record |= examine(stages, workdir, {"all": facts})
+  record |= chance | examine(stages, workdir, {"all": facts})
   shutil.rmtree(workdir)
   return record
 
@@ -65,28 +83,44 @@ def measure_recall(stages: Stages, cell: Cell) -> Record:
 def measure_continual(stages: Stages, cell: Cell) -> Record:
   """Teaches a model ten sets of facts, one after the other."""
   sets = facts_lib.draw(cell.facts, cell.seed, SETS)
-  method = METHODS[cell.method]
-  workdir, history = None, []
+  place, history = None, []
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
-    taught = stages.taught(
-      name, method, cell.rate, cell.seed, facts, start=workdir
-    )
+    run = (name, method_of(cell), cell.rate, cell.seed, facts)
+    taught = stages.taught(*run, start=place)
     asked = {"first": sets[0], "newest": facts}
     if number == SETS - 1:
       asked["all"] = [fact for one in sets for fact in one]
     history.append(examine(stages, taught, asked))
     print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)
-    if workdir:
-      shutil.rmtree(workdir)
-    workdir = taught
-  if workdir:
-    shutil.rmtree(workdir)
+    if place:
+      shutil.rmtree(place)
+    place = taught
+  if place:
+    shutil.rmtree(place)
   return {"history": history}
 
 
-def step_seconds(workdir: pathlib.Path) -> float:
-  """Returns the median time of a step, as the run has logged it."""
-  return statistics.median(
-    record["step_seconds"] for record in runs.records(workdir, "timing")
+def measure_capacity(stages: Stages, cell: Cell) -> Record:
+  """Teaches a set of facts to a memory with a table of the cell's rows."""
+  config = parse(
+    stages.config(cell.name, method_of(cell), cell.rate, cell.seed, [])
   )
+  memory = config.model.memory
+  tables = 1 if memory.shares_table else len(config.model.spans)
+  values = tables * memory.num_rows * memory.value_dim
+  return {"table_bytes": 4 * values, **measure_recall(stages, cell)}
+
+
+def measure_cost(stages: Stages, cell: Cell) -> Record:
+  """Times a step on facts, and counts the bytes that its program holds."""
+  (facts,) = facts_lib.draw(cell.facts, cell.seed)
+  run = (cell.name, method_of(cell), cell.rate, cell.seed, facts)
+  config = parse(stages.config(*run))
+  step, held = train_steps.stepper(config)
+  seconds = []
+  for _ in range(1 + TIMED_STEPS):
+    began = time.perf_counter()
+    jax.block_until_ready(step())
+    seconds.append(time.perf_counter() - began)
+  return {"step_seconds": statistics.median(seconds[1:]), "bytes": held}

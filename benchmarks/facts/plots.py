@@ -1,26 +1,65 @@
-"""Tables and plots of the comparison."""
+"""The plots of the comparison."""
 
+import statistics
 from typing import Any
 
+from matplotlib.figure import Figure
+
+from benchmarks.facts import tables
 from benchmarks.facts.methods import METHODS
+from benchmarks.harness import plots
 
-Record = dict[str, Any]
-
-
-def line(record: Record) -> str:
-  """Returns what a cell has shown, in a line."""
-  if "history" in record:
-    *_, last = record["history"]
-    found = {f"{k} set": v["seen"] for k, v in last["recall"].items()}
-  else:
-    last, found = record, record["recall"]["all"]
-  recalls = ", ".join(f"{k} {100 * v:.0f} %" for k, v in found.items())
-  harm = ", ".join(f"{k} {v:.2f}" for k, v in last["perplexity"].items())
-  return f"  {recalls}; perplexity: {harm}"
+SET_BY_SET = 3  # at most so many methods have a colour of their own
 
 
-def table(records: list[Record]) -> str:
-  return "\n".join(
-    f"{METHODS[r['method']].label} {r['rate']:g} {r['seed']} {line(r)}"
-    for r in records
+def recall(result: dict[str, Any], model: str) -> Figure:
+  """Draws recall in unseen templates against what it costs, a point a run."""
+  records = [x for x in result["cells"].values() if x["model"] == model]
+  untouched = tables.untouched_of(records, model)
+  figure, (axes,) = plots.figure(
+    f"{model}: what is told in words never seen, and what general text pays",
+    result,
+    size=(8, 5),
   )
+  for key, group in tables.groups(records, "recall").items():
+    method = METHODS[key[2]]
+    if untouched is None:
+      continue
+    harm = [100 * tables.tax(x, untouched) for x in group]
+    told = [100 * x["recall"]["all"]["unseen"] for x in group]
+    color = plots.ORANGE if method.memory is None else plots.BLUE
+    axes.scatter(harm, told, color=color, s=18)
+    place = statistics.mean(harm), statistics.mean(told)
+    label = f"{method.label}, {key[3]:g}"
+    axes.annotate(label, place, (4, 3), textcoords="offset points", fontsize=7)
+  axes.set_xscale("symlog", linthresh=1)
+  axes.axvline(2.3, color=plots.GREY, lw=0.8, ls=":")
+  axes.set(
+    xlabel="perplexity of general text above the untouched model's, %",
+    ylabel="recall in unseen templates, %",
+    ylim=(-3, 103),
+  )
+  return figure
+
+
+def continual(result: dict[str, Any], model: str) -> Figure:
+  """Draws the recall of the first set as others follow, a line a method."""
+  records = [x for x in result["cells"].values() if x["model"] == model]
+  figure, (axes,) = plots.figure(
+    f"{model}: what is left of the first set of facts", result
+  )
+  for group in tables.best(records, "continual").values():
+    method = METHODS[group[0]["method"]]
+    told = [
+      100 * statistics.mean(x["recall"]["first"]["seen"] for x in after)
+      for after in zip(*(record["history"] for record in group), strict=True)
+    ]
+    style = "--" if method.memory is None else "-"
+    axes.plot(
+      range(1, len(told) + 1), told, style, marker=".", label=method.label
+    )
+  axes.set(
+    xlabel="sets learned", ylabel="recall of the first, %", ylim=(-3, 103)
+  )
+  axes.legend(fontsize=7)
+  return figure

@@ -66,9 +66,12 @@ class Store:
       self._write()
     return self._cells[cell.name]
 
+  def result(self) -> dict[str, Any]:
+    """Returns what the file holds: the machine, and the cells by name."""
+    return {"machine": report.machine(), "cells": self._cells}
+
   def _write(self) -> None:
-    result = {"machine": report.machine(), "cells": self._cells}
     self._path.parent.mkdir(parents=True, exist_ok=True)
     partial = self._path.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=1) + "\n")
+    partial.write_text(json.dumps(self.result(), indent=1) + "\n")
     os.replace(partial, self._path)

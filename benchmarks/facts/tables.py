@@ -1,0 +1,184 @@
+"""The tables of the comparison, in Markdown."""
+
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from benchmarks.facts.general import TEXTS
+from benchmarks.facts.methods import METHODS
+
+Record = dict[str, Any]
+
+
+def percent(shares: Iterable[float]) -> str:
+  """Returns the mean of shares, and the least and the largest of several."""
+  values = [100 * share for share in shares]
+  text = f"{statistics.mean(values):.0f} %"
+  if len(values) > 1:
+    text += f" ({min(values):.0f} to {max(values):.0f})"
+  return text
+
+
+def tax(record: Record, untouched: Record) -> float:
+  """Returns how much higher perplexity is, as the geometric mean of texts."""
+  ratios = [
+    record["perplexity"][text] / untouched["perplexity"][text] for text in TEXTS
+  ]
+  return statistics.geometric_mean(ratios) - 1
+
+
+def last(record: Record) -> Record:
+  """Returns what was found when all was learned."""
+  return record["history"][-1] if "history" in record else record
+
+
+def line(record: Record) -> str:
+  """Returns what a cell has shown, in a line."""
+  if "bytes" in record:
+    held = record["bytes"] / 1e9
+    return f"  {record['step_seconds']:.2f} s a step, {held:.2f} GB"
+  found = last(record)
+  recalls = [
+    f"{name} set " * (name != "all") + f"{kind} {100 * share:.0f} %"
+    for name, shares in found["recall"].items()
+    for kind, share in shares.items()
+  ]
+  harm = [f"{text} {x:.2f}" for text, x in found["perplexity"].items()]
+  return f"  {', '.join(recalls)}; perplexity: {', '.join(harm)}"
+
+
+def untouched_of(records: list[Record], model: str) -> Record | None:
+  """Returns a record of a model that was taught nothing, if there is one."""
+  for record in records:
+    if record["model"] == model and record["method"] == "untouched":
+      return record
+  return None
+
+
+def groups(records: list[Record], part: str) -> dict[tuple, list[Record]]:
+  """Returns the records of a part that differ in the seed only."""
+  found = {}
+  for record in records:
+    if record["part"] == part and record["method"] != "untouched":
+      names = ("model", "facts", "method", "rate", "steps", "rows")
+      key = tuple(record[name] for name in names)
+      found.setdefault(key, []).append(record)
+  return found
+
+
+def best(records: list[Record], part: str) -> dict[tuple, list[Record]]:
+  """Returns the groups of each method's best rate: by seen and unseen recall.
+
+  Where two recall the same, the one with less harm is better.
+  """
+
+  def quality(group):
+    found = [last(record) for record in group]
+    recalls = [
+      statistics.mean(one["recall"]["all"][kind] for kind in ("seen", "unseen"))
+      for one in found
+    ]
+    harm = [statistics.mean(one["perplexity"].values()) for one in found]
+    return round(statistics.mean(recalls), 2), -statistics.mean(harm)
+
+  chosen = {}
+  for key, group in groups(records, part).items():
+    model, facts, method, _, _, rows = key
+    place = (model, facts, method, rows)
+    if place not in chosen or quality(group) > quality(chosen[place]):
+      chosen[place] = group
+  return chosen
+
+
+def recall_table(records: list[Record], every_rate: bool) -> str:
+  """Returns the table of the part "recall".
+
+  Args:
+    records: of all cells.
+    every_rate: a row for each rate, not the best of each method only.
+  """
+  rows = [
+    "| model | method | rate | steps | seeds | seen | unseen | two facts | "
+    "perplexity |",
+    "|---|---|---|---|---|---|---|---|---|",
+  ]
+  for record in records:
+    if record["method"] == "untouched":
+      shares = record["recall"]["all"]
+      told = [percent([x]) for x in shares.values()]
+      rows.append(
+        f"| {record['model']} | untouched | | 0 | 1 | {' | '.join(told)} | "
+        f"chance {100 * record['chance']:.0f} % |"
+      )
+  some = groups(records, "recall") if every_rate else best(records, "recall")
+  for group in some.values():
+    one, found = group[0], [record["recall"]["all"] for record in group]
+    untouched = untouched_of(records, one["model"])
+    harm = "" if untouched is None else _taxes(group, untouched)
+    kinds = ("seen", "unseen", "two_hop")
+    told = [percent(x[kind] for x in found if kind in x) for kind in kinds]
+    rows.append(
+      f"| {one['model']} | {METHODS[one['method']].label} | {one['rate']:g} | "
+      f"{one['steps']} | {len(group)} | {' | '.join(told)} | {harm} |"
+    )
+  return "\n".join(rows)
+
+
+def _taxes(group: list[Record], untouched: Record) -> str:
+  mean = statistics.mean(tax(last(record), untouched) for record in group)
+  return f"{100 * mean:+.1f} %"
+
+
+def continual_table(records: list[Record]) -> str:
+  """Returns the table of the part "continual"."""
+  rows = [
+    "| model | method | rate | seeds | first set, at first | first set, at "
+    "last | all sets, at last | perplexity |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for group in best(records, "continual").values():
+    one = group[0]
+    untouched = untouched_of(records, one["model"])
+    harm = "" if untouched is None else _taxes(group, untouched)
+    first, end = ([r["history"][i]["recall"] for r in group] for i in (0, -1))
+    told = [
+      percent(x["first"]["seen"] for x in first),
+      percent(x["first"]["seen"] for x in end),
+      percent(x["all"]["seen"] for x in end),
+    ]
+    rows.append(
+      f"| {one['model']} | {METHODS[one['method']].label} | {one['rate']:g} | "
+      f"{len(group)} | {' | '.join(told)} | {harm} |"
+    )
+  return "\n".join(rows)
+
+
+def capacity_table(records: list[Record]) -> str:
+  """Returns the table of the part "capacity": recall by rows and facts."""
+  rows = [
+    "| model | method | rate | rows | facts | seen | unseen | bytes a fact |",
+    "|---|---|---|---|---|---|---|---|",
+  ]
+  for record in records:
+    if record["part"] == "capacity":
+      told = record["recall"]["all"]
+      a_fact = record["table_bytes"] / record["facts"]
+      rows.append(
+        f"| {record['model']} | {METHODS[record['method']].label} | "
+        f"{record['rate']:g} | {record['rows']:,} | {record['facts']:,} | "
+        f"{percent([told['seen']])} | {percent([told['unseen']])} | "
+        f"{a_fact:,.0f} |"
+      )
+  return "\n".join(rows)
+
+
+def cost_table(records: list[Record]) -> str:
+  """Returns the table of the part "cost"."""
+  rows = ["| model | method | ms a step | GB |", "|---|---|---|---|"]
+  for record in records:
+    if record["part"] == "cost":
+      rows.append(
+        f"| {record['model']} | {METHODS[record['method']].label} | "
+        f"{1e3 * record['step_seconds']:.0f} | {record['bytes'] / 1e9:.2f} |"
+      )
+  return "\n".join(rows)
