@@ -1,0 +1,144 @@
+"""The comparison of methods: cells are kept, settings fit, tables tell."""
+
+import json
+
+import pytest
+
+from benchmarks.facts import stages as stages_lib
+from benchmarks.facts import store as store_lib
+from benchmarks.facts import tables
+from benchmarks.facts.methods import METHODS, Memory, block_at
+from benchmarks.facts.store import Cell
+from benchmarks.harness import report
+from configs import from_run
+from ultramem_jax import testing
+from ultramem_jax.settings.config import parse
+from ultramem_jax.train import trainable
+
+CELL = Cell("small", "recall", "lora_16", 1e-3, 0, 30, 100)
+SCALE = stages_lib.Scale(30, 8, 48, 20, 4, 32, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+  """The workdir of a small dense model."""
+  workdir = tmp_path_factory.mktemp("backbone")
+  dense = {"model__memory__kind": "none", "model__memory__spans": ""}
+  testing.save_run(workdir, testing.small_config(**dense))
+  return workdir
+
+
+@pytest.fixture
+def stages(backbone, tmp_path, monkeypatch):
+  """Stages that train nothing; configs of runs end in `trained`."""
+  trained = []
+  monkeypatch.setattr(
+    stages_lib, "finish", lambda c, workdir: trained.append((c, workdir))
+  )
+  return stages_lib.Stages(tmp_path, backbone, SCALE), trained
+
+
+@pytest.mark.parametrize("name", [x for x in METHODS if x != "untouched"])
+def test_the_settings_of_every_method_fit(name, stages, monkeypatch):
+  """The base and the run on facts are runs that train something."""
+  stages, trained = stages
+  method = METHODS[name]
+  # Bases do not exist here: the run begins as the backbone does.
+  read = from_run.get_config
+
+  def from_base(start):
+    c = read(str(stages.backbone))
+    if method.memory and "base_" in start:
+      c.update_from_flattened_dict(
+        method.memory.overrides(c.model.num_layers, c.model.embed_dim)
+      )
+    return c
+
+  monkeypatch.setattr(from_run, "get_config", from_base)
+  monkeypatch.setattr(stages_lib.Stages, "counted", lambda *_: None)
+  c = stages.config("run", method, 1e-3, 0, [])
+  config = parse(c)
+  trainable.require_some(config)
+  assert bool(config.model.spans) == (method.memory is not None)
+  assert len(trained) == bool(method.memory)
+  for base, _ in trained:
+    settings = parse(base)
+    assert settings.model.memory == config.model.memory
+    trainable.require_some(settings)
+    assert settings.optim.trainable == "memory"
+
+
+def test_bases_of_other_memories_have_other_names():
+  made = {x.memory for x in METHODS.values() if x.memory}
+  assert len({memory.name for memory in made}) == len(made) > 5
+  assert Memory(is_warm=True).name != Memory().name
+
+
+def test_places_are_blocks_of_the_model():
+  assert [block_at(x, 30) for x in (0.01, 0.3, 1.0)] == [1, 9, 30]
+  assert block_at(0.3, 2) == 1
+
+
+def test_a_cell_is_measured_once(tmp_path, monkeypatch):
+  monkeypatch.setattr(report, "commit", lambda: "abc")
+  path, measured = tmp_path / "results" / "facts.json", []
+
+  def measure():
+    measured.append(1)
+    return {"recall": 0.5}
+
+  store = store_lib.Store(path)
+  first = store.measured(CELL, measure)
+  assert first["recall"] == 0.5 and first["method"] == "lora_16"
+  # As if the command had been killed here, and started again.
+  again = store_lib.Store(path)
+  assert again.measured(CELL, measure) == first
+  again.measured(CELL._replace(seed=1), measure)
+  assert len(measured) == 2
+  assert set(json.loads(path.read_text())["cells"]) == {
+    CELL.name,
+    CELL._replace(seed=1).name,
+  }
+  assert all(x["commit"] == "abc" for x in again.records())
+
+
+def test_cells_that_differ_have_names_that_differ():
+  others = [
+    CELL._replace(**{field: value})
+    for field, value in {
+      "model": "smollm2",
+      "part": "continual",
+      "method": "full",
+      "rate": 3e-3,
+      "seed": 1,
+      "steps": 31,
+      "facts": 101,
+      "rows": 64,
+    }.items()
+  ]
+  assert len({cell.name for cell in [CELL, *others]}) == 9
+
+
+def record(rate, seed, unseen, python):
+  share = {"seen": 1.0, "unseen": unseen, "two_hop": 0.0}
+  return {
+    **CELL._replace(rate=rate, seed=seed)._asdict(),
+    "recall": {"all": share},
+    "perplexity": {"python": python, "english": 10.0},
+    "chance": 0.1,
+  }
+
+
+def test_the_table_has_the_best_rate_and_what_it_costs():
+  untouched = record(0.0, 0, 0.0, 10.0) | {"method": "untouched"}
+  records = [
+    untouched,
+    record(1e-3, 0, 0.4, 10.0),
+    record(3e-3, 0, 0.9, 14.4),
+    record(3e-3, 1, 0.7, 14.4),
+  ]
+  assert tables.tax(records[2], untouched) == pytest.approx(0.2)
+  table = tables.recall_table(records, every_rate=False)
+  assert "| 0.003 | 30 | 2 | 100 % (100 to 100) | 80 % (70 to 90) |" in table
+  assert "+20.0 %" in table and "| 0.001 |" not in table
+  assert "| 0.001 |" in tables.recall_table(records, every_rate=True)
