@@ -12,7 +12,6 @@ results/host_memory.json and .png.
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from absl import app, flags
 from matplotlib.figure import Figure
 
 from benchmarks.harness import configs, plots, report
+from benchmarks.harness.memory import peak_bytes
 from ultramem_jax.runs import checkpoint, workdir
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import Config
@@ -63,13 +63,6 @@ def make_config(gibibytes: float) -> Config:
       "model.memory.storage.partition": "rows",
     },
   )
-
-
-def peak_bytes() -> int:
-  """Returns the most resident memory that this process had (Linux)."""
-  lines = pathlib.Path("/proc/self/status").read_text().splitlines()
-  (peak,) = (line for line in lines if line.startswith("VmHWM"))
-  return 1024 * int(peak.split()[1])
 
 
 def run_phase(phase: str, folder: str, config: Config) -> None:

