@@ -1,4 +1,4 @@
-"""The notebook: its form, its stored outputs, and a run of a small model."""
+"""The notebooks: their form, stored outputs, and runs of small models."""
 
 import copy
 import pathlib
@@ -8,9 +8,12 @@ import nbclient
 import nbformat
 import pytest
 
+from tests.examples.add_memory_test import make_folder
 from ultramem_jax import testing
 
-PATH = testing.ROOT / "notebooks" / "quickstart.ipynb"
+NOTEBOOKS = testing.ROOT / "notebooks"
+PATH = NOTEBOOKS / "quickstart.ipynb"
+MEMORY = NOTEBOOKS / "give_a_model_a_memory.ipynb"
 # What the notebook sets, and what is set here: as many memories, much smaller.
 SETTINGS = {
   "STEPS = 300\n": "STEPS = 3\n",
@@ -31,21 +34,23 @@ def notebook():
   return nbformat.read(PATH, as_version=4)
 
 
-def test_form(notebook):
+@pytest.mark.parametrize("path", [PATH, MEMORY], ids=lambda path: path.stem)
+def test_form(path):
   """A badge, text before code, and nothing big in the file."""
+  notebook = nbformat.read(path, as_version=4)
   nbformat.validate(notebook)
   cells = notebook.cells
   assert 16 <= len(cells) <= 25
   badge = (
     "https://colab.research.google.com/github/ultramem-jax/ultramem-jax/"
-    "blob/main/notebooks/quickstart.ipynb"
+    f"blob/main/notebooks/{path.name}"
   )
   assert badge in cells[0].source
   kinds = [cell.cell_type for cell in cells]
   assert kinds[0] == kinds[1] == "markdown"
   # A text introduces one code cell, or two.
   assert "code code code" not in " ".join(kinds)
-  assert PATH.stat().st_size < 500_000
+  assert path.stat().st_size < 500_000
 
 
 def texts_and_pictures(notebook):
@@ -60,15 +65,21 @@ def texts_and_pictures(notebook):
   return "".join(texts), pictures
 
 
-def test_it_runs(notebook, monkeypatch):
+def executed(notebook, settings, monkeypatch):
+  """A copy of a notebook with other settings, and its outputs."""
   for name, value in testing.environment().items():
     monkeypatch.setenv(name, value)
   notebook = copy.deepcopy(notebook)
-  for old, new in SETTINGS.items():
+  for old, new in settings.items():
     (cell,) = (cell for cell in notebook.cells if old in cell.source)
     cell.source = cell.source.replace(old, new)
-  folder = {"metadata": {"path": str(PATH.parent)}}
+  folder = {"metadata": {"path": str(NOTEBOOKS)}}
   nbclient.NotebookClient(notebook, timeout=300, resources=folder).execute()
+  return notebook
+
+
+def test_it_runs(notebook, monkeypatch):
+  notebook = executed(notebook, SETTINGS, monkeypatch)
   text, pictures = texts_and_pictures(notebook)
   # The losses, the rows of a line, the use of the table, the forgotten words.
   assert pictures == 4
@@ -80,6 +91,26 @@ def test_it_runs(notebook, monkeypatch):
   assert float(losses[-1]) < 0.1 * float(losses[0])
 
 
+def test_a_model_is_given_a_memory(tmp_path, monkeypatch):
+  """On a small model in place of SmolLM2, which is not fetched."""
+  (tmp_path / "model").mkdir()
+  make_folder(tmp_path / "model")
+  settings = {
+    '"HuggingFaceTB/SmolLM2-135M"': repr(str(tmp_path / "model")),
+    '"runs/notebook"': repr(str(tmp_path / "runs")),
+    "STEPS = 60": "STEPS = 40",
+  }
+  notebook = nbformat.read(MEMORY, as_version=4)
+  text, _ = texts_and_pictures(executed(notebook, settings, monkeypatch))
+  made_up, learned = text.split("'bits_per_byte': ")
+  assert "The capital of Zubrovia is Lutzhaven" not in made_up
+  assert "The capital of Zubrovia is Lutzhaven" in learned
+  same, of = re.search(r"(\d+) of (\d+) tensors are bit-equal", text).groups()
+  assert same == of
+  assert "MB: memory.json memory.safetensors\n" in text
+  assert "the taught model again: True" in text
+
+
 def test_outputs_are_stored(notebook):
   """Those of all 300 steps, so that whoever does not run it sees them."""
   text, pictures = texts_and_pictures(notebook)
@@ -89,8 +120,7 @@ def test_outputs_are_stored(notebook):
   assert re.search(r"without self: \+[\d.]+ bits in a line with it", text)
 
 
-def test_readme_names_it():
-  assert (
-    f"notebooks/{PATH.name}"
-    in (pathlib.Path(testing.ROOT) / "README.md").read_text()
-  )
+def test_readme_names_them():
+  text = (pathlib.Path(testing.ROOT) / "README.md").read_text()
+  for path in NOTEBOOKS.glob("*.ipynb"):
+    assert f"notebooks/{path.name}" in text
