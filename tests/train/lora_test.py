@@ -1,11 +1,14 @@
 """Runs that train changes of low rank, and what becomes of them."""
 
+import flax.linen as nn
+import jax
+import numpy as np
 import pytest
 from flax import traverse_util
 from jax.sharding import AbstractMesh
 
 from tests.train import small_steps
-from ultramem_jax import testing
+from ultramem_jax import Transformer, testing
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
 from ultramem_jax.train import init_from, sharding, trainable
@@ -67,7 +70,25 @@ def test_a_run_begins_with_the_base_and_new_lora(tmp_path):
   plan = init_from.plan(make_config(init_from=str(tmp_path)))
   assert len(plan.new) == 6 and all("lora_" in path for path in plan.new)
   assert len(plan.taken) == len(sharding.parameter_axes(base.model))
-  assert plan.left == []
+  assert plan.left == plan.changed == []
+
+
+def test_the_same_lora_of_another_strength_is_told(tmp_path):
+  testing.save_run(tmp_path, make_config())
+  told = lambda **changes: (
+    init_from.plan(make_config(init_from=str(tmp_path), **changes)).changed
+  )
+  assert told() == []
+  (changed,) = told(model__lora__alpha=3.0)
+  assert changed.startswith("model.lora = LoraConfig(rank=2, alpha=3.0")
+
+
+def test_rematerialized_blocks_have_the_same_parameters():
+  model = make_config(model__remat="block").model
+  token_BT = np.zeros((1, 1), np.int32)
+  shapes = jax.eval_shape(Transformer(model).init, jax.random.key(0), token_BT)
+  paths = traverse_util.flatten_dict(nn.unbox(shapes["params"])).keys()
+  assert paths == sharding.parameter_axes(make_config().model).keys()
 
 
 def test_parameters_and_flops():

@@ -85,10 +85,13 @@ def plan(config: Config) -> Plan:
 
 def _changes(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
   """Returns the settings of two models that differ."""
+  harmless: set[str] = {*HARMLESS}
+  if not (theirs.lora.rank and ours.lora.rank):
+    harmless.add("lora")  # of which one has no parameters
   pairs = {
     field.name: (getattr(theirs, field.name), getattr(ours, field.name))
     for field in dataclasses.fields(ours)
-    if field.name not in HARMLESS
+    if field.name not in harmless
   }
   return [
     f"model.{name} = {here!r} (there {there!r})"
