@@ -228,6 +228,7 @@ def to_pretrained(
 ) -> None:
   """Writes a model as a Hugging Face folder, its memories beside it.
 
+  Of a model with LoRA that alone is written in its place, as `peft` does.
   The folder appears whole, or not at all. `from_pretrained` reads it, and
   `transformers` the model without its memories.
 
