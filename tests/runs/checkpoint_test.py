@@ -108,13 +108,13 @@ def test_data_that_json_changes_is_refused(tmp_path):
   [
     (
       jax.ShapeDtypeStruct((64, 9), jnp.float32),
-      r"params/table is float32\[64, 8\] there, float32\[64, 9\] here",
+      r"other arrays: params/table is float32\[64, 8\] there, float32\[64, 9\] here",
     ),
     (
       jax.ShapeDtypeStruct((64, 8), jnp.bfloat16),
       r"params/table is float32\[64, 8\] there, bfloat16\[64, 8\] here",
     ),
-    (None, r"params/table is float32\[64, 8\] there, absent here"),
+    (None, r"of another model; only there: params/table\."),
   ],
 )
 def test_another_model_is_refused_not_set_aside(workdir, target, difference):
@@ -129,20 +129,23 @@ def test_another_model_is_refused_not_set_aside(workdir, target, difference):
     ):
       saver.restore_latest(items)
   assert listing(workdir) == ["10", "20"]
-  with pytest.raises(
-    errors.TargetError,
-    match=r"params/new is absent.*\. If another version of UltraMem-JAX wrote "
-    "it, go on with that version, or use another --workdir$",
-  ):
-    checkpoint.restore(
-      workdir,
-      {
-        "params": {
-          **abstract(make_items(0)["params"]),
-          "new": target or items["buffers"]["order"],
-        }
-      },
-    )
+
+
+def test_restoring_into_a_changed_model_tells_what_differs(workdir):
+  items = abstract(make_items(0))
+  names = [f"block_{n}" for n in range(9)]
+  leaf = items["params"].pop("table")
+  items["params"] |= dict.fromkeys(names, leaf)
+  items["buffers"] = {"order": jax.ShapeDtypeStruct((5,), jnp.int32)}
+  with pytest.raises(errors.TargetError) as refused:
+    checkpoint.restore(workdir, items)
+  told = str(refused.value)
+  assert (
+    "20 is of another model; other arrays: buffers/order is int32[7] there, "
+    "int32[5] here; missing there: params/block_0, params/block_1, "
+    "params/block_2, params/block_3, ... (9); only there: params/table. Go on "
+  ) in told
+  assert told.endswith("init_from takes what is the same in both")
 
 
 def test_failure_to_read_a_sealed_step_is_no_damage(workdir, monkeypatch):

@@ -23,6 +23,8 @@ CONTENT_STATUSES = (
   "NOT_FOUND",
   "OUT_OF_RANGE",
 )
+# Arrays that an error names of each kind.
+SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,23 +69,37 @@ def _require_same_arrays(
     if name.partition("/")[0] in items
   }
   wanted = arrays(items)
-  differences = [
-    f"{name} is {held.get(name, 'absent')} there, "
-    f"{wanted.get(name, 'absent')} here"
-    for name in dict.fromkeys([*wanted, *held])
-    if held.get(name) != wanted.get(name)
-    and not (_is_fresh(name, fresh) and (name in held) != (name in wanted))
-  ]
-  if differences:
+  both = [name for name in wanted if name in held]
+  parts = {
+    "other arrays": [
+      f"{name} is {held[name]} there, {wanted[name]} here"
+      for name in both
+      if held[name] != wanted[name]
+    ],
+    "missing there": [
+      name for name in wanted if name not in held and not _is_fresh(name, fresh)
+    ],
+    "only there": [
+      name for name in held if name not in wanted and not _is_fresh(name, fresh)
+    ],
+  }
+  if any(parts.values()):
+    told = (f"{part}: {_some(x)}" for part, x in parts.items() if x)
     raise TargetError(
-      f"checkpoint {path} is of another model: {'; '.join(differences[:3])}"
-      f" ({len(differences)} arrays differ). If another version of UltraMem-JAX"
-      " wrote it, go on with that version, or use another --workdir"
+      f"checkpoint {path} is of another model; {'; '.join(told)}. Go on with "
+      "the settings and the version of UltraMem-JAX that wrote it, or use "
+      "another --workdir; init_from takes what is the same in both"
     )
 
 
 def _is_fresh(name: str, fresh: str) -> bool:
   return bool(fresh) and bool(re.match(fresh, name))
+
+
+def _some(texts: list[str]) -> str:
+  """Joins the first texts, and says how many there are if these are not all."""
+  more = f", ... ({len(texts)})" if len(texts) > SHOWN else ""
+  return ", ".join(texts[:SHOWN]) + more
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:
