@@ -1,12 +1,15 @@
 """Faults of files: cut off, changed, removed, exchanged."""
 
+import hashlib
 import os
 import pathlib
 import random
 import shutil
 
 from benchmarks.faults.digest import Lost
+from benchmarks.faults.process import Process
 from benchmarks.faults.trial import Trial
+from ultramem_jax.runs import step_dirs
 
 NEWEST, OLDER = "8", "4"  # saved in half a run
 
@@ -51,31 +54,62 @@ def _files(folder: pathlib.Path) -> list[pathlib.Path]:
   return sorted(p for p in folder.rglob("*") if p.is_file())
 
 
+def _digest(folder: pathlib.Path) -> str:
+  """Returns a digest of the names and the content of all files."""
+  held = hashlib.sha256()
+  for path in _files(folder):
+    held.update(f"{path.relative_to(folder)} {path.stat().st_size} ".encode())
+    held.update(path.read_bytes())
+  return held.hexdigest()
+
+
+def _damage(
+  trial: Trial, folder: pathlib.Path, paths: list[pathlib.Path], ways=WAYS
+) -> pathlib.Path:
+  """Damages one of some files below a folder, and returns which.
+
+  It is a hit if anything changed: an empty file has no bit to flip.
+  """
+  before, path = _digest(folder), trial.rng.choice(paths)
+  trial.rng.choice(ways)(path, trial.rng)
+  trial.hit = _digest(folder) != before
+  return path
+
+
 def checkpoint(way):
   """Returns the fault that damages the newest checkpoint in some way."""
 
   def fault(trial: Trial) -> None:
     folder = trial.workdir / "checkpoints" / NEWEST
-    way(trial.rng.choice(_files(folder)), trial.rng)
-    trial.damaged = 1
+    path = _damage(trial, folder, _files(folder), [way])
+    trial.moment, trial.damaged = path.name, 1
 
   return fault
 
 
 def all_checkpoints(trial: Trial) -> None:
   """Damages every checkpoint: the run must not start over."""
-  folder = trial.workdir / "checkpoints"
+  folder, hits = trial.workdir / "checkpoints", []
   for step in (NEWEST, OLDER):
-    way = trial.rng.choice((truncate, flip, remove))
-    way(trial.rng.choice(_files(folder / step)), trial.rng)
+    # Without its seal a checkpoint is as a kill leaves it, and sound.
+    paths = [p for p in _files(folder / step) if p.name != step_dirs.SEAL]
+    _damage(trial, folder, paths, (truncate, flip, remove))
+    hits.append(trial.hit)
+  trial.hit = all(hits)
   process = trial.start().finish()
-  _require_refused(process, "every checkpoint")
+  if trial.hit:
+    _require_refused(process, "every checkpoint")
+  trial.mend = lambda: _put_back(trial, "checkpoints")
 
-  def mend():
-    shutil.rmtree(folder)
-    shutil.copytree(trial.scene.half / "checkpoints", folder)
 
-  trial.mend = mend
+def _put_back(trial: Trial, name: str) -> None:
+  """Puts a file or folder of the workdir back as it was after half a run."""
+  source, path = trial.scene.half / name, trial.workdir / name
+  if source.is_dir():
+    shutil.rmtree(path)
+    shutil.copytree(source, path)
+  else:
+    shutil.copy2(source, path)
 
 
 def step_folders(trial: Trial) -> None:
@@ -83,7 +117,7 @@ def step_folders(trial: Trial) -> None:
   folder = trial.workdir / "checkpoints"
   newest, older = folder / NEWEST, folder / OLDER
   kind = trial.rng.choice(("remove", "exchange", "copy", "strange", "file"))
-  trial.damaged = 1
+  trial.moment, trial.damaged = kind, 1
   if kind == "remove":
     shutil.rmtree(newest)
   elif kind == "exchange":
@@ -93,12 +127,7 @@ def step_folders(trial: Trial) -> None:
     trial.damaged = 2
     trial.start()
     trial.finish()
-
-    def mend():
-      shutil.rmtree(folder)
-      shutil.copytree(trial.scene.half / "checkpoints", folder)
-
-    trial.mend = mend
+    trial.mend = lambda: _put_back(trial, "checkpoints")
   elif kind == "copy":
     shutil.copytree(newest, folder / "11")
   elif kind == "strange":
@@ -113,76 +142,64 @@ def logs(trial: Trial) -> None:
   """Damages logs; they stop no run."""
   names = ("metrics.jsonl", "timing.jsonl", "tensorboard")
   path = trial.workdir / trial.rng.choice(names)
-  if path.is_dir():
-    path = trial.rng.choice(_files(path))
-  trial.rng.choice((truncate, flip, remove, fill))(path, trial.rng)
-  trial.loses_logs = True
+  files = _files(path) if path.is_dir() else [path]
+  _damage(trial, trial.workdir, files, (truncate, flip, remove, fill))
+  trial.moment = path.name
+  trial.loses_logs = path.name == "metrics.jsonl"
 
 
-def config(trial: Trial) -> None:
-  """Damages config.json: the run goes on as it was, or tells what to mend."""
-  path = trial.workdir / "config.json"
-  trial.rng.choice((truncate, flip, remove, fill))(path, trial.rng)
-  trial.start()
-  trial.finish()
-  trial.mend = lambda: _copy(trial.scene.half / path.name, path)
+def bound(*names: str):
+  """Returns the fault that damages what binds a workdir to its run.
 
+  The run goes on as it was, or tells what to mend.
+  """
 
-def inputs(trial: Trial) -> None:
-  """Damages what the workdir knows of its data."""
-  path = trial.workdir / trial.rng.choice(("inputs.json", "index.npz"))
-  trial.rng.choice((truncate, flip, remove, fill))(path, trial.rng)
-  trial.start()
-  trial.finish()
-  trial.mend = lambda: _copy(trial.scene.half / path.name, path)
+  def fault(trial: Trial) -> None:
+    path = trial.workdir / trial.rng.choice(names)
+    _damage(trial, trial.workdir, [path], (truncate, flip, remove, fill))
+    trial.moment = path.name
+    trial.start()
+    trial.finish()
+    trial.mend = lambda: _put_back(trial, path.name)
+
+  return fault
 
 
 def data(trial: Trial) -> None:
   """Damages the text, with or without a trace in its time."""
-  folder = trial.scene.data
-  kept = folder.with_name("data_kept")
-  shutil.copytree(folder, kept)
-  path = trial.rng.choice(_files(folder))
-  trial.rng.choice((truncate, flip, remove, exchange))(path, trial.rng)
+  kept = trial.data.with_name("data_kept")
+  shutil.copytree(trial.data, kept)
+  path = _damage(
+    trial, trial.data, _files(trial.data), (truncate, flip, remove, exchange)
+  )
   if trial.rng.random() < 0.5:
-    for changed in _files(folder):
+    for changed in _files(trial.data):
       os.utime(changed, (1e9, 1e9))
+  process = trial.start().finish()
+  if trial.hit:
+    _require_refused(process, path.name)
 
   def mend():
-    shutil.rmtree(folder)
-    kept.rename(folder)
+    shutil.rmtree(trial.data)
+    kept.rename(trial.data)
 
   trial.mend = mend
-  try:
-    process = trial.start().finish()
-    _require_refused(process, path.name)
-  except Lost:
-    mend()
-    raise
 
 
 def cache(trial: Trial) -> None:
-  """Damages programs that were compiled."""
-  folder = trial.scene.cache
-  kept = folder.with_name("xla_kept")
-  shutil.copytree(folder, kept)
-  for path in trial.rng.sample(_files(folder), 5):
+  """Damages programs that were compiled: they are compiled anew."""
+  trial.cache = trial.workdir.with_name("xla")
+  shutil.copytree(trial.scene.cache, trial.cache)
+  before = _digest(trial.cache)
+  for path in trial.rng.sample(_files(trial.cache), 5):
     trial.rng.choice((truncate, flip, remove, fill))(path, trial.rng)
-
-  def mend():
-    shutil.rmtree(folder)
-    kept.rename(folder)
-
-  trial.start().finish()
-  trial.mend = mend
+  trial.hit = _digest(trial.cache) != before
+  process = trial.start().finish()
+  if process.status != 0:
+    raise Lost(f"does not compile anew: {process.errors[-1500:]}")
 
 
-def _copy(source: pathlib.Path, path: pathlib.Path) -> None:
-  """Puts a file back, unless it did no harm that it was damaged."""
-  shutil.copy2(source, path)
-
-
-def _require_refused(process, *parts: str) -> None:
+def _require_refused(process: Process, *parts: str) -> None:
   if process.status != 2:
     raise Lost(f"was not refused ({process.status}): {process.errors[-500:]}")
   line = process.errors.splitlines()[-1]

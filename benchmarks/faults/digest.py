@@ -6,11 +6,10 @@ import os
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
+import tensorstore as ts
 
 from benchmarks.faults.process import Process
-from ultramem_jax.runs import checkpoint, step_dirs
+from ultramem_jax.runs import inputs, step_dirs
 from ultramem_jax.runs import workdir as workdir_lib
 
 
@@ -19,50 +18,57 @@ class Lost(Exception):
 
 
 def of_run(workdir: str | os.PathLike) -> dict[str, Any]:
-  """Returns the newest checkpoint and metrics.jsonl, as digests.
+  """Returns the newest checkpoint, metrics.jsonl and more, as digests.
 
-  Reads them in a fork of this process, which touches no device.
+  Reads them in a fork of this process, as the library makes threads.
   """
-  process = Process([], main=lambda: print(_read(workdir))).finish()
+  process = Process(
+    main=lambda: print(json.dumps(_read(pathlib.Path(workdir))))
+  ).finish()
   if process.status != 0:
     raise Lost(f"it cannot be read: {process.errors[-500:]}")
   return json.loads(process.output)
 
 
-def _read(workdir: str | os.PathLike) -> str:
-  root = pathlib.Path(workdir)
-  saved = root / workdir_lib.CHECKPOINTS_NAME
-  newest = max(step_dirs.committed(saved))
-  restored = checkpoint.restore(root, _items(saved / str(newest)))
-  arrays = {
-    jax.tree_util.keystr(path): _sha256(np.asarray(leaf).tobytes())
-    for path, leaf in jax.tree_util.tree_leaves_with_path(restored.items)
+def _read(workdir: pathlib.Path) -> dict[str, Any]:
+  saved = workdir / workdir_lib.CHECKPOINTS_NAME
+  newest = saved / str(max(step_dirs.committed(saved)))
+  if not step_dirs.verify(newest):
+    raise ValueError(f"{newest} is not sealed")
+  facts = step_dirs.facts(newest)
+  loss, due = step_dirs.valid_loss(newest)
+  log = (workdir / "metrics.jsonl").read_bytes()
+  config = json.loads((workdir / workdir_lib.CONFIG_NAME).read_bytes())
+  config["config"]["checkpoint"].pop("every")  # a fault may change it
+  return {
+    "step": int(newest.name),
+    "data": facts["data"],
+    "valid_loss": loss,
+    "validation_due": due,
+    "described": facts["arrays"],
+    "arrays": _arrays(newest),
+    "config": config,
+    "inputs": json.loads((workdir / inputs.INPUTS_NAME).read_bytes()),
+    "metrics": [_sha256(line) for line in log.splitlines(keepends=True)],
   }
-  log = (root / "metrics.jsonl").read_bytes()
-  return json.dumps(
-    {
-      "step": restored.step,
-      "data": restored.data,
-      "valid_loss": restored.valid_loss,
-      "arrays": _sha256(json.dumps(arrays, sort_keys=True).encode()),
-      "metrics": [_sha256(line) for line in log.splitlines(keepends=True)],
-    },
-    sort_keys=True,
-  )
+
+
+def _arrays(path: pathlib.Path) -> dict[str, str]:
+  """Returns digests of the arrays of a checkpoint, as they are stored.
+
+  Takes neither the reader of checkpoints nor its idea of what is in them.
+  """
+  digests = {}
+  for manifest in sorted(path.glob("*/manifest.ocdbt")):
+    base = {"driver": "file", "path": f"{manifest.parent}/"}
+    store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+    for key in sorted(store.list().result()):
+      name = f"{manifest.parent.name}/{key.decode()}"
+      digests[name] = _sha256(store.read(key).result().value)
+  if not digests:
+    raise ValueError(f"{path} holds no arrays")
+  return digests
 
 
 def _sha256(content: bytes) -> str:
   return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _items(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the shapes of all that a checkpoint holds, by name."""
-  items: dict[str, Any] = {}
-  for name, described in step_dirs.facts(path)["arrays"].items():
-    dtype, _, shape = described.partition("[")
-    *folders, last = name.split("/")
-    node = items
-    for folder in folders:
-      node = node.setdefault(folder, {})
-    node[last] = jax.ShapeDtypeStruct(json.loads(f"[{shape}"), np.dtype(dtype))
-  return items

@@ -33,22 +33,31 @@ def limit(name: int, value: int) -> Callable[[], None]:
   return lambda: resource.setrlimit(name, (value, value))
 
 
+def _told(trial: Trial, number: int) -> bool:
+  """Whether a run ended with an error, or warned of one of the system."""
+  process = trial.finish()[0]
+  return process.status != 0 or os.strerror(number) in process.errors
+
+
 def file_limit(trial: Trial) -> None:
   """No file may grow beyond a size: writes fail as on a full disk."""
   size = int(10 ** trial.rng.uniform(1.5, 5))
   trial.start([limit(resource.RLIMIT_FSIZE, size)])
+  trial.hit = _told(trial, errno.EFBIG)
 
 
 def few_files(trial: Trial) -> None:
   """The process may open few files."""
   trial.start([limit(resource.RLIMIT_NOFILE, trial.rng.randint(12, 70))])
+  trial.hit = _told(trial, errno.EMFILE)
 
 
 def few_bytes(trial: Trial) -> None:
   """A disk of its own is full before the run is done, and then grows."""
   _mount(trial, f"size={4 * trial.rng.randint(5, 150)}k,mode=755")
-  trial.start(every=1)
-  trial.finish()
+  trial.every = 1
+  trial.start()
+  trial.hit = _told(trial, errno.ENOSPC)
   _remount(trial, "size=64m")
 
 
@@ -57,7 +66,7 @@ def read_only(trial: Trial) -> None:
   _mount(trial, "size=64m,mode=755")
   _remount(trial, "ro")
   trial.start()
-  trial.finish()
+  trial.hit = _told(trial, errno.EROFS)
   _remount(trial, "rw")
 
 
@@ -81,6 +90,12 @@ def _remount(trial: Trial, options: str) -> None:
   )
 
 
+def unmount(folder: pathlib.Path) -> None:
+  """Unmounts what was mounted in a folder, if anything was."""
+  if folder.is_mount():
+    subprocess.run(["umount", folder], check=False)
+
+
 def can_mount(folder: pathlib.Path) -> bool:
   """Whether this process may mount file systems."""
   command = ["mount", "-t", "tmpfs", "-o", "size=64k", "faults", folder]
@@ -89,7 +104,7 @@ def can_mount(folder: pathlib.Path) -> bool:
   except OSError:
     return False
   if mounted:
-    subprocess.run(["umount", folder], check=True)
+    unmount(folder)
   return mounted
 
 
@@ -101,20 +116,22 @@ def errors(trial: Trial) -> None:
 
   def fail(count):
     if first <= count < last:
+      trial.mark()
       raise OSError(number, os.strerror(number))
 
-  trial.start([_around_calls(trial.workdir, fail)])
+  trial.start([_around_calls(trial.workdir, fail)]).finish()
+  trial.hit = trial.marked
 
 
 def slow(trial: Trial) -> None:
   """The file system takes its time, and the run is to stop."""
-  seconds = trial.rng.uniform(0, 0.02)
+  seconds = trial.rng.uniform(0.002, 0.02)
   process = trial.start(
     [_around_calls(trial.workdir, lambda count: time.sleep(seconds))]
   )
   process.wait_for("step", trial.rng.randint(1, 3))
   process.sleep(trial.rng.uniform(0, trial.scene.seconds["save"]))
-  process.signal(signal.SIGTERM)
+  trial.hit = process.signal(signal.SIGTERM)
 
 
 def _around_calls(
@@ -154,6 +171,7 @@ def _concerns(workdir: pathlib.Path, file: object = None) -> bool:
 def console(trial: Trial) -> None:
   """Nobody takes what the run prints: a full disk, a closed pipe, no file."""
   kind = trial.rng.choice(("full", "broken", "closed"))
+  trial.moment = kind
 
   def prepare():
     for fd in (1, 2):

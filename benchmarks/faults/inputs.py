@@ -7,25 +7,31 @@ OSError of one line, and nothing else; and writes no file outside its folder.
 
 import os
 import pathlib
+import random
 import sys
 import tempfile
+import time
 import zlib
 from typing import Any
 
 import hypothesis
 from absl import logging
 
-from benchmarks.faults.readers import (
+from benchmarks.faults.properties import (
+  LIBRARIES,
   Property,
-  Refused,
   properties,
   with_devices,
 )
+from benchmarks.faults.readers import Refused
+from benchmarks.faults.strange import changes
 from ultramem_jax import cli
 from ultramem_jax.settings.errors import UserError
 
 # Of a line that a person reads.
 LONGEST = 3000
+# Characters of an example that is printed.
+SHOWN = 1500
 _watched: list[str] = []  # the only folder that may be written to, or nothing
 
 
@@ -42,9 +48,11 @@ def _watch(event: str, arguments: tuple) -> None:
       raise Refused(f"{name} is opened for writing")
 
 
-def holds(prop: Property, example: Any) -> str:
-  """Tries a property; returns the line of an error, or "".
+def holds(prop: Property, example: Any) -> tuple[str, Any]:
+  """Tries a property.
 
+  Returns:
+    (line, made): of an error, or ""; and what was made of the example.
   Raises:
     Refused: another error, or a file outside.
   """
@@ -52,37 +60,63 @@ def holds(prop: Property, example: Any) -> str:
     path = pathlib.Path(folder).resolve()
     _watched.append(str(path))
     try:
-      prop.use(example, path)
+      return "", prop.use(example, path)
     except (UserError, OSError) as error:
       told = cli.one_line(str(error))
       if not told or len(told) > LONGEST:
         raise Refused(f"not a line that can be read: {told!r}") from error
-      return told
+      return told, None
     finally:
       _watched.clear()
-  return ""
 
 
-def try_all(count: int, names: list[str], seed: int) -> dict[str, Any]:
+def try_all(
+  count: int, names: list[str], seed: int, shown: int
+) -> dict[str, Any]:
   """Tries properties; returns what came of each.
 
   Args:
     count: of examples, of all properties together.
     names: of the properties, or none for all.
     seed: of what is random.
+    shown: how many accepted examples are printed at the end.
   """
   logging.set_verbosity(logging.ERROR)
   sys.addaudithook(_watch)
   results = {}
+  accepted: dict[str, list[tuple[Any, Any]]] = {}
   for make in (properties, with_devices):
     made = make()
     for name in made:
       if not names or name in names:
-        results[name] = _try(name, made[name], count // 10, seed)
+        held = accepted.setdefault(name, [])
+        results[name] = _try(name, made[name], count // 10, seed, held)
+  for name, library in LIBRARIES.items():
+    if name not in results and (not names or name in names):
+      print(f"{name:14}left out: it needs {library}")
+  print(f"{sum(result['tried'] for result in results.values())} tried")
+  rng = random.Random(seed)
+  for name, held in accepted.items():
+    # As many of each property.
+    some = rng.sample(held, min(-(-shown // len(accepted)), len(held)))
+    for example, made in some:
+      print(f"\n{name}: {_short(example)}\n  -> {_short(made)}")
   return results
 
 
-def _try(name: str, prop: Property, count: int, seed: int) -> dict[str, Any]:
+def _short(value: Any) -> str:
+  text = value if isinstance(value, str) else repr(value)
+  return text if len(text) < SHOWN else f"{text[:SHOWN]}..."
+
+
+def _try(
+  name: str,
+  prop: Property,
+  count: int,
+  seed: int,
+  accepted: list[tuple[Any, Any]],
+) -> dict[str, Any]:
+  """Tries a property; adds what was accepted, with what was made of it."""
   told: list[str] = []
   tried = [0]
 
@@ -103,10 +137,14 @@ def _try(name: str, prop: Property, count: int, seed: int) -> dict[str, Any]:
   @hypothesis.given(prop.examples)
   def run(example):
     tried[0] += 1
-    if line := holds(prop, example):
+    line, made = holds(prop, example)
+    if line:
       told.append(line)
+    else:
+      shown = changes(prop.usual, example) if prop.usual else example
+      accepted.append((shown, made))
 
-  failure = ""
+  failure, began = "", time.monotonic()
   try:
     run()
   except BaseException as error:
@@ -116,9 +154,15 @@ def _try(name: str, prop: Property, count: int, seed: int) -> dict[str, Any]:
     failure = f"{type(error).__name__}: {error} {' '.join(notes)}"[:3000]
     if isinstance(error, BaseExceptionGroup):
       failure += " | ".join(repr(e)[:500] for e in error.exceptions)
+  seconds = time.monotonic() - began
   print(
-    f"{name:14}{tried[0]:6} tried, {len(told):6} refused in one line"
-    f"{'; FAILED: ' + failure if failure else ''}",
+    f"{name:14}{tried[0]:6} tried in {seconds:.0f} s, {len(told):6} refused in "
+    f"one line{'; FAILED: ' + failure if failure else ''}",
     flush=True,
   )
-  return {"tried": tried[0], "refused": len(told), "failure": failure}
+  return {
+    "tried": tried[0],
+    "refused": len(told),
+    "failure": failure,
+    "seconds": seconds,
+  }

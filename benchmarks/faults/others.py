@@ -23,7 +23,9 @@ def second(trial: Trial) -> None:
   both = [first.status, other.status]
   if 0 not in both:
     raise Lost(f"neither trained: {first.errors} {other.errors}")
-  if 2 in both and "another process is training" not in trial.told:
+  # Otherwise the first had ended before the second took the workdir.
+  trial.hit = 2 in both
+  if trial.hit and "another process is training" not in trial.told:
     raise Lost(f"it ends with another line: {trial.told}")
 
 
@@ -38,13 +40,15 @@ def not_a_number(trial: Trial) -> None:
     def step(self, state, batch):
       state, metrics = inner(self, state, batch)
       if next(steps) + 1 == poisoned:
+        trial.mark()
         state = _poison(state, leaf_seed)
       return state, metrics
 
     TrainProgram.__call__ = step
 
   process = trial.start([prepare]).finish()
-  if process.status != 2:
+  trial.hit = trial.marked
+  if trial.hit and process.status != 2:
     raise Lost(f"it went on with it: {process.errors[-500:]}")
 
 
@@ -71,7 +75,12 @@ def clock(trial: Trial) -> None:
 
   def prepare():
     inner, calls = time.time, iter(range(10**9))
-    time.time = lambda: inner() + jumps[next(calls) % len(jumps)]
+
+    def jumping():
+      trial.mark()
+      return inner() + jumps[next(calls) % len(jumps)]
+
+    time.time = jumping
 
   for path in trial.workdir.rglob("*"):
     moment = time.time() + trial.rng.choice(jumps)
@@ -80,6 +89,8 @@ def clock(trial: Trial) -> None:
   if trial.rng.random() < 0.7:
     process.wait_for("step", 2)
     process.signal(signal.SIGTERM)
+  process.finish()
+  trial.hit = trial.marked
 
 
 def renamed(trial: Trial) -> None:
@@ -89,7 +100,8 @@ def renamed(trial: Trial) -> None:
   process.sleep(trial.rng.uniform(0, trial.scene.seconds["save"]))
   elsewhere = trial.workdir.with_name("elsewhere")
   shutil.rmtree(elsewhere, ignore_errors=True)
-  trial.hit = trial.workdir.exists()
+  process.poll(0)
+  trial.hit = trial.workdir.exists() and process.status is None
   if trial.hit:
     trial.workdir.rename(elsewhere)
   process.finish()

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import train
 from ultramem_jax import cli
+from ultramem_jax.evaluation import loss
 from ultramem_jax.runs.checkpoint import Checkpointer
 from ultramem_jax.train.program import TrainProgram
 
@@ -27,8 +28,10 @@ EVENTS = {
   "compile": (train, "compile_step"),
   "restore": (Checkpointer, "restore_latest"),
   "step": (TrainProgram, "__call__"),
+  "validate": (loss, "run"),
   "save": (Checkpointer, "save"),
-  "end": (Checkpointer, "close"),
+  "close": (Checkpointer, "close"),
+  "sample": (train, "try_sample"),
 }
 PIPE_BYTES = 2**20
 # After which a run counts as one that hangs.
@@ -54,18 +57,23 @@ class Process:
   Attributes:
     events: that it has told of so far.
     status: as of `subprocess.Popen`; None: it runs.
+    began, ended: monotonic seconds.
+    sent: the signals that it was sent, and when.
+    hangs: whether it was killed for taking too long.
   """
 
   def __init__(
     self,
-    arguments: Sequence[str],
+    arguments: Sequence[str] = (),
     prepare: Sequence[Callable[[], None]] = (),
     environment: dict[str, str] | None = None,
-    main: Callable[[], None] = lambda: cli.run(train.main),
+    main: Callable[[], None] | None = None,
   ):
     self.events: list[Event] = []
     self.status: int | None = None
-    self.began = time.monotonic()
+    self.sent: list[tuple[int, float]] = []
+    self.hangs = False
+    self.began = self.ended = time.monotonic()
     self._text = {"told": b"", "output": b"", "errors": b""}
     pipes = {name: os.pipe() for name in self._text}
     sys.stdout.flush()
@@ -88,11 +96,33 @@ class Process:
   def errors(self) -> str:
     return self._text["errors"].decode(errors="replace")
 
-  def signal(self, number: int) -> None:
-    """Sends a signal, unless the run has ended."""
-    self._poll(0)
+  def signal(self, number: int) -> bool:
+    """Sends a signal, unless the run has ended; returns whether it did."""
+    self.poll(0)
     if self.status is None:
+      self.sent.append((number, time.monotonic()))
       os.kill(self.pid, number)
+    return self.status is None
+
+  def was_sent(self, number: int) -> bool:
+    return any(sent == number for sent, _ in self.sent)
+
+  def moment(self, seconds: float) -> str:
+    """Returns what the run was in at a moment: a key of EVENTS, or "between".
+
+    "start" is before the first step, where nothing else is.
+    """
+    inside = []
+    for event in self.events:
+      if event.seconds <= seconds:
+        if event.edge == "begin":
+          inside.append(event.name)
+        elif event.name in inside:
+          inside.remove(event.name)
+    if inside:
+      return inside[-1]
+    steps = [e.seconds for e in self.events if e.name == "step"]
+    return "between" if steps and steps[0] <= seconds else "start"
 
   def count(self, name: str, edge: str = "begin", since: float = 0) -> int:
     """How often an event was told of, since a moment."""
@@ -105,7 +135,7 @@ class Process:
     """Waits until something begins; returns whether it did."""
     until = time.monotonic() + PATIENCE_SECONDS
     while self.count(name) < times and self.status is None:
-      self._poll(0.2, until)
+      self.poll(0.2, until)
     return self.count(name) >= times and self.status is None
 
   def sleep(self, seconds: float) -> None:
@@ -113,21 +143,27 @@ class Process:
     until = time.monotonic() + seconds
     while self.status is None and time.monotonic() < until:
       time.sleep(min(0.002, max(0, until - time.monotonic())))
-      self._poll(0)
+      self.poll(0)
 
   def finish(self) -> "Process":
     """Waits for the end of the run."""
     until = time.monotonic() + PATIENCE_SECONDS
     while self.status is None:
-      self._poll(0.2, until)
+      self.poll(0.2, until)
     return self
 
-  def _poll(self, seconds: float, until: float = float("inf")) -> None:
-    """Takes what the run has written, and its status if it has ended."""
+  def poll(self, seconds: float, until: float = float("inf")) -> None:
+    """Takes what the run has written, and its status if it has ended.
+
+    Args:
+      seconds: to wait for it.
+      until: monotonic; a run that has not ended then is killed.
+    """
     if self.status is None:
       pid, status = os.waitpid(self.pid, os.WNOHANG)
       if pid:
         self.status, seconds = os.waitstatus_to_exitcode(status), 0
+        self.ended = time.monotonic()
     for fd in select.select(list(self._pipes), [], [], seconds)[0]:
       # A pipe may hold more than one read returns.
       while piece := _read(fd):
@@ -143,7 +179,7 @@ class Process:
       self._pipes = {}
     elif time.monotonic() > until:
       os.kill(self.pid, signal.SIGKILL)
-      self._text["errors"] += b"\nthe run hangs\n"
+      self.hangs = True
 
 
 def _read(fd: int) -> bytes:
@@ -158,9 +194,9 @@ def _run(
   arguments: Sequence[str],
   prepare: Sequence[Callable[[], None]],
   environment: dict[str, str],
-  main: Callable[[], None],
+  main: Callable[[], None] | None,
 ) -> None:
-  """Runs main in this process, a fork, and exits."""
+  """Runs main, or train.py, in this process, a fork, and exits."""
   told, output, errors = pipes
   os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
   os.dup2(output, 1)
@@ -178,9 +214,12 @@ def _run(
   try:
     for function in prepare:
       function()
-    for name, (owner, attribute) in EVENTS.items():
-      _tell(told, name, owner, attribute)
-    main()
+    if main:
+      main()
+    else:
+      for name, (owner, attribute) in EVENTS.items():
+        _tell(told, name, owner, attribute)
+      cli.run(train.main)
   except SystemExit as end:
     status = end.code if isinstance(end.code, int) else 0
   except BaseException:

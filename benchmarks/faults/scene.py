@@ -7,6 +7,7 @@ import os
 import pathlib
 import random
 import shutil
+import signal
 import socket
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -31,9 +32,11 @@ SETTINGS = {
   "checkpoint.keep": 2,
   "data.seq_len": 8,
   "data.source": "text",
+  # Below the folder in which a run is started, which has its own copy.
+  "data.path": "data/train_*.txt",
+  "data.valid_path": "data/valid_*.txt",
   "sample.num_tokens": 0,
 }
-# Instead of a dense model; a start of it costs three times as much.
 MEMORY = {
   "model.memory.spans": "1:1",
   "model.memory.num_keys": 8,
@@ -42,6 +45,13 @@ MEMORY = {
   "model.memory.top_m": 3,
   "model.memory.init": "official",
 }
+# Model -> (its config, its settings). A start of a memory costs three times as
+# much as one of a dense model.
+MODELS = {
+  "dense": ("tiny_dense", {}),
+  "memory": ("tiny", MEMORY),
+  "frozen": ("tiny", {**MEMORY, "optim.trainable": "memory"}),
+}
 
 
 class Scene:
@@ -49,70 +59,64 @@ class Scene:
 
   Args:
     folder: for all its files.
-    memory: whether the model has a memory.
+    model: key of MODELS.
     count: of processes.
+    settings: besides SETTINGS.
   Attributes:
     data, cache: folders of the text and of compiled programs.
-    unbroken: workdir of the run that nothing disturbed.
-    half: workdir of one that was killed in step HALF, after a save.
-    digest: of the unbroken run.
-    seconds: what took how long in it, by event: the longest of each, and
-      "start", all before the first step.
+    half: workdir of a run that was killed in step HALF, after a save.
+    digest: of a run that nothing disturbed.
+    seconds: what took how long in half the run, by event: the longest of each;
+      "start", all before the first step; "end", all after the last.
   """
 
-  def __init__(self, folder: pathlib.Path, memory: bool, count: int = 1):
-    self.folder, self.count = folder, count
+  def __init__(
+    self,
+    folder: pathlib.Path,
+    model: str,
+    count: int = 1,
+    settings: dict[str, Any] | None = None,
+  ):
+    self.count = count
     self.data, self.cache = folder / "data", folder / "xla"
-    self._config = "tiny" if memory else "tiny_dense"
-    self._settings = {**SETTINGS, **(MEMORY if memory else {})}
+    self._config, own = MODELS[model]
+    self._settings = {**SETTINGS, **own, **(settings or {})}
     if count > 1:
       self._settings["mesh.data"] = count
-    self._write_text()
-    self.unbroken, self.half = folder / "unbroken", folder / "half"
-    self.start(folder / "warm_up")[0].finish()  # compiles
-    first = self.start(self.unbroken)
-    for process in first:
+    write_text(self.data)
+    self.half = folder / "half"
+    for process in self.start(folder / "unbroken"):  # compiles
       process.finish()
       assert process.status == 0, process.errors
-    self.digest = digest_lib.of_run(self.unbroken)
-    self.seconds = _durations(first[0])
+    self.digest = digest_lib.of_run(folder / "unbroken")
     killed = self.start(self.half)
     killed[0].wait_for("step", HALF)
     for process in killed:
-      process.signal(9)
+      process.signal(signal.SIGKILL)
       process.finish()
-
-  def _write_text(self) -> None:
-    self.data.mkdir(parents=True)
-    rng = random.Random(0)
-    for name, count in (("train", 20), ("valid", 3)):
-      for index in range(count):
-        text = "".join(rng.choices("abcdef ", k=rng.randint(5, 60)))
-        path = self.data / f"{name}_{index}.txt"
-        path.write_text(text)
-        os.utime(path, (1e9, 1e9))  # the index keeps only files that are old
-
-  def arguments(self, workdir: pathlib.Path, overrides: Any = ()) -> list[str]:
-    settings = {
-      **self._settings,
-      "data.path": self.data / "train_*.txt",
-      "data.valid_path": self.data / "valid_*.txt",
-      **dict(overrides),
-    }
-    return [
-      f"--config=configs/{self._config}.py",
-      f"--workdir={workdir}",
-      f"--compilation_cache={self.cache}",
-      *testing.flags(settings),
-    ]
+    self.seconds = _durations(killed[0])
 
   def start(
     self,
     workdir: pathlib.Path,
     overrides: Any = (),
     prepare: Sequence[Callable[[], None]] = (),
+    cache: pathlib.Path | None = None,
   ) -> list[Process]:
-    """Starts all processes of the run, or a run with other settings."""
+    """Starts all processes of the run.
+
+    Args:
+      workdir: of the run; the text is beside it.
+      overrides: other settings.
+      prepare: disturbs them, as of `Process`.
+      cache: of compiled programs, instead of the scene's.
+    """
+    arguments = [
+      f"--config={testing.ROOT}/configs/{self._config}.py",
+      f"--workdir={workdir}",
+      f"--compilation_cache={cache or self.cache}",
+      *testing.flags({**self._settings, **dict(overrides)}),
+    ]
     meeting, environment = [[]], {}
     if self.count > 1:
       environment = {"JAX_NUM_CPU_DEVICES": "1"}
@@ -125,18 +129,27 @@ class Scene:
         for port in [_free_port()]
         for index in range(self.count)
       ]
-    return [
-      Process(
-        [*self.arguments(workdir, overrides), *flags], prepare, environment
-      )
-      for flags in meeting
-    ]
+    here = [lambda: os.chdir(workdir.parent), *prepare]
+    return [Process([*arguments, *own], here, environment) for own in meeting]
 
   def begin(self, workdir: pathlib.Path, half: bool) -> None:
-    """Makes a workdir for a fault: half a run, or none."""
-    shutil.rmtree(workdir, ignore_errors=True)
+    """Makes a workdir for a fault, half a run or none, and the text beside."""
+    workdir.parent.mkdir(parents=True)
+    shutil.copytree(self.data, workdir.parent / "data")
     if half:
       shutil.copytree(self.half, workdir, symlinks=True)
+
+
+def write_text(folder: pathlib.Path) -> None:
+  """Writes documents of random letters for training and validation."""
+  folder.mkdir(parents=True)
+  rng = random.Random(0)
+  for name, count in (("train", 20), ("valid", 3)):
+    for index in range(count):
+      text = "".join(rng.choices("abcdef ", k=rng.randint(5, 60)))
+      path = folder / f"{name}_{index}.txt"
+      path.write_text(text)
+      os.utime(path, (1e9, 1e9))  # the index keeps only files that are old
 
 
 def _free_port() -> int:
@@ -146,19 +159,17 @@ def _free_port() -> int:
 
 
 def _durations(process: Process) -> dict[str, float]:
-  events = process.events
   seconds: dict[str, float] = {}
-  for index, event in enumerate(events):
+  begun: dict[str, float] = {}
+  for event in process.events:
     if event.edge == "begin":
-      end = next(
-        e.seconds
-        for e in events[index:]
-        if (e.name, e.edge) == (event.name, "end")
-      )
-      taken = end - event.seconds
+      begun[event.name] = event.seconds
+    else:
+      taken = event.seconds - begun[event.name]
       seconds[event.name] = max(taken, seconds.get(event.name, 0))
-  steps = [e.seconds for e in events if e.name == "step"]
+  steps = [e.seconds for e in process.events if e.name == "step"]
   # From the end of a step to the next, too.
-  seconds["step"] = (steps[-1] - steps[0]) / STEPS
+  seconds["step"] = (steps[-1] - steps[0]) / HALF
   seconds["start"] = steps[0] - process.began
+  seconds["end"] = seconds["step"] + 2 * seconds["save"]
   return seconds

@@ -40,6 +40,26 @@ def _paths(node: Any, path: tuple = ()) -> Iterator[tuple]:
       yield from _paths(value, (*path, key))
 
 
+def changes(usual: Any, document: Any) -> dict[str, Any]:
+  """Returns the values of JSON that are others than usual, by their places."""
+  found, expected = (
+    {path: _at(whole, path) for path in _paths(whole)}
+    for whole in (document, usual)
+  )
+  different = {
+    ".".join(map(str, path)): value
+    for path, value in found.items()
+    if not isinstance(value, dict | list)
+    if repr(expected.get(path, ...)) != repr(value)
+  }
+  gone = [path for path in expected if path not in found]
+  return different | {".".join(map(str, path)): "(gone)" for path in gone}
+
+
+def _at(node: Any, path: tuple) -> Any:
+  return functools.reduce(lambda node, key: node[key], path, node)
+
+
 @st.composite
 def changed(draw, document: Any) -> Any:
   """JSON of which one to three values are others, gone or new."""
@@ -49,7 +69,7 @@ def changed(draw, document: Any) -> Any:
     if not places:
       break
     *path, last = draw(st.sampled_from(places))
-    node = functools.reduce(lambda node, key: node[key], path, document)
+    node = _at(document, tuple(path))
     action = draw(
       st.sampled_from(("set", "set", "set", "remove", "add", "like"))
     )
