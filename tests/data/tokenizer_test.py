@@ -1,5 +1,8 @@
 """Tokenizers: ids, specials, lossless text, and errors."""
 
+import json
+import pathlib
+
 import numpy as np
 import pytest
 import tokenizers
@@ -90,6 +93,15 @@ def test_errors(tmp_path):
   )
   with pytest.raises(ConfigError, match=message):
     tokenizer.load(path)
+
+
+def test_an_id_beyond_all_vocabularies_is_refused_at_once(tmp_path):
+  path = pathlib.Path(train(tmp_path))
+  held = json.loads(path.read_text())
+  held["model"]["vocab"]["a"] = 2**32 - 1
+  path.write_text(json.dumps(held))
+  with pytest.raises(ConfigError, match=r"has a token of the id 4294967295"):
+    tokenizer.load(str(path))
 
 
 def test_model_must_hold_the_vocabulary():

@@ -21,6 +21,9 @@ from ultramem_jax.settings.errors import ConfigError
 
 # Most vocabularies do not hold all of it.
 _ANY_TEXT = "a text\n\0 \xe9 \u6f22 \U0001f600"
+# Beyond any vocabulary that is in use. The library goes through all ids up to
+# the largest, whether there are such tokens or not.
+IDS_END = 2**23
 # How many characters are encoded to see whether text stays as it is.
 _COMPARED = 2000
 
@@ -188,6 +191,9 @@ def read(path: str) -> Any:
     # what is no Exception.
     cause = str(error).splitlines()[0]
     raise ValueError(f"is not a tokenizer.json ({cause})") from error
+  largest = max(tokenizer.get_vocab().values(), default=0)
+  if largest >= IDS_END:
+    raise ValueError(f"has a token of the id {largest}: must be < {IDS_END}")
   return tokenizer
 
 
