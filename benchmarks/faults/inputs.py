@@ -19,7 +19,9 @@ from absl import logging
 
 from benchmarks.faults.properties import (
   LIBRARIES,
+  SHARES,
   Property,
+  is_there,
   properties,
   with_devices,
 )
@@ -85,15 +87,16 @@ def try_all(
   sys.addaudithook(_watch)
   results = {}
   accepted: dict[str, list[tuple[Any, Any]]] = {}
+  names = names or list(SHARES)
+  for name in [name for name in names if not is_there(name)]:
+    print(f"{name:14}left out: it needs {LIBRARIES[name]}")
+  every = count / sum(SHARES[name] for name in names if is_there(name))
   for make in (properties, with_devices):
     made = make()
     for name in made:
-      if not names or name in names:
-        held = accepted.setdefault(name, [])
-        results[name] = _try(name, made[name], count // 10, seed, held)
-  for name, library in LIBRARIES.items():
-    if name not in results and (not names or name in names):
-      print(f"{name:14}left out: it needs {library}")
+      if name in names:
+        held, of_it = accepted.setdefault(name, []), every * SHARES[name]
+        results[name] = _try(name, made[name], round(of_it), seed, held)
   print(f"{sum(result['tried'] for result in results.values())} tried")
   rng = random.Random(seed)
   for name, held in accepted.items():
@@ -122,7 +125,7 @@ def _try(
 
   @hypothesis.seed(zlib.crc32(f"{seed}/{name}".encode()))
   @hypothesis.settings(
-    max_examples=max(3, int(count * prop.share)),
+    max_examples=max(3, count),
     deadline=None,
     database=None,
     suppress_health_check=[

@@ -20,6 +20,21 @@ from benchmarks.faults.strange import (
 
 # Properties that need a library which this package does not -> the library.
 LIBRARIES = {"generation": "lm_eval", "pt": "torch"}
+# How many examples of each are tried, beside the others; some cost more.
+SHARES = {
+  "command_line": 0.25,
+  "config": 1,
+  "config_file": 1,
+  "tokenizer": 1,
+  "text": 0.7,
+  "safetensors": 1,
+  "log": 0.7,
+  "inputs": 1,
+  "generation": 1,
+  "pt": 0.7,
+  "pretrained": 1,
+  "checkpoint": 0.7,
+}
 
 
 class Property(NamedTuple):
@@ -27,13 +42,11 @@ class Property(NamedTuple):
 
   examples: what may be read.
   use: reads an example, in an empty folder; returns what it made of it.
-  share: of the examples asked for that are tried; some cost more.
   usual: JSON of which examples are changes.
   """
 
   examples: st.SearchStrategy[Any]
   use: Callable[[Any, pathlib.Path], Any]
-  share: float = 1.0
   usual: Any = None
 
 
@@ -111,6 +124,13 @@ def command_lines() -> st.SearchStrategy[list[str]]:
   )
 
 
+def is_there(name: str) -> bool:
+  """Whether the library that a property needs is installed."""
+  return name not in LIBRARIES or bool(
+    importlib.util.find_spec(LIBRARIES[name])
+  )
+
+
 def properties() -> dict[str, Property]:
   """Returns all properties whose libraries are installed, by name.
 
@@ -123,7 +143,7 @@ def properties() -> dict[str, Property]:
   )
   suffixes = st.sampled_from(("jsonl", "txt", "json", "gz", "parquet", "bz2"))
   found = {
-    "command_line": Property(command_lines(), readers.use_command_line, 0.25),
+    "command_line": Property(command_lines(), readers.use_command_line),
     "config": Property(changed(config), readers.use_config, usual=config),
     "config_file": Property(json_file(record), readers.use_config_file),
     "tokenizer": Property(
@@ -132,7 +152,6 @@ def properties() -> dict[str, Property]:
     "text": Property(
       st.tuples(suffixes, lines) | st.tuples(st.just("jsonl"), lines),
       readers.use_text,
-      0.5,
     ),
     "safetensors": Property(
       mangled(safetensors.numpy.save(readers.TENSORS)), readers.use_safetensors
@@ -145,16 +164,16 @@ def properties() -> dict[str, Property]:
       json_file({"data.path": {"a.txt": "3 bytes"}}), readers.use_inputs
     ),
   }
-  if importlib.util.find_spec("lm_eval"):
+  if is_there("generation"):
     found["generation"] = Property(changed(GENERATION), readers.use_generation)
-  if importlib.util.find_spec("torch"):
-    found["pt"] = Property(mangled(readers.pt()), readers.use_pt, 0.5)
+  if is_there("pt"):
+    found["pt"] = Property(mangled(readers.pt()), readers.use_pt)
   return found
 
 
 def with_devices() -> dict[str, Property]:
   """Returns the properties that need a device."""
   return {
-    "pretrained": Property(_folders(), readers.use_folder, 0.5),
-    "checkpoint": Property(_checkpoint_files(), readers.use_checkpoint, 0.3),
+    "pretrained": Property(_folders(), readers.use_folder),
+    "checkpoint": Property(_checkpoint_files(), readers.use_checkpoint),
   }

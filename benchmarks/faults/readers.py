@@ -30,6 +30,7 @@ from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.runs import checkpoint, inputs, log, step_reader
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.errors import UserError
 from ultramem_jax.settings.sampling import Sampling
 
 GOLDENS = testing.ROOT / "tests" / "goldens" / "hf"
@@ -255,10 +256,7 @@ def use_command_line(words: list[str], folder: pathlib.Path) -> Any:
     lines = process.errors.splitlines()
     if not lines or not lines[-1].startswith("error: "):
       raise Refused(f"its last line is no error: {process.errors[-900:]}")
-  elif process.status != 0:
+    raise UserError(lines[-1])
+  if process.status != 0:
     raise Refused(f"ends with {process.status}: {process.errors[-900:]}")
-  made = [
-    _others(json.loads(path.read_bytes())["config"], config_dict())
-    for path in folder.rglob("config.json")
-  ]
-  return process.status, made
+  return process.output

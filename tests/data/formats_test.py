@@ -225,6 +225,8 @@ def test_json_that_is_no_lines_is_text(read, refused):
   for indent in (None, 2):
     content = json.dumps(documents, indent=indent).encode()
     refused(": is one array; write a line", "a.json", content)
+  # Lines of documents, the first of which is damaged.
+  refused(", line 1: is not JSON (", "a.json", b'{"text" "a"}\n' + LINES)
 
 
 def test_nested_json_is_refused_in_a_line(refused):

@@ -223,6 +223,10 @@ def test_generation_settings():
     ({"top_p": 2.0}, "top_p = 2.0: must lie in"),
     ({"until": 3}, "until must be a string or a list of strings"),
     ({"until": [3]}, "until must be a string or a list of strings"),
+    ({"until": {}}, "until must be a string or a list of strings"),
+    ({"until": False}, "until must be a string or a list of strings"),
+    ({"do_sample": {"a": 1}}, "do_sample must be true or false"),
+    ({"seed": []}, "seed must be an integer"),
   ]:
     with pytest.raises(ConfigError, match=expected):
       harness.sampling(settings)

@@ -27,8 +27,8 @@ def parse(data: bytes, where: str, form: Form) -> Document:
   return form.document(fields, where)
 
 
-def begins(line: bytes, form: Form) -> bool:
-  """Returns whether the first line of a .json file makes its lines documents.
+def is_document(line: bytes, form: Form) -> bool:
+  """Returns whether a line of a .json file makes its lines documents.
 
   Published corpora call such files .json. Other .json files are text.
   """

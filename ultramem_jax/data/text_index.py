@@ -124,8 +124,10 @@ def _scan_stream(
   if kind == "json":
     if json_lines.begins_array(head, form):
       raise ValueError(f"{path}: is one array; write a line for each document")
-    first = stream.readline(MAX_DOCUMENT_BYTES)
-    kind = "lines" if json_lines.begins(first, form) else "text"
+    # The second is enough: the first may be damaged, which is told later.
+    lines = [stream.readline(MAX_DOCUMENT_BYTES) for _ in range(2)]
+    is_lines = any(json_lines.is_document(line, form) for line in lines)
+    kind = "lines" if is_lines else "text"
     stream.seek(start)
   if kind == "lines":
     return _scan_lines(path, stream, form)

@@ -100,7 +100,7 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
   """
   # What is not set is null in some tasks' files.
   left = {k: v for k, v in settings.items() if v is not None}
-  until = left.pop("until", None) or []
+  until = left.pop("until", [])
   stops = (until,) if isinstance(until, str) else until
   require(
     isinstance(stops, list | tuple)
@@ -109,16 +109,29 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
     settings,
     "until must be a string or a list of strings",
   )
+  samples = left.pop("do_sample", True)
+  require(
+    isinstance(samples, bool),
+    "generation_kwargs",
+    settings,
+    "do_sample must be true or false",
+  )
   num_tokens = left.pop("max_new_tokens", 256)
   temperature = left.pop("temperature", 0.0)
   found = Sampling(
     num_tokens=left.pop("max_gen_toks", num_tokens),
     # Without do_sample the temperature decides.
-    temperature=temperature if left.pop("do_sample", True) else 0.0,
+    temperature=temperature if samples else 0.0,
     top_k=left.pop("top_k", 0),
     top_p=left.pop("top_p", 1.0),
   )
-  left.pop("seed", None)  # the draws are the scorer's own
+  # The draws are the scorer's own.
+  require(
+    isinstance(left.pop("seed", 0), int),
+    "generation_kwargs",
+    settings,
+    "seed must be an integer",
+  )
   others = [k for k, v in left.items() if v != NEUTRAL.get(k)]
   require(
     not others,
