@@ -294,9 +294,9 @@ def old_run(tmp_path_factory):
 def test_a_checkpoint_of_another_version_is_refused(run, old_run, program):
   assert_one_line(
     run(*PROGRAMS[program], f"--workdir={old_run}", COMPILE="1"),
-    f"error: checkpoint {old_run}/checkpoints/7 is of another model; missing there: "
-    "params/head. Go on with the settings and the version of UltraMem-JAX that "
-    "wrote it, or use another --workdir",
+    f"error: checkpoint {old_run}/checkpoints/7 is of another model; missing "
+    "there: params/head/kernel. Go on with the settings and the version of "
+    "UltraMem-JAX that wrote it, or use another --workdir",
   )
   assert [path.name for path in old_run.glob("checkpoints/*")] == ["7"]
 

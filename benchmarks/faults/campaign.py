@@ -105,7 +105,8 @@ class Campaign:
   def _kind(self, index: int) -> tuple[str, str]:
     """Returns (kind, model) of a fault."""
     turn, place = divmod(index, len(self._kinds))
-    return self._kinds[place], self._models[turn % len(self._models)]
+    kind = self._kinds[place]
+    return kind, KINDS[kind].model or self._models[turn % len(self._models)]
 
   def _scene(self, index: int) -> Scene:
     name, model = self._kind(index)

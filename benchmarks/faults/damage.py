@@ -102,6 +102,22 @@ def all_checkpoints(trial: Trial) -> None:
   trial.mend = lambda: _put_back(trial, "checkpoints")
 
 
+def frozen(trial: Trial) -> None:
+  """Damages the parameters that are not trained: the run must not start over.
+
+  They are beside the checkpoints, which are none the worse.
+  """
+  folder = trial.workdir / "frozen"
+  paths = [path for path in _files(folder) if path.name != step_dirs.LOSS]
+  _damage(trial, folder, paths)
+  process = trial.start().finish()
+  if trial.hit:
+    _require_refused(process, "the frozen parameters", "put back a copy")
+  if list(trial.workdir.glob("checkpoints/corrupt*")):
+    raise Lost("checkpoints that are not damaged were set aside")
+  trial.mend = lambda: _put_back(trial, "frozen")
+
+
 def _put_back(trial: Trial, name: str) -> None:
   """Puts a file or folder of the workdir back as it was after half a run."""
   source, path = trial.scene.half / name, trial.workdir / name

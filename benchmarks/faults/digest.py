@@ -47,6 +47,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
     "validation_due": due,
     "described": facts["arrays"],
     "arrays": _arrays(newest),
+    "frozen": [_arrays(path) for path in sorted(workdir.glob("frozen/*"))],
     "config": config,
     "inputs": json.loads((workdir / inputs.INPUTS_NAME).read_bytes()),
     "metrics": [_sha256(line) for line in log.splitlines(keepends=True)],

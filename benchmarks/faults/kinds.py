@@ -14,12 +14,14 @@ class Kind(NamedTuple):
   begins: with how much of the run done: "fresh", "half", or "either".
   count: of processes.
   mounts: whether it needs a disk of its own.
+  model: key of `scene.MODELS`, where no other has what is damaged.
   """
 
   disturb: Callable[[Trial], None]
   begins: str = "either"
   count: int = 1
   mounts: bool = False
+  model: str = ""
 
 
 KINDS = {
@@ -50,6 +52,7 @@ KINDS = {
   "checkpoint_exchanged": Kind(damage.checkpoint(damage.exchange), "half"),
   "checkpoints_all": Kind(damage.all_checkpoints, "half"),
   "checkpoint_folders": Kind(damage.step_folders, "half"),
+  "frozen_store": Kind(damage.frozen, "half", model="frozen"),
   "logs": Kind(damage.logs, "half"),
   "config": Kind(damage.bound("config.json"), "half"),
   "inputs": Kind(damage.bound("inputs.json", "index.npz"), "half"),

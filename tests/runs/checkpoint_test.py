@@ -108,7 +108,8 @@ def test_data_that_json_changes_is_refused(tmp_path):
   [
     (
       jax.ShapeDtypeStruct((64, 9), jnp.float32),
-      r"other arrays: params/table is float32\[64, 8\] there, float32\[64, 9\] here",
+      r"other arrays: params/table is float32\[64, 8\] there, "
+      r"float32\[64, 9\] here",
     ),
     (
       jax.ShapeDtypeStruct((64, 8), jnp.bfloat16),
