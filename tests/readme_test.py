@@ -9,6 +9,7 @@ import json
 import pathlib
 import re
 import shlex
+import shutil
 import textwrap
 import tomllib
 
@@ -219,13 +220,15 @@ def test_layer_in_your_model_runs():
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-  """A folder that holds a run in runs/a, of a model that learned nothing."""
+  """A folder with a run in runs/a, and a pretrained model, of small models."""
   folder = tmp_path_factory.mktemp("docs")
   config = testing.small_config()
   workdir_lib.claim(folder / "runs/a", config, "no corpus")
   items = testing.random_state(config).to_items()
   with checkpoint.Checkpointer(folder / "runs/a", 1) as saver:
     saver.save(1, items, {})
+  pretrained = ROOT / "tests/goldens/hf/llama_gqa_tied"
+  shutil.copytree(pretrained, folder / "SmolLM2-135M")
   return folder
 
 
@@ -249,6 +252,6 @@ def official_weights():
 def test_snippets_run(page, workdir, monkeypatch):
   """The snippets of a page, one after the other, as a reader would."""
   monkeypatch.chdir(workdir)
-  names = official_weights()
+  names = {**official_weights(), "tokens_BT": np.arange(6).reshape(1, 6)}
   for code in blocks(page, "python"):
     exec(textwrap.dedent(code), names)

@@ -47,8 +47,10 @@ MUST_NAME = {
 
 
 def define_flags() -> None:
-  for name in ("base", "tuned", "workdir", "output"):
-    flags.DEFINE_string(name, None, f"Names {MUST_NAME[name]}.")
+  flags.DEFINE_string("base", None, f"Names {MUST_NAME['base']}.")
+  flags.DEFINE_string("tuned", None, f"Names {MUST_NAME['tuned']}.")
+  flags.DEFINE_string("workdir", None, f"Names {MUST_NAME['workdir']}.")
+  flags.DEFINE_string("output", None, f"Names {MUST_NAME['output']}.")
   flags.DEFINE_multi_string(
     "patch", [], "The file of a patch; merge and list take several."
   )
