@@ -5,6 +5,7 @@
   python -m benchmarks.studies anatomy --quick     # the smallest models
   python -m benchmarks.studies --plot_only         # tables and plots on file
   python -m benchmarks.studies --repeat=3          # cells again, bit by bit
+  python -m benchmarks.studies anatomy --times     # steps of its models in turn
 
   anatomy    UltraMem with each part taken out; its twins with the convolution
   quality    dense, mixtures of experts, PKM, Memory+, PEER, UltraMem, V2
@@ -20,10 +21,10 @@ results/studies/cells.jsonl when it is done, and stops when told to (--minutes,
 --cells, Ctrl-C): the same command goes on. Then it writes its table into
 docs/does-the-memory-pay.md and its plot into results/studies/STUDY.png.
 
-On two quiet cores a cell of size s takes about a minute, all studies less than
-ten hours, and a study with --quick a few minutes. Larger sizes (setting.SIZES)
-want an accelerator. Losses do not depend on what else the machine does; the
-seconds of a step do, and are taken from the fast tenth of the steps.
+A cell of size s takes about two minutes of a core, longer trainings and wider
+models more. Sizes from l on (setting.SIZES) want an accelerator, and so does
+the second half of scale. Losses do not depend on what else the machine does.
+The seconds of a step do: loss at equal time takes those of --times.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from absl import app, flags
 
 from benchmarks.harness import report
 from benchmarks.studies import cell as cell_lib
-from benchmarks.studies import docs, plan, setting
+from benchmarks.studies import docs, plan, setting, times
 from benchmarks.studies.catalog import PROBES, STUDIES
 from benchmarks.studies.runner import Runner, digits
 from benchmarks.studies.store import Store
@@ -44,9 +45,7 @@ SIZE = flags.DEFINE_enum(
   "size", docs.SIZE, list(setting.SIZES), "Size of the models."
 )
 QUICK = flags.DEFINE_bool(
-  "quick",
-  False,
-  "Size xs, one rate, tables printed only: under ten minutes a study.",
+  "quick", False, "Size xs, one rate, one seed; the tables are printed."
 )
 MINUTES = flags.DEFINE_float(
   "minutes", 600, "No cell is begun later.", lower_bound=0
@@ -56,6 +55,11 @@ CELLS = flags.DEFINE_integer(
 )
 REPEAT = flags.DEFINE_integer(
   "repeat", 0, "Train so many cells on file again, and compare.", lower_bound=0
+)
+TIMES = flags.DEFINE_bool(
+  "times",
+  False,
+  "Time the steps of all models of a study that have a cell, in turn.",
 )
 FOLDER = flags.DEFINE_string(
   "folder", "runs/studies", "Where tokenizers and drawn facts are kept."
@@ -69,8 +73,8 @@ def train(names: list[str], runner: Runner, store: Store, size: str) -> None:
   for name in names:
     study = STUDIES[name]
     entries = study.entries(size)
-    is_tuned = study.is_tuned and not QUICK.value
-    for cell in plan.pending(entries, store, is_tuned):
+    stages = plan.QUICK if QUICK.value else study.stages
+    for cell in plan.pending(entries, store, stages):
       minutes = (time.monotonic() - began) / 60
       if minutes >= MINUTES.value or count == CELLS.value:
         return
@@ -86,11 +90,27 @@ def train(names: list[str], runner: Runner, store: Store, size: str) -> None:
 
 def repeat(runner: Runner, store: Store, count: int) -> None:
   """Trains cells on file again, and notes whether every digit is the same."""
-  for record in [x for x in store if "repeats" not in x][:count]:
+  for record in [x for x in store.cells() if "repeats" not in x][:count]:
     again = runner.run(cell_lib.of_record(record))
     is_same = digits(again) == digits(record)
     store.add({**record, "repeats": is_same})
     print(f"{record['name']}: {'the same' if is_same else 'OTHER'} digits")
+
+
+def measure_times(
+  names: list[str], folder: pathlib.Path, store: Store, size: str
+) -> None:
+  """Times the models of the first setting of each study."""
+  for name in names:
+    first, *_ = STUDIES[name].entries(size)
+    cells = [
+      cell_lib.of_record(found.best[0])
+      for x in STUDIES[name].entries(size)
+      if (x.setting, x.probe) == (first.setting, first.probe)
+      and (found := plan.outcome(store, *x))
+    ]
+    if cells:
+      store.add(times.measure(cells, folder))
 
 
 def main(arguments: list[str]) -> None:
@@ -109,7 +129,9 @@ def main(arguments: list[str]) -> None:
     compilation_cache.use()
     runner = Runner(folder, PROBES)
     with contextlib.suppress(KeyboardInterrupt):
-      if REPEAT.value:
+      if TIMES.value:
+        measure_times(names, folder, store, size)
+      elif REPEAT.value:
         repeat(runner, store, REPEAT.value)
       else:
         train(names, runner, store, size)

@@ -35,22 +35,23 @@ PAPER = {
   "ultramem, conv before the MLP": "",
   "ultramem, conv in both": "",
 }
-DATA = ("bytes", "bpe4096")
+OF_BYTES, OF_WORDS = "bytes", "bpe4096"
+# Models that are also trained on the tokens of a BPE.
+OF_BOTH = list(PAPER)[:8]
 
 
 def entries(size: str) -> list[Entry]:
-  return [Entry(Setting(size, data), model) for data in DATA for model in PAPER]
+  of_bytes = [Entry(Setting(size, OF_BYTES), model) for model in PAPER]
+  of_words = [Entry(Setting(size, OF_WORDS), model) for model in OF_BOTH]
+  return of_bytes if size == "xs" else of_bytes + of_words
 
 
 def table(store: Store, size: str) -> str:
-  parts = []
-  for data in DATA:
-    setting = Setting(size, data)
-    found = study.outcomes(store, setting, list(PAPER))
-    if found:
-      text = study.comparison(found, "dense, conv", PAPER)
-      parts.append(f"{setting.describe()}\n\n{text}")
-  return "\n\n".join(parts)
+  tables = [
+    study.comparison(store, Setting(size, data), "dense, conv", PAPER)
+    for data in (OF_BYTES, OF_WORDS)
+  ]
+  return "\n\n".join(x for x in tables if x)
 
 
 def plot(store: Store, size: str) -> Figure | None:

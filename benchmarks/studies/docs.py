@@ -24,7 +24,7 @@ def blocks(studies: Mapping[str, Study], store: Store) -> dict[str, str]:
   """Returns the text of each block by name."""
   found = {"answer": anatomy.answer(store, SIZE)}
   for name, x in studies.items():
-    parts = [study.state(store, x.entries(SIZE), x.is_tuned)]
+    parts = [study.state(store, SIZE, x)]
     if table := x.table(store, SIZE):
       parts += [table, f"[The plot]({RESULTS}/{name}.png)"]
     found[name] = "\n\n".join(parts)

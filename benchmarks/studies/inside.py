@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import plots
 from benchmarks.studies import study
-from benchmarks.studies.plan import Entry, Outcome, outcome
+from benchmarks.studies.plan import UNTUNED, Entry, Outcome, outcome
 from benchmarks.studies.runner import Trained
 from benchmarks.studies.setting import Setting
 from benchmarks.studies.store import Store
@@ -287,4 +287,4 @@ def plot(store: Store, size: str) -> Figure | None:
   return figure
 
 
-STUDY = Study(entries, table, plot, is_tuned=False)
+STUDY = Study(entries, table, plot, UNTUNED)

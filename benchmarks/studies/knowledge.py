@@ -23,8 +23,10 @@ from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.train.program import one_device
 
 PROBE = "recall"
-# How many facts, and the length of the training.
-SETS = {1000: 4, 10_000: 8, 100_000: 16}
+# How many facts, and the length of the training; from size m on, and with
+# --quick.
+SETS = {1000: 4, 10_000: 8}
+LARGE, QUICK = {100_000: 16}, {100: 2}
 MODELS = (
   "ultramem",
   "dense, conv",
@@ -32,11 +34,8 @@ MODELS = (
   "pkm, conv",
   "ultramem, no conv",
   "dense",
-  "ultramem/32",
-  "moe 2 of 32, conv",
 )
-QUICK = {100: 2}
-COLORS = (*plots.MODELS.values(), "#9467bd", "#8c564b", "#17becf", "#bcbd22")
+COLORS = (*plots.MODELS.values(), "#9467bd", "#8c564b")
 
 
 def probe(trained: Trained) -> dict[str, Any]:
@@ -57,7 +56,7 @@ def probe(trained: Trained) -> dict[str, Any]:
 
 
 def _settings(size: str) -> list[Setting]:
-  sets = QUICK if size == "xs" else SETS
+  sets = {"xs": QUICK, "s": SETS}.get(size, SETS | LARGE)
   return [Setting(size, f"facts{count}", x) for count, x in sets.items()]
 
 

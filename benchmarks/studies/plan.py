@@ -12,7 +12,7 @@ stopped has something to say of all.
 """
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from benchmarks.studies import fit, zoo
@@ -102,8 +102,25 @@ def _seeds(entry: Entry, store: Store) -> list[Cell]:
   return [entry.cell(factor, multiplier, seed) for seed in SEEDS]
 
 
+def _seeds_of_first(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cells of all seeds at the first rate and multiplier."""
+  return [entry.cell(RATES[0], entry.multipliers[0], seed) for seed in SEEDS]
+
+
+def _first(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cell of the first rate and multiplier."""
+  return [entry.cell(RATES[0], entry.multipliers[0])]
+
+
+Stage = Callable[[Entry, Store], list[Cell]]
+# The rule above; the same without a search; and a first look.
+TUNED: tuple[Stage, ...] = (_first, _rates, _grid, _seeds)
+UNTUNED: tuple[Stage, ...] = (_first, _seeds_of_first)
+QUICK: tuple[Stage, ...] = (_first,)
+
+
 def pending(
-  entries: list[Entry], store: Store, is_tuned: bool = True
+  entries: list[Entry], store: Store, stages: tuple[Stage, ...] = TUNED
 ) -> Iterator[Cell]:
   """Yields the cells that are missing, the most telling ones first.
 
@@ -112,18 +129,12 @@ def pending(
   Args:
     entries: the models of a study.
     store: of all records.
-    is_tuned: False: no rates are tried but the first ones.
+    stages: cells that a model needs, given the records so far; each of these
+      goes over all models.
   """
-  stages = [lambda entry, store: _rates(entry, store)[:1]]
-  if is_tuned:
-    stages += [_rates, _grid]
-  for stage in [*stages, _seeds]:
+  for stage in stages:
     for entry in entries:
-      while True:
-        cells = stage(entry, store)
-        missing = [x for x in cells if store.get(x) is None]
-        if not missing:
-          break
+      while missing := [x for x in stage(entry, store) if store.get(x) is None]:
         yield missing[0]
 
 
@@ -157,7 +168,7 @@ def outcome(
   """
   records = [
     record
-    for record in store
+    for record in store.cells()
     if (record["setting"], record["model"], record["probe"])
     == (setting.name, model, probe)
   ]

@@ -40,11 +40,7 @@ def entries(size: str) -> list[Entry]:
 
 
 def table(store: Store, size: str) -> str:
-  setting = Setting(size)
-  found = study.outcomes(store, setting, list(PAPER))
-  if not found:
-    return ""
-  return f"{setting.describe()}\n\n{study.comparison(found, 'ultramem', PAPER)}"
+  return study.comparison(store, Setting(size), "ultramem", PAPER)
 
 
 def plot(store: Store, size: str) -> Figure | None:

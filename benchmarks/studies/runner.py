@@ -84,9 +84,7 @@ class Runner:
       "parameters": counts,
       "tokens_per_parameter": tokens / (counts["dense"] + counts["sparse"]),
       "flops_per_token": sum(accounting.flops_per_token(model).values()),
-      # The fast tenth of the steps: what the machine did beside them shows
-      # least there.
-      "step_seconds": statistics.quantiles(times, n=10)[0],
+      "step_seconds": statistics.median(times),
       "seconds": sum(times),
       "load": [load, os.getloadavg()[0]],
       "corpus": corpus.describe(),

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.harness import plots
 from benchmarks.studies import study
-from benchmarks.studies.plan import Entry, Outcome
+from benchmarks.studies.plan import UNTUNED, Entry, Outcome
 from benchmarks.studies.setting import Setting
 from benchmarks.studies.store import Store
 from benchmarks.studies.study import Study
@@ -115,4 +115,4 @@ def plot(store: Store, size: str) -> Figure | None:
   return figure
 
 
-STUDY = Study(entries, table, plot)
+STUDY = Study(entries, table, plot, UNTUNED)

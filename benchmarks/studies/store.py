@@ -1,4 +1,4 @@
-"""The records of cells: a file of JSON lines that only grows.
+"""The records of cells and of times: a file of JSON lines that only grows.
 
 All studies share it, so that a cell that two of them need is trained once. A
 cell is written when it is done: of a killed study, the one at hand is lost.
@@ -6,7 +6,6 @@ cell is written when it is done: of a killed study, the one at hand is lost.
 
 import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.studies.cell import Cell
@@ -15,10 +14,10 @@ Record = dict[str, Any]
 
 
 class Store:
-  """Records by the name of their cell.
+  """Records by name.
 
   Args:
-    path: of the file; made with the first record. Of two records of a cell
+    path: of the file; made with the first record. Of two records of a name
       the later one counts. A line without an end, as a kill may leave it, is
       dropped.
   """
@@ -32,8 +31,13 @@ class Store:
     records = [json.loads(line) for line in whole.splitlines()]
     self._records = {record["name"]: record for record in records}
 
-  def __iter__(self) -> Iterator[Record]:
-    return iter(self._records.values())
+  def cells(self) -> list[Record]:
+    """Returns the records of all cells."""
+    return [x for x in self._records.values() if "key" in x]
+
+  def times(self, setting: str) -> Record | None:
+    """Returns the record of `times.measure` for a setting."""
+    return self._records.get(f"{setting}, times")
 
   def get(self, cell: Cell) -> Record | None:
     """Returns the record of a cell; None: there is none, or of other settings.

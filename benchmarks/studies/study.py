@@ -8,7 +8,15 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from benchmarks.harness import plots
-from benchmarks.studies.plan import RATES, SEEDS, Entry, Outcome, outcome
+from benchmarks.studies.plan import (
+  RATES,
+  SEEDS,
+  TUNED,
+  Entry,
+  Outcome,
+  Stage,
+  outcome,
+)
 from benchmarks.studies.setting import Setting
 from benchmarks.studies.store import Store
 
@@ -21,13 +29,13 @@ class Study(NamedTuple):
   entries: the models of a size, the most telling ones first.
   table: the Markdown of the records so far; "" if there are none.
   plot: draws them; None: there is nothing to draw.
-  is_tuned: whether rates are searched for every model.
+  stages: of `plan`, whether rates are searched for every model.
   """
 
   entries: Callable[[str], list[Entry]]
   table: Callable[[Store, str], str]
   plot: Callable[[Store, str], Figure | None]
-  is_tuned: bool = True
+  stages: tuple[Stage, ...] = TUNED
 
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -56,21 +64,37 @@ def rates(found: Outcome) -> str:
   return f"{rate:g} x {multiplier:g} ({len(found.tried)})"
 
 
-def at_time(found: Outcome, seconds: float) -> float | None:
+def at_time(
+  found: Outcome, step_seconds: float, seconds: float
+) -> float | None:
   """Returns the loss of seed 0 after so many seconds of steps.
 
   It lies on the line between the two points of the curve; None: the training
-  was shorter. The seconds of a step are those of the fast tenth.
+  was shorter.
   """
-  record = found.best[0]
   points = [
-    (point["step"] * record["step_seconds"], point["bits_per_byte"])
-    for point in record["curve"]
+    (point["step"] * step_seconds, point["bits_per_byte"])
+    for point in found.best[0]["curve"]
   ]
   for (x0, y0), (x1, y1) in itertools.pairwise(points):
     if x0 <= seconds <= x1 * (1 + 1e-9):
       return y0 + (y1 - y0) * (seconds - x0) / (x1 - x0)
   return None
+
+
+def step_seconds(
+  store: Store, setting: Setting, found: dict[str, Outcome]
+) -> dict[str, float]:
+  """Returns the seconds of a step by model, of those that were timed in turn.
+
+  Seconds of steps that were not timed together cannot be compared.
+  """
+  times = store.times(setting.name)
+  return {
+    name: seconds
+    for name, seconds in (times or {"step_seconds": {}})["step_seconds"].items()
+    if name in found
+  }
 
 
 def outcomes(
@@ -82,32 +106,36 @@ def outcomes(
 
 
 def comparison(
-  found: dict[str, Outcome], against: str, paper: dict[str, str] | None = None
+  store: Store, setting: Setting, against: str, paper: dict[str, str]
 ) -> str:
   """Returns a table of models that are compared with one of them.
 
   Args:
-    found: by model.
+    store: of all records.
+    setting: where the models are trained.
     against: the model whose loss is subtracted.
-    paper: what the paper says of a model.
+    paper: what the paper says of each model.
   """
-  base = found.get(against)
-  shortest = min(map(_duration, found.values()), default=0.0)
-  header = [
+  found = outcomes(store, setting, list(paper))
+  if not found:
+    return ""
+  base, times = found.get(against), step_seconds(store, setting, found)
+  shortest = setting.steps * min(times.values(), default=0.0)
+  header = (
     "model",
     "bits per byte",
     "range (seeds)",
     f"less `{against}`",
     "at equal time",
+    "ms a step",
     "rate x tables' (tried)",
     "M parameters",
     "k FLOPs",
-    "ms a step",
-    *(["paper"] if paper is not None else []),
-  ]
+    "paper",
+  )
   rows = []
   for name, x in found.items():
-    record = x.best[0]
+    record, seconds = x.best[0], times.get(name)
     counts = record["parameters"]
     rows.append(
       [
@@ -115,20 +143,15 @@ def comparison(
         number(x.mean),
         spread(x),
         number(x.mean - base.mean, "+.3f") if base else DASH,
-        number(at_time(x, shortest)),
+        number(at_time(x, seconds, shortest) if seconds else None),
+        number(1e3 * seconds if seconds else None, ".0f"),
         rates(x),
         number((counts["dense"] + counts["sparse"]) / 1e6, ".2f"),
         number(record["flops_per_token"] / 1e3, ".0f"),
-        number(1e3 * record["step_seconds"], ".0f"),
-        *([paper.get(name, DASH)] if paper is not None else []),
+        paper[name] or DASH,
       ]
     )
-  return markdown(header, rows)
-
-
-def _duration(found: Outcome) -> float:
-  record = found.best[0]
-  return record["curve"][-1]["step"] * record["step_seconds"]
+  return f"{setting.describe()}\n\n{markdown(header, rows)}"
 
 
 def bars(
@@ -157,8 +180,9 @@ def bars(
   return figure
 
 
-def state(store: Store, entries: Sequence[Entry], is_tuned: bool) -> str:
-  """Returns a line about how much of a study is done."""
+def state(store: Store, size: str, study: Study) -> str:
+  """Returns a few sentences about how much of a study is done."""
+  entries = study.entries(size)
   found = [outcome(store, x.setting, x.model, x.probe) for x in entries]
   done = [x for x in found if x]
   if not done:
@@ -166,9 +190,9 @@ def state(store: Store, entries: Sequence[Entry], is_tuned: bool) -> str:
   tried = statistics.mean(len(x.tried) for x in done)
   seeds = statistics.mean(len(x.best) for x in done)
   cells = sum(len(x.tried) + len(x.best) - 1 for x in done)
-  wanted = f"{len(RATES)} or more are wanted" if is_tuned else "not tuned"
+  wanted = f"of {len(RATES)} or more" if study.stages is TUNED else "of 1"
   return (
     f"Cells: {cells}. {len(done)} of {len(entries)} models have one. On "
-    f"average {tried:.1f} pairs of rates were tried for a model ({wanted}), "
-    f"and the best ones trained with {seeds:.1f} of {len(SEEDS)} seeds."
+    f"average {tried:.1f} pairs of rates {wanted} were tried for a model, and "
+    f"the best ones trained with {seeds:.1f} of {len(SEEDS)} seeds."
   )

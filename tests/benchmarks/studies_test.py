@@ -175,7 +175,7 @@ def test_records_outlive_a_kill_and_are_told_by_their_settings(tmp_path):
   changed = Cell("dense", XS.name, first["fields"] | {"model.embed_dim": 48})
   assert changed.name == made.name and store.get(changed) is None
   store.add(record(XS, "pkm"))
-  assert [r["model"] for r in Store(path)] == ["dense", "pkm"]
+  assert [r["model"] for r in Store(path).cells()] == ["dense", "pkm"]
 
 
 TINY = Size(16, 2, 2, 32, 2, 4, 4e-3, 3, 2)
@@ -246,7 +246,7 @@ def test_records_on_file_are_comparable():
   """FLOPs of a token to 3 %, and parameters of all that have a table."""
   sizes = {Setting(x).name.split()[0]: x for x in setting.SIZES}
   budgets = {}
-  for r in Store(STORED):
+  for r in Store(STORED).cells():
     made = cell.of_record(r)
     assert (made.name, made.key) == (r["name"], r["key"])
     if r["model"].endswith("rows"):
