@@ -125,6 +125,15 @@ def test_damage_is_told_and_a_copy_mends_it(run, saved, damage, fault):
   assert_equal(save(run, []).items, items(20))
 
 
+def test_where_they_are_lost_in_a_run_its_checkpoints_hold_them(run):
+  with checkpoint.Checkpointer(run, 5) as saver:
+    saver.restore_latest(abstract(items(0)))
+    saver.freeze({"table": TABLE})
+    lose(run)
+    saver.save(30, items(30), {})
+  assert_equal(save(run, []).items, items(30))
+
+
 def test_a_damaged_step_is_set_aside_and_the_older_one_is_read(run):
   flip_bit(run / "checkpoints/20")
   assert_equal(save(run, []).items, items(10))

@@ -68,7 +68,8 @@ class Checkpointer(contextlib.AbstractContextManager):
     workdir_lib.make_folder(self._root)
     self._keep = keep
     self._pending = None
-    self._store: frozen.Store | None = None
+    self._store: frozen.Store | None = None  # of what saves leave out
+    self._held: frozen.Store | None = None  # that of the restored checkpoint
     self._lock = None
     if jax.process_index() == 0:
       # The kernel releases the lock when the process ends, however it ends.
@@ -135,8 +136,11 @@ class Checkpointer(contextlib.AbstractContextManager):
       valid_loss = float(valid_loss) if math.isfinite(valid_loss) else None
     facts: Any = {}
     if self._store:
-      items = frozen.without(items, self._store.arrays())
-      facts["frozen"] = self._store.facts()
+      try:
+        items = frozen.without(items, self._store.arrays())
+        facts["frozen"] = self._store.facts()
+      except FrozenError as error:
+        logging.warning("%s. Step %d holds them, too", error, step)
     facts |= {
       "step": step,
       "arrays": step_reader.arrays(items),
@@ -185,10 +189,10 @@ class Checkpointer(contextlib.AbstractContextManager):
       CheckpointError: they cannot be saved, or not be opened again.
     """
     arrays = step_reader.arrays({frozen.ITEM: params})
-    if self._store and self._store.arrays() == arrays:
-      return
     self._store = None
-    if arrays:
+    if self._held and self._held.arrays() == arrays:
+      self._store = self._held
+    elif arrays:
       self._store = self._save_frozen(params, arrays)
 
   def _save_frozen(self, params: Any, arrays: dict[str, str]) -> frozen.Store:
@@ -250,7 +254,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       path = self._root / str(step)
       try:
         restored = step_reader.read(path, items, fresh)
-        self._store = restored.frozen
+        self._held = restored.frozen
         return restored
       except Damaged as damage:
         if jax.process_index() == 0:
