@@ -17,7 +17,7 @@ from benchmarks.facts.facts import Fact
 from benchmarks.facts.methods import EVERY_MEMORY, Memory, Method
 from benchmarks.harness import report
 from configs import from_run
-from ultramem_jax.runs import step_dirs
+from ultramem_jax.runs import row_counts, step_dirs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.config import parse
 
@@ -87,7 +87,7 @@ class Stages(NamedTuple):
 
   def counted(self, base: pathlib.Path) -> None:
     """Counts what general text reads of a base, if it was not done."""
-    if not (base / "counts.npz").exists():
+    if not row_counts.find(base).exists():
       command = [sys.executable, "-m", "ultramem_jax", "count"]
       command += [f"--workdir={base}", f"--batches={self.scale.count_batches}"]
       subprocess.run(command, cwd=report.ROOT, check=True)
