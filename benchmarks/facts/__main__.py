@@ -136,11 +136,10 @@ def draw(store: Store) -> None:
     ("Cost", tables.cost_table(records)),
   ):
     print(f"\n{title}\n\n{table}")
-  for model in sorted({record["model"] for record in records}):
-    for part in {"recall", "continual"} & {
-      x["part"] for x in records if x["model"] == model
-    }:
-      figure = getattr(plots, part)(result, model)
+  drawn = {(x["model"], x["part"]) for x in records}
+  for model, part in sorted(drawn):
+    if part in plots.PARTS:
+      figure = plots.PARTS[part](result, model)
       figure.savefig(report.path(f"facts_{model}_{part}", "png"), dpi=150)
 
 

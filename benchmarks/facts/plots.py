@@ -9,13 +9,16 @@ from benchmarks.facts import tables
 from benchmarks.facts.methods import METHODS
 from benchmarks.harness import plots
 
-SET_BY_SET = 3  # at most so many methods have a colour of their own
-
 
 def recall(result: dict[str, Any], model: str) -> Figure:
-  """Draws recall in unseen templates against what it costs, a point a run."""
+  """Draws recall in unseen templates against what it costs, a point a run.
+
+  Args:
+    result: of `Store.result`; without the untouched model's cell there is
+      no point to draw.
+    model: whose cells are drawn.
+  """
   records = [x for x in result["cells"].values() if x["model"] == model]
-  untouched = tables.untouched_of(records, model)
   figure, (axes,) = plots.figure(
     f"{model}: what is told in words never seen, and what general text pays",
     result,
@@ -23,9 +26,9 @@ def recall(result: dict[str, Any], model: str) -> Figure:
   )
   for key, group in tables.groups(records, "recall").items():
     method = METHODS[key[2]]
-    if untouched is None:
+    harm = [100 * share for share in tables.taxes(group, records)]
+    if not harm:
       continue
-    harm = [100 * tables.tax(x, untouched) for x in group]
     told = [100 * x["recall"]["all"]["unseen"] for x in group]
     color = plots.ORANGE if method.memory is None else plots.BLUE
     axes.scatter(harm, told, color=color, s=18)
@@ -63,3 +66,6 @@ def continual(result: dict[str, Any], model: str) -> Figure:
   )
   axes.legend(fontsize=7)
   return figure
+
+
+PARTS = {"recall": recall, "continual": continual}

@@ -47,12 +47,26 @@ def line(record: Record) -> str:
   return f"  {', '.join(recalls)}; perplexity: {', '.join(harm)}"
 
 
-def untouched_of(records: list[Record], model: str) -> Record | None:
-  """Returns a record of a model that was taught nothing, if there is one."""
-  for record in records:
-    if record["model"] == model and record["method"] == "untouched":
-      return record
-  return None
+def taxes(group: list[Record], records: list[Record]) -> list[float]:
+  """Returns `tax` of each record of a model.
+
+  Args:
+    group: the records.
+    records: of all cells; if the untouched model is not among them, there is
+      nothing to compare with, and the list is empty.
+  """
+  untouched = [
+    record
+    for record in records
+    if record["method"] == "untouched" and record["model"] == group[0]["model"]
+  ]
+  return [tax(last(record), one) for record in group for one in untouched[:1]]
+
+
+def _harm(group: list[Record], records: list[Record]) -> str:
+  """Returns the mean of `taxes` as a column of a table."""
+  found = taxes(group, records)
+  return f"{100 * statistics.mean(found):+.1f} %" if found else ""
 
 
 def groups(records: list[Record], part: str) -> dict[tuple, list[Record]]:
@@ -113,8 +127,7 @@ def recall_table(records: list[Record], every_rate: bool) -> str:
   some = groups(records, "recall") if every_rate else best(records, "recall")
   for group in some.values():
     one, found = group[0], [record["recall"]["all"] for record in group]
-    untouched = untouched_of(records, one["model"])
-    harm = "" if untouched is None else _taxes(group, untouched)
+    harm = _harm(group, records)
     kinds = ("seen", "unseen", "two_hop")
     told = [percent(x[kind] for x in found if kind in x) for kind in kinds]
     rows.append(
@@ -122,11 +135,6 @@ def recall_table(records: list[Record], every_rate: bool) -> str:
       f"{one['steps']} | {len(group)} | {' | '.join(told)} | {harm} |"
     )
   return "\n".join(rows)
-
-
-def _taxes(group: list[Record], untouched: Record) -> str:
-  mean = statistics.mean(tax(last(record), untouched) for record in group)
-  return f"{100 * mean:+.1f} %"
 
 
 def continual_table(records: list[Record]) -> str:
@@ -138,8 +146,7 @@ def continual_table(records: list[Record]) -> str:
   ]
   for group in best(records, "continual").values():
     one = group[0]
-    untouched = untouched_of(records, one["model"])
-    harm = "" if untouched is None else _taxes(group, untouched)
+    harm = _harm(group, records)
     first, end = ([r["history"][i]["recall"] for r in group] for i in (0, -1))
     told = [
       percent(x["first"]["seen"] for x in first),
