@@ -4,8 +4,10 @@ import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from tests.train import small_steps
+from ultramem_jax import testing
 from ultramem_jax.train import state as state_lib
 
 
@@ -35,3 +37,6 @@ def test_the_seed_decides_the_first_state():
   small_steps.assert_same_bits(same, again)
   assert small_steps.differ(other.params["head"], same.params["head"])
   assert small_steps.differ(other.key, same.key)
+  by_argument = functools.partial(state_lib.init_state, dense, None)
+  given = jax.jit(by_argument)(jnp.uint32(1))
+  testing.assert_close(given, other)
