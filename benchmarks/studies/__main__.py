@@ -42,7 +42,7 @@ from benchmarks.studies.store import Store
 from ultramem_jax.runs import compilation_cache
 
 SIZE = flags.DEFINE_enum(
-  "size", docs.SIZE, list(setting.SIZES), "Size of the models."
+  "size", docs.SIZES[0], list(setting.SIZES), "Size of the models."
 )
 QUICK = flags.DEFINE_bool(
   "quick", False, "Size xs, one rate, one seed; the tables are printed."
@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> None:
       print(f"\n{name}\n\n{STUDIES[name].table(store, size)}")
       continue
     if figure := STUDIES[name].plot(store, size):
-      figure.savefig(results / f"{name}.png", dpi=150)
+      figure.savefig(results / docs.plot_name(name, size), dpi=150)
   if not QUICK.value:
     docs.write(STUDIES, store)
 

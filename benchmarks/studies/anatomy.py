@@ -64,33 +64,25 @@ TWINS = ("dense, conv", "moe 2 of 8, conv", "pkm, conv")
 PAIRS = {"ultramem": TWINS, "ultramem, no conv": ("dense", "moe 2 of 8", "pkm")}
 
 
-def leads(store: Store, size: str) -> dict[str, tuple[str, float]]:
-  """Returns the best twin of UltraMem and its loss less UltraMem's.
-
-  With the convolution and without it, by UltraMem's name; where both are known.
-  """
-  found = {}
-  for ultra, twins in PAIRS.items():
-    known = study.outcomes(store, Setting(size), [ultra, *twins])
-    own = known.pop(ultra, None)
-    if own and known:
-      best = min(known, key=lambda x: known[x].mean)
-      found[ultra] = best, known[best].mean - own.mean
-  return found
-
-
 def answer(store: Store, size: str) -> str:
   """Returns in a few sentences what the records say of the memory's worth."""
-  setting = Setting(size)
-  known = study.outcomes(store, setting, list(PAPER))
-  words = []
-  for ultra, (twin, lead) in leads(store, size).items():
-    seeds = min(len(known[x].best) for x in (ultra, twin))
-    tried = min(len(known[x].tried) for x in (ultra, twin))
+  setting, words = Setting(size), []
+  for ultra, twins in PAIRS.items():
+    found = study.outcomes(store, setting, [ultra, *twins])
+    own = found.pop(ultra, None)
+    if own is None or not found:
+      continue
+    best = min(found, key=lambda x, found=found: found[x].mean)
+    twin = found[best]
+    seeds, tried = (
+      min(len(x), len(y))
+      for x, y in ((own.best, twin.best), (own.tried, twin.tried))
+    )
     words.append(
-      f"`{ultra}` {known[ultra].mean:.3f}, its best twin `{twin}` "
-      f"{known[twin].mean:.3f}: a lead of **{lead:+.3f}** bits per byte "
-      f"({_count(seeds, 'seed')}, {_count(tried, 'pair')} of rates)."
+      f"`{ultra}` has {own.mean:.3f} bits per byte, its best twin `{best}` "
+      f"{twin.mean:.3f}: a lead of **{twin.mean - own.mean:+.3f}** "
+      f"({len(found)} of {len(twins)} twins, {_count(seeds, 'seed')}, "
+      f"{_count(tried, 'pair')} of rates)."
     )
   if not words:
     return "No two models that answer it are trained as yet."

@@ -17,17 +17,29 @@ RESULTS = (
   "https://github.com/ultramem-jax/ultramem-jax/blob/main/benchmarks/results/"
   "studies"
 )
-SIZE = "s"  # of the models whose tables the page shows
+# Sizes whose tables the page shows; the first is that of the answer.
+SIZES = ("s", "m", "l", "xl", "xxl")
+
+
+def plot_name(study: str, size: str) -> str:
+  """Returns the name of a plot's file."""
+  return f"{study}.png" if size == SIZES[0] else f"{study}_{size}.png"
 
 
 def blocks(studies: Mapping[str, Study], store: Store) -> dict[str, str]:
   """Returns the text of each block by name."""
-  found = {"answer": anatomy.answer(store, SIZE)}
+  found = {"answer": anatomy.answer(store, SIZES[0])}
   for name, x in studies.items():
-    parts = [study.state(store, SIZE, x)]
-    if table := x.table(store, SIZE):
-      parts += [table, f"[The plot]({RESULTS}/{name}.png)"]
-    found[name] = "\n\n".join(parts)
+    parts = []
+    for size in SIZES:
+      # That of a study which takes all sizes together stands there once.
+      if (table := x.table(store, size)) and table not in parts:
+        plot = f"[The plot]({RESULTS}/{plot_name(name, size)})"
+        done = study.state(store, size, x)
+        parts += [f"Size {size}. {done}", table, plot]
+        if grid := study.grid(store, size, x):
+          parts += ["All rates that were tried:", grid]
+    found[name] = "\n\n".join(parts) or study.state(store, SIZES[0], x)
   return found
 
 

@@ -131,6 +131,7 @@ def comparison(
     "rate x tables' (tried)",
     "M parameters",
     "k FLOPs",
+    "tokens per parameter",
     "paper",
   )
   rows = []
@@ -148,6 +149,7 @@ def comparison(
         rates(x),
         number((counts["dense"] + counts["sparse"]) / 1e6, ".2f"),
         number(record["flops_per_token"] / 1e3, ".0f"),
+        number(record["tokens_per_parameter"], ".2f"),
         paper[name] or DASH,
       ]
     )
@@ -178,6 +180,21 @@ def bars(
     "tokens)"
   )
   return figure
+
+
+def grid(store: Store, size: str, study: Study) -> str:
+  """Returns a table of all rates that were tried; "" if no model has two."""
+  rows = []
+  for x in study.entries(size):
+    found = outcome(store, x.setting, x.model, x.probe)
+    if found and len(found.tried) > 1:
+      losses = [
+        f"{rate:g} x {multiplier:g}: {loss:.3f}"
+        for (rate, multiplier), loss in sorted(found.tried.items())
+      ]
+      rows.append([x.setting.name, f"`{x.model}`", "; ".join(losses)])
+  header = "setting", "model", "rate x tables': bits per byte of seed 0"
+  return markdown(header, rows)
 
 
 def state(store: Store, size: str, study: Study) -> str:

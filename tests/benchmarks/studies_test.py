@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.harness import report
 from benchmarks.studies import (
+  anatomy,
   cell,
   docs,
   fit,
@@ -16,6 +17,7 @@ from benchmarks.studies import (
   setting,
   zoo,
 )
+from benchmarks.studies import study as study_lib
 from benchmarks.studies.catalog import STUDIES
 from benchmarks.studies.cell import Cell
 from benchmarks.studies.plan import Entry
@@ -230,6 +232,27 @@ def test_tables_and_plots_of_every_study(name, store):
   assert all(x.count("|") == header.count("|") for x in rows)
   assert len(rows) > 5 or name == "inside"
   assert study.plot(store, "s").axes
+  assert study_lib.grid(store, "s", study) == ""
+  first = study.entries("s")[0]
+  other = record(first.setting, first.model, first.probe, 1.5, rate=8e-3)
+  store.add(other)
+  assert "0.004 x 10: 2.000; 0.008 x 10: 1.500" in study_lib.grid(
+    store, "s", study
+  )
+
+
+def test_the_answer_names_the_best_twin(store):
+  assert "No two models" in anatomy.answer(store, "s")
+  for model, loss in (
+    ("ultramem", 2.0),
+    ("dense, conv", 2.5),
+    ("pkm, conv", 2.3),
+  ):
+    store.add(record(Setting("s"), model, loss=loss))
+  assert (
+    "`ultramem` has 2.000 bits per byte, its best twin `pkm, conv` 2.300: a "
+    "lead of **+0.300** (2 of 3 twins, 1 seed, 1 pair of rates)."
+  ) in anatomy.answer(store, "s")
 
 
 def test_the_page_shows_the_records():
