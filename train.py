@@ -341,6 +341,8 @@ def go_on(
         stop,
       )
     checkpointer.wait()  # before a signal ends the process again
+    if stop.requested():  # since the last step: not even a sample is left
+      results = None
   return state, results
 
 

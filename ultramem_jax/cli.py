@@ -253,6 +253,11 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
     ConfigError: an unknown flag, or a value that it cannot have.
   """
   _check_overrides(argv, r"config\.(")
+  fields = [a for a in argv if re.match(r"--?config\.", a)]
+  if fields and not any(re.match(r"--?config(=|$)", a) for a in argv):
+    raise ConfigError(
+      f"{fields[0]}: needs --config, the config that it changes"
+    )
   try:
     return flags.FLAGS([argv[0], *_find_configs(argv[1:])])[1:]
   except (flags.Error, AttributeError, OSError) as error:

@@ -35,7 +35,7 @@ EVENTS = {
 }
 PIPE_BYTES = 2**20
 # After which a run counts as one that hangs.
-PATIENCE_SECONDS = 300
+PATIENCE_SECONDS = 900
 
 
 class Event(NamedTuple):

@@ -26,7 +26,6 @@ MOMENTS = {
   "start": 0,
   "compile": 1,
   "restore": 1,
-  "between": STEPS // 2,
   "step": STEPS // 2,
   "validate": 1,
   "save": 1,
@@ -50,7 +49,7 @@ def ask(folder: pathlib.Path, count: int, seed: int) -> list[dict[str, Any]]:
     for attempt in range(TRIES):
       rng = random.Random(f"{seed}/{index}/{attempt}")
       process, half = _ask_one(scene, folder / "stop" / "run", name, rng)
-      if process.sent and process.moment(process.sent[0][1]) == name:
+      if process.sent and _part(process) == name:
         break
     else:
       print(f"no signal met {name}")
@@ -79,8 +78,7 @@ def _ask_one(
   (process,) = scene.start(workdir, cache=cold)
   if times := MOMENTS[name]:
     least = 2 if half and times > 1 else times
-    event = "step" if name == "between" else name
-    process.wait_for(event, rng.randint(1, least))
+    process.wait_for(name, rng.randint(1, least))
   process.sleep(rng.uniform(0, _longest(scene, name)))
   process.signal(signal.SIGTERM)
   return process.finish(), half
@@ -90,7 +88,13 @@ def _longest(scene: Scene, name: str) -> float:
   """Returns the seconds that a part of a run may take, about."""
   if name == "sample":  # which half a run has none of
     return scene.seconds["start"] / 2
-  return scene.seconds["step" if name == "between" else name]
+  return scene.seconds[name]
+
+
+def _part(process: Process) -> str:
+  """Returns the part of a run that a signal met."""
+  part = process.moment(process.sent[0][1])
+  return "step" if part == "between" else part
 
 
 def _judge(
@@ -106,7 +110,9 @@ def _judge(
     failure = process.errors[-1000:]
   elif steps > 1 or saves > 1:
     failure = "waited for more than a step and a save"
-  elif saved != taken:
+  elif process.count("sample", since=process.sent[0][1]):
+    failure = "a sample began after it"
+  elif saved != taken and process.count("step"):
     failure = f"{taken} steps were taken, {saved} are saved"
   return {
     "moment": name,

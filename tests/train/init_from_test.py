@@ -154,6 +154,6 @@ def test_the_config_of_a_run_begins_with_its_parameters(backbone):
   assert config_lib.parse(c).model.memory.score == "sum"
 
 
-def test_a_step_that_is_not_there(backbone):
+def test_a_step_that_is_not_there_is_told_before_anything_is_compiled(backbone):
   with pytest.raises(CheckpointError, match="saved: 7"):
-    loaded(with_memory(f"{backbone}@3"))
+    init_from.plan(with_memory(f"{backbone}@3"))

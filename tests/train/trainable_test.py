@@ -94,6 +94,8 @@ def test_a_pattern_must_be_one_and_match():
     trainable.require_some(make_config(optim__trainable="no_such"))
   with pytest.raises(ConfigError, match=r"optim.trainable = '\(': is no reg"):
     make_config(optim__trainable="(")
+  with pytest.raises(ConfigError, match="must say what is trained"):
+    make_config(optim__trainable="")
 
 
 def test_rates_are_multiplied_by_the_first_pattern_found():

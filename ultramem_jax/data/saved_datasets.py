@@ -38,7 +38,9 @@ def files(folder: str) -> list[str] | None:
       f"{path}: is damaged ({type(error).__name__}: {error})"
     ) from error
   paths = [os.path.join(folder, name) for name in names]
-  for each in paths:
+  for name, each in zip(names, paths, strict=True):
+    if name != os.path.basename(name):
+      raise ConfigError(f"{path}: {name!r} is no file of this folder")
     if not os.path.isfile(each):
       raise ConfigError(f"{path}: {each} is missing")
   if selects:

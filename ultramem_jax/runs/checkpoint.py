@@ -351,6 +351,12 @@ def restore(
       damaged.add(choice)
 
 
+def require_saved(workdir: str | os.PathLike, step: int | str) -> None:
+  """Raises CheckpointError unless `restore` would find a step."""
+  root = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS_NAME
+  _choose(root, step, set())
+
+
 def _choose(root: pathlib.Path, step: int | str, damaged: set[int]) -> int:
   """Returns the step that `restore` is asked for, and that is not damaged."""
   saved = step_dirs.committed(root)

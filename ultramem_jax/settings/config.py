@@ -101,6 +101,12 @@ class OptimConfig:
         f"must lie in [0, {MAX_BETA}]: float32 does not tell more from 1",
       )
     require_pattern(path, self, "trainable")
+    require(
+      self.trainable != "",
+      "optim.trainable",
+      self.trainable,
+      "must say what is trained: a regular expression, or 'all'",
+    )
     _ = self.multipliers  # raises on a bad one
     require_at_least(
       path,

@@ -54,6 +54,7 @@ def plan(config: Config) -> Plan:
     ConfigError: the source is no run, nothing of it fits, or a parameter has
       another shape or is stored in another form; nothing was read but its
       config.json.
+    CheckpointError: it has no such checkpoint.
   """
   workdir, step = workdir_lib.split_step(config.init_from)
   source = dataclasses.replace(
@@ -72,9 +73,11 @@ def plan(config: Config) -> Plan:
   taken = [path for path in ours if path in theirs and is_wanted(path)]
   _require_fit(config, source, taken, theirs, ours)
   new, left = ours.keys() - set(taken), theirs.keys() - ours.keys()
+  number = int(step) if step.isdecimal() else step
+  checkpoint.require_saved(workdir, number)
   return Plan(
     workdir,
-    int(step) if step.isdecimal() else step,
+    number,
     source,
     sorted(taken),
     sorted(new),
