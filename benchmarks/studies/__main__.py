@@ -2,6 +2,7 @@
 
   python -m benchmarks.studies anatomy [quality ...] [--minutes=60] [--size=s]
   python -m benchmarks.studies                     # all studies, one by one
+  python -m benchmarks.studies quality --model=ultramem --model="pkm, conv"
   python -m benchmarks.studies anatomy --quick     # the smallest models
   python -m benchmarks.studies --plot_only         # tables and plots on file
   python -m benchmarks.studies --repeat=3          # cells again, bit by bit
@@ -47,6 +48,9 @@ SIZE = flags.DEFINE_enum(
 QUICK = flags.DEFINE_bool(
   "quick", False, "Size xs, one rate, one seed; the tables are printed."
 )
+MODELS = flags.DEFINE_multi_string(
+  "model", [], "Train no models of a study but these; may be repeated."
+)
 MINUTES = flags.DEFINE_float(
   "minutes", 600, "No cell is begun later.", lower_bound=0
 )
@@ -72,7 +76,11 @@ def train(names: list[str], runner: Runner, store: Store, size: str) -> None:
   began, count = time.monotonic(), 0
   for name in names:
     study = STUDIES[name]
-    entries = study.entries(size)
+    entries = [
+      x
+      for x in study.entries(size)
+      if not MODELS.value or x.model in MODELS.value
+    ]
     stages = plan.QUICK if QUICK.value else study.stages
     for cell in plan.pending(entries, store, stages):
       minutes = (time.monotonic() - began) / 60
@@ -121,6 +129,12 @@ def main(arguments: list[str]) -> None:
       f"{', '.join(STUDIES)}"
     )
   size = "xs" if QUICK.value else SIZE.value
+  known = {x.model for name in names for x in STUDIES[name].entries(size)}
+  if unknown := set(MODELS.value) - known:
+    raise app.UsageError(
+      f"no model of these studies is called {' or '.join(sorted(unknown))}: "
+      f"there are {'; '.join(sorted(known))}"
+    )
   results = pathlib.Path(flags.FLAGS.results, "studies")
   folder = pathlib.Path(FOLDER.value)
   cells = (folder if QUICK.value else results) / "cells.jsonl"

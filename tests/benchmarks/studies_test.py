@@ -1,6 +1,8 @@
 """Studies: comparable models, one rule of tuning, records that accumulate."""
 
+import functools
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from benchmarks.studies import (
   anatomy,
   cell,
   docs,
+  files,
   fit,
   inside,
   plan,
@@ -211,6 +214,29 @@ def test_a_cell_has_the_same_numbers_again(tiny, tmp_path):
   # What tiny's flags would set, by hand.
   assert first["tokens"] == 4 * 2 * 32
   assert first["fields"]["optim.learning_rate"] == 1e-3
+
+
+def test_losses_at_equal_time():
+  """Two points of a curve: 2.02 after 50 steps, 2.01 after 100."""
+  found = plan.Outcome([record(XS, "dense")], {})
+  at_time = functools.partial(study_lib.at_time, found, 0.02)
+  assert at_time(1.5) == pytest.approx(2.015)
+  assert at_time(2.0) == pytest.approx(2.01)
+  assert at_time(2.5) is None and at_time(0.5) is None
+
+
+def test_names_of_data_stand_for_files(tmp_path):
+  """Facts are told in seen phrases, and asked for in others; a seed, a set."""
+  fields = Setting("xs", "facts20").fields()
+  made = [
+    files.resolve(Cell("", "", fields | {"seed": x}).config(), tmp_path).data
+    for x in (0, 1)
+  ]
+  seen, unseen, other = (
+    set(pathlib.Path(path).read_text().splitlines())
+    for path in (made[0].path, made[0].valid_path, made[1].path)
+  )
+  assert seen and unseen and not seen & unseen and not seen & other
 
 
 def test_fields_that_are_as_by_default_are_not_told():
