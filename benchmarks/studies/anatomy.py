@@ -1,7 +1,9 @@
 """UltraMem with each part taken out, and its twins with each part given.
 
 The one part that a dense model, experts or product keys can take as they are
-is the convolution. What of UltraMem's lead is left when they all have it?
+is the convolution. What of UltraMem's lead is left when they all have it? And
+what gives UltraMem more: its convolution elsewhere, memories in more blocks,
+more reads, wider values?
 """
 
 from matplotlib.figure import Figure
@@ -34,6 +36,9 @@ PAPER = {
   "ultramem, no norm, official init": "norm +0.001",
   "ultramem, conv before the MLP": "",
   "ultramem, conv in both": "",
+  "ultramem, in all blocks": "",
+  "ultramem, top-m doubled": "",
+  "ultramem, values twice as wide": "",
 }
 OF_BYTES, OF_WORDS = "bytes", "bpe4096"
 # Models that are also trained on the tokens of a BPE.

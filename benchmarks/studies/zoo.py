@@ -172,6 +172,9 @@ def _anatomy(size: Size) -> dict[str, Model]:
     "softmax, official init": memory(softmax=True, init="official"),
     "no norm, official init": memory(query_key_norm="none", init="official"),
     "no skip": memory(spans=apart),
+    "in all blocks": memory(spans="full"),
+    "top-m doubled": memory(top_m=2 * size.top_m),
+    "values twice as wide": memory(value_dim=size.embed_dim),
   }
   return {f"ultramem, {k}": Model(ultra | v) for k, v in changes.items()}
 
