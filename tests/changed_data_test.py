@@ -1,5 +1,6 @@
 """Commands of a run whose data or tokenizer have changed."""
 
+import dataclasses
 import json
 import os
 
@@ -8,6 +9,7 @@ import pytest
 import train
 from ultramem_jax import data, testing
 from ultramem_jax.data import train_bpe
+from ultramem_jax.runs import row_counts
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
@@ -66,6 +68,28 @@ def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
   )
   assert message in capsys.readouterr().out
   train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+
+
+def test_training_names_counts_of_rows_that_have_changed(run, tmp_path):
+  config, _ = run
+  path = tmp_path / row_counts.FILE_NAME
+  counts = row_counts.empty({"memory_0/values": 64}, step=7)
+  row_counts.save(path, counts)
+  optim = dataclasses.replace(
+    config.optim, table_rows="kl", table_counts=str(tmp_path)
+  )
+  config = dataclasses.replace(config, optim=optim)
+  workdir = str(tmp_path / "chosen")
+  corpus, described = train.open_corpus(config, workdir)
+  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  row_counts.save(path, counts._replace(num_texts=5))
+  with pytest.raises(ConfigError, match=r"table_counts: .* has changed"):
+    train.train(config, workdir)
+  path.unlink()
+  with pytest.raises(
+    ConfigError, match=r"optim\.table_counts = .*no such file"
+  ):
+    train.train(config, workdir)
 
 
 def test_a_model_is_served_with_the_tokenizer_that_it_learned(run, tmp_path):

@@ -217,21 +217,24 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
   count = reads[0].size // length + 1
   # At least one read of no row at the end, so that every run is completed.
   padding = count * length - reads[0].size
-  row_Z = jnp.pad(reads[0], (0, padding), constant_values=num_rows)
-  read_Z = jnp.pad(reads[1], (0, padding))
+  row_Oz, read_Oz = (
+    jnp.pad(x, (0, padding), constant_values=end).reshape(count, length)
+    for x, end in zip(reads, (num_rows, 0), strict=True)
+  )
 
-  def chunk(carry, inputs):
+  def chunk(index, carry):
     outer, run = carry
-    row_z, read_z = inputs
+    row_z, read_z = row_Oz[index], read_Oz[index]
     row_z, sum_zW, run = sums(row_z, _gradients(factors, read_z), run, num_rows)
-    return (function(outer, row_z, sum_zW), run), None
+    return function(outer, row_z, sum_zW), run
 
-  run = (row_Z[0], jnp.zeros(width, jnp.float32))
-  inputs = (row_Z.reshape(count, length), read_Z.reshape(count, length))
+  run = (row_Oz[0, 0], jnp.zeros(width, jnp.float32))
   if count == 1:
-    inputs = jax.tree.map(lambda x: x[0], inputs)
-    return chunk((carry, run), inputs)[0][0]
-  return jax.lax.scan(chunk, (carry, run), inputs)[0][0]
+    return chunk(0, (carry, run))[0]
+  # Reads to ignore come last, and may be most: of padding, of rows that are not
+  # chosen or that other devices hold. Chunks of nothing else are left out.
+  present = (reads[0] < num_rows).sum(dtype=jnp.int32)
+  return jax.lax.fori_loop(0, present // length + 1, chunk, (carry, run))[0]
 
 
 def _gradients(factors: Factors, read_z):
