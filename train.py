@@ -9,7 +9,7 @@ On several hosts, on each of them: docs/scale-out.md.
 import contextlib
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -154,7 +154,7 @@ def bind_workdir(
 
 
 def compile_step(
-  config: Config, layout: Layout, rare: dict[str, np.ndarray]
+  config: Config, layout: Layout, rare: Mapping[str, np.ndarray] | None = None
 ) -> TrainProgram:
   """Compiles the training step; nothing is allocated but `rare`.
 
@@ -174,24 +174,6 @@ def compile_step(
   )
   fit.check_compiled(config, compiled.bytes_needed)
   return compiled
-
-
-def usage_reporter(
-  config: Config, state: TrainState, layout: Layout
-) -> Callable[[TrainState], tuple[TrainState, Metrics]]:
-  """Returns `health.report`, compiled; it takes over the state.
-
-  Args:
-    config: the run.
-    state: lies where those to come will.
-    layout: of its arrays on a mesh.
-  """
-  report = jax.jit(
-    functools.partial(health.report, config=config),
-    donate_argnums=0,
-    out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
-  )
-  return report.lower(state).compile()
 
 
 def train(
@@ -306,7 +288,7 @@ def go_on(
   Returns, Raises: as `loop.run_steps`.
   """
   # All is compiled while a signal may end the process: nothing is lost yet.
-  report_usage = usage_reporter(config, state, layout)
+  report_usage = health.reporter(config, state, layout)
   evaluate = loss_lib.on_validation_split(
     config, corpus, layout, state.variables()
   )

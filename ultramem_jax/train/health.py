@@ -1,10 +1,16 @@
 """How the tables of a run are used, and how they fare."""
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from ultramem_jax.ops import precision
+from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
+from ultramem_jax.train import sharding
 from ultramem_jax.train.state import TrainState
 from ultramem_jax.train.usage import Reads
 
@@ -36,6 +42,24 @@ def report(
     metrics |= {f"{path}/{name}": value for name, value in norms.items()}
   usage = jax.tree.map(jnp.zeros_like, state.usage)
   return state.replace(usage=usage, seen=seen), metrics
+
+
+def reporter(
+  config: Config, state: TrainState, layout: Layout
+) -> Callable[[TrainState], tuple[TrainState, dict[str, Any]]]:
+  """Returns `report`, compiled; it takes over the state.
+
+  Args:
+    config: the run.
+    state: lies where those to come will.
+    layout: of its arrays on a mesh.
+  """
+  compiled = jax.jit(
+    functools.partial(report, config=config),
+    donate_argnums=0,
+    out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
+  )
+  return compiled.lower(state).compile()
 
 
 def _row_metrics(config: Config, usage: Reads, seen: Reads):
