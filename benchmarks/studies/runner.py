@@ -107,10 +107,9 @@ def _train(
 ) -> tuple[Trained, list[dict[str, float]], list[float]]:
   """Returns the trained model, its curve, and the seconds of each step."""
   layout = one_device(config)
-  # Programs depend on no seed: with float32 tables a step draws no number but
-  # those of the key in its state.
-  step = _program(dataclasses.replace(config, seed=0))
-  state = _init(_without_rates(config))(jnp.uint32(config.seed))
+  shared = _without_seed(config)
+  step = _program(shared)
+  state = _init(_without_rates(shared))(jnp.uint32(config.seed))
   evaluate = loss_lib.on_validation_split(
     config, corpus, layout, state.variables()
   )
@@ -148,9 +147,21 @@ def _init(config: Config) -> Callable[[jax.Array], TrainState]:
   return jax.jit(functools.partial(state_lib.init_state, config, layout))
 
 
+def _without_seed(config: Config) -> Config:
+  """Returns a config that has the same programs, and is equal for all seeds.
+
+  With float32 tables a step draws no number but those of the key in its state;
+  nor does it know where its data are from.
+  """
+  data = dataclasses.replace(
+    config.data, source="stdlib", path="", valid_path="", records="text"
+  )
+  return dataclasses.replace(config, seed=0, data=data)
+
+
 def _without_rates(config: Config) -> Config:
-  """Returns a config that is equal for all seeds and rates of a model."""
+  """Returns a config that has the same first state for all rates."""
   optim = dataclasses.replace(
     config.optim, learning_rate=1.0, value_lr_multiplier=1.0
   )
-  return dataclasses.replace(config, seed=0, optim=optim)
+  return dataclasses.replace(config, optim=optim)
