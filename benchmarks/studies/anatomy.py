@@ -61,7 +61,7 @@ def table(store: Store, size: str) -> str:
 
 def plot(store: Store, size: str) -> Figure | None:
   return study.bars(
-    store, Setting(size), list(PAPER), "UltraMem, its parts and its twins"
+    store, Setting(size), list(PAPER), "Of UltraMem, its parts and its twins"
   )
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import pathlib
 
 from benchmarks.facts import facts as facts_lib
-from benchmarks.studies.setting import BPE, num_facts
+from benchmarks.studies.setting import BPE, SHARE, facts_name, num_facts
 from ultramem_jax.data import sources, train_bpe
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.config import Config
@@ -21,12 +21,18 @@ def resolve(config: Config, folder: pathlib.Path) -> Config:
   if data.tokenizer in BPE:
     path = _tokenizer(config, folder / f"{data.tokenizer}.json")
     data = dataclasses.replace(data, tokenizer=str(path))
-  if count := num_facts(data.path):
+  name = facts_name({"data.path": data.path, "data.mixture": data.mixture})
+  if count := num_facts(name):
     seen, unseen = (
-      _facts(folder / f"{data.path}_{config.seed}_{x}.jsonl", count, config)
+      _facts(folder / f"{name}_{config.seed}_{x}.jsonl", count, config)
       for x in ("seen", "unseen")
     )
-    data = dataclasses.replace(data, path=str(seen), valid_path=str(unseen))
+    files = (
+      {"mixture": f"{seen}={SHARE}"}
+      if data.mixture
+      else {"path": str(seen), "valid_path": str(unseen)}
+    )
+    data = dataclasses.replace(data, **files)
   return dataclasses.replace(config, data=data)
 
 

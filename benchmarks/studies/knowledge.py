@@ -1,8 +1,9 @@
 """Facts that are recalled in phrases never seen: where a memory should win.
 
-Models are trained from nothing on invented facts alone (`benchmarks.facts`),
-each told in all seen phrases, and asked in others. Their loss is that of the
-answers in the unseen phrases.
+Models are trained from nothing on invented facts (`benchmarks.facts`), alone or
+mixed into text: each is told in all seen phrases, and asked in others. The loss
+is that of the answers in the unseen phrases; where facts are mixed into text,
+that of the text.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ from benchmarks.harness import plots
 from benchmarks.studies import study
 from benchmarks.studies.plan import Entry, Outcome, outcome
 from benchmarks.studies.runner import Trained
-from benchmarks.studies.setting import Setting, num_facts
+from benchmarks.studies.setting import Setting, facts_name, num_facts
 from benchmarks.studies.store import Store
 from benchmarks.studies.study import Study
 from ultramem_jax.model import Transformer
@@ -41,7 +42,7 @@ COLORS = (*plots.MODELS.values(), "#9467bd", "#8c564b")
 def probe(trained: Trained) -> dict[str, Any]:
   """Returns the shares of facts recalled, and what guessing would recall."""
   config = trained.config
-  count = num_facts(trained.cell.fields["data.path"])
+  count = num_facts(facts_name(trained.cell.fields))
   (facts,) = facts_lib.draw(count, config.seed)
   layout = one_device(config)
   loaded = TrainedModel(
@@ -57,7 +58,8 @@ def probe(trained: Trained) -> dict[str, Any]:
 
 def _settings(size: str) -> list[Setting]:
   sets = {"xs": QUICK, "s": SETS}.get(size, SETS | LARGE)
-  return [Setting(size, f"facts{count}", x) for count, x in sets.items()]
+  alone = [Setting(size, f"facts{count}", x) for count, x in sets.items()]
+  return alone + [x._replace(data=f"bytes+{x.data}") for x in alone[:1]]
 
 
 def entries(size: str) -> list[Entry]:
@@ -68,13 +70,13 @@ def entries(size: str) -> list[Entry]:
   ]
 
 
-def _found(store: Store, size: str) -> list[tuple[str, Outcome]]:
-  pairs = (
-    (model, outcome(store, setting, model, PROBE))
+def _found(store: Store, size: str) -> list[tuple[Setting, str, Outcome]]:
+  found = (
+    (setting, model, outcome(store, setting, model, PROBE))
     for setting in _settings(size)
     for model in MODELS
   )
-  return [(model, x) for model, x in pairs if x]
+  return [(setting, model, x) for setting, model, x in found if x]
 
 
 def recalled(found: Outcome, split: str) -> float:
@@ -85,7 +87,7 @@ def recalled(found: Outcome, split: str) -> float:
 
 def table(store: Store, size: str) -> str:
   rows = []
-  for model, x in _found(store, size):
+  for setting, model, x in _found(store, size):
     record = x.best[0]
     counts = record["parameters"]
     parameters = counts["dense"] + counts["sparse"]
@@ -93,7 +95,7 @@ def table(store: Store, size: str) -> str:
     unseen = recalled(x, "unseen")
     rows.append(
       [
-        f"{facts:,}",
+        setting.data,
         f"`{model}`",
         study.number(x.mean),
         study.spread(x),
@@ -106,9 +108,9 @@ def table(store: Store, size: str) -> str:
       ]
     )
   header = (
-    "facts",
+    "data",
     "model",
-    "answers, bits per byte",
+    "bits per byte",
     "range (seeds)",
     "recall, seen phrases, %",
     "unseen phrases, %",
@@ -125,10 +127,14 @@ def plot(store: Store, size: str) -> Figure | None:
   if not found:
     return None
   figure, (axes,) = plots.figure(
-    "Facts recalled in phrases never seen", found[0][1].best[0]
+    "Facts recalled in phrases never seen", found[0][2].best[0]
   )
   for color, model in zip(COLORS, MODELS, strict=True):
-    of_model = [x for name, x in found if name == model]
+    of_model = [
+      x
+      for setting, name, x in found
+      if name == model and "+" not in setting.data
+    ]
     if of_model:
       axes.plot(
         [x.best[0]["measured"]["facts"] for x in of_model],

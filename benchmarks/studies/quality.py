@@ -44,9 +44,7 @@ def table(store: Store, size: str) -> str:
 
 
 def plot(store: Store, size: str) -> Figure | None:
-  return study.bars(
-    store, Setting(size), list(PAPER), "Equal FLOPs: which model learns most?"
-  )
+  return study.bars(store, Setting(size), list(PAPER), "At equal FLOPs")
 
 
 STUDY = Study(entries, table, plot)

@@ -154,7 +154,12 @@ def _without_seed(config: Config) -> Config:
   nor does it know where its data are from.
   """
   data = dataclasses.replace(
-    config.data, source="stdlib", path="", valid_path="", records="text"
+    config.data,
+    source="stdlib",
+    path="",
+    valid_path="",
+    mixture="",
+    records="text",
   )
   return dataclasses.replace(config, seed=0, data=data)
 

@@ -13,10 +13,21 @@ CURVE_POINTS = 4
 FLOPS = 1.25
 
 
+# Of the documents that are facts, where they are mixed into text; they are so
+# short that this is about half of the bytes.
+SHARE = 0.95
+
+
 def num_facts(name: str) -> int:
   """Returns how many facts a name of data has, 1000 of facts1000; else 0."""
   _, _, count = name.partition("facts")
   return int(count) if name == f"facts{count}" and count.isdecimal() else 0
+
+
+def facts_name(fields: Fields) -> str:
+  """Returns the name of the facts that a cell learns; "" if it learns none."""
+  mixed, _, _ = str(fields.get("data.mixture", "")).partition("=")
+  return mixed or str(fields.get("data.path", ""))
 
 
 class Size(NamedTuple):
@@ -57,7 +68,8 @@ class Setting(NamedTuple):
   """Where models are compared.
 
   size: a key of SIZES.
-  data: "bytes", a key of BPE, or "facts" and their number, such as facts1000.
+  data: "bytes", a key of BPE, or "facts" and their number, such as facts1000;
+    or "bytes+facts1000", one mixed into the other.
   length: the training, in lengths of the size's own.
   """
 
@@ -101,6 +113,9 @@ class Setting(NamedTuple):
         "data.valid_path": self.data,
         "data.records": "answers",
       }
+    elif "+" in self.data:
+      name = self.data.partition("+")[2]
+      text |= {"data.mixture": f"{name}={SHARE}", "data.records": "answers"}
     return text | {
       "steps": self.steps,
       "batch_size": size.batch_size,

@@ -157,15 +157,18 @@ def comparison(
 
 
 def bars(
-  store: Store, setting: Setting, models: Sequence[str], question: str
+  store: Store, setting: Setting, models: Sequence[str], finding: str
 ) -> Figure | None:
-  """Draws the loss of each model, and that of each seed as a dot."""
-  found = outcomes(store, setting, models)
-  if not found:
+  """Draws the loss of each model, the least on top; that of a seed is a dot."""
+  unsorted = outcomes(store, setting, models)
+  if not unsorted:
     return None
+  found = dict(sorted(unsorted.items(), key=lambda x: x[1].mean))
   first = next(iter(found.values())).best[0]
   figure, (axes,) = plots.figure(
-    question, first, size=(8, 1.2 + 0.28 * len(found))
+    f"{finding}: {next(iter(found))} has the least loss so far",
+    first,
+    size=(8, 1.2 + 0.28 * len(found)),
   )
   means = {name: x.mean for name, x in found.items()}
   colors = [plots.BLUE if "ultramem" in x else plots.GREY for x in means]

@@ -238,6 +238,9 @@ def test_names_of_data_stand_for_files(tmp_path):
     for path in (made[0].path, made[0].valid_path, made[1].path)
   )
   assert seen and unseen and not seen & unseen and not seen & other
+  fields = Setting("xs", "bytes+facts20").fields() | {"seed": 0}
+  mixed = files.resolve(Cell("", "", fields).config(), tmp_path)
+  assert mixed.data.mixture == f"{made[0].path}=0.95"
 
 
 def test_fields_that_are_as_by_default_are_not_told():
