@@ -112,8 +112,9 @@ def faults(folder: pathlib.Path) -> None:
 
 def sigterm(folder: pathlib.Path) -> None:
   """Asks runs to stop; raises SystemExit if one waited for too much."""
+  commit = report.commit()
   asked = stops.ask(folder, COUNT.value or 50, SEED.value)
-  taken = {"machine": report.machine(), "commit": report.commit()}
+  taken = {"machine": report.machine(), "commit": commit}
   report.write("faults_sigterm", {**taken, "stops": asked})
   stops.print_table(asked)
   if any(stop["failure"] for stop in asked):
@@ -122,8 +123,9 @@ def sigterm(folder: pathlib.Path) -> None:
 
 def costs(folder: pathlib.Path) -> None:
   """Measures what saving and knowing the data again cost."""
+  commit = report.commit()
   measured = cost.measure(folder)
-  taken = {"machine": report.machine(), "commit": report.commit()}
+  taken = {"machine": report.machine(), "commit": commit}
   report.write("faults_cost", {**taken, **measured})
 
 
