@@ -66,7 +66,11 @@ def plot(store: Store, size: str) -> Figure | None:
 
 
 TWINS = ("dense, conv", "moe 2 of 8, conv", "pkm, conv")
-PAIRS = {"ultramem": TWINS, "ultramem, no conv": ("dense", "moe 2 of 8", "pkm")}
+PAIRS = {
+  "ultramem": TWINS,
+  "ultramem, conv before the MLP": TWINS,
+  "ultramem, no conv": ("dense", "moe 2 of 8", "pkm"),
+}
 
 
 def answer(store: Store, size: str) -> str:
