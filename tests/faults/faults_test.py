@@ -10,12 +10,10 @@ from ultramem_jax import testing
 
 # A fault of each group that no other test has, cheap ones.
 KINDS = (
-  "kill_save",
   "sigterm",
   "signals",
   "file_limit",
   "few_files",
-  "checkpoint_flipped",
   "checkpoint_folders",
   "second_run",
   "renamed",
