@@ -4,6 +4,7 @@ Each function reads an example, in an empty folder, and returns what it made of
 it; it raises what the reader raises.
 """
 
+import atexit
 import contextlib
 import functools
 import io
@@ -150,6 +151,7 @@ def use_pt(content: bytes, folder: pathlib.Path) -> Any:
 def saved() -> pathlib.Path:
   """The workdir of a small run; it stays for the process's time."""
   folder = pathlib.Path(tempfile.mkdtemp(prefix="faults_saved_"))
+  atexit.register(shutil.rmtree, folder, ignore_errors=True)
   config = testing.small_config(model__num_layers=1, model__memory__spans="1:1")
   testing.save_run(folder / "run", config)
   return folder / "run"
