@@ -42,7 +42,7 @@ PAPER = {
 }
 OF_BYTES, OF_WORDS = "bytes", "bpe4096"
 # Models that are also trained on the tokens of a BPE.
-OF_BOTH = list(PAPER)[:8]
+OF_BOTH = [*list(PAPER)[:8], "ultramem, conv before the MLP"]
 
 
 def entries(size: str) -> list[Entry]:
