@@ -127,6 +127,7 @@ VALUES = {
 CHOSEN = {"optim.table_rows": "tfidf", "optim.table_top_t": 512}
 MIXED = {"data.mixture": "{pieces}=0.25"}
 RATES = (1e-3, 3e-3, 1e-2)
+VALUE_RATES = (3e-2, 1e-1, 3e-1)
 
 METHODS = {
   "untouched": Method("untouched model", (0.0,)),
@@ -193,42 +194,49 @@ METHODS = {
   ),
   # Only the values of a memory that is empty at first: its keys, queries and
   # projection stay as they were drawn, or as general text has made them.
-  "values": Method("only values learn", RATES, Memory(), VALUES),
+  "values": Method("Memory+, only values learn", VALUE_RATES, Memory(), VALUES),
   "values_3": Method(
-    "only values learn, three places",
-    RATES,
+    "Memory+, only values learn, three places",
+    VALUE_RATES,
     Memory(places=THREE_PLACES),
     VALUES,
   ),
   "chosen": Method(
-    "chosen rows", RATES, Memory(), {**VALUES, **CHOSEN}, counts=True
+    "Memory+, chosen rows",
+    VALUE_RATES,
+    Memory(),
+    {**VALUES, **CHOSEN},
+    counts=True,
   ),
   "chosen_3": Method(
-    "chosen rows, three places",
-    RATES,
+    "Memory+, chosen rows, three places",
+    VALUE_RATES,
     Memory(places=THREE_PLACES),
     {**VALUES, **CHOSEN},
     counts=True,
   ),
   "warm": Method(
-    "warm, only values learn", RATES, Memory(is_warm=True), VALUES
+    "Memory+, warm, only values learn",
+    VALUE_RATES,
+    Memory(is_warm=True),
+    VALUES,
   ),
   "warm_chosen": Method(
-    "warm, chosen rows",
-    RATES,
+    "Memory+, warm, chosen rows",
+    VALUE_RATES,
     Memory(is_warm=True),
     {**VALUES, **CHOSEN},
     counts=True,
   ),
   "values_gated": Method(
-    "only values and a gate learn, general text mixed in",
-    RATES,
+    "Memory+, only values and a gate learn, general text mixed in",
+    VALUE_RATES,
     Memory(gate="input"),
     {**VALUES, **MIXED, "optim.trainable": VALUES_AND_GATE},
   ),
   "mixed": Method(
-    "only values learn, general text mixed in",
-    RATES,
+    "Memory+, only values learn, general text mixed in",
+    VALUE_RATES,
     Memory(),
     {**VALUES, **MIXED},
   ),
