@@ -33,7 +33,7 @@ def recall(result: dict[str, Any], model: str) -> Figure:
     color = plots.ORANGE if method.memory is None else plots.BLUE
     axes.scatter(harm, told, color=color, s=18)
     place = statistics.mean(harm), statistics.mean(told)
-    label = f"{method.label}, {key[3]:g}"
+    label = f"{method.label}, {key[3]:g}, {key[4]} steps"
     axes.annotate(label, place, (4, 3), textcoords="offset points", fontsize=7)
   axes.set_xscale("symlog", linthresh=1)
   axes.axvline(2.3, color=plots.GREY, lw=0.8, ls=":")
