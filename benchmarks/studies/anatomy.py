@@ -75,7 +75,16 @@ PAIRS = {
 
 def answer(store: Store, size: str) -> str:
   """Returns in a few sentences what the records say of the memory's worth."""
-  setting, words = Setting(size), []
+  settings = [Setting(size, data) for data in (OF_BYTES, OF_WORDS)]
+  answers = [text for x in settings if (text := _answer(store, x))]
+  return (
+    "\n\n".join(answers) or "No two models that answer it are trained as yet."
+  )
+
+
+def _answer(store: Store, setting: Setting) -> str:
+  """Returns it for one setting; "" if no twins are trained there."""
+  words = []
   for ultra, twins in PAIRS.items():
     found = study.outcomes(store, setting, [ultra, *twins])
     own = found.pop(ultra, None)
@@ -93,9 +102,7 @@ def answer(store: Store, size: str) -> str:
       f"({len(found)} of {len(twins)} twins, {_count(seeds, 'seed')}, "
       f"{_count(tried, 'pair')} of rates)."
     )
-  if not words:
-    return "No two models that answer it are trained as yet."
-  return f"At {setting.describe()} {' '.join(words)}"
+  return f"At {setting.describe()} {' '.join(words)}" if words else ""
 
 
 def _count(number: int, noun: str) -> str:
