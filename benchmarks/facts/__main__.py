@@ -136,7 +136,9 @@ def draw(store: Store) -> None:
     ("Cost", tables.cost_table(records)),
   ):
     print(f"\n{title}\n\n{table}")
-  drawn = {(x["model"], x["part"]) for x in records}
+  drawn = {
+    (x["model"], x["part"]) for x in records if x["method"] != "untouched"
+  }
   for model, part in sorted(drawn):
     if part in plots.PARTS:
       figure = plots.PARTS[part](result, model)
