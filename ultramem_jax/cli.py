@@ -148,8 +148,11 @@ def run(main: Callable[..., None]) -> None:
     logging.use_absl_handler()
     # JAX would tell which backends it did not find.
     logging.set_verbosity(logging.WARNING)
-    # Each of Orbax's threads would show the traceback of what is raised here.
-    logging.get_absl_logger().addFilter(lambda log: "orbax" not in log.pathname)
+    # Each of Orbax's threads and tasks would show the traceback of what is
+    # raised here.
+    logging.get_absl_handler().addFilter(
+      lambda log: log.name != "asyncio" and "orbax" not in log.pathname
+    )
     sys.unraisablehook = _show_unraisable
     if {"--help", "-help", "-h"} & {*sys.argv[1:]}:
       _print_help(main)
@@ -254,7 +257,9 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   """
   _check_overrides(argv, r"config\.(")
   fields = [a for a in argv if re.match(r"--?config\.", a)]
-  if fields and not any(re.match(r"--?config(=|$)", a) for a in argv):
+  has_default = "config" in flags.FLAGS and flags.FLAGS["config"].default
+  is_given = any(re.match(r"--?config(=|$)", a) for a in argv)
+  if fields and not (is_given or has_default):
     raise ConfigError(
       f"{fields[0]}: needs --config, the config that it changes"
     )

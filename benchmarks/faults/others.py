@@ -106,10 +106,14 @@ def renamed(trial: Trial) -> None:
     trial.workdir.rename(elsewhere)
   process.finish()
   if trial.hit and trial.workdir.exists():
-    # A save that had begun may leave its beginning at the old name.
-    made = [str(p) for p in trial.workdir.rglob("*") if ".orbax" not in str(p)]
-    if made != [str(trial.workdir / "checkpoints")]:
-      raise Lost(f"the run has made a new workdir: {made}")
+    # A save that had begun may end at the old name, and nothing else be there.
+    made = {
+      path.relative_to(trial.workdir).parts[:2]
+      for path in trial.workdir.rglob("*")
+      if ".orbax" not in str(path)
+    }
+    if {name for name, *_ in made} - {"checkpoints"} or len(made) > 2:
+      raise Lost(f"the run has made a new workdir: {sorted(made)}")
     shutil.rmtree(trial.workdir)
   if trial.hit:
     elsewhere.rename(trial.workdir)

@@ -116,9 +116,11 @@ def test_falls_back_from_damage(workdir, caplog, name):
   assert listing(workdir) == ["10", "corrupt-20", "corrupt-20-2"]
 
 
-def test_unsealed_but_readable_is_sound(workdir):
+def test_unsealed_but_readable_is_sound_and_sealed_from_then_on(workdir):
   os.remove(workdir / "checkpoints/20/sha256.json")
   assert_equal(restore_latest(workdir).items, make_items(20))
+  flip_bit(workdir / "checkpoints/20")
+  assert restore_latest(workdir).step == 10
 
 
 def test_all_damaged_is_never_a_fresh_start(workdir):

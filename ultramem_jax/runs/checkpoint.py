@@ -18,9 +18,10 @@ from the first of these that exists:
      even a damaged one.
 
 A checkpoint is sound if every file has its sealed digest. A step that a kill
-left committed but unsealed is sound if it can be read. An error of the system,
-such as too many open files, is no damage: it ends the start, which may be tried
-again. What was set aside is tried again once it has its number as name.
+left committed but unsealed is sound if it can be read, and is sealed by the run
+that goes on from it. An error of the system, such as too many open files, is no
+damage: it ends the start, which may be tried again. What was set aside is tried
+again once it has its number as name.
 """
 
 import concurrent.futures
@@ -221,7 +222,8 @@ class Checkpointer(contextlib.AbstractContextManager):
     if not here or not os.path.samestat(here, os.fstat(self._lock)):
       raise CheckpointError(
         f"{self._root} was deleted, renamed or replaced while the run used it: "
-        "put it back, and the same command continues from its newest checkpoint"
+        "put it back, in place of what a save may have made there since, and "
+        "the same command continues from its newest checkpoint"
       )
 
   def add_loss(self, step: int, valid_loss: float) -> None:
@@ -248,13 +250,15 @@ class Checkpointer(contextlib.AbstractContextManager):
       CheckpointError: every checkpoint is damaged, or the frozen parameters
         that the newest refers to.
       TargetError: the newest sound one holds other arrays.
-      OSError: it cannot be read now; nothing is changed.
+      OSError: it cannot be read, or not be sealed, now; nothing is changed.
     """
     for step in reversed(step_dirs.committed(self._root)):
       path = self._root / str(step)
       try:
         restored = step_reader.read(path, items, fresh)
         self._held = restored.frozen
+        if jax.process_index() == 0 and not step_dirs.is_sealed(path):
+          step_dirs.seal(path)
         return restored
       except Damaged as damage:
         if jax.process_index() == 0:

@@ -66,7 +66,7 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def flush(path: pathlib.Path) -> None:
+def _flush(path: pathlib.Path) -> None:
   """Forces a committed step to the disk: its files, their names, its own."""
   for entry in sorted(path.rglob("*")):
     if entry.is_dir():
@@ -78,8 +78,14 @@ def flush(path: pathlib.Path) -> None:
   workdir_lib.sync_folder(path.parent)
 
 
+def is_sealed(path: pathlib.Path) -> bool:
+  """Returns whether a step has a seal; `verify` tells whether it holds."""
+  return (path / SEAL).exists()
+
+
 def seal(path: pathlib.Path) -> None:
-  """Records the digest of every file of a committed step."""
+  """Forces a committed step to the disk, and records every file's digest."""
+  _flush(path)
   digests = {name: digest(file) for name, file in _files(path).items()}
   workdir_lib.write_atomically(path / SEAL, json.dumps(digests).encode())
 

@@ -77,7 +77,6 @@ def seal(path: pathlib.Path, items: Any) -> None:
       f"checkpoint {path} was written, but cannot be opened again "
       f"({first_line(error)}); earlier ones are whole"
     ) from error
-  step_dirs.flush(path)
   step_dirs.seal(path)
 
 
