@@ -60,7 +60,7 @@ def table(store: Store, size: str) -> str:
 
 
 def plot(store: Store, size: str) -> Figure | None:
-  return study.bars(
+  return study.dots(
     store, Setting(size), list(PAPER), "Of UltraMem, its parts and its twins"
   )
 

@@ -44,7 +44,7 @@ def table(store: Store, size: str) -> str:
 
 
 def plot(store: Store, size: str) -> Figure | None:
-  return study.bars(store, Setting(size), list(PAPER), "At equal FLOPs")
+  return study.dots(store, Setting(size), list(PAPER), "At equal FLOPs")
 
 
 STUDY = Study(entries, table, plot)

@@ -156,10 +156,10 @@ def comparison(
   return f"{setting.describe()}\n\n{markdown(header, rows)}"
 
 
-def bars(
+def dots(
   store: Store, setting: Setting, models: Sequence[str], finding: str
 ) -> Figure | None:
-  """Draws the loss of each model, the least on top; that of a seed is a dot."""
+  """Draws the loss of each model, the least on top; small dots are seeds."""
   unsorted = outcomes(store, setting, models)
   if not unsorted:
     return None
@@ -170,14 +170,21 @@ def bars(
     first,
     size=(8, 1.2 + 0.28 * len(found)),
   )
-  means = {name: x.mean for name, x in found.items()}
-  colors = [plots.BLUE if "ultramem" in x else plots.GREY for x in means]
-  plots.bars(axes, means, "{:.3f}", colors)
-  for place, x in enumerate(found.values()):
+  for place, (name, x) in enumerate(found.items()):
+    color = plots.BLUE if "ultramem" in name else plots.GREY
     losses = [record["bits_per_byte"] for record in x.best]
+    axes.plot(x.mean, place, "o", color=color, ms=8)
     axes.plot(losses, [place] * len(losses), ".", color="black", ms=4)
-  least, most = min(means.values()), max(means.values())
-  axes.set_xlim(least - 0.3 * (most - least) - 0.02, None)
+    axes.annotate(
+      f"{x.mean:.3f}",
+      (max(losses), place),
+      xytext=(8, 0),
+      textcoords="offset points",
+      va="center",
+    )
+  axes.set_yticks(range(len(found)), list(found))
+  axes.invert_yaxis()
+  axes.margins(x=0.15)
   axes.set_xlabel(
     f"validation loss, bits per byte ({setting.name}, {first['tokens']:,} "
     "tokens)"
