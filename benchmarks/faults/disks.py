@@ -54,7 +54,10 @@ def few_files(trial: Trial) -> None:
 
 def few_bytes(trial: Trial) -> None:
   """A disk of its own is full before the run is done, and then grows."""
-  _mount(trial, f"size={4 * trial.rng.randint(5, 150)}k,mode=755")
+  _mount(trial, "size=64m,mode=755")
+  disk = os.statvfs(trial.workdir)
+  used = (disk.f_blocks - disk.f_bfree) * disk.f_frsize // 1024
+  _remount(trial, f"size={used + 4 * trial.rng.randint(5, 150)}k")
   trial.every = 1
   trial.start()
   trial.hit = _told(trial, errno.ENOSPC)
@@ -78,9 +81,7 @@ def _mount(trial: Trial, options: str) -> None:
   )
   if trial.half:
     subprocess.run(
-      ["cp", "-r", f"{trial.scene.half}/.", trial.workdir],
-      check=False,
-      stderr=subprocess.DEVNULL,
+      ["cp", "-r", f"{trial.scene.half}/.", trial.workdir], check=True
     )
 
 
