@@ -16,8 +16,6 @@ from absl import flags
 
 from ultramem_jax.commands import model_flags
 from ultramem_jax.interop import pretrained
-from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import export
 
 
@@ -36,13 +34,7 @@ def define_flags() -> None:
 
 def main() -> None:
   values = flags.FLAGS
-  require(
-    bool(values.output),
-    "--output",
-    values.output,
-    "must name a folder to write",
-  )
-  workdir_lib.require_unused("--output", values.output)
+  model_flags.require_output("a folder to write")
   loaded = model_flags.load()
   export.export_run(
     loaded, values.workdir, values.output, values.dtype, values.memory_only

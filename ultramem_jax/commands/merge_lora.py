@@ -9,8 +9,6 @@ the same: for eval.py, generation, export and further training.
 from absl import flags
 
 from ultramem_jax.commands import model_flags
-from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import merge_lora
 
 
@@ -21,13 +19,7 @@ def define_flags() -> None:
 
 def main() -> None:
   values = flags.FLAGS
-  require(
-    bool(values.output),
-    "--output",
-    values.output,
-    "must name a directory for the merged run",
-  )
-  workdir_lib.require_unused("--output", values.output)
+  model_flags.require_output("a directory for the merged run")
   loaded = model_flags.load()
   merge_lora.merge_run(loaded, values.workdir, values.output)
   print(f"{values.output}: the model of step {loaded.step}, at step 0")

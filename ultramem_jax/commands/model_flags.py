@@ -6,6 +6,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from ultramem_jax import cli
+from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import MeshConfig
@@ -38,3 +39,14 @@ def load() -> load_lib.TrainedModel:
     values.step,
     config_flags.get_override_values(values["mesh"]),
   )
+
+
+def require_output(meaning: str) -> None:
+  """Raises ConfigError unless --output names what is not there yet.
+
+  Args:
+    meaning: what it must name, such as "a folder to write".
+  """
+  output = flags.FLAGS.output
+  require(bool(output), "--output", output, f"must name {meaning}")
+  workdir_lib.require_unused("--output", output)

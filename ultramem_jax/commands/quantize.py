@@ -13,8 +13,6 @@ from absl import flags
 
 from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
-from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import quantize
 
 
@@ -27,13 +25,7 @@ def define_flags() -> None:
 
 def main() -> None:
   values = flags.FLAGS
-  require(
-    bool(values.output),
-    "--output",
-    values.output,
-    "must name a directory for the quantized run",
-  )
-  workdir_lib.require_unused("--output", values.output)
+  model_flags.require_output("a directory for the quantized run")
   loaded = model_flags.load()
   report = quantize.quantize_run(
     loaded,

@@ -4,13 +4,12 @@ import dataclasses
 import json
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
+from tests.interop.next_token import loss_logits_and_gradients
 from ultramem_jax import Transformer, interop, testing
 from ultramem_jax.interop.pretrained.adapter import adapter_entries
 from ultramem_jax.interop.pretrained.names import model_entries
@@ -49,17 +48,9 @@ def test_logits_loss_and_gradients_are_those_of_peft(read):
     expected = dict(arrays)
   tokens_BT = expected["tokens"]
 
-  @jax.jit
-  def run(params):
-    def loss(params):
-      logits_BTV = model.apply({"params": params}, tokens_BT)
-      log_BTV = jax.nn.log_softmax(logits_BTV[:, :-1])
-      picked = jnp.take_along_axis(log_BTV, tokens_BT[:, 1:, None], -1)
-      return -picked.mean(), logits_BTV
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-  (loss, logits_BTV), gradients = run(variables["params"])
+  (loss, logits_BTV), gradients = loss_logits_and_gradients(
+    model, variables["params"], tokens_BT
+  )
   # Sums in float32 over some layers, taken in another order.
   assert_close(logits_BTV, expected["logits"], tolerance=2e-5)
   np.testing.assert_allclose(loss, expected["loss"], rtol=1e-6)

@@ -5,13 +5,13 @@ import shutil
 import tracemalloc
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from configs import default
+from tests.interop.next_token import loss_logits_and_gradients
 from ultramem_jax import Transformer, testing
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.serve import generate
@@ -58,17 +58,9 @@ def test_logits_loss_and_gradients_are_those_of_transformers(name):
   model, params, entries, expected = imported(name)
   tokens_BT = expected["tokens"]
 
-  @jax.jit
-  def run(params):
-    def loss(params):
-      logits_BTV = model.apply({"params": params}, tokens_BT)
-      log_BTV = jax.nn.log_softmax(logits_BTV[:, :-1])
-      picked = jnp.take_along_axis(log_BTV, tokens_BT[:, 1:, None], -1)
-      return -picked.mean(), logits_BTV
-
-    return jax.value_and_grad(loss, has_aux=True)(params)
-
-  (loss, logits_BTV), gradients = run(params)
+  (loss, logits_BTV), gradients = loss_logits_and_gradients(
+    model, params, tokens_BT
+  )
   assert_close(logits_BTV, expected["logits"], tolerance=LOGITS)
   np.testing.assert_allclose(loss, expected["loss"], rtol=1e-6)
   flat = {
