@@ -329,8 +329,12 @@ def go_on(
 
 
 def require_trainable(config: Config) -> None:
-  """Raises ConfigError if nothing is trained, or tables are for serving."""
+  """Raises ConfigError if a run cannot train what it is to train.
+
+  Nothing is trained, or what a teacher needs to stay, or tables for serving.
+  """
   trainable.require_some(config)
+  trainable.require_teacher(config)
   table_dtype = config.model.memory.storage.table_dtype
   require(
     table_dtype != "int8",

@@ -299,6 +299,10 @@ def get_config() -> Any:
   # it: a file, or the workdir that has it.
   c.optim.table_counts = ""
   c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2 in the loss
+  # [w] share of the loss, in [0, 1], that keeps a model to what it says without
+  # its memories: (1 - w) cross entropy + w KL(without || with). Then only
+  # memories may be trained (docs/pretrained.md).
+  c.optim.distillation = 0.0
 
   # What is trained: all | a regular expression that is searched for in the
   # paths of parameters, such as memory, memory_.*/values, head|embed. The

@@ -33,6 +33,7 @@ MODELS = {
   },
   "ultramem": {"model__memory__init": "paper"},
 }
+MODELS["distilled"] = {**MODELS["pkm"], "optim__distillation": 0.5}
 MESHES = {
   "data": {"mesh__data": 8},
   "fsdp": {"mesh__fsdp": 8, "model__memory__storage__partition": "columns"},
@@ -132,6 +133,7 @@ def initialized(model):
     ("ultramem", "data"),
     ("ultramem", "fsdp"),
     ("ultramem", "all"),
+    ("distilled", "all"),
   ],
 )
 def test_loss_and_gradients_equal_one_device(model, mesh):

@@ -51,6 +51,7 @@ OVERRIDABLE_FIELDS = (
   "guard",
   "log_every",
   "optim.clip_norm",
+  "optim.distillation",
   "optim.final_fraction",
   "optim.init_fraction",
   "optim.learning_rate",

@@ -63,6 +63,7 @@ class OptimConfig:
   table_rows: str = "all"
   table_top_t: int = 500
   table_counts: str = ""
+  distillation: float = 0.0
 
   def __post_init__(self):
     path = "optim"
@@ -90,7 +91,12 @@ class OptimConfig:
       "must lie in (0, 1]: a share of the steps",
     )
     require_fraction(
-      path, self, "warmup_fraction", "init_fraction", "final_fraction"
+      path,
+      self,
+      "warmup_fraction",
+      "init_fraction",
+      "final_fraction",
+      "distillation",
     )
     for field in ("beta1", "beta2"):
       value = getattr(self, field)
@@ -305,6 +311,27 @@ class Config:
       "must be sparse or auto, unless model.memory.storage.table_dtype and "
       "optim.table_moments are float32 and optim.table_second_moment is "
       "element",
+    )
+
+    self._require_teacher()
+
+  def _require_teacher(self):
+    """Requires a model that says something without its memories."""
+    if not self.optim.distillation:
+      return
+    field, value = "optim.distillation", self.optim.distillation
+    require(
+      bool(self.model.spans),
+      field,
+      value,
+      "must be 0 for a model without memory, which has nothing to distil",
+    )
+    require(
+      not self.model.memory.replace_mlp,
+      field,
+      value,
+      "must be 0 with model.memory.replace_mlp: the teacher, which is the "
+      "model without its memories, would lack MLPs",
     )
 
   @property

@@ -229,7 +229,8 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
 def activation_bytes_per_token(config: Config) -> int:
   """Estimates what the backward pass keeps, in bytes per token.
 
-  It keeps logits and their gradient; the input of each block; and what blocks
+  It keeps logits and their gradient, and with distillation the logits and the
+  probabilities of the teacher; the input of each block; and what blocks
   and memories hold inside, or one block when they are recomputed. The estimate
   is within 25 % of what XLA compiles in float32 without recomputing. A CPU
   needs less, as its attention keeps no scores (`ops/attention.py`).
@@ -246,7 +247,8 @@ def activation_bytes_per_token(config: Config) -> int:
   memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
   if m.remat == "none":
     inside = m.num_layers * inside + len(m.spans) * memory
-  return 2 * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside
+  rows = 4 if config.optim.distillation else 2  # of float32, as wide as V
+  return rows * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside
 
 
 def exchange_bytes(config: Config, layout: Layout) -> int:

@@ -95,5 +95,28 @@ def require_some(config: Config) -> None:
     )
 
 
+def require_teacher(config: Config) -> None:
+  """Raises ConfigError if `optim.distillation` has a teacher that would move.
+
+  The teacher is the model without its memories: only these may be trained.
+  """
+  if not config.optim.distillation:
+    return
+  pattern = config.optim.trainable
+  moved = [
+    path
+    for path in sorted(_paths(config.model))
+    if is_trainable(path, pattern) and not path.startswith("memory")
+  ]
+  more = ", ..." if len(moved) > 3 else ""
+  require(
+    not moved,
+    "optim.distillation",
+    config.optim.distillation,
+    f"needs a backbone that stays as it is, and optim.trainable = {pattern!r} "
+    f"trains {', '.join(moved[:3])}{more}; 'memory' trains memories only",
+  )
+
+
 def _paths(model: ModelConfig) -> list[str]:
   return ["/".join(path) for path in sharding.parameter_axes(model)]
