@@ -35,6 +35,7 @@ class Memory:
   output: what it adds at first, `model.memory.output`.
   gate: `model.memory.gate`.
   is_warm: whether the base is trained.
+  distillation: of a warm base's training, `optim.distillation`.
   """
 
   kind: str = "memory_plus"
@@ -43,12 +44,15 @@ class Memory:
   output: str = "empty"
   gate: str = "none"
   is_warm: bool = False
+  distillation: float = 0.0
 
   @property
   def name(self) -> str:
     """What tells its base from those of others."""
     places = "-".join(f"{x:g}" for x in self.places)
     warm = "warm" if self.is_warm else "cold"
+    if self.distillation:
+      warm += f"_distilled_{self.distillation:g}"
     return (
       f"{self.kind}_{places}_{self.num_keys}_{self.output}_{self.gate}_{warm}"
     )
@@ -219,6 +223,14 @@ METHODS = {
     "Memory+, warm, only values learn",
     VALUE_RATES,
     Memory(is_warm=True),
+    VALUES,
+  ),
+  # What a warm memory does to general text before it is taught anything is kept
+  # small. All of the loss would teach an empty memory nothing.
+  "warm_distilled": Method(
+    "Memory+, warm and distilled, only values learn",
+    VALUE_RATES,
+    Memory(is_warm=True, distillation=0.5),
     VALUES,
   ),
   "warm_chosen": Method(

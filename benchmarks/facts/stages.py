@@ -77,6 +77,7 @@ class Stages(NamedTuple):
         **memory.overrides(c.model.num_layers, c.model.embed_dim),
         "optim.trainable": EVERY_MEMORY,
         "optim.learning_rate": 1e-3 if memory.is_warm else NO_RATE,
+        "optim.distillation": memory.distillation,
         "steps": scale.warm_steps if memory.is_warm else 1,
         "batch_size": scale.warm_batch,
       }
@@ -116,7 +117,7 @@ class Stages(NamedTuple):
     c.data.update(source="text", path=str(path), valid_path=str(path))
     c.data.update(records="answers", packing="examples", mixture="")
     c.data.update(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0)
-    c.optim.update(trainable="all", learning_rate=rate)
+    c.optim.update(trainable="all", learning_rate=rate, distillation=0.0)
     c.update(steps=self.scale.steps, batch_size=self.scale.batch)
     if method.counts:
       self.counted(base)
