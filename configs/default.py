@@ -109,6 +109,12 @@ def get_config() -> Any:
   c.model.mlp_conv = 0
   # Blocks that have it: "i/j/...", counted from 1, or full.
   c.model.mlp_conv_blocks = "full"
+  # Hidden width of an adapter, an MLP beside that of a block, which reads what
+  # that reads and adds nothing at first; 0 = none. To train nothing else:
+  # optim.trainable = "adapter".
+  c.model.adapter_dim = 0
+  # Blocks that have one: "i/j/...", counted from 1, or full.
+  c.model.adapter_blocks = "full"
   c.model.norm = "layernorm"  # layernorm | rms
   c.model.norm_eps = 1e-5  # added to the variance in norms; [1e-12, 1]
   c.model.norm_bias = False  # norms learn a bias

@@ -1,5 +1,6 @@
 """The transformer without memory: against a slow one in numpy."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +16,7 @@ from tests.small_model import (
   dense_config,
   variables_of,
 )
+from ultramem_jax.layers.mlp import Mlp
 from ultramem_jax.testing import assert_close
 
 
@@ -26,6 +28,7 @@ from ultramem_jax.testing import assert_close
     dict(norm="rms", activation="swiglu", qk_norm="head", tie_embeddings=True),
     dict(mlp_conv=3),
     dict(mlp_conv=2, mlp_conv_blocks="2"),
+    dict(adapter_dim=12, adapter_blocks="2", activation="swiglu"),
   ],
   ids=str,
 )
@@ -55,6 +58,20 @@ def test_a_block_returns_what_its_mlp_read(taps):
     if taps:
       expected_TD = numpy_model.convolution(params["mlp_conv"], expected_TD)
     assert_close(h_TD, expected_TD)
+
+
+def test_a_new_adapter_adds_nothing_until_it_learns():
+  c = dense_config(adapter_dim=12)
+  adapter = Mlp(c, adapter_dim=c.adapter_dim)
+  x_BTD = np.random.default_rng(0).normal(size=(B, T, c.embed_dim))
+  variables = nn.unbox(adapter.init(jax.random.key(0), x_BTD))
+
+  def error(params):
+    return ((adapter.apply({"params": params}, x_BTD) - 1) ** 2).sum()
+
+  assert error(variables["params"]) == x_BTD.size
+  gradients = jax.grad(error)(variables["params"])
+  assert gradients["down"]["kernel"].any()
 
 
 def test_only_the_named_blocks_convolve():

@@ -69,6 +69,8 @@ def dense(c, params, tokens_T):
     if "mlp_conv" in p:
       h_TD = convolution(p["mlp_conv"], h_TD)
     x_TD = x_TD + mlp(c, p["mlp"], h_TD)
+    if "adapter" in p:
+      x_TD = x_TD + mlp(c, p["adapter"], h_TD)
   x_TD = norm(c, params["final_norm"], x_TD)
   if c.tie_embeddings:
     return x_TD @ embedding_VD.T

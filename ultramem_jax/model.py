@@ -54,6 +54,7 @@ class Block(nn.Module):
     config: the transformer's settings.
     layout, prepared_for: see `Transformer`.
     mlp_conv: taps of the convolution before the MLP; 0: none.
+    adapter_dim: width of an adapter, which reads what the MLP reads; 0: none.
     has_mlp: False: a memory that reads here stands in its place.
   """
 
@@ -61,6 +62,7 @@ class Block(nn.Module):
   layout: Layout | None = None
   prepared_for: str | None = None
   mlp_conv: int = 0
+  adapter_dim: int = 0
   has_mlp: bool = True
 
   @nn.compact
@@ -85,6 +87,10 @@ class Block(nn.Module):
     if self.mlp_conv:
       h_BTD = CausalConv(self.mlp_conv, name="mlp_conv")(
         h_BTD, segment_BT, decode
+      )
+    if self.adapter_dim:
+      x_BTD += dropout(
+        Mlp(c, self.prepared_for, self.adapter_dim, name="adapter")(h_BTD)
       )
     if not self.has_mlp:
       return layout_lib.constrain_batch(x_BTD, self.layout), h_BTD
@@ -213,6 +219,7 @@ class Transformer(nn.Module):
         self.layout,
         self.prepared_for,
         mlp_conv,
+        c.adapter_dim if layer in c.adapter_layers else 0,
         layer in c.mlp_layers,
         name=f"block_{layer}",
       )(x_BTD, segment_BT, rotation, decode, deterministic)

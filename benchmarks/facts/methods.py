@@ -9,6 +9,9 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from ultramem_jax.settings.model import ModelConfig
+from ultramem_jax.tools import accounting
+
 Overrides = Mapping[str, Any]
 
 # Depths of the blocks with a memory, as a share of all: subjects of facts are
@@ -87,6 +90,7 @@ class Method:
   memory: that it adds; None: it adds none.
   overrides: other fields of the run on facts.
   counts: whether the reads of the base's rows by general text are needed.
+  dense_as: a memory in whose place it adds what `dense` says.
   """
 
   label: str
@@ -94,19 +98,30 @@ class Method:
   memory: Memory | None = None
   overrides: Overrides = dataclasses.field(default_factory=dict)
   counts: bool = False
+  dense_as: Memory | None = None
 
-  def settings(self, pieces: str, num_layers: int) -> Overrides:
-    """Returns the overrides, with what they name in braces.
-
-    Args:
-      pieces: the file with pieces of general text.
-      num_layers: of the model; {block} is the block of `ONE_PLACE`, from 0.
-    """
-    named = {"pieces": pieces, "block": block_at(*ONE_PLACE, num_layers) - 1}
+  def settings(self, pieces: str) -> Overrides:
+    """Returns the overrides, with the file of pieces of general text."""
     return {
-      field: value.format(**named) if isinstance(value, str) else value
+      field: value.format(pieces=pieces) if isinstance(value, str) else value
       for field, value in self.overrides.items()
     }
+
+
+def dense(model: ModelConfig) -> Overrides:
+  """Returns the fields of adapters in place of the memories of a model.
+
+  They stand where the memories do, and a token takes as many parameters of them
+  as of the memories, rows that it reads included.
+  """
+  costs = accounting.flops_per_token(model)
+  flops = sum(x for part, x in costs.items() if part.startswith("memory"))
+  matrices = 3 if model.activation == "swiglu" else 2
+  flops_of_width = 2 * matrices * model.embed_dim * len(model.spans)
+  return {
+    "model.adapter_dim": round(flops / flops_of_width),
+    "model.adapter_blocks": "/".join(f"{x.start + 1}" for x in model.spans),
+  }
 
 
 def lora(rank: int, targets: str) -> Overrides:
@@ -120,7 +135,6 @@ def lora(rank: int, targets: str) -> Overrides:
 
 
 EVERYWHERE = "attention/(query|value)|mlp/(up|down)"
-ONE_MLP = "block_{block}/mlp/(up|down)"
 # The whole memory learns, as if it were a part of the model like any other.
 NAIVE = {"optim.trainable": EVERY_MEMORY}
 VALUES = {
@@ -151,13 +165,12 @@ METHODS = {
     None,
     {**lora(16, EVERYWHERE), **MIXED},
   ),
-  # A dense change at the place of the memory: the MLP of its block, of as many
-  # parameters as a token reads of a table, and of eight times as many.
-  "dense_4": Method(
-    "dense, rank 4 in one MLP", (1e-3, 3e-3, 1e-2), None, lora(4, ONE_MLP)
-  ),
-  "dense_32": Method(
-    "dense, rank 32 in one MLP", (1e-3, 3e-3, 1e-2), None, lora(32, ONE_MLP)
+  # The same place and the same work, without a table.
+  "dense_mlp": Method(
+    "adapter as large as what is read of Memory+, one place",
+    RATES,
+    overrides={"optim.trainable": "adapter"},
+    dense_as=Memory(),
   ),
   # Memories as they were first tried: cold, and all of them is trained.
   "memory_plus_1": Method(

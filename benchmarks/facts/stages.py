@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import train
 from benchmarks.facts import facts as facts_lib
-from benchmarks.facts import general
+from benchmarks.facts import general, methods
 from benchmarks.facts.facts import Fact
 from benchmarks.facts.methods import EVERY_MEMORY, Memory, Method
 from benchmarks.harness import report
@@ -72,9 +72,9 @@ class Stages(NamedTuple):
     """Returns the workdir of the model with a memory, made if it is missing."""
     workdir = self.folder / f"base_{memory.name}_{seed}"
     c, scale = self._config(self.backbone, seed), self.scale
+    add_memory(c, memory)
     c.update_from_flattened_dict(
       {
-        **memory.overrides(c.model.num_layers, c.model.embed_dim),
         "optim.trainable": EVERY_MEMORY,
         "optim.learning_rate": 1e-3 if memory.is_warm else NO_RATE,
         "optim.distillation": memory.distillation,
@@ -122,10 +122,12 @@ class Stages(NamedTuple):
     if method.counts:
       self.counted(base)
       c.optim.table_counts = str(base)
+    if method.dense_as:
+      with_memory = self._config(base, seed)
+      add_memory(with_memory, method.dense_as)
+      c.update_from_flattened_dict(methods.dense(parse(with_memory).model))
     pieces = self.general / "pieces.jsonl"
-    c.update_from_flattened_dict(
-      method.settings(str(pieces), c.model.num_layers)
-    )
+    c.update_from_flattened_dict(method.settings(str(pieces)))
     return c
 
   def taught(self, name: str, *run: Any, **options: Any) -> pathlib.Path:
@@ -146,6 +148,13 @@ class Stages(NamedTuple):
     c.checkpoint.keep = 1
     c.optim.update(warmup_fraction=0.05, final_fraction=0.1, beta2=0.99)
     return c
+
+
+def add_memory(c: Any, memory: Memory) -> None:
+  """Changes the settings of a model into those with a memory."""
+  c.update_from_flattened_dict(
+    memory.overrides(c.model.num_layers, c.model.embed_dim)
+  )
 
 
 def finish(c: Any, workdir: pathlib.Path) -> None:

@@ -1,5 +1,6 @@
 """The invented facts: none twice, none to be guessed, templates apart."""
 
+import dataclasses
 import itertools
 import json
 import random
@@ -8,8 +9,11 @@ import re
 import pytest
 
 from benchmarks.facts import facts as facts_lib
-from benchmarks.facts import general, phrases
+from benchmarks.facts import general, methods, phrases
 from benchmarks.facts.facts import draw
+from configs import default
+from ultramem_jax.settings.config import parse
+from ultramem_jax.tools import accounting
 
 
 @pytest.fixture(scope="module")
@@ -132,3 +136,33 @@ def test_pieces_are_of_their_texts_and_short():
   for piece in pieces:
     assert 0 < len(piece) <= general.PIECE
     assert any(piece in text for text in texts)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "swiglu"])
+def test_a_dense_addition_does_the_work_of_the_memory(activation):
+  def model_of(overrides):
+    c = default.get_config()
+    c.model.activation = activation
+    c.update_from_flattened_dict(overrides)
+    return parse(c).model
+
+  memory = methods.Memory(places=methods.THREE_PLACES)
+  c = default.get_config()
+  overrides = memory.overrides(c.model.num_layers, c.model.embed_dim)
+  with_memory = model_of(overrides)
+  with_adapters = model_of(methods.dense(with_memory))
+  flops, expected = (
+    sum(accounting.flops_per_token(model).values())
+    for model in (with_adapters, with_memory)
+  )
+  # The width of an MLP is a whole number.
+  assert flops == pytest.approx(expected, rel=1e-3)
+  assert with_adapters.adapter_layers == tuple(
+    span.start for span in with_memory.spans
+  )
+
+
+def test_a_distilled_base_is_another():
+  warm = methods.Memory(is_warm=True)
+  others = (methods.Memory(), dataclasses.replace(warm, distillation=0.5))
+  assert len({memory.name for memory in (warm, *others)}) == 3

@@ -61,7 +61,13 @@ def test_settings_that_a_workdir_may_lack_have_their_defaults():
     ),
     *(
       ({f"model.{name}": -1}, f"model.{name}", "at least 0")
-      for name in ("mlp_conv", "num_kv_heads", "head_dim", "sliding_window")
+      for name in (
+        "mlp_conv",
+        "adapter_dim",
+        "num_kv_heads",
+        "head_dim",
+        "sliding_window",
+      )
     ),
     ({"model.norm_bias": 1}, "model.norm_bias", "of type bool"),
     *(
@@ -85,12 +91,13 @@ def test_settings_that_a_workdir_may_lack_have_their_defaults():
     ({"model.num_kv_heads": 3}, "model.num_kv_heads", "num_heads = 4"),
     *(
       (
-        {"model.mlp_conv": 5, "model.mlp_conv_blocks": blocks},
-        "model.mlp_conv_blocks",
+        {f"model.{field}": 5, f"model.{name}_blocks": blocks},
+        f"model.{name}_blocks",
         "different blocks joined by '/', such as '1/3', each from 1 to "
         "model.num_layers = 4",
       )
       for blocks in ("", "1/", "1,3", "a", "0", "5", "2/2")
+      for name, field in (("mlp_conv", "mlp_conv"), ("adapter", "adapter_dim"))
     ),
     ({"model.memory.spans": ""}, "model.memory.spans", "at least one span"),
     (

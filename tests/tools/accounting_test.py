@@ -113,6 +113,18 @@ def test_convolutions_before_mlps_are_dense_parameters():
   assert accounting.flops_per_token(model)["mlp_conv"] == 2 * 2 * 3 * 24
 
 
+def test_adapters_are_dense_parameters_that_every_token_reads():
+  c = small()
+  plain = config.parse(c).model
+  c.model.update(adapter_dim=6, adapter_blocks="1/4")
+  model, added = config.parse(c).model, 2 * 2 * 24 * 6
+  before, after = map(accounting.parameters, (plain, model))
+  assert after == {**before, "dense": before["dense"] + added}
+  assert accounting.flops_per_token(model)["adapter"] == 2 * added
+  access = accounting.memory_access(plain, batch=16)
+  assert accounting.memory_access(model, batch=16) == access + added
+
+
 @pytest.mark.parametrize("name", ["1b6_dense", "1b6_moe_2in34", "1b6_x12"])
 @pytest.mark.parametrize("batch", [1, 16, 64, 256, 1024, 100_000])
 def test_memory_access_equals_the_closed_forms(name, batch):

@@ -251,6 +251,7 @@ def test_a_model_of_ones_own_is_exported_if_it_is_of_a_family(tmp_path):
       r"Qwen2ForCausalLM, the nearest, has no model\.qk_norm = 'head'$",
     ),
     ({"mlp_conv": 3}, r"no model\.mlp_conv = 3$"),
+    ({"adapter_dim": 3}, r"no model\.adapter_dim = 3$"),
   ],
   ids=str,
 )

@@ -170,6 +170,7 @@ def test_a_model_too_large_for_the_machine_is_refused(tmp_path, monkeypatch):
     ({"model__memory__kind": "ultramem"}, "memory.kind = 'ultramem': must be"),
     ({"model__moe__num_experts": 2}, "moe.num_experts = 2: must be 0"),
     ({"model__mlp_conv": 3}, "mlp_conv = 3: must be 0"),
+    ({"model__adapter_dim": 3}, "adapter_dim = 3: must be 0"),
   ],
   ids=str,
 )

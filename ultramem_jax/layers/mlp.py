@@ -15,10 +15,14 @@ class Mlp(nn.Module):
   Attributes:
     config: the model's settings.
     prepared_for: see `model.Transformer`.
+    adapter_dim: F of an adapter, an MLP beside that of a block (arXiv
+      2110.04366), which adds nothing at first: its W_down starts at zero. 0:
+      the block's own MLP.
   """
 
   config: ModelConfig
   prepared_for: str | None = None
+  adapter_dim: int = 0
 
   @nn.compact
   def __call__(self, x_BTD):
@@ -29,11 +33,12 @@ class Mlp(nn.Module):
       prepared_for=self.prepared_for,
       lora=c.lora,
     )
-    into = (c.mlp_dim,), c.embed_dim**-0.5, ("embed", "mlp")
+    mlp_dim = self.adapter_dim or c.mlp_dim
+    into = (mlp_dim,), c.embed_dim**-0.5, ("embed", "mlp")
     h_BTF = linear(*into, name="up")(x_BTD)
     if c.activation == "swiglu":
       h_BTF *= nn.silu(linear(*into, name="gate")(x_BTD))
     else:
       h_BTF = nn.gelu(h_BTF)
-    out_std = (2 * c.num_layers * c.mlp_dim) ** -0.5
+    out_std = 0.0 if self.adapter_dim else (2 * c.num_layers * mlp_dim) ** -0.5
     return linear((c.embed_dim,), out_std, ("mlp", "embed"), name="down")(h_BTF)

@@ -69,6 +69,8 @@ class ModelConfig:
   memory: MemoryConfig
   mlp_conv: int = 0
   mlp_conv_blocks: str = "full"
+  adapter_dim: int = 0
+  adapter_blocks: str = "full"
   num_kv_heads: int = 0
   head_dim: int = 0
   qkv_bias: bool = False
@@ -99,6 +101,15 @@ class ModelConfig:
       "model.mlp_conv_blocks", self.mlp_conv_blocks, self.num_layers
     )
 
+  @property
+  def adapter_layers(self) -> tuple[int, ...]:
+    """The blocks, from 0, that have an adapter."""
+    if self.adapter_dim == 0:
+      return ()
+    return parse_blocks(
+      "model.adapter_blocks", self.adapter_blocks, self.num_layers
+    )
+
   def __post_init__(self):
     self._require_ranges()
     self._require_choices()
@@ -109,7 +120,14 @@ class ModelConfig:
     path = "model"
     require_types(path, self)
     require_at_least(
-      path, self, 0, "mlp_conv", "num_kv_heads", "head_dim", "sliding_window"
+      path,
+      self,
+      0,
+      "mlp_conv",
+      "adapter_dim",
+      "num_kv_heads",
+      "head_dim",
+      "sliding_window",
     )
     require_at_least(
       path,
@@ -132,7 +150,7 @@ class ModelConfig:
       self.rope_theta,
       "must be above 1 with rope_scaling.kind = 'yarn'",
     )
-    _ = self.mlp_conv_layers  # raises on a bad block
+    _ = self.mlp_conv_layers, self.adapter_layers  # raises on a bad block
 
   def _require_choices(self):
     path = "model"

@@ -106,11 +106,13 @@ def flops_per_token(model: ModelConfig) -> dict[str, int]:
 def memory_access(model: ModelConfig, batch: int) -> int:
   """Counts values read by a decoding step of batch tokens, one per sequence.
 
-  They are MLP or expert weights and table rows only, as in figure 1: dense
-  L 2 D F; MoE L min(k B, X) 2 D F; UltraMem adds layers min(B m A, I) W.
+  They are weights of MLPs, adapters or experts, and table rows only, as in
+  figure 1: dense L 2 D F; MoE L min(k B, X) 2 D F; UltraMem adds layers
+  min(B m A, I) W.
   """
   counts, moe = matmul_parts(model), model.moe
-  access = counts.get("mlp", 0) + rows_read(model, batch)
+  access = counts.get("mlp", 0) + counts.get("adapter", 0)
+  access += rows_read(model, batch)
   if moe.num_experts:
     used = min(moe.top_k * batch, moe.num_experts)
     access += counts["moe.experts"] // moe.num_experts * used

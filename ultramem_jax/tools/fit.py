@@ -240,8 +240,10 @@ def activation_bytes_per_token(config: Config) -> int:
   hidden = m.moe.top_k * m.moe.expert_dim if m.moe.num_experts else m.mlp_dim
   # Queries, keys: before and after their rotation; values and their sum.
   attended = 3 * m.head_dim * (m.num_heads + m.num_kv_heads)
-  share = len(m.mlp_layers) / m.num_layers
-  inside = int(size * (4 * m.embed_dim + attended + 3 * share * hidden))
+  hidden *= len(m.mlp_layers)
+  hidden += m.adapter_dim * len(m.adapter_layers)
+  hidden /= m.num_layers
+  inside = int(size * (4 * m.embed_dim + attended + 3 * hidden))
   if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
     inside += 3 * 4 * m.num_heads * config.data.seq_len
   memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows

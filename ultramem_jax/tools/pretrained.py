@@ -110,6 +110,7 @@ def _run_config(
     ("memory.kind", model.memory.kind, "none"),
     ("moe.num_experts", model.moe.num_experts, 0),
     ("mlp_conv", model.mlp_conv, 0),
+    ("adapter_dim", model.adapter_dim, 0),
     ("lora.rank", model.lora.rank, 0),
   ):
     require(

@@ -119,6 +119,9 @@ def _faults(c: ModelConfig, name: str, settings: dict[str, Any]) -> list[str]:
     faults.append(f"model.moe.num_experts = {c.moe.num_experts}")
   if len(c.mlp_layers) < c.num_layers:
     faults.append("model.memory.replace_mlp = True")
-  if c.mlp_conv:
-    faults.append(f"model.mlp_conv = {c.mlp_conv}")
+  faults += [
+    f"model.{field} = {getattr(c, field)}"
+    for field in ("mlp_conv", "adapter_dim")
+    if getattr(c, field)
+  ]
   return faults + s.faults
