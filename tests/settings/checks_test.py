@@ -62,6 +62,17 @@ def test_the_edges_are_allowed(name, value):
   assert parsed == value
 
 
+@pytest.mark.parametrize(
+  "values", [{"x" * 5000: 1}, {"steps": "x" * 5000}, {"y": ["x" * 5000]}]
+)
+def test_an_error_quotes_the_beginning_of_what_is_long(values):
+  """A damaged file may hold names and values of any length."""
+  with pytest.raises(ConfigError) as error:
+    config.parse({**tiny.get_config().to_dict(), **values})
+  assert "xxx..." in str(error.value)
+  assert len(str(error.value)) < 1500
+
+
 def test_layernorm_of_one_number_is_refused():
   memory = config.parse(tiny.get_config()).model.memory
   with pytest.raises(ConfigError, match="key_dim = 1: must be at least 2"):

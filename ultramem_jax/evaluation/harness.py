@@ -127,7 +127,7 @@ def sampling(settings: dict[str, Any]) -> tuple[tuple[str, ...], Sampling]:
   )
   # The draws are the scorer's own.
   require(
-    isinstance(left.pop("seed", 0), int),
+    type(left.pop("seed", 0)) is int,
     "generation_kwargs",
     settings,
     "seed must be an integer",

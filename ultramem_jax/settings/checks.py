@@ -22,7 +22,15 @@ def named(path: str, field: str) -> str:
 def require(ok: bool, field: str, value: Any, allowed: str) -> None:
   """Raises ConfigError "field = value: allowed" unless ok."""
   if not ok:
-    raise ConfigError(f"{field} = {value!r}: {allowed}")
+    raise ConfigError(f"{_cut(field)} = {_cut(repr(value))}: {allowed}")
+
+
+# A damaged file may hold a name or a value of any length.
+MAX_QUOTED = 500
+
+
+def _cut(text: str) -> str:
+  return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 # The numbers that float32 holds in full precision, but for 0 and the sign.
