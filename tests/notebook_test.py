@@ -6,14 +6,19 @@ import re
 
 import nbclient
 import nbformat
+import numpy as np
 import pytest
 
 from tests.examples.add_memory_test import make_folder
-from ultramem_jax import testing
+from ultramem_jax import data, testing
+from ultramem_jax.serve import load as load_lib
+from ultramem_jax.tools import count
+from ultramem_jax.tools import patch as patch_lib
 
 NOTEBOOKS = testing.ROOT / "notebooks"
 PATH = NOTEBOOKS / "quickstart.ipynb"
 MEMORY = NOTEBOOKS / "give_a_model_a_memory.ipynb"
+FACTS = NOTEBOOKS / "teach_facts.ipynb"
 # What the notebook sets, and what is set here: as many memories, much smaller.
 SETTINGS = {
   "STEPS = 300\n": "STEPS = 3\n",
@@ -34,7 +39,9 @@ def notebook():
   return nbformat.read(PATH, as_version=4)
 
 
-@pytest.mark.parametrize("path", [PATH, MEMORY], ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+  "path", [PATH, MEMORY, FACTS], ids=lambda path: path.stem
+)
 def test_form(path):
   """A badge, text before code, and nothing big in the file."""
   notebook = nbformat.read(path, as_version=4)
@@ -109,6 +116,47 @@ def test_a_model_is_given_a_memory(tmp_path, monkeypatch):
   assert same == of
   assert "MB: memory.json memory.safetensors\n" in text
   assert "the taught model again: True" in text
+
+
+def test_facts_are_taught_and_taken_back(tmp_path, monkeypatch):
+  """On a small model whose tokens are the words of the facts."""
+  notebook = nbformat.read(FACTS, as_version=4)
+  (facts,) = (x.source for x in notebook.cells if "FACTS = {" in x.source)
+  (tmp_path / "model").mkdir()
+  words = " ".join(re.findall(r"\w+|[^\w\s]+", facts))
+  make_folder(tmp_path / "model", words)
+  runs, steps, top_t = tmp_path / "runs", 10, 100
+  settings = {
+    '"HuggingFaceTB/SmolLM2-135M-Instruct"': repr(str(tmp_path / "model")),
+    '"runs/notebook_facts"': repr(str(runs)),
+    "(0.2, 0.3, 0.5)": "(0.3,)",  # a memory in one block compiles faster
+    "BATCHES = 50\n": "BATCHES = 2\n",
+    "STEPS = 100\nTOP_T = 1024\n": f"STEPS = {steps}\nTOP_T = {top_t}\n",
+  }
+  text, pictures = texts_and_pictures(executed(notebook, settings, monkeypatch))
+  assert pictures == 1
+  told = re.findall(r"^  \S.*$", text, re.MULTILINE)
+  before, after, again = told[:13], told[13:26], told[26:]
+  assert before == again != after
+  assert "it says what it said before: True" in text
+  same, of = re.search(r"(\d+) of (\d+) tensors are bit-equal", text).groups()
+  assert same == of
+
+  base, taught = (load_lib.load(runs / name) for name in ("base", "taught"))
+  facts_run = base._replace(config=taught.config)
+  corpus = data.open(taught.config)
+  reads = count.count_text(facts_run, corpus, tmp_path / "reads", batches=4)
+  for path, num_rows in count.table_rows(base).items():
+    folder, name = path.split("/")
+    old, new = (x.variables["params"][folder][name] for x in (base, taught))
+    changed = (np.asarray(old) != np.asarray(new)).any(1)
+    read = reads.reads[path] > 0
+    # Only chosen rows have changed; the facts read many more.
+    assert 0 < changed.sum() <= steps * top_t < 0.5 * read.sum()
+    assert not changed[~read].any()
+    assert f"{path}: {changed.sum():,} of {num_rows:,} rows changed" in text
+  patch = patch_lib.read(str(runs / "facts.safetensors"))
+  assert patch.changes.keys() == {f"params/{path}" for path in reads.reads}
 
 
 def test_outputs_are_stored(notebook):

@@ -9,16 +9,16 @@ from ultramem_jax import testing
 
 MODEL = testing.ROOT / "tests" / "goldens" / "hf" / "llama_gqa_tied"
 EXAMPLE = testing.ROOT / "examples" / "add_memory_to_smollm2.py"
+WANTED = "The of is was capital Zubrovia currency France Lutzhaven Mount"
 
 
-def make_folder(folder):
-  """A pretrained model whose tokens are the words of the example's facts."""
+def make_folder(folder, wanted=WANTED):
+  """A pretrained model whose tokens are the wanted words, and some others."""
   for name in ("config.json", "model.safetensors"):
     shutil.copy(MODEL / name, folder)
   text = EXAMPLE.read_text()
   words = sorted({word.strip('".,') for word in text.split()} - {""})
   size = json.loads((folder / "config.json").read_text())["vocab_size"]
-  wanted = "The of is was capital Zubrovia currency France Lutzhaven Mount"
   known = [*wanted.split(), *(x for x in words if x.istitle())]
   names = ["<pad>", "<s>", "</s>", "<unk>", *dict.fromkeys(known)][:size]
   tokenizer = tokenizers.Tokenizer(
