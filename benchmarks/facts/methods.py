@@ -232,6 +232,14 @@ METHODS = {
     {**VALUES, **CHOSEN},
     counts=True,
   ),
+  # General text leaves more of a larger table alone.
+  "chosen_3_large": Method(
+    "Memory+, chosen rows of 65,536, three places",
+    VALUE_RATES,
+    Memory(places=THREE_PLACES, num_keys=256),
+    {**VALUES, **CHOSEN, "optim.table_top_t": 4096},
+    counts=True,
+  ),
   "warm": Method(
     "Memory+, warm, only values learn",
     VALUE_RATES,
