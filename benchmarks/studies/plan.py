@@ -53,6 +53,11 @@ class Entry(NamedTuple):
     has_table = "memory.kind" in model.fields
     return model.multipliers if has_table else zoo.MULTIPLIERS[:1]
 
+  @property
+  def first_rates(self) -> tuple[float, float]:
+    """The learning rate and the multiplier that are tried first."""
+    return RATES[0] * self.setting.shape.learning_rate, self.multipliers[0]
+
 
 def _loss(store: Store, cell: Cell) -> float | None:
   record = store.get(cell)
@@ -160,11 +165,21 @@ class Outcome(NamedTuple):
 
 
 def outcome(
-  store: Store, setting: Setting, model: str, probe: str = ""
+  store: Store,
+  setting: Setting,
+  model: str,
+  probe: str = "",
+  is_tuned: bool = True,
 ) -> Outcome | None:
   """Returns what is known of a model; None: nothing.
 
   It is told by names alone: no model is made.
+
+  Args:
+    store: of all records.
+    setting, model, probe: as of an `Entry`.
+    is_tuned: False: the first rates alone count, though another study may have
+      tried more.
   """
   records = [
     record
@@ -176,6 +191,9 @@ def outcome(
   def rates(record):
     return record["learning_rate"], record["value_lr_multiplier"]
 
+  if not is_tuned:
+    first = Entry(setting, model, probe).first_rates
+    records = [record for record in records if rates(record) == first]
   tried = {rates(r): r["bits_per_byte"] for r in records if r["seed"] == 0}
   if not tried:
     return None

@@ -39,7 +39,9 @@ def entries(size: str) -> list[Entry]:
 
 def lead(store: Store, setting: Setting) -> tuple[Outcome, str, Outcome] | None:
   """Returns UltraMem, the name of its best twin, and that twin."""
-  found = study.outcomes(store, setting, ["ultramem", *TWINS])
+  found = study.outcomes(
+    store, setting, ["ultramem", *TWINS], is_tuned=STUDY.is_tuned
+  )
   ultra = found.pop("ultramem", None)
   if not ultra or not found:
     return None

@@ -37,6 +37,10 @@ class Study(NamedTuple):
   plot: Callable[[Store, str], Figure | None]
   stages: tuple[Stage, ...] = TUNED
 
+  @property
+  def is_tuned(self) -> bool:
+    return self.stages == TUNED
+
 
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   """Returns a table; "" without rows."""
@@ -98,10 +102,12 @@ def step_seconds(
 
 
 def outcomes(
-  store: Store, setting: Setting, models: Sequence[str]
+  store: Store, setting: Setting, models: Sequence[str], is_tuned: bool = True
 ) -> dict[str, Outcome]:
   """Returns what is known, by model, in the order of the models."""
-  found = {name: outcome(store, setting, name) for name in models}
+  found = {
+    name: outcome(store, setting, name, is_tuned=is_tuned) for name in models
+  }
   return {name: x for name, x in found.items() if x}
 
 
@@ -196,7 +202,7 @@ def grid(store: Store, size: str, study: Study) -> str:
   """Returns a table of all rates that were tried; "" if no model has two."""
   rows = []
   for x in study.entries(size):
-    found = outcome(store, x.setting, x.model, x.probe)
+    found = outcome(store, *x, is_tuned=study.is_tuned)
     if found and len(found.tried) > 1:
       losses = [
         f"{rate:g} x {multiplier:g}: {loss:.3f}"
@@ -210,14 +216,14 @@ def grid(store: Store, size: str, study: Study) -> str:
 def state(store: Store, size: str, study: Study) -> str:
   """Returns a few sentences about how much of a study is done."""
   entries = study.entries(size)
-  found = [outcome(store, x.setting, x.model, x.probe) for x in entries]
+  found = [outcome(store, *x, is_tuned=study.is_tuned) for x in entries]
   done = [x for x in found if x]
   if not done:
     return f"No cell of {len(entries)} models is trained as yet."
   tried = statistics.mean(len(x.tried) for x in done)
   seeds = statistics.mean(len(x.best) for x in done)
   cells = sum(len(x.tried) + len(x.best) - 1 for x in done)
-  wanted = f"of {len(RATES)} or more" if study.stages is TUNED else "of 1"
+  wanted = f"of {len(RATES)} or more" if study.is_tuned else "of 1"
   return (
     f"Cells: {cells}. {len(done)} of {len(entries)} models have one. On "
     f"average {tried:.1f} pairs of rates {wanted} were tried for a model, and "

@@ -255,7 +255,7 @@ def test_tables_and_plots_of_every_study(name, store):
   study = STUDIES[name]
   assert study.table(store, "s") == "" and study.plot(store, "s") is None
   for i, x in enumerate(study.entries("s")):
-    store.add(record(x.setting, x.model, x.probe, loss=2 + i / 100))
+    store.add(record(*x, 2 + i / 100, *x.first_rates))
   table = study.table(store, "s")
   header, *_ = [x for x in table.splitlines() if x.startswith("|")]
   rows = [x for x in table.splitlines() if x.startswith("|")]
@@ -263,12 +263,14 @@ def test_tables_and_plots_of_every_study(name, store):
   assert len(rows) > 5 or name == "inside"
   assert study.plot(store, "s").axes
   assert study_lib.grid(store, "s", study) == ""
+  # Another rate counts where all models have a search of rates.
   first = study.entries("s")[0]
-  other = record(first.setting, first.model, first.probe, 1.5, rate=8e-3)
-  store.add(other)
-  assert "0.004 x 10: 2.000; 0.008 x 10: 1.500" in study_lib.grid(
-    store, "s", study
-  )
+  rate, k = first.first_rates
+  store.add(record(*first, 1.5, 2 * rate, k))
+  grid = study_lib.grid(store, "s", study)
+  tried = f"{rate:g} x {k:g}: 2.000; {2 * rate:g} x {k:g}: 1.500"
+  assert (tried in grid) == study.is_tuned
+  assert (study.table(store, "s") == table) != study.is_tuned
 
 
 def test_the_answer_names_the_best_twin(store):
