@@ -146,7 +146,7 @@ def test_a_memory_that_adds_nothing_diverges_by_nothing():
     small_steps.make_batch(),
   )
   _, metrics = small_steps.train_step(state, batch, config)
-  # Sums of probabilities, 1 to rounding, times log Z, which is about 6.
+  # Rounding of log Z, about 6, of which both programs' are subtracted.
   assert abs(metrics["distillation_loss"]) < 1e-5
   assert metrics["loss"] > 1
 

@@ -25,7 +25,7 @@ from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.sampling import Sampling
-from ultramem_jax.train import sharding, step
+from ultramem_jax.train import losses, sharding
 
 # Sequences are padded to SHORTEST times a power of 2, so that few lengths are
 # compiled.
@@ -143,7 +143,7 @@ def score_step(
   """
   logits_BTV: Any = model.apply(variables, tokens_BT[:, :-1], segment_BT)
   targets_BT = tokens_BT[:, 1:]
-  loss_BT, _ = step.token_losses(logits_BTV, targets_BT)
+  loss_BT, _ = losses.token_losses(logits_BTV, targets_BT)
   return loss_BT, logits_BTV.argmax(-1) == targets_BT
 
 

@@ -7,7 +7,6 @@ A training step has two parts, so that tables may be written in place
   tables = table_step(state.tables, gradients)              writes them
 """
 
-import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,13 +21,12 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.memory import NO_MEMORY
 from ultramem_jax.train import guard, optim, trainable, usage
+from ultramem_jax.train import losses as losses_lib
 from ultramem_jax.train import tables as tables_lib
+from ultramem_jax.train.losses import Batch
 from ultramem_jax.train.state import TrainState
 from ultramem_jax.train.tables import TableGradients, Tables
-
-Batch = dict[str, jax.Array]
 
 
 def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
@@ -42,57 +40,6 @@ def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     "positions": jnp.int32,
   }
   return {k: jax.ShapeDtypeStruct(shape, v) for k, v in dtypes.items()}
-
-
-def token_losses(logits_BTV, targets_BT):
-  """Cross entropy of each target, and log Z, both [B, T] float32, in nats."""
-  log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
-  target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
-  return log_z_BT - target_BT[..., 0], log_z_BT
-
-
-def divergences(logits_BTV, log_z_BT, teacher_BTV):
-  """KL(teacher || model) at each token, [B, T] float32, in nats.
-
-  Args:
-    logits_BTV: of the model, with log_z_BT of `token_losses`.
-    teacher_BTV: logits. Where they are the model's, the result is exactly 0.
-  """
-  # Of all this the backward pass keeps the probabilities alone.
-  p_BTV = jax.nn.softmax(teacher_BTV)
-  gap_BT = (p_BTV * (teacher_BTV - logits_BTV)).sum(-1)
-  return gap_BT + log_z_BT - jax.nn.logsumexp(teacher_BTV, axis=-1)
-
-
-def backbone_logits(
-  params: Any, batch: Batch, config: Config, layout: Layout | None = None
-) -> jax.Array:
-  """Returns what a model says without its memories, [B, T, V] float32.
-
-  Nothing is dropped out, and no gradient flows into the parameters. Arguments
-  are as for `loss_fn`; params are those of the whole model.
-  """
-  backbone = dataclasses.replace(config.model, memory=NO_MEMORY)
-  logits_BTV: Any = Transformer(backbone, layout).apply(
-    {"params": jax.lax.stop_gradient(params)},
-    batch["tokens"],
-    batch["segments"],
-    batch["positions"],
-  )
-  return logits_BTV
-
-
-def total_loss(losses: Mapping[str, jax.Array], config: Config) -> jax.Array:
-  """Returns what a step minimizes, of the parts in aux of `loss_fn`.
-
-  With `optim.distillation` = w it is (1 - w) loss + w distillation_loss, and
-  the sum of the others.
-  """
-  share = config.optim.distillation
-  if share:
-    factors = {"loss": 1 - share, "distillation_loss": share}
-    losses = {name: factors.get(name, 1) * x for name, x in losses.items()}
-  return jnp.asarray(sum(losses.values()))
 
 
 def loss_fn(
@@ -118,10 +65,10 @@ def loss_fn(
     collections: others of the model that are wanted, such as
       `tables.TABLE_COLLECTIONS`.
   Returns:
-    (loss, aux): aux has "losses", the parts of `total_loss` by name; "stats",
-    monitoring scalars by "module/name"; "slots" and "cells", by memory, the
-    virtual rows and the cells of its grid that it read, [B, T, A, M]; and the
-    collections asked for.
+    (loss, aux): aux has "losses", the `losses.parts` of the loss by name;
+    "stats", monitoring scalars by "module/name"; "slots" and "cells", by
+    memory, the virtual rows and the cells of its grid that it read,
+    [B, T, A, M]; and the collections asked for.
   """
   sown: Any
   logits_BTV, sown = Transformer(config.model, layout).apply(
@@ -135,8 +82,12 @@ def loss_fn(
   )
   teacher_BTV = None
   if config.optim.distillation:
-    teacher_BTV = backbone_logits(variables["params"], batch, config, layout)
-  losses = _losses(logits_BTV, teacher_BTV, sown, batch, total_weight, config)
+    teacher_BTV = losses_lib.backbone_logits(
+      variables["params"], batch, config, layout
+    )
+  losses = losses_lib.parts(
+    logits_BTV, teacher_BTV, sown, batch, total_weight, config
+  )
   stats: dict[str, Any] = traverse_util.flatten_dict(
     sown.get("stats", {}), sep="/"
   )
@@ -147,32 +98,12 @@ def loss_fn(
     }
     for kind, name in (("slots", "slot_BTAM"), ("cells", "index_BTAM"))
   }
-  return total_loss(losses, config), {
+  return losses_lib.total_loss(losses, config), {
     "losses": losses,
     "stats": {name: value for name, (value,) in stats.items()},
     **reads,
     **{name: sown[name] for name in collections},
   }
-
-
-def _losses(
-  logits_BTV, teacher_BTV, sown, batch: Batch, total_weight, config: Config
-):
-  """Returns the parts of `total_loss`, by name; a teacher of None has none."""
-  loss_BT, log_z_BT = token_losses(logits_BTV, batch["targets"])
-  weights_BT = batch["weights"]
-  losses = {
-    "loss": (loss_BT * weights_BT).sum() / total_weight,
-    "z_loss": config.optim.z_loss
-    * (jnp.square(log_z_BT) * weights_BT).sum()
-    / total_weight,
-    "auxiliary_loss": sum(jax.tree.leaves(sown.get("losses", {})))
-    / jnp.float32(config.accumulation_steps),
-  }
-  if teacher_BTV is not None:
-    kl_BT = divergences(logits_BTV, log_z_BT, teacher_BTV)
-    losses["distillation_loss"] = (kl_BT * weights_BT).sum() / total_weight
-  return losses
 
 
 def _part_gradients(
@@ -306,7 +237,7 @@ def model_step(
     norm, reads = optax.tree.norm(gradients), {}
     gradients, table_gradients = tables_lib.split_tables(gradients)
   step = state.step + 1
-  loss = total_loss(aux["losses"], config)
+  loss = losses_lib.total_loss(aux["losses"], config)
   is_taken, judged = guard.judge(state.guard, step, loss, norm, config.guard)
   optimizer = optim.make_optimizer(config.optim, config.steps)
   updates, opt_state = optimizer.update(
@@ -393,7 +324,7 @@ def eval_step(
   logits_BTV = Transformer(config.model, layout).apply(
     variables, batch["tokens"], batch["segments"], batch["positions"]
   )
-  loss_BT, _ = token_losses(logits_BTV, batch["targets"])
+  loss_BT, _ = losses_lib.token_losses(logits_BTV, batch["targets"])
   return {
     "loss": (loss_BT * batch["weights"]).sum(),
     "tokens": batch["weights"].sum(),
