@@ -18,6 +18,7 @@ Overrides = Mapping[str, Any]
 # recognized early (arXiv 2202.05262).
 ONE_PLACE = (0.3,)
 THREE_PLACES = (0.2, 0.3, 0.5)
+EARLY_PLACES = (0.1, 0.2, 0.3)
 EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
 VALUES_AND_GATE = "memory_.*(values|gating)"
@@ -144,6 +145,8 @@ VALUES = {
 }
 CHOSEN = {"optim.table_rows": "tfidf", "optim.table_top_t": 512}
 MIXED = {"data.mixture": "{pieces}=0.25"}
+# What the model says without its memory is half of what it is to say.
+GUARDED = {**MIXED, "optim.distillation": 0.5}
 RATES = (1e-3, 3e-3, 1e-2)
 VALUE_RATES = (3e-2, 1e-1, 3e-1)
 
@@ -217,6 +220,24 @@ METHODS = {
     VALUE_RATES,
     Memory(places=THREE_PLACES),
     VALUES,
+  ),
+  "values_early": Method(
+    "Memory+, only values learn, three early places",
+    VALUE_RATES,
+    Memory(places=EARLY_PLACES),
+    VALUES,
+  ),
+  "values_3_guarded": Method(
+    "Memory+, only values learn, three places, guarded",
+    VALUE_RATES,
+    Memory(places=THREE_PLACES),
+    {**VALUES, **GUARDED},
+  ),
+  "values_early_guarded": Method(
+    "Memory+, only values learn, three early places, guarded",
+    VALUE_RATES,
+    Memory(places=EARLY_PLACES),
+    {**VALUES, **GUARDED},
   ),
   "chosen": Method(
     "Memory+, chosen rows",
