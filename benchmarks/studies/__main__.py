@@ -1,7 +1,7 @@
 """Does the memory pay? Studies that train many small models alike.
 
   python -m benchmarks.studies anatomy [quality ...] [--minutes=60] [--size=s]
-  python -m benchmarks.studies                     # all studies, one by one
+  python -m benchmarks.studies                     # all studies
   python -m benchmarks.studies quality --model=ultramem --model="pkm, conv"
   python -m benchmarks.studies anatomy --quick     # the smallest models
   python -m benchmarks.studies --plot_only         # tables and plots on file
@@ -22,10 +22,11 @@ results/studies/cells.jsonl when it is done, and stops when told to (--minutes,
 --cells, Ctrl-C): the same command goes on. Then it writes its table into
 docs/does-the-memory-pay.md and its plot into results/studies/STUDY.png.
 
-A cell of size s takes about two minutes of a core, longer trainings and wider
-models more. Sizes from l on (setting.SIZES) want an accelerator, and so does
-the second half of scale. Losses do not depend on what else the machine does.
-The seconds of a step do: loss at equal time takes those of --times.
+A cell of size s takes about a minute of a core, longer trainings and wider
+models more: the last of scale, of size xl, takes hours of two. Of several
+studies all have their first cells trained before any has its rates searched.
+Losses do not depend on what else the machine does. The seconds of a step do:
+loss at equal time takes those of --times.
 """
 
 import contextlib
@@ -73,27 +74,29 @@ report.define_flags()
 
 def train(names: list[str], runner: Runner, store: Store, size: str) -> None:
   """Trains what is missing of studies, until the time or the count is up."""
-  began, count = time.monotonic(), 0
-  for name in names:
-    study = STUDIES[name]
-    entries = [
-      x
-      for x in study.entries(size)
-      if not MODELS.value or x.model in MODELS.value
-    ]
-    stages = plan.QUICK if QUICK.value else study.stages
-    for cell in plan.pending(entries, store, stages):
-      minutes = (time.monotonic() - began) / 60
-      if minutes >= MINUTES.value or count == CELLS.value:
-        return
-      record = runner.run(cell)
-      store.add(record)
-      count += 1
-      print(
-        f"{name}: {cell.name}: {record['bits_per_byte']:.4f} bits per byte, "
-        f"{record['seconds']:.0f} s",
-        flush=True,
-      )
+  plans = {
+    name: (
+      [
+        x
+        for x in STUDIES[name].entries(size)
+        if not MODELS.value or x.model in MODELS.value
+      ],
+      plan.QUICK if QUICK.value else STUDIES[name].stages,
+    )
+    for name in names
+  }
+  began = time.monotonic()
+  for count, (name, cell) in enumerate(plan.pending_of_all(plans, store)):
+    minutes = (time.monotonic() - began) / 60
+    if minutes >= MINUTES.value or count == CELLS.value:
+      return
+    record = runner.run(cell)
+    store.add(record)
+    print(
+      f"{name}: {cell.name}: {record['bits_per_byte']:.4f} bits per byte, "
+      f"{record['seconds']:.0f} s",
+      flush=True,
+    )
 
 
 def repeat(runner: Runner, store: Store, count: int) -> None:

@@ -11,8 +11,9 @@ A stage goes over all models before the next begins, so that a study that is
 stopped has something to say of all.
 """
 
+import itertools
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
 from benchmarks.studies import fit, zoo
@@ -141,6 +142,23 @@ def pending(
     for entry in entries:
       while missing := [x for x in stage(entry, store) if store.get(x) is None]:
         yield missing[0]
+
+
+def pending_of_all(
+  plans: Mapping[str, tuple[list[Entry], tuple[Stage, ...]]], store: Store
+) -> Iterator[tuple[str, Cell]]:
+  """Yields (study, cell) of what several studies lack, as `pending`.
+
+  A stage goes over all studies before the next begins.
+
+  Args:
+    plans: the models of each study, and the stages of their cells.
+    store: of all records.
+  """
+  for turn in itertools.zip_longest(*(stages for _, stages in plans.values())):
+    for (name, (entries, _)), stage in zip(plans.items(), turn, strict=True):
+      for cell in pending(entries, store, (stage,) if stage else ()):
+        yield name, cell
 
 
 class Outcome(NamedTuple):

@@ -53,13 +53,14 @@ class Size(NamedTuple):
     return round(FLOPS * 24 * self.embed_dim**2 * self.num_layers)
 
 
-# xs is that of --quick. From l on, an accelerator is needed.
+# xs is that of --quick. s to xl are for two cores: a training of the shortest
+# length takes half a minute to ten minutes. xxl is for accelerators.
 SIZES = {
   "xs": Size(32, 2, 2, 64, 8, 120, 4e-3, 8, 32),
   "s": Size(64, 4, 2, 128, 8, 300, 4e-3, 8, 32),
   "m": Size(128, 4, 4, 256, 8, 300, 2e-3, 16, 32),
-  "l": Size(256, 6, 4, 256, 16, 2000, 1e-3, 16, 64),
-  "xl": Size(384, 8, 6, 256, 32, 4000, 8e-4, 32, 64),
+  "l": Size(256, 6, 4, 256, 8, 300, 1e-3, 16, 32),
+  "xl": Size(384, 8, 6, 256, 8, 300, 8e-4, 32, 32),
   "xxl": Size(1024, 12, 16, 1024, 128, 20_000, 6e-4, 42, 64),
 }
 

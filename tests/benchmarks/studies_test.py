@@ -168,6 +168,23 @@ def test_a_stopped_study_has_something_of_all_models(store, monkeypatch):
   assert next(plan.pending(entries, again)).name not in names
 
 
+def test_all_studies_have_a_first_cell_before_any_is_searched(
+  store, monkeypatch
+):
+  monkeypatch.setattr(fit, "fields", lambda setting, name: {})
+  plans = {
+    "searched": ([Entry(XS, "ultramem")], plan.TUNED),
+    "not searched": ([Entry(XS, "dense")], plan.UNTUNED),
+  }
+  order = []
+  for name, one in plan.pending_of_all(plans, store):
+    order.append(name)
+    trained([one], store, lambda rate, k: rate)
+  # Of the first: rates go down to the fifth, two multipliers, two seeds more.
+  assert order[:2] == ["searched", "not searched"]
+  assert order[2:] == ["searched"] * 4 + ["not searched"] * 2 + ["searched"] * 4
+
+
 def test_records_outlive_a_kill_and_are_told_by_their_settings(tmp_path):
   path = tmp_path / "cells.jsonl"
   first = record(XS, "dense")
