@@ -116,6 +116,13 @@ def read(name: str) -> Result:
   return json.loads(path(name).read_text())
 
 
+def _cores() -> int | None:
+  """Returns how many cores this process may use; macOS tells only of all."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count()
+
+
 def machine() -> Result:
   """Returns the machine and the versions that a result is taken with."""
   processor = platform.processor() or platform.machine()
@@ -130,7 +137,7 @@ def machine() -> Result:
   return {
     "devices": [str(device.device_kind) for device in jax.devices()],
     "processor": processor,
-    "cores": os.cpu_count(),
+    "cores": _cores(),
     "python": platform.python_version(),
     "jax": jax.__version__,
   }
