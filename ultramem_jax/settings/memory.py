@@ -141,6 +141,7 @@ class MemoryConfig:
     self._require_ranges()
     self._require_choices()
     self._require_structure()
+    self._require_output()
     # A model fills in ring_layers = 0, and then checks the grid.
     if self.kind != "ultramem_v2" or self.ring_layers:
       self._require_grid()
@@ -224,6 +225,28 @@ class MemoryConfig:
     require_choice(_PATH, self, "gate", "none", "scalar", "input")
     require_choice(_PATH, self, "gate_init", "zero", "open")
 
+  def _require_output(self):
+    """Requires that what is added to the model can learn."""
+    require(
+      self.output != "zero" or self.value_projection,
+      named(_PATH, "output"),
+      self.output,
+      "needs value_projection, which starts at zero; a gate needs none",
+    )
+    require(
+      self.output == "plain" or self.gate == "none" or self.gate_init == "open",
+      named(_PATH, "gate_init"),
+      self.gate_init,
+      f"must be 'open' with output = {self.output!r}: of a product of two "
+      "zeros, neither has a gradient",
+    )
+    require(
+      self.output != "empty" or self.kind != "peer",
+      named(_PATH, "output"),
+      self.output,
+      "is for memories that sum rows; with kind = 'peer' set a gate",
+    )
+
   def _require_structure(self):
     """Requires fields to fit together."""
     require(
@@ -265,25 +288,6 @@ class MemoryConfig:
       self.value_projection,
       f"must be True with expansion = {self.expansion}, unless "
       "shared_projection: each part of the expansion has its own projection",
-    )
-    require(
-      self.output != "zero" or self.value_projection,
-      named(_PATH, "output"),
-      self.output,
-      "needs value_projection, which starts at zero; a gate needs none",
-    )
-    require(
-      self.output == "plain" or self.gate == "none" or self.gate_init == "open",
-      named(_PATH, "gate_init"),
-      self.gate_init,
-      f"must be 'open' with output = {self.output!r}: of a product of two "
-      "zeros, neither has a gradient",
-    )
-    require(
-      self.output != "empty" or self.kind != "peer",
-      named(_PATH, "output"),
-      self.output,
-      "is for memories that sum rows; with kind = 'peer' set a gate",
     )
     require(
       self.init == "official"

@@ -160,6 +160,21 @@ def compiled_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
   return {**sizes, "peak": sum(sizes.values())}
 
 
+def _table_bytes(config: Config, shape: tuple[int, ...]) -> tuple[int, int]:
+  """Returns the bytes of a table's values, and of its moments."""
+  dtype = precision.DTYPES[config.model.memory.storage.table_dtype]
+  table = jax.eval_shape(
+    functools.partial(
+      tables_lib.new_table,
+      moments=config.optim.moments,
+      second_moment=config.optim.table_second_moment,
+    ),
+    jax.ShapeDtypeStruct(shape, dtype),
+  )
+  values, *moments = (x.size * x.dtype.itemsize for x in jax.tree.leaves(table))
+  return values, sum(moments)
+
+
 def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   """Returns the bytes that a training step holds on each device, by purpose.
 
@@ -189,21 +204,10 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
   )
   parts = {"parameters": 0, "optimizer": 0, "gradients": 0}
   if optim.updates_rows(config):
-    dtype = precision.DTYPES[config.model.memory.storage.table_dtype]
     for path in list(filter(tables_lib.is_table, shapes)):
-      table = jax.eval_shape(
-        functools.partial(
-          tables_lib.new_table,
-          moments=config.optim.moments,
-          second_moment=config.optim.table_second_moment,
-        ),
-        jax.ShapeDtypeStruct(shapes.pop(path), dtype),
-      )
-      values, *moments = (
-        x.size * x.dtype.itemsize for x in jax.tree.leaves(table)
-      )
+      values, moments = _table_bytes(config, shapes.pop(path))
       parts["parameters"] += values
-      parts["optimizer"] += sum(moments) * is_trainable(path)
+      parts["optimizer"] += moments * is_trainable(path)
     parts["gradients"] += factor_bytes(config) // split
   trained = sum(math.prod(shapes[x]) for x in filter(is_trainable, shapes))
   parts["parameters"] += sum(

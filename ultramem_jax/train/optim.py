@@ -9,7 +9,8 @@ import optax
 
 from ultramem_jax.ops import row_update
 from ultramem_jax.ops.row_update import Table
-from ultramem_jax.settings.config import Config, OptimConfig
+from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.optim import OptimConfig
 from ultramem_jax.train import guard
 from ultramem_jax.train.tables import TableGradients, Tables
 

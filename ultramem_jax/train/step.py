@@ -91,19 +91,18 @@ def loss_fn(
   stats: dict[str, Any] = traverse_util.flatten_dict(
     sown.get("stats", {}), sep="/"
   )
-  reads = {
-    kind: {
-      memory: values[name][0]
-      for memory, values in sown.get("intermediates", {}).items()
-    }
-    for kind, name in (("slots", "slot_BTAM"), ("cells", "index_BTAM"))
-  }
   return losses_lib.total_loss(losses, config), {
     "losses": losses,
     "stats": {name: value for name, (value,) in stats.items()},
-    **reads,
+    "slots": _sown_by_memories(sown, "slot_BTAM"),
+    "cells": _sown_by_memories(sown, "index_BTAM"),
     **{name: sown[name] for name in collections},
   }
+
+
+def _sown_by_memories(sown, name: str) -> dict[str, jax.Array]:
+  intermediates = sown.get("intermediates", {})
+  return {memory: values[name][0] for memory, values in intermediates.items()}
 
 
 def _part_gradients(
@@ -193,6 +192,20 @@ def _gradients(
   return gradients, factors, aux
 
 
+def _of_rows(
+  gradients, factors, tables: Tables, rarity, config: Config, layout
+):
+  """(factors, sorted reads, gradient norm) of the rows that are updated."""
+  factors = layout_lib.constrain_whole(factors, layout)
+  if config.optim.chooses_rows:
+    factors = tables_lib.choose_rows(
+      factors, rarity or {}, config.optim.table_top_t, config.optim.table_rows
+    )
+  reads = tables_lib.sorted_reads(factors, tables, layout)
+  norm = tables_lib.global_norm(gradients, factors, tables, reads, layout)
+  return factors, reads, norm
+
+
 def model_step(
   state: TrainState,
   batch: Batch,
@@ -221,17 +234,8 @@ def model_step(
     state, buffers, batch, config, layout
   )
   if optim.updates_rows(config):
-    table_gradients = layout_lib.constrain_whole(table_gradients, layout)
-    if config.optim.chooses_rows:
-      table_gradients = tables_lib.choose_rows(
-        table_gradients,
-        rarity or {},
-        config.optim.table_top_t,
-        config.optim.table_rows,
-      )
-    reads = tables_lib.sorted_reads(table_gradients, state.tables, layout)
-    norm = tables_lib.global_norm(
-      gradients, table_gradients, state.tables, reads, layout
+    table_gradients, reads, norm = _of_rows(
+      gradients, table_gradients, state.tables, rarity, config, layout
     )
   else:
     norm, reads = optax.tree.norm(gradients), {}

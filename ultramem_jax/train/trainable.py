@@ -9,8 +9,9 @@ from flax import traverse_util
 
 from ultramem_jax.layers.parameter import READ_AS_STORED
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import Config, OptimConfig
+from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.model import ModelConfig
+from ultramem_jax.settings.optim import OptimConfig
 from ultramem_jax.train import sharding
 
 ALL = "all"
