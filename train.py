@@ -36,7 +36,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import UserError
+from ultramem_jax.settings.errors import UserError, first_line
 from ultramem_jax.tools import accounting, fit
 from ultramem_jax.train import (
   compiler_options,
@@ -58,7 +58,7 @@ Metrics = loop.Metrics
 
 
 class Accepted(NamedTuple):
-  """What may be other than a run began with: its data, some settings."""
+  """What may differ from how the run began: its data, some settings."""
 
   data: bool = False
   settings: bool = False
@@ -331,7 +331,8 @@ def go_on(
 def require_trainable(config: Config) -> None:
   """Raises ConfigError if a run cannot train what it is to train.
 
-  Nothing is trained, or what a teacher needs to stay, or tables for serving.
+  This is so if no parameter would be trained, if a part of the distillation
+  teacher would be, or if the tables are int8, which are for serving only.
   """
   trainable.require_some(config)
   trainable.require_teacher(config)
@@ -352,7 +353,7 @@ def try_sample(
   try:
     print_sample(config, state, corpus, layout)
   except (UserError, ValueError, MemoryError, jax.errors.JaxRuntimeError) as e:
-    logging.warning("there is no sample: %s", str(e).partition("\n")[0])
+    logging.warning("there is no sample: %s", first_line(e))
 
 
 def print_sample(

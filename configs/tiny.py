@@ -3,7 +3,7 @@
   python train.py --config=configs/tiny.py
 
 Trains on the standard library of the running interpreter, at byte level, in
-three to five minutes on two CPU cores. `python -m benchmarks.tiny` compares it
+three minutes on two CPU cores. `python -m benchmarks.tiny` compares it
 with its twins.
 """
 

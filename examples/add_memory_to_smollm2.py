@@ -15,7 +15,7 @@ from absl import flags
 
 import train
 from configs import default, from_run
-from ultramem_jax import cli
+from ultramem_jax import cli, data
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
@@ -42,7 +42,7 @@ KNOWN = "The capital of France is"  # is it still?
 def say(workdir: str) -> None:
   """Prints how the model of a run goes on from each prompt."""
   run = load_lib.load(workdir)
-  tokenizer = train.data.open(run.config).tokenizer
+  tokenizer = data.open(run.config).tokenizer
   prompts = [*FACTS, KNOWN]
   texts = generate.generate_text(
     run.model, run.variables, tokenizer, prompts, Sampling(8, 0.0), seed=0

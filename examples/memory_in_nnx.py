@@ -5,7 +5,9 @@
 The layer is a Linen module, which `nnx.bridge.ToNNX` wraps. Its parameters name
 their axes for a mesh, which NNX would want to see at once: without one, eager
 sharding has to be off. Every row of the table is updated in every step:
-`memory_in_your_model.py` shows how to update only those that were read.
+`memory_in_your_model.py` shows how to update only those that were read. For
+brevity this leaves out `refresh_buffers` and the auxiliary loss, which a real
+run needs, as the README shows.
 """
 
 import flax

@@ -106,10 +106,10 @@ def define_processes() -> None:
     "three, which it does unasked under Slurm, Open MPI and GKE.",
   )
   flags.DEFINE_integer(
-    "num_processes", None, "How many there are.", lower_bound=1
+    "num_processes", None, "Number of processes.", lower_bound=1
   )
   flags.DEFINE_integer(
-    "process_id", None, "Which one this is, from 0.", lower_bound=0
+    "process_id", None, "Number of this process, from 0.", lower_bound=0
   )
 
 
@@ -175,7 +175,7 @@ def run(main: Callable[..., None]) -> None:
 
 
 def one_line(text: str) -> str:
-  """Returns a text with all escaped that would end a line or steer a terminal.
+  """Returns a text with line ends and terminal controls escaped.
 
   Errors quote names that are in files, whoever wrote them.
   """
@@ -183,7 +183,7 @@ def one_line(text: str) -> str:
 
 
 def _show_unraisable(error: Any) -> None:
-  """Shows what no caller can be told, but for what TensorStore's threads say.
+  """Shows errors that no caller sees, except those of TensorStore's threads.
 
   They report to event loops, which may have ended; whoever waited was told.
   """
@@ -302,7 +302,7 @@ def _cause(error: Exception) -> str:
   If a config file fails to load, the line is that of its ConfigError, or the
   flag and the last line of the traceback.
   """
-  first, *more = str(error).splitlines()
+  first, *more = str(error).splitlines() or [type(error).__name__]
   if not more:
     return first
   last = more[-1].strip()

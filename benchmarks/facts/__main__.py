@@ -9,7 +9,7 @@
              perplexity of general text beside the untouched model's
   continual  ten sets, one after the other: what is left of the first
   capacity   larger sets in larger tables
-  cost       seconds of a step, and bytes that the program holds
+  cost       the time of a step, and bytes that the program holds
 
 Each cell (a method, at a rate, with a seed) is written to results/facts.json
 when it has been measured; a command that was killed goes on with the others.

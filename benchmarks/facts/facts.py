@@ -142,7 +142,7 @@ def two_hop(facts: Sequence[Fact]) -> list[Fact]:
 
 
 def chance(facts: Sequence[Fact]) -> float:
-  """Returns what who knows all answers, but not whose they are, gets right.
+  """Returns what guessing gets right if all answers are known, not whose.
 
   The best guess is the most frequent answer to the same attribute.
   """

@@ -55,7 +55,7 @@ CHOSEN_PARTS = flags.DEFINE_list(
 COUNT = flags.DEFINE_integer(
   "count", None, "Faults; 300, and 50 of the part sigterm.", lower_bound=1
 )
-SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of everything random.")
 CHOSEN = flags.DEFINE_list("kinds", list(KINDS), "Kinds of faults, in turn.")
 CHOSEN_MODELS = flags.DEFINE_list(
   "models",
@@ -68,7 +68,9 @@ AT_ONCE = flags.DEFINE_integer(
 INPUTS = flags.DEFINE_integer(
   "inputs", 0, "Examples of input to try, instead of faults."
 )
-PROPERTIES = flags.DEFINE_list("properties", [], "Of these alone; all.")
+PROPERTIES = flags.DEFINE_list(
+  "properties", [], "Only these properties; default: all."
+)
 SHOW = flags.DEFINE_integer("show", 0, "Accepted examples of input to print.")
 for holder, known in (
   (CHOSEN_PARTS, ("faults", "sigterm", "cost")),

@@ -23,10 +23,10 @@ results/studies/cells.jsonl when it is done, and stops when told to (--minutes,
 docs/does-the-memory-pay.md and its plot into results/studies/STUDY.png.
 
 A cell of size s takes about a minute of a core, longer trainings and wider
-models more: the last of scale, of size xl, takes hours of two. Of several
-studies all have their first cells trained before any has its rates searched.
-Losses do not depend on what else the machine does. The seconds of a step do:
-loss at equal time takes those of --times.
+models more: the last of scale, of size xl, takes hours of two. If several
+studies are named, the first cells of all of them are trained before the rates
+of any are searched. Losses do not depend on what else the machine does. The
+seconds of a step do: loss at equal time takes those of --times.
 """
 
 import contextlib

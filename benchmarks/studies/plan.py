@@ -49,7 +49,7 @@ class Entry(NamedTuple):
 
   @property
   def multipliers(self) -> tuple[float, ...]:
-    """Those to try of the tables' rate; a model without tables has one."""
+    """The multipliers of the tables' rate to try; one for a model without."""
     model = zoo.models(self.setting)[self.model]
     has_table = "memory.kind" in model.fields
     return model.multipliers if has_table else zoo.MULTIPLIERS[:1]
@@ -191,7 +191,7 @@ def outcome(
 ) -> Outcome | None:
   """Returns what is known of a model; None: nothing.
 
-  It is told by names alone: no model is made.
+  The records are found by the names in them; no model is made.
 
   Args:
     store: of all records.

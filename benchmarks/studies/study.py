@@ -219,13 +219,14 @@ def state(store: Store, size: str, study: Study) -> str:
   found = [outcome(store, *x, is_tuned=study.is_tuned) for x in entries]
   done = [x for x in found if x]
   if not done:
-    return f"No cell of {len(entries)} models is trained as yet."
+    return f"None of the {len(entries)} models has been trained yet."
   tried = statistics.mean(len(x.tried) for x in done)
   seeds = statistics.mean(len(x.best) for x in done)
   cells = sum(len(x.tried) + len(x.best) - 1 for x in done)
-  wanted = f"of {len(RATES)} or more" if study.is_tuned else "of 1"
+  wanted = f"of at least {len(RATES)}" if study.is_tuned else "of 1"
   return (
-    f"Cells: {cells}. {len(done)} of {len(entries)} models have one. On "
-    f"average {tried:.1f} pairs of rates {wanted} were tried for a model, and "
-    f"the best ones trained with {seeds:.1f} of {len(SEEDS)} seeds."
+    f"{cells} cells; {len(done)} of {len(entries)} models have been trained. "
+    f"On average, {tried:.1f} pairs of rates ({wanted}) were tried for each "
+    f"model, and the best pair was trained with {seeds:.1f} of {len(SEEDS)} "
+    "seeds."
   )

@@ -227,7 +227,7 @@ def test_parquet_holds_the_same_conversations(opened, texts_of, tmp_path):
       chatml,
       TURNS,
       {"chat_template.jinja": "{{ messages[-1].content }}"},
-      "writes message 2 in another way",
+      "writes message 2 differently",
     ),
     (
       chatml,

@@ -107,10 +107,10 @@ def test_training_rows_are_marked_like_validation_rows(
     np.testing.assert_array_equal(
       batch["tokens"][:, 1:], batch["targets"][:, :-1]
     )
-    segments_BT = np.cumsum(begins_BT, axis=1)
+    segment_BT = np.cumsum(begins_BT, axis=1)
     start_BT = np.maximum.accumulate(np.arange(16) * begins_BT, axis=1)
-    positions_BT = np.arange(16) - start_BT
+    position_BT = np.arange(16) - start_BT
     if mode == "concat":
-      segments_BT, positions_BT[:] = np.ones_like(segments_BT), np.arange(16)
-    np.testing.assert_array_equal(batch["segments"], segments_BT)
-    np.testing.assert_array_equal(batch["positions"], positions_BT)
+      segment_BT, position_BT[:] = np.ones_like(segment_BT), np.arange(16)
+    np.testing.assert_array_equal(batch["segments"], segment_BT)
+    np.testing.assert_array_equal(batch["positions"], position_BT)

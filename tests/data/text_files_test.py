@@ -107,7 +107,7 @@ def test_text_errors(assert_refused, tmp_path):
   (tmp_path / "one.txt").write_text("one")
   one = dict(source="text", path=f"{tmp_path}/one.txt")
   assert_refused(
-    "leaves no document for train, of 1 in all", valid_fraction=1 - 1e-9, **one
+    "leaves none of the 1 documents for train", valid_fraction=1 - 1e-9, **one
   )
   assert_refused(
     "data.valid_path = 'nowhere': matches no file",

@@ -67,7 +67,7 @@ def test_the_last_part_of_each_of_few_files_is_held_out(
 def test_lines_are_not_cut(assert_refused, tmp_path):
   (tmp_path / "a.jsonl").write_text('{"text": "a line of text"}\n')
   assert_refused(
-    "data.valid_fraction = 0.04: leaves no document for valid, of 1 in all",
+    "data.valid_fraction = 0.04: leaves none of the 1 documents for valid",
     "valid",
     source="text",
     path=str(tmp_path / "a.jsonl"),

@@ -69,7 +69,9 @@ def run(config, devices, variables):
   """(loss and gradients, greedy tokens) on the first devices."""
   mesh = sharding.make_mesh(config, jax.devices()[:devices])
   layout = sharding.make_layout(config, mesh)
-  places = sharding.of(state_lib.abstract_state(config, layout).variables())
+  places = sharding.shardings_of(
+    state_lib.abstract_state(config, layout).variables()
+  )
   variables = jax.device_put(variables, places)
   batch = sharding.to_devices(make_batch(config), mesh)
   losses = step.jitted(loss_and_gradients, config, layout)(variables, batch)

@@ -144,11 +144,16 @@ def test_loss_and_gradients_equal_one_device(model, mesh):
   variables, expected = on_one_device(model)
   if config.mesh.fsdp > 1:
     made_here = step.jitted(
-      state_lib.init_state, config, layout, out_shardings=sharding.of(abstract)
+      state_lib.init_state,
+      config,
+      layout,
+      out_shardings=sharding.shardings_of(abstract),
     )()
     # Mesh or not, the first parameters are the same, calibration included.
     assert_close(made_here.variables()["params"], initialized(model))
-  variables = jax.device_put(variables, sharding.of(abstract.variables()))
+  variables = jax.device_put(
+    variables, sharding.shardings_of(abstract.variables())
+  )
   inputs = (
     variables["params"],
     variables["buffers"],
@@ -253,7 +258,7 @@ def first_state():
 def train(config, steps=2):
   """The state after steps, and the metrics of the last."""
   run_step, batch = compile_step(config)
-  state = jax.device_put(first_state(), sharding.of(run_step.state))
+  state = jax.device_put(first_state(), sharding.shardings_of(run_step.state))
   for _ in range(steps):
     state, metrics = run_step(state, batch)
   return state, metrics

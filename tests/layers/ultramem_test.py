@@ -295,7 +295,7 @@ def test_sown_values():
   c = layer.config
   index, slot, score = (
     np.asarray(sown["intermediates"][name][0])
-    for name in ("index_BTAM", "slot_BTAM", "score_BTAMC")
+    for name in ("cell_BTAM", "slot_BTAM", "score_BTAMC")
   )
   assert index.shape == slot.shape == (B, T, c.num_heads, c.top_m)
   assert index.dtype == slot.dtype == np.int32

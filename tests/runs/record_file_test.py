@@ -62,7 +62,7 @@ def test_lines_that_are_no_records_are_told_and_dropped(workdir, caplog, line):
   go_on(workdir, 10)
   assert steps(workdir) == [2, 4, 6, 8, 10, 10]
   (message,) = [r.getMessage() for r in caplog.records]
-  assert message == f"{path}: dropped 1 lines that are no records"
+  assert message == f"{path}: dropped 1 lines that are not records"
 
 
 @pytest.mark.parametrize(

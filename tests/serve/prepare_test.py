@@ -64,7 +64,7 @@ def test_prepared_equals_unprepared(case):
     y_BTD, sown = forward_served(prepared, x_BTD[:, :length])
     expected_BTD, expected = forward(variables, x_BTD[:, :length])
     assert_close(y_BTD, expected_BTD)
-    for name in ("index_BTAM", "slot_BTAM"):
+    for name in ("cell_BTAM", "slot_BTAM"):
       np.testing.assert_array_equal(
         sown["intermediates"][name][0], expected["intermediates"][name][0]
       )

@@ -62,7 +62,7 @@ def test_own_steps_equal_those_of_the_train_program():
       {"params": params, "buffers": buffers},
       tables,
       batch,
-      segments_BT=batch["segments"],
+      segment_BT=batch["segments"],
     )
     assert set(aux) == {"losses"}
     norm = ultramem_jax.global_norm(gradients, factors, tables)

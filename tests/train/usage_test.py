@@ -33,7 +33,7 @@ def test_usage_counts_the_reads_of_tokens_that_are_there(config):
   twice, _ = small_steps.train_step(once, batch, config)
   assert twice.usage["memory_0"].slots.sum() == 2 * reads
   # Of keys those of the first position, the only one of eight.
-  cell_BTAM = np.asarray(sown["intermediates"]["memory_0"]["index_BTAM"][0])
+  cell_BTAM = np.asarray(sown["intermediates"]["memory_0"]["cell_BTAM"][0])
   keys_PAN = np.zeros((2, memory.num_heads, memory.grid_side), np.int32)
   for b in np.flatnonzero(batch["segments"][:, 0]):
     for a, cells_M in enumerate(cell_BTAM[b, 0]):

@@ -23,7 +23,9 @@ def define_flags() -> None:
     "Sequences of a decoding step; repeatable.",
     lower_bound=1,
   )
-  flags.DEFINE_integer("devices", 1, "Devices that train it.", lower_bound=1)
+  flags.DEFINE_integer(
+    "devices", 1, "Devices that train the model.", lower_bound=1
+  )
   flags.DEFINE_float(
     "memory",
     None,

@@ -39,9 +39,13 @@ def define_flags() -> None:
     "topology", "local", f"Devices {topology.FORM.removeprefix('must be ')}."
   )
   flags.DEFINE_multi_enum("step", None, STEPS, "Default: both.")
-  flags.DEFINE_integer("batch", 64, "Sequences that decode.", lower_bound=1)
-  flags.DEFINE_integer("cache", 2048, "Positions they have.", lower_bound=1)
-  flags.DEFINE_bool("quick", False, "Compile with little effort.")
+  flags.DEFINE_integer(
+    "batch", 64, "Number of sequences that decode.", lower_bound=1
+  )
+  flags.DEFINE_integer(
+    "cache", 2048, "Positions in their cache.", lower_bound=1
+  )
+  flags.DEFINE_bool("quick", False, "Compile faster, with fewer optimizations.")
   flags.DEFINE_string("text", None, "Directory for the compiled text.")
   flags.DEFINE_bool("json", False, "Print a line of JSON for each program.")
 

@@ -2,13 +2,13 @@
 
   python -m ultramem_jax export --workdir=runs/smol --output=SmolLM2-mine
 
-`transformers` and `import` read it. The model must be like one of a family that
-`import` knows; a run that was imported is, also where it was trained on. Its
+`transformers` and `import` read it. The model must fit a family that `import`
+knows. The model of an imported run does, even after further training. Its
 memories lie beside the model in memory.safetensors and memory.json, which
 import reads, and other programs do not look at. --memory_only writes nothing
 else: a small folder for those who have the model, `import --memory=DIR`.
 
-Of a run with LoRA, that alone is written, as a folder that `peft` loads and
+For a run with LoRA, only the LoRA is written, as a folder that `peft` loads and
 `import --lora=DIR` reads. For a whole model, run merge-lora first.
 """
 

@@ -1,6 +1,7 @@
 """Flags of the programs that use a trained model: which one, on which mesh."""
 
 import dataclasses
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -18,11 +19,21 @@ def define() -> None:
   flags.DEFINE_string(
     "step", "newest", "Checkpoint: newest, best, or the number of a step."
   )
+  define_mesh()
+
+
+def define_mesh() -> None:
+  """Defines --mesh.FIELD."""
   cli.define_section(
     "mesh",
     dataclasses.asdict(MeshConfig(data=-1)),
     "Another mesh than the run's: --mesh.FIELD=VALUE.",
   )
+
+
+def mesh() -> dict[str, Any]:
+  """Returns the fields of the mesh that flags give."""
+  return config_flags.get_override_values(flags.FLAGS["mesh"])
 
 
 def load() -> load_lib.TrainedModel:
@@ -34,11 +45,7 @@ def load() -> load_lib.TrainedModel:
     values.workdir,
     "must name a run's directory",
   )
-  return load_lib.load(
-    values.workdir,
-    values.step,
-    config_flags.get_override_values(values["mesh"]),
-  )
+  return load_lib.load(values.workdir, values.step, mesh())
 
 
 def require_output(meaning: str) -> None:

@@ -15,17 +15,14 @@ and revert write the workdir of a run at step 0, with all bits of the model that
 was tuned, or of the base. The models may differ in tables only.
 """
 
-import dataclasses
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
-from ultramem_jax import cli
+from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import MeshConfig
 from ultramem_jax.tools import derived_run
 from ultramem_jax.tools import patch as patch_lib
 
@@ -60,11 +57,7 @@ def define_flags() -> None:
     patch_lib.ON_CONFLICT,
     "Whose rows merge takes where patches differ.",
   )
-  cli.define_section(
-    "mesh",
-    dataclasses.asdict(MeshConfig(data=-1)),
-    "Another mesh than the run's: --mesh.FIELD=VALUE.",
-  )
+  model_flags.define_mesh()
 
 
 def main(action: str) -> None:
@@ -111,5 +104,4 @@ def _change(action: str) -> None:
 
 
 def _load(name: str) -> load_lib.TrainedModel:
-  mesh = config_flags.get_override_values(flags.FLAGS["mesh"])
-  return load_lib.load(*workdir_lib.split_step(name), mesh)
+  return load_lib.load(*workdir_lib.split_step(name), model_flags.mesh())

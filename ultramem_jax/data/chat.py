@@ -15,7 +15,7 @@ from typing import Any
 from ultramem_jax.data import specials
 from ultramem_jax.data.documents import Example
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import ConfigError, first_line
 
 FILE_NAME = "chat_template.jinja"
 
@@ -110,8 +110,9 @@ class Template:
       if not (text.startswith(after) and after.startswith(before)):
         raise ConfigError(
           f"{where}: the chat template in {self._folder} writes message "
-          f"{number + 1} in another way where others follow it or before it is "
-          "made, so that its answer cannot be found; split the conversation up"
+          f"{number + 1} differently when others follow it, or does not begin "
+          "it with the generation prompt, so that its answer cannot be found; "
+          "split the conversation up"
         )
       turn = after[len(before) :]
       ends = [turn.rfind(x) + len(x) for x in self._specials if x in turn]
@@ -156,10 +157,9 @@ class Template:
         **self._tokens,
       )
     except Exception as error:  # a template can do whatever Python can
-      cause = (str(error) or type(error).__name__).splitlines()[0]
       raise ConfigError(
         f"{where}: the chat template in {self._folder} refuses the messages "
-        f"({cause})"
+        f"({first_line(error)})"
       ) from error
 
 
@@ -200,7 +200,6 @@ def _compile(source: str, folder: str) -> Any:
   try:
     return environment.from_string(source)
   except jinja2.TemplateError as error:
-    cause = str(error).splitlines()[0]
     raise ConfigError(
-      f"{folder}: the chat template is damaged ({cause})"
+      f"{folder}: the chat template is damaged ({first_line(error)})"
     ) from error

@@ -16,7 +16,7 @@ import numpy as np
 # To be raised when the same file would be indexed in another way.
 _VERSION = 1
 
-# A file that was changed so shortly before may change again at the same time.
+# A file changed this recently may change again within one time stamp.
 _SETTLED_NS = 2 * 10**9
 
 _COLUMNS = 4

@@ -12,6 +12,7 @@ from pyarrow import parquet
 from ultramem_jax.data import formats
 from ultramem_jax.data.forms import Form
 from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import first_line
 
 # Rows held in memory at once.
 _BATCH_ROWS = 1024
@@ -54,7 +55,7 @@ def rows(path: str, form: Form) -> Iterator[bytes]:
           )
           yield value
   except (pa.ArrowException, OSError) as error:
-    cause = str(error).splitlines()[0]
+    cause = first_line(error)
     name = "Parquet" if _is_parquet(path) else "Arrow"
     raise ValueError(f"{path}: is not a whole {name} file ({cause})") from error
 

@@ -224,5 +224,5 @@ def _require_short(path: str, size: int) -> None:
   if size > MAX_DOCUMENT_BYTES:
     raise ValueError(
       f"{path}: holds a document of {size / 1e6:.0f} MB; at most "
-      f"{MAX_DOCUMENT_BYTES / 1e6:.0f} MB fit in a lane: split it up"
+      f"{MAX_DOCUMENT_BYTES / 1e6:.0f} MB fit in one document: split it up"
     )

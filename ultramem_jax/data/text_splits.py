@@ -130,8 +130,8 @@ class TextSplits:
       len(part) > 0,
       "data.valid_fraction",
       self._data.valid_fraction,
-      f"leaves no document for {split}, of {len(self._everything)} in all; "
-      "change it, or set data.valid_path to files of their own",
+      f"leaves none of the {len(self._everything)} documents for {split}; "
+      "change it, or set data.valid_path to other files",
     )
     return part
 

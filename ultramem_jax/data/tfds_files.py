@@ -20,7 +20,7 @@ from ultramem_jax.data.documents import Source
 from ultramem_jax.data.text_files import content
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.data import DataConfig
-from ultramem_jax.settings.errors import ConfigError, DataError
+from ultramem_jax.settings.errors import ConfigError, DataError, first_line
 
 # How much of a large file is compared.
 _PARTS, _PART_BYTES = 8, 1 << 14
@@ -55,7 +55,7 @@ class Examples:
       return self._parse(self._data_source[index])
     except Exception as error:  # ArrayRecord raises nothing more precise
       path = self._paths[bisect.bisect(self._ends, index)]
-      raise DataError(f"{path}: {_first_line(error)}") from error
+      raise DataError(f"{path}: {first_line(error)}") from error
 
 
 def load(data: DataConfig, split: str) -> Source:
@@ -160,7 +160,7 @@ def open_builder(directory: str, field: str, value: str) -> Any:
   except Exception as error:  # from JSON, protobuf or TFDS
     raise ConfigError(
       f"{field} = {value!r}: the metadata in {directory} cannot be read "
-      f"({_first_line(error)})"
+      f"({first_line(error)})"
     ) from error
 
 
@@ -243,11 +243,6 @@ def _class_names(node: Any) -> Iterator[str]:
         yield from _class_names(json.loads(child))
 
 
-def _first_line(error: Exception) -> str:
-  """Returns what an error says, in one line."""
-  return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
   """Returns the function from a serialized example to its text."""
   known = features if isinstance(features, tfds.features.FeaturesDict) else {}
@@ -267,7 +262,7 @@ def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
     try:
       fields: Any = wanted.deserialize_example_np(example)
     except Exception as error:  # of protobuf or TFDS
-      raise DataError(_first_line(error)) from error
+      raise DataError(first_line(error)) from error
     if fields[text_field] is None:
       raise DataError(f"an example has no field {text_field!r}")
     return fields[text_field].decode(errors="replace")

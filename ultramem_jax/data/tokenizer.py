@@ -17,7 +17,7 @@ import numpy as np
 from ultramem_jax.data import chat, specials
 from ultramem_jax.data.specials import Specials
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import ConfigError, first_line
 
 # Most vocabularies do not hold all of it.
 _ANY_TEXT = "a text\n\0 \xe9 \u6f22 \U0001f600"
@@ -189,8 +189,8 @@ def read(path: str) -> Any:
     # The library raises nothing more precise. Where it is not prepared for
     # what a file says, it writes a report to the standard error and raises
     # what is no Exception.
-    cause = str(error).splitlines()[0]
-    raise ValueError(f"is not a tokenizer.json ({cause})") from error
+    message = f"is not a tokenizer.json ({first_line(error)})"
+    raise ValueError(message) from error
   largest = max(tokenizer.get_vocab().values(), default=0)
   if largest >= IDS_END:
     raise ValueError(f"has a token of the id {largest}: must be < {IDS_END}")

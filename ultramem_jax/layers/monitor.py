@@ -29,8 +29,8 @@ def sow(
     segment_BT: 0 where there is padding, which statistics leave out.
   """
   c = module.config
-  index_BTAM = found.row_BTAM * c.grid_side + found.column_BTAM
-  module.sow("intermediates", "index_BTAM", index_BTAM)
+  cell_BTAM = found.row_BTAM * c.grid_side + found.column_BTAM
+  module.sow("intermediates", "cell_BTAM", cell_BTAM)
   module.sow("intermediates", "slot_BTAM", slot_BTAM)
   module.sow("intermediates", "score_BTAMC", score_BTAMC)
   present_BT1 = segment_BT[..., None] > 0

@@ -46,7 +46,7 @@ class UltraMem(nn.Module):
       where ranks share a query; for a CPU also `query` and `value_projection`,
       transposed.
   Sown when the collection is mutable:
-    intermediates: `index_BTAM` (cells before the shuffle, best first),
+    intermediates: `cell_BTAM` (cells before the shuffle, best first),
       `slot_BTAM` (after the shuffle: row + I * pool), `score_BTAMC` (after
       the softmax, if any).
     losses: `auxiliary`, to be added to the training loss.

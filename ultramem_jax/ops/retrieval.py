@@ -53,7 +53,7 @@ def retrieve(
     core_CARR: [C, A, R, R] float32; None: the score is the sum.
     filter_PAR: [P, A, R] float32, u and t stacked; with a core only.
     scale_PARN: [P, A, R, N] float32, not 0: factors of the keys' scores, with
-      which keys need not be normalized (`layers.norm.KeyNorm`). None: all 1.
+      which keys need not be normalized (`layers.keys.KeyNorm`). None: all 1.
     choose: finds the best of many scores.
   Returns:
     The cells, C = 1 without a core. Scores are differentiable in query, keys,

@@ -32,7 +32,7 @@ PRODUCT_READS = 128
 class Factors(NamedTuple):
   """The gradient of a table; T counts all tokens, of all layers that read it.
 
-  row_TY: int32, in [0, I); I of what counts for nothing, such as padding.
+  row_TY: int32, in [0, I]; I marks reads to ignore, such as padding.
   pool_TY: int32, in [0, E).
   weight_TYC: float32, one for each core's slice of a row.
   vector_TEW: float32.
@@ -198,7 +198,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
 
   Args:
     function: (carry, row_z, gradient_zW) -> carry. The rows ascend; those
-      from I on stand for nothing.
+      from I on are to be ignored.
     num_rows: I.
     budget: bytes that the gradients of reads and their sums may have. A chunk
       has some more arrays of that size: rows, before and after.

@@ -47,7 +47,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.frozen import FrozenError
 from ultramem_jax.runs.step_dirs import Damaged
 from ultramem_jax.runs.step_reader import Restored
-from ultramem_jax.settings.errors import CheckpointError
+from ultramem_jax.settings.errors import CheckpointError, first_line
 
 
 class Checkpointer(contextlib.AbstractContextManager):
@@ -92,7 +92,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       self.close()
       raise CheckpointError(
         f"no checkpoint can be saved in {self._root} "
-        f"({step_writer.first_line(error)}): mend that, or use another "
+        f"({first_line(error)}): mend that, or use another "
         "--workdir"
       ) from error
 
@@ -280,7 +280,7 @@ class Checkpointer(contextlib.AbstractContextManager):
         pending.result()
       except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
         raise CheckpointError(
-          f"a checkpoint cannot be written ({step_writer.first_line(error)}); "
+          f"a checkpoint cannot be written ({first_line(error)}); "
           "earlier ones are whole, and the same command continues from the "
           "newest"
         ) from error

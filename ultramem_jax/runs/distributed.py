@@ -26,9 +26,9 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
 AUTO = "auto"
-# After which JAX takes a process for dead of which it has heard nothing.
+# Seconds without a sign of life after which JAX takes a process for dead.
 HEARTBEAT_SECONDS = 50
-# For `peers` to end this process and say why an exchange failed.
+# Seconds that `peers` has to end this process and say why an exchange failed.
 NAMING_SECONDS = 5
 
 

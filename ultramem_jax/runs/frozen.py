@@ -88,7 +88,7 @@ def next_number(workdir: pathlib.Path) -> int:
   return max(step_dirs.committed(root(workdir)), default=0) + 1
 
 
-def of(step: pathlib.Path) -> Store | None:
+def store_of(step: pathlib.Path) -> Store | None:
   """Returns the store that a saved step refers to, if any.
 
   Args:
@@ -129,7 +129,7 @@ def prune(workdir: pathlib.Path, used: Store | None) -> None:
     return
   try:
     kept = {
-      of(path)
+      store_of(path)
       for path in (workdir / workdir_lib.CHECKPOINTS_NAME).iterdir()
       if path.name.isdecimal() or path.name.startswith("corrupt-")
     }

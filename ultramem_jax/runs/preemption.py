@@ -109,7 +109,7 @@ class Preemption(contextlib.AbstractContextManager):
   def interruptible(self) -> Iterator[None]:
     """Lets a request to stop raise Stopped, wherever the body is.
 
-    For a body that nobody misses if it is left half-way. A request to one of
+    For work that may be abandoned half-way. A request to one of
     several processes raises nothing: they have to stop together, where all of
     them call `requested`.
     """

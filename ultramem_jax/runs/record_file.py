@@ -26,9 +26,9 @@ def parse(line: bytes) -> dict[str, Any] | None:
 def rewind(
   path: pathlib.Path, step: int | None, validation_due: bool
 ) -> list[dict[str, Any]]:
-  """Drops what a run writes again that goes on from a step.
+  """Drops the records that a run will write again after resuming at a step.
 
-  Lines that are no records are dropped, too, with a warning unless a kill may
+  Lines that are not records are dropped, too, with a warning unless a kill may
   have torn them.
 
   Args:
@@ -51,7 +51,7 @@ def rewind(
       if not (is_due and any(name.startswith("valid/") for name in record)):
         kept[number] = record
   if strange:
-    logging.warning("%s: dropped %d lines that are no records", path, strange)
+    logging.warning("%s: dropped %d lines that are not records", path, strange)
   workdir_lib.write_atomically(path, b"".join(lines[n] for n in kept))
   return list(kept.values())
 

@@ -219,7 +219,7 @@ def best(root: pathlib.Path) -> int | None:
 
 
 def prune(root: pathlib.Path, newest: int, keep: int) -> None:
-  """Deletes the steps up to `newest` but the last `keep` of them and the best.
+  """Deletes the steps up to `newest`, except the last `keep` and the best.
 
   Steps after it are of another run, and damaged ones may be worth a look: they
   stay. So does, with a warning, what cannot be deleted now.

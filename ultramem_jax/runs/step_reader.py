@@ -139,7 +139,7 @@ def _read_item(
 
 def _read(path: pathlib.Path, items: dict[str, Any], fresh: str) -> Restored:
   """Reads the named items of a step from the disk."""
-  facts, store = step_dirs.facts(path), frozen.of(path)
+  facts, store = step_dirs.facts(path), frozen.store_of(path)
   saved_in = {path: facts["arrays"]}
   if store:
     saved_in[store.path] = store.arrays()
@@ -185,7 +185,7 @@ def read(
   if jax.process_index() == 0:
     try:
       sealed = step_dirs.verify(path)
-      store = frozen.of(path)
+      store = frozen.store_of(path)
       if store:
         store.verify()
     except FrozenError as error:

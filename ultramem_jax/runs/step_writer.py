@@ -10,7 +10,7 @@ from orbax.checkpoint import v1 as ocp
 
 from ultramem_jax.runs import array_reader, step_dirs, step_reader
 from ultramem_jax.runs.step_dirs import Damaged
-from ultramem_jax.settings.errors import CheckpointError
+from ultramem_jax.settings.errors import CheckpointError, first_line
 
 # Larger arrays are stored in chunks of rows, so that they can be read in parts.
 # The C library returns memory of this size to the system as soon as it is free.
@@ -95,8 +95,3 @@ def try_save(root: pathlib.Path) -> None:
   if is_first:
     array_reader.require_readable(path / "params", tree)
     step_dirs.delete(path)
-
-
-def first_line(error: Exception) -> str:
-  """Returns the first line of an error, cut to fit in a message."""
-  return str(error).partition("\n")[0][:200]

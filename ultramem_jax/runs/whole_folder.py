@@ -11,7 +11,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 
 @contextlib.contextmanager
 def written_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-  """Gives a folder that becomes another at the end, if nothing fails.
+  """Yields a temporary folder, which is renamed to `folder` if nothing fails.
 
   Args:
     folder: absent, or empty.

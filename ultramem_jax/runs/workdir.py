@@ -1,8 +1,8 @@
 """The directory of a run, and the configuration that it is bound to.
 
-A workdir holds `config.json`, `inputs.json`, `checkpoints/`, `metrics.jsonl`,
-`timing.jsonl`, `tensorboard/`; `frozen/` if some parameters are not trained;
-and, after benchmark tasks, `tasks.jsonl`.
+A workdir holds `config.json`, `checkpoints/`, `metrics.jsonl` and what else the
+table in docs/train.md lists.
+
 `claim` binds it to one configuration and one corpus when a run starts there.
 Whoever continues the run must give the same; evaluation and generation read
 the configuration from the workdir.

@@ -23,3 +23,9 @@ class TrainingError(UserError, RuntimeError):
 
 class DataError(UserError, ValueError):
   """A file of data is damaged or cut off, or was changed while in use."""
+
+
+def first_line(error: BaseException, most: int = 200) -> str:
+  """Returns the first line of an error, cut; its type if it has no text."""
+  text = str(error).strip() or type(error).__name__
+  return text.splitlines()[0][:most]

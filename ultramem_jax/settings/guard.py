@@ -29,6 +29,6 @@ class GuardConfig:
       self.spike == 0 or self.spike > 1,
       f"{path}.spike",
       self.spike,
-      "must be 0 (no step is a spike) or more than 1, the times that a "
-      "gradient norm may exceed its mean",
+      "must be 0 (no step is a spike) or above 1: a gradient norm above this "
+      "multiple of its mean is a spike",
     )

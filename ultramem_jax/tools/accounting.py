@@ -13,12 +13,14 @@ from typing import Any
 
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
+from ultramem_jax.train.tables import is_table
 
-# The kind of a parameter, by its path; the first pattern that matches wins.
+# Kinds of parameters that are no tables, by their paths; the first pattern that
+# matches wins.
 KINDS = {
   "embedding": r"^(embed|head)/",
   "norm": r"norm/",
-  "sparse": r"values(_scale)?$|/experts_",
+  "sparse": r"/experts_",
   "dense": r"",
 }
 BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
@@ -34,6 +36,8 @@ def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def kind(path: str) -> str:
   """Returns the kind of a parameter: dense, sparse, embedding or norm."""
+  if is_table(path.removesuffix("_scale")):
+    return "sparse"
   return next(k for k, pattern in KINDS.items() if re.search(pattern, path))
 
 

@@ -261,18 +261,18 @@ def _add_reads(
 ) -> Counts:
   """Adds the reads of a batch to the counts."""
   num_texts, tables = counts
-  segments_BT = batch["segments"]
+  segment_BT = batch["segments"]
   sown: Any
   _, sown = Transformer(config.model, layout).apply(
     variables,
     batch["tokens"],
-    segments_BT,
+    segment_BT,
     batch["positions"],
     mutable=["factors"],
   )
   num_rows = {path: pair[0].size for path, pair in tables.items()}
-  rows = tables_lib.rows_read(sown["factors"], num_rows, segments_BT)
-  return num_texts + (segments_BT > 0).any(1).sum(dtype=jnp.int32), {
+  rows = tables_lib.rows_read(sown["factors"], num_rows, segment_BT)
+  return num_texts + (segment_BT > 0).any(1).sum(dtype=jnp.int32), {
     path: (
       row_count.count_rows(tables[path][0], row_BTY, layout),
       row_count.count_rows(

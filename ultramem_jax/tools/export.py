@@ -1,6 +1,6 @@
 """Writes the model of a run as a Hugging Face folder, its memories beside it.
 
-Of a run with LoRA that alone is written, as `peft` does.
+For a run with LoRA, only the LoRA is written, as `peft` does.
 
 `tools.pretrained` reads what is written here.
 """
@@ -39,8 +39,8 @@ def export_run(
     memory_only: writes the memories only, and which transformer they are for.
   Raises:
     ConfigError: output holds something; the transformer is of no known family;
-      it is not the memories that were asked for that the model has; a run with
-      LoRA trained the transformer, too; or numbers are too large for the dtype.
+      memory_only is set and the model has no memory; a run with LoRA trained
+      the transformer, too; or numbers are too large for the dtype.
   """
   workdir_lib.require_unused("--output", output)
   c = loaded.config.model

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 
 from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import ConfigError, first_line
 
 # The number of sides that a generation's layout has.
 TPU_DIMENSIONS = {
@@ -153,6 +153,4 @@ def _tpu_devices(name, kind, layout):
         f"topology = {name!r}: needs libtpu, the TPU's compiler: "
         "pip install -e '.[tpu-compile]'"
       ) from error
-    raise ConfigError(
-      f"topology = {name!r}: {str(error).splitlines()[0]}"
-    ) from error
+    raise ConfigError(f"topology = {name!r}: {first_line(error)}") from error

@@ -57,7 +57,10 @@ def reporter(
   compiled = jax.jit(
     functools.partial(report, config=config),
     donate_argnums=0,
-    out_shardings=(sharding.of(state), sharding.replicated(layout.mesh)),
+    out_shardings=(
+      sharding.shardings_of(state),
+      sharding.replicated(layout.mesh),
+    ),
   )
   return compiled.lower(state).compile()
 

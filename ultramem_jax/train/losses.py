@@ -16,20 +16,20 @@ Batch = dict[str, jax.Array]  # of `step.abstract_batch`
 
 
 def token_losses(logits_BTV, targets_BT):
-  """Cross entropy of each target, and log Z, both [B, T] float32, in nats."""
+  """Returns cross entropies of targets and log Z, both [B, T], in nats."""
   log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
   target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
   return log_z_BT - target_BT[..., 0], log_z_BT
 
 
 def divergences(logits_BTV, log_z_BT, teacher_BTV):
-  """KL(teacher || model) at each token, [B, T] float32, in nats.
+  """Returns KL(teacher || model) at each token, [B, T] float32, in nats.
 
   Args:
     logits_BTV: of the model, with log_z_BT of `token_losses`.
     teacher_BTV: logits; of the model's own the result is 0, to rounding.
   """
-  # Of all this the backward pass keeps the probabilities alone.
+  # The backward pass keeps only the probabilities.
   p_BTV = jax.nn.softmax(teacher_BTV)
   gap_BT = (p_BTV * (teacher_BTV - logits_BTV)).sum(-1)
   return gap_BT + log_z_BT - jax.nn.logsumexp(teacher_BTV, axis=-1)

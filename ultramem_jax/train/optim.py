@@ -27,7 +27,7 @@ def is_norm(path: str) -> bool:
 
 
 def base_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
-  """Linear warm-up, then cosine: the rate at a step counted from 1.
+  """Returns the schedule: linear warm-up, then cosine; steps count from 1.
 
   It is the rate of all parameters but the tables.
   """
@@ -80,7 +80,7 @@ def updates_rows(config: Config) -> bool:
 
 
 def describe_table_update(config: Config) -> str:
-  """One line: how value tables are updated, and why."""
+  """Returns one line: how value tables are updated, and why."""
   form = "sparse" if updates_rows(config) else "dense"
   optim = config.optim
   low = ", in low precision" if config.has_low_precision_tables else ""

@@ -51,14 +51,14 @@ def lower_train_step(
   )
   lower = functools.partial(_lower, config, layout)
   if not optim.updates_rows(config):
-    places = (sharding.of(state), None)
+    places = (sharding.shardings_of(state), None)
     return {"train": lower(_whole_step, places, state, batch)}
   rare = rarity_lib.abstract(config, layout)
   tables, state = state.tables, state.replace(tables={})
-  places = (sharding.of(state), None, None)
+  places = (sharding.shardings_of(state), None, None)
   train = lower(_model_step, places, state, tables, batch, rare)
   update = lower(
-    step.table_step, sharding.of(tables), tables, train.out_info[1]
+    step.table_step, sharding.shardings_of(tables), tables, train.out_info[1]
   )
   return {"train": train, "update": update}
 
@@ -126,7 +126,7 @@ class TrainProgram:
   def init_state(self) -> TrainState:
     """Makes the state before the first step, where it belongs."""
     init = state_lib.initializer(self._config, self._layout)
-    return jax.jit(init, out_shardings=sharding.of(self.state))()
+    return jax.jit(init, out_shardings=sharding.shardings_of(self.state))()
 
   def init_around(self, variables: dict[str, Any]) -> TrainState:
     """Makes that state around given parameters and buffers."""
@@ -135,7 +135,7 @@ class TrainProgram:
       state = state_lib.init_state(self._config, self._layout)
       return state.to_items()["rest"]
 
-    places = sharding.of(self.state.to_items()["rest"])
+    places = sharding.shardings_of(self.state.to_items()["rest"])
     rest = jax.jit(init_rest, out_shardings=places)()
     return self.state_from({**variables, "rest": rest})
 

@@ -47,7 +47,7 @@ UNEVEN = {"kv_heads", "vocab", "keys"}
 
 
 def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
-  """Devices along each axis of config.mesh, of num_devices in all.
+  """Returns how many of num_devices lie along each axis of config.mesh.
 
   Raises:
     ConfigError: sizes that do not match the devices, or a batch that does not
@@ -85,7 +85,7 @@ def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
 
 
 def make_mesh(config: Config, devices=None) -> Mesh:
-  """The mesh of config.mesh.
+  """Makes the mesh of config.mesh.
 
   Args:
     config: the run.
@@ -112,10 +112,11 @@ def make_mesh(config: Config, devices=None) -> Mesh:
 
 
 def table_volumes(config: Config, shards: int) -> dict[str, float]:
-  """Bytes a device receives per token, forward, in each partition that divides.
+  """Returns the bytes a device receives per token in each possible partition.
 
-  Counted for the table that is pooled; a second one (PEER's, pre-values) lies
-  as that does.
+
+  They are those of the forward pass, for the table that is pooled; a second one
+  (PEER's, pre-values) lies as that does.
   """
   memory = config.model.memory
   volumes = {
@@ -186,7 +187,7 @@ def make_layout(config: Config, mesh: Any) -> Layout:
 
 
 def describe(config: Config, layout: Layout) -> str:
-  """One line: the mesh, and how the tables are split and why."""
+  """Returns one line: the mesh, and how the tables are split and why."""
   mesh = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
   shards = layout.size(layout.table_axes)
   if not config.model.spans or shards == 1:
@@ -203,7 +204,7 @@ def describe(config: Config, layout: Layout) -> str:
 
 @functools.lru_cache(maxsize=128)
 def parameter_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
-  """The (logical name, size) of each axis of every parameter, by its path.
+  """Returns (logical name, size) of each axis of every parameter, by path.
 
   Nothing is allocated.
   """
@@ -229,7 +230,7 @@ def parameter_axes(model: ModelConfig) -> dict[tuple[str, ...], tuple]:
 def parameter_specs(
   config: Config, layout: Layout
 ) -> dict[tuple[str, ...], PartitionSpec]:
-  """The split of every parameter, by its path in the tree.
+  """Returns the split of every parameter, by its path in the tree.
 
   Raises:
     ConfigError: an axis of a parameter that its devices do not divide.
@@ -264,7 +265,7 @@ def parameter_specs(
 
 
 def state_shardings(state, config: Config, layout: Layout):
-  """The sharding of every array of a state, or of a part of one.
+  """Returns the sharding of every array of a state, or of a part of one.
 
   An array whose path ends with that of a parameter, such as its moments, is
   split as the parameter is, in the axes that it has in common with it; tables
@@ -313,17 +314,17 @@ def state_shardings(state, config: Config, layout: Layout):
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """Rows of a batch are split over the axes of the batch."""
+  """Returns the sharding that splits rows of a batch over `BATCH_AXES`."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Returns the sharding that holds the whole array on every device."""
   return NamedSharding(mesh, PartitionSpec())
 
 
 def process_rows(config: Config, mesh: Mesh) -> list[int]:
-  """Rows of a global batch that the devices of this process hold.
+  """Returns the rows of a global batch that this process's devices hold.
 
   Processes whose devices differ in other axes than the batch's hold, and so
   feed, the same rows.
@@ -336,12 +337,12 @@ def process_rows(config: Config, mesh: Mesh) -> list[int]:
 
 
 def to_devices(batch, mesh: Mesh):
-  """A global device batch from this process's rows, each array [rows, T]."""
+  """Makes the global batch on the devices from this process's [rows, T]."""
   return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
 
 
 def with_sharding(tree, shardings):
-  """Abstract arrays like those of tree, placed by shardings, one or a tree."""
+  """Returns abstract arrays like those of tree, placed by one or a tree."""
   if isinstance(shardings, NamedSharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
   return jax.tree.map(
@@ -353,6 +354,6 @@ def with_sharding(tree, shardings):
   )
 
 
-def of(tree):
-  """The shardings of a tree of arrays or placed abstract arrays."""
+def shardings_of(tree):
+  """Returns the shardings of a tree of arrays or placed abstract arrays."""
   return jax.tree.map(lambda x: x.sharding, tree)

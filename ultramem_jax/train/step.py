@@ -52,7 +52,7 @@ def loss_fn(
   layout: Layout | None = None,
   collections: Sequence[str] = (),
 ) -> tuple[jax.Array, dict[str, Any]]:
-  """Training loss of a batch, or of a part of one.
+  """Returns the training loss of a batch, or of a part of one.
 
   Args:
     variables: the model's collections.
@@ -95,7 +95,7 @@ def loss_fn(
     "losses": losses,
     "stats": {name: value for name, (value,) in stats.items()},
     "slots": _sown_by_memories(sown, "slot_BTAM"),
-    "cells": _sown_by_memories(sown, "index_BTAM"),
+    "cells": _sown_by_memories(sown, "cell_BTAM"),
     **{name: sown[name] for name in collections},
   }
 
@@ -108,7 +108,7 @@ def _sown_by_memories(sown, name: str) -> dict[str, jax.Array]:
 def _part_gradients(
   state: TrainState, buffers, batch, key, total_weight, config, layout
 ):
-  """(gradients, factors, aux) of a part of the batch.
+  """Returns (gradients, factors, aux) of a part of the batch.
 
   Where the update of tables is dense there are no factors, and the gradients
   hold those of the tables. Frozen parameters are constants: the backward ends
@@ -130,9 +130,7 @@ def _part_gradients(
   if optim.updates_rows(config):
     (_, aux), gradients, factors = tables_lib.sparse_value_and_grad(
       functools.partial(loss, collections=tables_lib.TABLE_COLLECTIONS)
-    )(
-      variables, tables, batch, key, total_weight, segments_BT=batch["segments"]
-    )
+    )(variables, tables, batch, key, total_weight, segment_BT=batch["segments"])
     return gradients, factors, aux
   gradients, aux = jax.grad(
     lambda params: loss(
@@ -146,7 +144,7 @@ def _part_gradients(
 def _gradients(
   state: TrainState, buffers, batch: Batch, config: Config, layout
 ):
-  """(gradients, factors, aux) of all parts of the batch."""
+  """Returns (gradients, factors, aux) of all parts of the batch."""
   parts = config.accumulation_steps
   total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
@@ -195,7 +193,7 @@ def _gradients(
 def _of_rows(
   gradients, factors, tables: Tables, rarity, config: Config, layout
 ):
-  """(factors, sorted reads, gradient norm) of the rows that are updated."""
+  """Returns (factors, reads, norm), where only rows are updated."""
   factors = layout_lib.constrain_whole(factors, layout)
   if config.optim.chooses_rows:
     factors = tables_lib.choose_rows(
@@ -214,7 +212,7 @@ def model_step(
   config: Config,
   layout: Layout | None = None,
 ) -> tuple[TrainState, TableGradients, dict[str, jax.Array]]:
-  """An optimizer step of all but the tables, whose gradients it returns.
+  """Updates all but the tables, and returns the gradients of the tables.
 
   Args:
     state: before the step.

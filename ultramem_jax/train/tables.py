@@ -61,7 +61,7 @@ class TableGradients(NamedTuple):
 
 def is_table(path: str) -> bool:
   """Returns whether the parameter at path, joined by "/", is a value table."""
-  return bool(re.search(r"(^|/)((pre|up|down)_)?values$", path))
+  return bool(re.search(r"(^|/)(\w+_)?values$", path))
 
 
 def split_tables(params: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -121,15 +121,15 @@ def sparse_value_and_grad(loss_fn: Callable) -> Callable:
       model's `apply`, with `TABLE_COLLECTIONS` among the mutable collections;
       aux is a dict that holds those that `apply` returned, and more if wanted.
   Returns:
-    (variables, tables, *args, segments_BT=None) -> ((loss, aux), gradients,
+    (variables, tables, *args, segment_BT=None) -> ((loss, aux), gradients,
     factors). The variables are those of the model without its tables, which
-    `loss_fn` finds in their places. segments_BT [B, T] int32 is 0 where there
+    `loss_fn` finds in their places. segment_BT [B, T] int32 is 0 where there
     is padding, whose reads are ignored. aux comes without `TABLE_COLLECTIONS`;
     gradients are those of variables["params"]; factors, by path, those of the
     tables.
   """
 
-  def function(variables, tables: Tables, *args, segments_BT=None):
+  def function(variables, tables: Tables, *args, segment_BT=None):
     def loss(params, taps):
       params = join_tables(params, tables)
       return loss_fn({**variables, "params": params, **taps}, *args)
@@ -149,14 +149,14 @@ def sparse_value_and_grad(loss_fn: Callable) -> Callable:
       argnums=(0, 1),
       has_aux=True,
     )(params, taps)
-    factors = _factors(aux["factors"], tap_gradients, tables, segments_BT)
+    factors = _factors(aux["factors"], tap_gradients, tables, segment_BT)
     aux = {name: x for name, x in aux.items() if name not in TABLE_COLLECTIONS}
     return (value, aux), gradients, factors
 
   return function
 
 
-def _factors(read, tap_gradients, tables: Tables, segments_BT):
+def _factors(read, tap_gradients, tables: Tables, segment_BT):
   """Returns the gradient of every table, of all layers that read it.
 
   Args:
@@ -165,7 +165,7 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
     tap_gradients: by path, the gradient of the collection "taps", which is the
       other.
     tables: by path.
-    segments_BT: 0 where there is padding; None: nowhere.
+    segment_BT: 0 where there is padding; None: nowhere.
   Returns:
     Factors by path; positions of batch and layers in one axis, T.
   """
@@ -181,7 +181,7 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
     path = _table_of(name, tables)
     num_rows = len(tables[path].values_IW)
     parts[path].append(
-      _factors_of_read(reads[0], gradient, segments_BT, num_rows)
+      _factors_of_read(reads[0], gradient, segment_BT, num_rows)
     )
   return {
     path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
@@ -190,29 +190,29 @@ def _factors(read, tap_gradients, tables: Tables, segments_BT):
 
 
 def rows_read(
-  read: Any, num_rows: Mapping[str, int], segments_BT: jax.Array
+  read: Any, num_rows: Mapping[str, int], segment_BT: jax.Array
 ) -> dict[str, jax.Array]:
   """Returns the rows that a model has read, [B, T, Y] int32 by table.
 
   Args:
     read: the model's collection "factors".
     num_rows: I of each table, by path.
-    segments_BT: [B, T] int32; 0 where there is padding, which reads row I.
+    segment_BT: [B, T] int32; 0 where there is padding, which reads row I.
   """
   parts = {path: [] for path in num_rows}
   flat_reads: dict[str, Any] = traverse_util.flatten_dict(read, sep="/")
   for name, (index,) in flat_reads.items():
     path = _table_of(name, num_rows)
-    _, row_BTY = _place(index["index_BTY"], segments_BT, num_rows[path])
+    _, row_BTY = _place(index["index_BTY"], segment_BT, num_rows[path])
     parts[path].append(row_BTY)
   return {path: jnp.concatenate(x, axis=-1) for path, x in parts.items()}
 
 
-def _place(index_BTY, segments_BT, num_rows):
+def _place(index_BTY, segment_BT, num_rows):
   """Returns the pools and the rows of reads; row I where there is padding."""
   pool_BTY, row_BTY = jnp.divmod(index_BTY, num_rows)
-  if segments_BT is not None:
-    row_BTY = jnp.where(segments_BT[..., None] > 0, row_BTY, num_rows)
+  if segment_BT is not None:
+    row_BTY = jnp.where(segment_BT[..., None] > 0, row_BTY, num_rows)
   return pool_BTY, row_BTY
 
 
@@ -222,12 +222,12 @@ def _table_of(name: str, tables: Mapping[str, Any]) -> str:
   return next((path for path in (name, shared) if path in tables), "")
 
 
-def _factors_of_read(read, tap_gradient, segments_BT, num_rows) -> Factors:
+def _factors_of_read(read, tap_gradient, segment_BT, num_rows) -> Factors:
   if "weight_BTYC" in read:
     weight_BTYC, vector_BTEW = read["weight_BTYC"], tap_gradient
   else:
     weight_BTYC, vector_BTEW = tap_gradient[..., None], read["vector_BTEW"]
-  pool_BTY, row_BTY = _place(read["index_BTY"], segments_BT, num_rows)
+  pool_BTY, row_BTY = _place(read["index_BTY"], segment_BT, num_rows)
   return merge_leading(Factors(row_BTY, pool_BTY, weight_BTYC, vector_BTEW))
 
 
@@ -309,9 +309,9 @@ def update_tables(
   moments do not fade. The bias of the moments is corrected by the run's step,
   whenever the row was first read.
 
-  To be compiled apart from what reads the tables, and to be given them to keep
-  (`donate_argnums`): one program that reads a table in a loop and writes it in
-  another would copy it.
+  Compile it apart from the function that reads the tables, and donate the
+  tables to it (`donate_argnums`): a program that reads a table in one loop and
+  writes it in another would copy it.
 
   Args:
     tables: by path.

@@ -16,8 +16,8 @@ from ultramem_jax.train import sharding
 
 ALL = "all"
 LORA = "/lora_a"
-# Of a bfloat16 model too these are float32; and so are memories, which leave
-# their model with the numbers that they have.
+# Never held in bfloat16: parameters that even a bfloat16 model reads as they
+# are stored, and memories, which are exported with their exact numbers.
 KEPT = rf"^memory|{READ_AS_STORED}"
 
 

@@ -12,8 +12,8 @@ from ultramem_jax.ops.sharded import row_count
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.model import ModelConfig
 
-# Of so many positions the keys of one are counted. Over the steps each key
-# that is alive is among them, and counting costs little beside that of rows.
+# Keys are counted at one of so many positions. Over many steps every key in
+# use is still counted, and counting keys costs little beside counting rows.
 KEY_STRIDE = 8
 
 

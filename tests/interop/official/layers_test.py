@@ -41,7 +41,7 @@ def imported(kind, s, state_dict, x_BTD, cotangent_BTD):
     jax.value_and_grad(loss, (0, 1), has_aux=True)
   )(variables["params"], x_BTD)
   tokens = x_BTD.shape[0] * x_BTD.shape[1]
-  cell = np.asarray(sown["index_BTAM"][0]).reshape(tokens, -1)
+  cell = np.asarray(sown["cell_BTAM"][0]).reshape(tokens, -1)
   score = np.asarray(sown["score_BTAMC"][0]).reshape(*cell.shape, -1)
   named = interop.to_official(kind, {"params": grads}, **s)
   return (y_BTD, cell, score, named, grad_x), (layer, variables)

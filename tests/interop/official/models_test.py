@@ -27,7 +27,7 @@ def imported_model(s, state_dict, tokens_BT):
     logits_BTV, sown = model.apply(
       {**variables, "params": params}, tokens_BT, mutable=["intermediates"]
     )
-    found = {k: v["index_BTAM"][0] for k, v in sown["intermediates"].items()}
+    found = {k: v["cell_BTAM"][0] for k, v in sown["intermediates"].items()}
     return next_token_loss(logits_BTV, tokens_BT), (logits_BTV, found)
 
   (loss, (logits_BTV, cells)), grads = jax.jit(

@@ -1,7 +1,8 @@
 """Writes the settings of a model as the `config.json` of its family.
 
-What is written is read back by the family, and must be the model: so a family
-is found for a model that none is known of, and nothing is lost in silence.
+The family reads back what is written, and the result must equal the model. In
+this way a family is also found for a model that names none, and nothing is lost
+in silence.
 """
 
 import dataclasses

@@ -129,9 +129,9 @@ def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
 
 
 def _reader(gguf: Any, path: pathlib.Path) -> Any:
-  """Returns a reader that believes no number of things which are not there.
+  """Returns a reader that refuses counts of things the file does not hold.
 
-  That of the package takes what lies beyond the end for empty, and goes on.
+  The package's own reader takes what lies beyond the end for empty.
 
   Raises:
     ValueError: the file ends too early, or has a list of too many things.

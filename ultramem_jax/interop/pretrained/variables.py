@@ -17,11 +17,11 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from ultramem_jax.interop.pretrained import adapter as adapter_lib
 from ultramem_jax.interop.pretrained import config_json, gguf_file, write
+from ultramem_jax.interop.pretrained import lora as lora_lib
 from ultramem_jax.interop.pretrained import memory as memory_lib
 from ultramem_jax.interop.pretrained import model as model_lib
-from ultramem_jax.interop.pretrained.adapter import Adapter
+from ultramem_jax.interop.pretrained.lora import LoraFolder
 from ultramem_jax.interop.pretrained.memory import Memory
 from ultramem_jax.interop.pretrained.model import Pretrained
 from ultramem_jax.interop.pretrained.write import Backbone
@@ -50,7 +50,7 @@ class Opened(NamedTuple):
 
   model: Pretrained
   memories: Memory | None
-  adapter: Adapter | None
+  lora: LoraFolder | None
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def opened(
     lora: folder with a LoRA for the model, as `peft` writes it.
   Raises:
     ConfigError: of `open_folder`, `open_file`, `open_memory` and
-      `open_adapter`; or there is no memory in that folder.
+      `open_lora`; or there is no memory in that folder.
   """
   source = os.fspath(source)
   with tempfile.TemporaryDirectory() as folder:
@@ -86,14 +86,14 @@ def opened(
       raise ConfigError(
         f"{memory}: must be a folder that `export` wrote, with memory.json"
       )
-    adapter = None
+    lora_folder = None
     if lora:
       entries = model_lib.entries(model, _model_config(model))
       folder = pathlib.Path(lora).expanduser()
-      adapter = adapter_lib.open_adapter(folder, entries)
-      fields = {**model.fields, "lora": dataclasses.asdict(adapter.lora)}
+      lora_folder = lora_lib.open_lora(folder, entries)
+      fields = {**model.fields, "lora": dataclasses.asdict(lora_folder.lora)}
       model = model._replace(fields=fields)
-    yield Opened(model, memories, adapter)
+    yield Opened(model, memories, lora_folder)
 
 
 def _model_config(model: Pretrained) -> ModelConfig:
@@ -115,17 +115,17 @@ def read_variables(
     abstract: the collections as `jax.ShapeDtypeStruct` with shardings; the
       parameters take its dtypes.
   Raises:
-    ConfigError: of `read_params`, `read_adapter` and `read_memory`; or the
+    ConfigError: of `read_params`, `read_lora` and `read_memory`; or the
       memories belong to another model.
   """
-  pretrained, memories, adapter = source
+  pretrained, memories, lora = source
   flat: Any = traverse_util.flatten_dict(dict(abstract))
   places = {
     path[1:]: x.sharding for path, x in flat.items() if path[0] == "params"
   }
   params = model_lib.read_params(pretrained, c, places)
-  lora = adapter_lib.read_adapter(adapter, places) if adapter else {}
-  arrays = {**params, **lora}
+  of_lora = lora_lib.read_lora(lora, places) if lora else {}
+  arrays = {**params, **of_lora}
   read = {
     path: arrays[path[1:]].astype(x.dtype)
     for path, x in flat.items()
@@ -166,7 +166,7 @@ def write_variables(
   params: Any = traverse_util.flatten_dict(variables["params"])
   dtypes = {name: dtype_of(name) for name in entries}
   backbone = Backbone(entries, params, dtypes)
-  lora = adapter_lib.adapter_entries(entries, c.lora)
+  lora = lora_lib.lora_entries(entries, c.lora)
   if c.spans:
     written = [*entries.values(), *lora.values()]
     inside = {path for entry in written for path in entry.paths}
@@ -176,7 +176,7 @@ def write_variables(
       folder, dataclasses.asdict(c.memory), memory, backbone.digest()
     )
   if lora and not memory_only:
-    adapter_lib.write_adapter(
+    lora_lib.write_lora(
       folder, c.lora, backbone, dtype_of, settings.get("_name_or_path")
     )
   elif not memory_only:
@@ -228,7 +228,7 @@ def to_pretrained(
 ) -> None:
   """Writes a model as a Hugging Face folder, its memories beside it.
 
-  Of a model with LoRA that alone is written in its place, as `peft` does.
+  For a model with LoRA, only the LoRA is written, as `peft` does.
   The folder appears whole, or not at all. `from_pretrained` reads it, and
   `transformers` the model without its memories.
 

@@ -18,7 +18,7 @@ from ultramem_jax.settings.lora import LoraConfig
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
-# Settings that change nothing that the adapter computes, or that the names of
+# Settings that change nothing that the LoRA computes, or that the names of
 # its tensors repeat. Others must be off.
 HARMLESS = {
   *("peft_type", "task_type", "auto_mapping", "peft_version", "revision"),
@@ -30,7 +30,7 @@ HARMLESS = {
 OFF = (None, False, {}, [], 0, "", "none")
 
 
-class Adapter(NamedTuple):
+class LoraFolder(NamedTuple):
   """The LoRA of a folder; of its tensors only headers are read.
 
   entries: of the tensors, by name.
@@ -41,7 +41,7 @@ class Adapter(NamedTuple):
   tensors: Mapping[str, Tensor]
 
 
-def adapter_entries(
+def lora_entries(
   entries: Mapping[str, Entry], lora: LoraConfig
 ) -> dict[str, Entry]:
   """Returns the tensors of a LoRA, by name.
@@ -108,7 +108,7 @@ def _short(
   return None
 
 
-def write_adapter(
+def write_lora(
   folder: pathlib.Path,
   lora: LoraConfig,
   backbone: Backbone,
@@ -127,7 +127,7 @@ def write_adapter(
     ConfigError: a number is too large for its dtype.
   """
   entries = backbone.entries
-  found = adapter_entries(entries, lora)
+  found = lora_entries(entries, lora)
   modules = _modules(found)
   short = _short(modules, _maps(entries), lambda x: x.rpartition(".")[2])
   alpha = lora.alpha
@@ -151,7 +151,7 @@ def write_adapter(
   files_lib.write_safetensors(folder / TENSORS, held.headers(), held.tensor)
 
 
-def open_adapter(folder: pathlib.Path, entries: Mapping[str, Entry]) -> Adapter:
+def open_lora(folder: pathlib.Path, entries: Mapping[str, Entry]) -> LoraFolder:
   """Opens the LoRA of a folder.
 
   Args:
@@ -182,9 +182,9 @@ def open_adapter(folder: pathlib.Path, entries: Mapping[str, Entry]) -> Adapter:
   lora = LoraConfig(
     held["r"], float(held["lora_alpha"]), _targets(tensors, entries)
   )
-  wanted = adapter_entries(entries, lora)
+  wanted = lora_entries(entries, lora)
   _require_fit(folder / TENSORS, wanted, tensors)
-  return Adapter(lora, wanted, tensors)
+  return LoraFolder(lora, wanted, tensors)
 
 
 def _targets(
@@ -218,8 +218,8 @@ def _require_fit(
     )
 
 
-def read_adapter(
-  adapter: Adapter, shardings: Mapping[Path, jax.sharding.Sharding]
+def read_lora(
+  lora: LoraFolder, shardings: Mapping[Path, jax.sharding.Sharding]
 ) -> dict[Path, jax.Array]:
   """Reads a LoRA to the devices where it belongs; parameters by path.
 
@@ -228,7 +228,7 @@ def read_adapter(
   """
   return {
     entry.paths[0]: on_devices(
-      model.read_array(adapter.tensors[name], entry), shardings[entry.paths[0]]
+      model.read_array(lora.tensors[name], entry), shardings[entry.paths[0]]
     )
-    for name, entry in adapter.entries.items()
+    for name, entry in lora.entries.items()
   }

@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors
 
 from tests.interop.next_token import loss_logits_and_gradients
 from ultramem_jax import Transformer, interop, testing
-from ultramem_jax.interop.pretrained.adapter import adapter_entries
+from ultramem_jax.interop.pretrained.lora import lora_entries
 from ultramem_jax.interop.pretrained.names import model_entries
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.lora import LoraConfig
@@ -38,7 +38,7 @@ def settings(folder):
 def entries(config):
   """The tensors of the LoRA of a model, by name."""
   norms = ("input_layernorm", "post_attention_layernorm")
-  return adapter_entries(model_entries(config, norms), config.lora)
+  return lora_entries(model_entries(config, norms), config.lora)
 
 
 def test_logits_loss_and_gradients_are_those_of_peft(read):
