@@ -66,6 +66,23 @@ class Accepted(NamedTuple):
 
 NOTHING = Accepted()
 
+
+class Run(NamedTuple):
+  """A run, and what is made for it before its first step.
+
+  layout: of its arrays on the mesh.
+  batches: of the train split, from where the run stands.
+  """
+
+  config: Config
+  workdir: str
+  layout: Layout
+  corpus: Corpus
+  batches: TrainBatches | Prefetch
+  checkpointer: checkpoint.Checkpointer
+  train_step: TrainProgram
+
+
 cli.define_config()
 WORKDIR = flags.DEFINE_string(
   "workdir",
@@ -209,7 +226,7 @@ def train_once(
     config: the run.
     workdir: the run's directory; its first run binds it to this config.
     profiled: steps to trace.
-    accepted: what may be other than the run began with.
+    accepted: what may differ from how the run began.
     place: where the data go on; None: where the checkpoint says.
   Returns:
     The validation results at the last step; None if a signal stopped the run.
@@ -237,6 +254,9 @@ def train_once(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
     train_step = compile_step(config, layout, rare)
+    run = Run(
+      config, workdir, layout, corpus, batches, checkpointer, train_step
+    )
     state, restored = start.restore_or_init(
       checkpointer,
       train_step,
@@ -247,18 +267,7 @@ def train_once(
       workdir_lib.is_overridden(workdir, "optim.trainable"),
     )
     checkpointer.freeze(state.frozen)
-    state, results = go_on(
-      config,
-      workdir,
-      profiled,
-      layout,
-      corpus,
-      batches,
-      checkpointer,
-      train_step,
-      state,
-      restored,
-    )
+    state, results = run_to_end(run, state, restored, profiled)
   if results is None:
     print(f"stopped at step {int(state.step)}; the same command goes on")
   else:
@@ -266,27 +275,22 @@ def train_once(
   return results
 
 
-def go_on(
-  config: Config,
-  workdir: str,
-  profiled: range,
-  layout: Layout,
-  corpus: Corpus,
-  batches: TrainBatches | Prefetch,
-  checkpointer: checkpoint.Checkpointer,
-  train_step: TrainProgram,
+def run_to_end(
+  run: Run,
   state: TrainState,
   restored: checkpoint.Restored | None,
+  profiled: range,
 ) -> tuple[TrainState, Metrics | None]:
   """Trains from a state on, until the last step or a signal; saves it.
 
   Args:
-    config, workdir, profiled: as for `train_once`.
-    layout, corpus, batches, checkpointer, train_step: made for the run.
+    run: what was made for it.
     state: to begin with.
-    restored: the checkpoint that it is from.
+    restored: the checkpoint that it is from; None: it is fresh.
+    profiled: steps to trace.
   Returns, Raises: as `loop.run_steps`.
   """
+  config, workdir, layout, corpus, batches, checkpointer, train_step = run
   # All is compiled while a signal may end the process: nothing is lost yet.
   report_usage = health.reporter(config, state, layout)
   evaluate = loss_lib.on_validation_split(
