@@ -136,6 +136,8 @@ def open_corpus(config: Config, workdir: str) -> tuple[Corpus, str]:
     ConfigError: it cannot be opened, or differs between processes.
   """
   cache = data.IndexCache(pathlib.Path(workdir, inputs.INDEX_NAME))
+  if not pathlib.Path(config.data.tokenizer).expanduser().exists():
+    config = inputs.own_tokenizer(config, workdir)
   corpus = data.open(config, cache)
   described = corpus.describe()
   read = inputs.digest(read_by(config, corpus))
@@ -161,10 +163,10 @@ def bind_workdir(
     ConfigError: the workdir holds another run, or its data have changed, and
       that is not accepted.
   """
+  read = read_by(config, corpus)
+  inputs.require_same(workdir, read, accepted.data)  # before it is written to
   workdir_lib.claim(workdir, config, described, accepted.settings)
-  changes = inputs.bind(
-    workdir, read_by(config, corpus), corpus.tokenizer_files(), accepted.data
-  )
+  changes = inputs.bind(workdir, read, corpus.tokenizer_files(), accepted.data)
   if changes:
     print(changes)
   corpus.save_index()
@@ -212,6 +214,9 @@ def train(
     try:
       return attempt(place)
     except skips.TooManySkips as error:
+      if error.is_stopping:
+        logging.warning("%s. Stopped: the same command goes on", error)
+        return None
       place = error.place
       logging.warning("%s. Going back, %d rollbacks left", error, left - 1)
   return attempt(place)
@@ -239,6 +244,8 @@ def train_once(
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   is_new = not checkpoint.any_saved(workdir)
   source = init_from.plan(config) if config.init_from and is_new else None
+  if is_new:
+    trainable.require_open(config, source.new if source else None)
   rare = rarity.read(config)
   memory = fit.check(config, layout.mesh.size)
   corpus, described = open_corpus(config, workdir)
@@ -315,17 +322,21 @@ def run_to_end(
       return profile.step(n, lambda state: train_step(state, feed(n)), state)
 
     if int(state.step) < config.steps:
-      state, results = loop.run_steps(
-        config,
-        state,
-        take_step,
-        skipped.check,
-        report_usage,
-        validate,
-        save,
-        log,
-        stop,
-      )
+      try:
+        state, results = loop.run_steps(
+          config,
+          state,
+          take_step,
+          skipped.check,
+          report_usage,
+          validate,
+          save,
+          log,
+          stop,
+        )
+      except skips.TooManySkips as error:
+        error.is_stopping = stop.requested()
+        raise
     checkpointer.wait()  # before a signal ends the process again
     if stop.requested():  # since the last step: not even a sample is left
       results = None

@@ -19,11 +19,12 @@ def get_config(workdir: str) -> Any:
   """Returns the ConfigDict of a run, with init_from and its own tokenizer.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, or DIR@STEP: a certain checkpoint, or @best.
   Raises:
     ConfigError: it holds no run.
   """
-  held = inputs.own_tokenizer(workdir_lib.load_config(workdir), workdir)
+  folder, _ = workdir_lib.split_step(workdir)
+  held = inputs.own_tokenizer(workdir_lib.load_config(folder), folder)
   c = default.get_config()
   fields = config_lib.to_dict(held)
   memory = fields["model"]["memory"]
@@ -32,5 +33,5 @@ def get_config(workdir: str) -> Any:
     if memory[field] == value:
       memory[field] = kinds.OWN
   c.update(fields)
-  c.init_from = os.fspath(workdir)
+  c.init_from, c.init_skip = os.fspath(workdir), ""
   return c

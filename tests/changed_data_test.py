@@ -130,3 +130,28 @@ def test_the_index_is_kept_in_the_workdir(run, tmp_path):
   train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
   assert os.path.exists(f"{workdir}/index.npz")
   assert train.open_corpus(config, workdir)[1] == described
+
+
+def test_a_run_goes_on_with_its_own_tokenizer_if_the_other_is_gone(
+  run, tmp_path
+):
+  config, workdir = run
+  before, _ = train.open_corpus(config, workdir)
+  (tmp_path / "tokenizer.json").unlink()
+  corpus, described = train.open_corpus(config, workdir)
+  assert (
+    corpus.tokenizer.encode("a line") == before.tokenizer.encode("a line")
+  ).all()
+  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  with pytest.raises(ConfigError, match="no such file"):
+    train.open_corpus(config, str(tmp_path / "another"))
+
+
+def test_changed_data_leave_the_settings_of_a_run_as_they_were(run, tmp_path):
+  config, workdir = run
+  before = (tmp_path / "run" / "config.json").read_bytes()
+  (tmp_path / "input.txt").write_text(TEXT.swapcase() * 99)
+  longer = dataclasses.replace(config, steps=config.steps + 1)
+  with pytest.raises(ConfigError, match="have changed"):
+    train.train(longer, workdir, accepted=train.Accepted(settings=True))
+  assert (tmp_path / "run" / "config.json").read_bytes() == before

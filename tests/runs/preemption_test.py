@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 from ultramem_jax.runs import preemption
@@ -170,3 +171,20 @@ def test_only_a_run_that_stops_together_outlives_sigterm(
       env={**os.environ, "JAX_PLATFORMS": "cpu"},
     )
   assert done.returncode == status, done.stderr
+
+
+def test_a_run_that_goes_back_leaves_sigterm_to_jax(monkeypatch):
+  """Of several processes, whose service would not be asked again."""
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  seen = []
+  before = signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+  try:
+    with pytest.raises(ValueError), preemption.Preemption():
+      raise ValueError("too many skips")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert seen == [1]
+    with preemption.Preemption():
+      pass
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.train import small_steps
 from ultramem_jax import data, testing
+from ultramem_jax.commands import count as count_command
 from ultramem_jax.runs import row_counts
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
@@ -127,3 +128,24 @@ def test_counts_of_another_model_are_refused(loaded, tmp_path):
   larger = dataclasses.replace(loaded.config, batch_size=8)
   with pytest.raises(ConfigError, match="--batch_size = 8: must be 4"):
     count_text(loaded._replace(config=larger), path, 2)
+
+
+def test_one_command_at_a_time_counts(tmp_path):
+  path = tmp_path / "counts"
+  refused = pytest.raises(ConfigError, match="another command is counting")
+  with row_counts.locked(path), refused, row_counts.locked(path):
+    pass
+  with row_counts.locked(path):
+    pass
+
+
+def test_nothing_of_the_run_is_mixed_into_other_text(loaded, texts):
+  mixed = dataclasses.replace(
+    loaded.config.data, mixture=f"{texts / 'b.jsonl'}=0.5"
+  )
+  config = dataclasses.replace(loaded.config, data=mixed)
+  of_text = lambda asked: count_command.config_of_text(config, asked, 0).data
+  assert of_text({}) == mixed
+  assert of_text({"packing": "segments"}).mixture == mixed.mixture
+  assert of_text({"path": str(texts / "b.jsonl")}).mixture == ""
+  assert of_text({"path": "c", "mixture": "d=0.1"}).mixture == "d=0.1"

@@ -130,3 +130,16 @@ def test_patches_are_listed_by_size(tmp_path):
   for name, match in (("none", "is not a patch"), ("absent", "no such file")):
     with pytest.raises(ConfigError, match=match):
       patch_lib.read(str(tmp_path / name))
+
+
+def test_frozen_parameters_may_be_held_in_fewer_bits():
+  """Of published weights in bfloat16, float32 holds the same numbers."""
+  base = variables()
+  name = "params/block_0/mlp/up/kernel"
+  narrow = jax.numpy.array(base[name], "bfloat16")
+  exact = {**base, name: np.array(narrow.astype("float32"))}
+  other = {**tuned(exact, [1, 2]), name: np.array(narrow)}
+  patch = patch_lib.difference(nested(exact), nested(other))
+  assert patch.changes.keys() == {TABLE}
+  with pytest.raises(ConfigError, match=rf"{name} \(float32.*frozen_dtype"):
+    patch_lib.difference(nested(base), nested(other))

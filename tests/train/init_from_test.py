@@ -154,6 +154,34 @@ def test_the_config_of_a_run_begins_with_its_parameters(backbone):
   assert config_lib.parse(c).model.memory.score == "sum"
 
 
+def test_the_config_of_a_run_takes_all_of_it_at_the_step_that_is_named(
+  backbone, tmp_path
+):
+  """Though the run itself began without some of another's parameters."""
+  testing.save_run(
+    tmp_path, with_memory(backbone, init_skip="memory"), "some text"
+  )
+  c = from_run.get_config(f"{tmp_path}@7")
+  assert c.init_from == f"{tmp_path}@7"
+  plan = init_from.plan(config_lib.parse(c))
+  assert "memory_0/values" in plan.taken and not plan.new
+  assert plan.step == 7
+
+
+def test_other_settings_of_a_memory_that_is_taken_are_told(backbone, tmp_path):
+  testing.save_run(tmp_path, with_memory(backbone))
+  told = lambda **overrides: (
+    init_from.plan(with_memory(tmp_path, **overrides)).changed
+  )
+  assert told(model__memory__aux_loss_weight=0.5) == []
+  assert told(model__memory__storage__kernel="pallas") == []
+  assert told(model__memory__top_m=2, model__memory__spans="2:2") == [
+    "model.memory.top_m = 2 (there 3)",
+    "model.memory.spans = '2:2' (there '1:2')",
+  ]
+  assert told(model__memory__top_m=2, init_skip="memory") == []
+
+
 def test_a_step_that_is_not_there_is_told_before_anything_is_compiled(backbone):
   with pytest.raises(CheckpointError, match="saved: 7"):
     init_from.plan(with_memory(f"{backbone}@3"))

@@ -121,3 +121,21 @@ def test_rates_are_multiplied_by_the_first_pattern_found():
 def test_bad_multipliers(text):
   with pytest.raises(ConfigError, match=r"optim\.rate_multipliers = "):
     make_config(optim__rate_multipliers=text)
+
+
+@pytest.mark.parametrize(
+  ("settings", "field"),
+  [
+    ({"model__memory__output": "zero"}, "output = 'zero'"),
+    ({"model__memory__gate": "scalar"}, "gate_init = 'zero'"),
+  ],
+)
+def test_a_new_memory_that_would_never_learn_is_refused(settings, field):
+  """Where it is nought, the gradient of all others of its parameters is."""
+  config = make_config(**settings, optim__trainable="memory_.*values")
+  with pytest.raises(ConfigError, match=rf"model\.memory\.{field}: leaves mem"):
+    trainable.require_open(config)
+  # One that was trained before is open; and so is one that learns as a whole.
+  trainable.require_open(config, new=[])
+  trainable.require_open(make_config(**settings))
+  trainable.require_open(make_config(optim__trainable="memory_.*values"))

@@ -14,6 +14,7 @@ counted elsewhere, by --merge=FILE.
 
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
@@ -23,6 +24,7 @@ from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import inputs, row_counts
 from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import count
 
 
@@ -52,27 +54,44 @@ def define_flags() -> None:
   cli.define_processes()
 
 
+def config_of_text(
+  config: Config, asked: dict[str, Any], batch_size: int
+) -> Config:
+  """Returns a run's config with the text that is to be counted.
+
+  Args:
+    config: the run's.
+    asked: other fields of its data section. Of other text, nothing of the
+      run's own is mixed in.
+    batch_size: sequences at a time; 0: the run's.
+  """
+  fields = config_lib.to_dict(config)
+  fields["batch_size"] = batch_size or config.batch_size
+  if asked.keys() & {"source", "path", "tfds_name"}:
+    fields["data"]["mixture"] = ""
+  fields["data"] |= asked
+  return config_lib.parse(fields)
+
+
 def main() -> None:
   cli.join_processes()
   values = flags.FLAGS
   loaded = model_flags.load()
   path = pathlib.Path(values.output or values.workdir)
   path = row_counts.find(path)
-  if values.merge:
-    like = row_counts.empty(count.table_rows(loaded), loaded.step)
-    counts = count.merge_files(path, values.merge, like)
-  else:
-    asked = config_flags.get_override_values(values["data"])
-    fields = config_lib.to_dict(loaded.config)
-    fields["batch_size"] = values.batch_size or fields["batch_size"]
-    fields["data"] |= asked
-    config = config_lib.parse(fields)
-    corpus = data.open(config)
-    if not asked:
-      read, accepted = corpus.inputs("train"), values.accept_changed_data
-      inputs.require_same(values.workdir, read, accepted)
-    counts = count.count_text(
-      loaded._replace(config=config), corpus, path, values.batches, print
-    )
+  with row_counts.locked(path):
+    if values.merge:
+      like = row_counts.empty(count.table_rows(loaded), loaded.step)
+      counts = count.merge_files(path, values.merge, like)
+    else:
+      asked = config_flags.get_override_values(values["data"])
+      config = config_of_text(loaded.config, asked, values.batch_size)
+      corpus = data.open(config)
+      if not asked:
+        read, accepted = corpus.inputs("train"), values.accept_changed_data
+        inputs.require_same(values.workdir, read, accepted)
+      counts = count.count_text(
+        loaded._replace(config=config), corpus, path, values.batches, print
+      )
   print(json.dumps(count.describe(counts)))
   print(f"counts: {path}")

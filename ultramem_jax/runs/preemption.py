@@ -72,11 +72,12 @@ class Preemption(contextlib.AbstractContextManager):
       self._handle(signal.SIGINT, self._catch)
     return self
 
-  def __exit__(self, *exception) -> None:
+  def __exit__(self, kind, *exception) -> None:
     for number, handler in self._previous.items():
       signal.signal(number, handler)
-    if not self._alone:
-      # Nobody asks JAX's service any more, which would swallow it.
+    if not self._alone and kind is None:
+      # Nobody asks JAX's service any more, which would swallow it. After an
+      # error somebody may, as the run may go back to a checkpoint.
       signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
   def _handle(self, number: int, handler: Any) -> None:

@@ -1,11 +1,14 @@
 """Files that say how often text reads the rows of tables."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -107,6 +110,30 @@ def save(path: pathlib.Path, counts: RowCounts) -> None:
     "sources": json.dumps(counts.sources),
   }
   write_atomically(path, safetensors.numpy.save(tensors, facts))
+
+
+@contextlib.contextmanager
+def locked(path: pathlib.Path) -> Iterator[None]:
+  """Lets one command at a time change the file of counts at path.
+
+  Raises:
+    ConfigError: another one is at it.
+  """
+  if jax.process_index() > 0:
+    yield
+    return
+  folder = os.open(path.parent, os.O_RDONLY)
+  try:
+    try:
+      # The kernel releases the lock when the process ends, however it ends.
+      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+      raise ConfigError(
+        f"--output = {str(path)!r}: another command is counting there"
+      ) from error
+    yield
+  finally:
+    os.close(folder)
 
 
 def empty(num_rows: Mapping[str, int], step: int) -> RowCounts:

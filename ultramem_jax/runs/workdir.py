@@ -225,6 +225,13 @@ def is_overridden(workdir: str | os.PathLike, field: str) -> bool:
   return any(field in changes for changes in overrides)
 
 
+def held_values(workdir: str | os.PathLike, field: str) -> list[Any]:
+  """Returns all values that a field of a run has had, the present one last."""
+  record = _read(pathlib.Path(workdir))
+  past = [x[field]["from"] for x in record.get("overrides", []) if field in x]
+  return [*past, _flatten(config_lib.to_dict(load_config(workdir)))[field]]
+
+
 def require_name(workdir: str | os.PathLike) -> None:
   """Requires a path below which checkpoints can be saved and read again.
 

@@ -172,7 +172,9 @@ def _digest(config: Config, corpus: Corpus) -> str:
 def _new_source(config: Config) -> dict[str, Any]:
   data = config.data
   return {
-    "text": f"{data.source} {data.path or data.tfds_name}".strip(),
+    "text": " ".join(
+      filter(None, (data.source, data.path or data.tfds_name, data.mixture))
+    ),
     "batches": 0,
     "batch_size": config.batch_size,
     "place": {},

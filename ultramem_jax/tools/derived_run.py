@@ -15,8 +15,10 @@ def write(
   workdir: str | os.PathLike,
   config: Config,
   variables: dict[str, Any],
+  step: int = 0,
+  valid_loss: float | None = None,
 ) -> None:
-  """Writes the workdir of a new run at step 0, whole or not at all.
+  """Writes the workdir of a new run, whole or not at all.
 
   Args:
     output: of the new run; empty or absent.
@@ -24,11 +26,13 @@ def write(
     config: of the new run. Its parameters are these ones, whatever `init_from`
       says.
     variables: the collections of its model.
+    step: at which it stands.
+    valid_loss: of the model; None: it was not evaluated.
   """
-  config = dataclasses.replace(config, init_from="")
+  config = dataclasses.replace(config, init_from="", init_skip="")
   with written_whole(output) as folder:
     workdir_lib.claim(folder, config, workdir_lib.load_corpus(workdir))
     inputs.copy(workdir, folder)
     origin.copy(workdir, folder)
     with checkpoint.Checkpointer(folder, keep=1) as checkpointer:
-      checkpointer.save(0, variables, {}, None)
+      checkpointer.save(step, variables, {}, valid_loss)

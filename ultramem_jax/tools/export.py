@@ -16,7 +16,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools.pretrained import CONFIG, DTYPES
 from ultramem_jax.train import sharding, trainable
 
@@ -51,7 +51,7 @@ def export_run(
     f"the model of {workdir} has no memory",
   )
   if c.lora.rank and loaded.step > 0:
-    _require_frozen(loaded.config)
+    _require_frozen(c, workdir)
   settings = pretrained_lib.make_settings(
     c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
   )
@@ -68,23 +68,24 @@ def export_run(
       _copy_files(folder, workdir)
 
 
-def _require_frozen(config: Config) -> None:
-  """Requires a run to have trained LoRA and memories only."""
-  pattern = config.optim.trainable
-  paths = ("/".join(path) for path in sharding.parameter_axes(config.model))
-  trained = [
-    path
-    for path in paths
-    if trainable.is_trainable(path, pattern)
-    and not re.search(r"^memory|/lora_[ab]$", path)
-  ]
-  require(
-    not trained,
-    "optim.trainable",
-    pattern,
-    f"trained {', '.join(trained[:2])}, ... beside the LoRA, which is written "
-    "without them: run merge-lora first, for a whole model",
-  )
+def _require_frozen(model: ModelConfig, workdir: str | os.PathLike) -> None:
+  """Requires a run to have trained LoRA and memories only, ever."""
+  paths = ["/".join(path) for path in sharding.parameter_axes(model)]
+  field = "optim.trainable"
+  for pattern in workdir_lib.held_values(workdir, field):
+    trained = [
+      path
+      for path in paths
+      if trainable.is_trainable(path, pattern)
+      and not re.search(r"^memory|/lora_[ab]$", path)
+    ]
+    require(
+      not trained,
+      field,
+      pattern,
+      f"trained {', '.join(trained[:2])}, ... beside the LoRA, which is "
+      "written without them: run merge-lora first, for a whole model",
+    )
 
 
 def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:

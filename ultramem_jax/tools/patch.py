@@ -88,6 +88,8 @@ def difference(base: Any, tuned: Any) -> Patch:
       others.append(
         f"{name} (only {'the base' if new is None else 'the other'})"
       )
+    elif _is_held_alike(name, old, new):
+      continue
     elif (old.shape, old.dtype) != (new.shape, new.dtype):
       others.append(f"{name} ({old.dtype}{list(old.shape)} in the base)")
     else:
@@ -101,11 +103,22 @@ def difference(base: Any, tuned: Any) -> Patch:
     "--tuned",
     ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN),
     "differs from the base and is no table: a patch holds rows of tables only; "
-    "train them alone, by --config.optim.trainable='memory.*values'",
+    "train them alone, by --config.optim.trainable='memory.*values', in the "
+    "dtype of the base (optim.frozen_dtype)",
   )
   require(bool(changes), "--tuned", "the model", "is the base, to the bit")
   hashes = {name: digest(x) for name, x in olds.items() if _may_change(name, x)}
   return Patch(hashes, changes)
+
+
+def _is_held_alike(name: str, old: Any, new: Any) -> bool:
+  """Returns whether a frozen array has the same numbers in another dtype."""
+  is_frozen = not _may_change(name, old) and old.shape == new.shape
+  return (
+    is_frozen
+    and old.dtype != new.dtype
+    and bool((old.astype(np.float32) == new.astype(np.float32)).all())
+  )
 
 
 def _changed_rows(old: np.ndarray, new: np.ndarray) -> Change:

@@ -10,12 +10,13 @@ from flax import traverse_util
 from ultramem_jax import data
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.ops import precision
-from ultramem_jax.runs import checkpoint, inputs, origin
+from ultramem_jax.runs import inputs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.tools import derived_run
 from ultramem_jax.train.tables import is_table
 
 DTYPES = ("int8", "bfloat16")
@@ -100,11 +101,7 @@ def quantize_run(
       (quantized_config(loaded.config, dtype), variables),
     )
   )
-  workdir_lib.claim(output, config, workdir_lib.load_corpus(workdir))
-  inputs.copy(workdir, output)
-  origin.copy(workdir, output)
-  with checkpoint.Checkpointer(output, keep=1) as checkpointer:
-    checkpointer.save(loaded.step, variables, {}, after)
+  derived_run.write(output, workdir, config, variables, loaded.step, after)
   return {
     "step": loaded.step,
     "dtype": dtype,

@@ -42,9 +42,17 @@ class Plan(NamedTuple):
   changed: list[str]
 
 
-# Settings of a model that say how it is computed, not what; and those of
-# memories, whose parameters are new where they differ.
+# Settings that say how a model is computed or trained, or how its parameters
+# begin, and not what it computes; those of memories and experts have names of
+# their own, as they count only if any of their parameters are taken.
 HARMLESS = ("attention", "dropout_rate", "dtype", "memory", "moe", "remat")
+HARMLESS_OF_PARTS = {
+  "memory": (
+    *("aux_loss_margin", "aux_loss_weight", "gate_init", "init", "output"),
+    "storage",
+  ),
+  "moe": ("balance_loss_weight",),
+}
 
 
 def plan(config: Config) -> Plan:
@@ -82,24 +90,33 @@ def plan(config: Config) -> Plan:
     sorted(taken),
     sorted(new),
     sorted(left),
-    _changes(source.model, config.model),
+    _changes(source.model, config.model, taken),
   )
 
 
-def _changes(theirs: ModelConfig, ours: ModelConfig) -> list[str]:
-  """Returns the settings of two models that differ."""
+def _changes(
+  theirs: ModelConfig, ours: ModelConfig, taken: list[str]
+) -> list[str]:
+  """Returns the settings that differ, of what two models have in common."""
   harmless: set[str] = {*HARMLESS}
   if not (theirs.lora.rank and ours.lora.rank):
     harmless.add("lora")  # of which one has no parameters
-  pairs = {
-    field.name: (getattr(theirs, field.name), getattr(ours, field.name))
-    for field in dataclasses.fields(ours)
-    if field.name not in harmless
-  }
+  changes = _differing("model", theirs, ours, harmless)
+  for name, part in (("memory", r"^memory"), ("moe", r"/moe/")):
+    if any(re.search(part, path) for path in taken):
+      there, here = getattr(theirs, name), getattr(ours, name)
+      harmless = {*HARMLESS_OF_PARTS[name]}
+      changes += _differing(f"model.{name}", there, here, harmless)
+  return changes
+
+
+def _differing(path: str, theirs: Any, ours: Any, left_out: set[str]):
   return [
-    f"model.{name} = {here!r} (there {there!r})"
-    for name, (there, here) in pairs.items()
-    if there != here
+    f"{path}.{field.name} = {here!r} (there {there!r})"
+    for field in dataclasses.fields(ours)
+    if field.name not in left_out
+    and (here := getattr(ours, field.name))
+    != (there := getattr(theirs, field.name))
   ]
 
 

@@ -24,11 +24,13 @@ class TooManySkips(TrainingError):
   """So many steps in a row were skipped that a run would learn nothing.
 
   place: where the data go on behind them.
+  is_stopping: whether the run is to stop, so that it does not go back.
   """
 
   def __init__(self, message: str, place: Any):
     super().__init__(message)
     self.place = place
+    self.is_stopping = False
 
 
 class Skips:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any
 
 import jax.numpy as jnp
@@ -116,6 +117,34 @@ def require_teacher(config: Config) -> None:
     config.optim.distillation,
     f"needs a backbone that stays as it is, and optim.trainable = {pattern!r} "
     f"trains {', '.join(moved[:3])}{more}; 'memory' trains memories only",
+  )
+
+
+def require_open(config: Config, new: Collection[str] | None = None) -> None:
+  """Raises ConfigError if a new memory adds nothing, and cannot learn to.
+
+  Args:
+    config: the run.
+    new: paths of the parameters that no other run gives it; None: all.
+  """
+  memory, pattern = config.model.memory, config.optim.trainable
+  if memory.output == "zero":
+    field, part = "output", "value_projection"
+  elif memory.gate != "none" and memory.gate_init == "zero":
+    field, part = "gate_init", "gating"
+  else:
+    return
+  paths = [path for path in _paths(config.model) if path.startswith("memory")]
+  learns = [path for path in paths if is_trainable(path, pattern)]
+  fresh = paths if new is None else [path for path in new if path in paths]
+  zero = [path for path in fresh if f"/{part}" in path]
+  require(
+    not (zero and learns) or any(f"/{part}" in path for path in learns),
+    f"model.memory.{field}",
+    getattr(memory, field),
+    f"leaves {', '.join(zero[:2])} at zero, as optim.trainable = {pattern!r} "
+    "does not train them: the memory would never learn; set "
+    "model.memory.output = 'empty', or train them",
   )
 
 

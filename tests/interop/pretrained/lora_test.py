@@ -13,9 +13,12 @@ from tests.interop.next_token import loss_logits_and_gradients
 from ultramem_jax import Transformer, interop, testing
 from ultramem_jax.interop.pretrained.lora import lora_entries
 from ultramem_jax.interop.pretrained.names import model_entries
+from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.lora import LoraConfig
 from ultramem_jax.testing import assert_close
+from ultramem_jax.tools import export
 
 GOLDENS = testing.ROOT / "tests" / "goldens" / "hf"
 BASE, LORA = GOLDENS / "mistral", GOLDENS / "mistral_lora"
@@ -112,6 +115,11 @@ def test_a_memory_lies_beside_the_lora(read, tmp_path):
   model = Transformer(config)
   made = testing.random_variables(model, np.zeros((1, 1), np.int32))
   made["params"] |= variables["params"]
+  # The memory belongs to the model as it is, not as it would be rounded to.
+  interop.to_pretrained(tmp_path / "narrow", model, made, dtype="bfloat16")
+  interop.from_pretrained(
+    BASE, memory=tmp_path / "narrow", lora=tmp_path / "narrow"
+  )
   interop.to_pretrained(tmp_path / "out", model, made)
   again, held = interop.from_pretrained(
     BASE, memory=tmp_path / "out", lora=tmp_path / "out"
@@ -178,3 +186,27 @@ def test_tensors_that_do_not_fit_are_all_named(tmp_path):
     assert fault in message
   with pytest.raises(ConfigError, match=r"no_such/adapter_config\.json: no su"):
     interop.from_pretrained(BASE, lora=tmp_path / "no_such")
+
+
+@pytest.mark.parametrize("drawn", ["pissa", "pissa_niter_4", "olora", "loftq"])
+def test_a_lora_that_has_changed_its_model_is_refused(drawn, tmp_path):
+  """`peft` takes what is drawn from the weights, which we do not have."""
+  folder = changed(
+    tmp_path / "lora", lambda held: held | {"init_lora_weights": drawn}
+  )
+  with pytest.raises(ConfigError, match=f"init_lora_weights = '{drawn}' has"):
+    interop.from_pretrained(BASE, lora=folder)
+
+
+def test_a_run_that_once_trained_more_than_its_lora_is_no_lora(tmp_path):
+  small = {"model__memory__kind": "none", "model__lora__rank": 2}
+  config = testing.small_config(**small, optim__trainable="block_0|lora_")
+  testing.save_run(tmp_path / "run", config)
+  alone = dataclasses.replace(
+    config, optim=dataclasses.replace(config.optim, trainable="lora_")
+  )
+  workdir_lib.claim(tmp_path / "run", alone, "some text", override=True)
+  loaded = load_lib.load(tmp_path / "run")
+  with pytest.raises(ConfigError, match=r"'block_0\|lora_': trained block_0/"):
+    export.export_run(loaded, tmp_path / "run", tmp_path / "out")
+  assert not (tmp_path / "out").exists()

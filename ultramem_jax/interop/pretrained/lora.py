@@ -28,6 +28,8 @@ HARMLESS = {
   "qalora_group_size",
 }
 OFF = (None, False, {}, [], 0, "", "none")
+# How `peft` draws a LoRA that leaves the weights of its model as they are.
+PLAIN_INITS = (None, True, False, "gaussian", "orthogonal", "eva")
 
 
 class LoraFolder(NamedTuple):
@@ -168,6 +170,12 @@ def open_lora(folder: pathlib.Path, entries: Mapping[str, Entry]) -> LoraFolder:
     for name, value in held.items()
     if name not in HARMLESS and value not in OFF
   ]
+  drawn = held.get("init_lora_weights")
+  if drawn not in PLAIN_INITS:
+    faults.append(
+      f"init_lora_weights = {drawn!r} has changed the weights of the model: "
+      "let peft convert the LoRA when it saves it"
+    )
   if held.get("peft_type") != "LORA":
     faults.append(f"peft_type = {held.get('peft_type')!r}: must be LORA")
   for name, types in (("r", (int,)), ("lora_alpha", (int, float))):

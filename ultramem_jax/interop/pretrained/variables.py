@@ -164,9 +164,11 @@ def write_variables(
   """
   entries = model_lib.family_entries(c, settings)
   params: Any = traverse_util.flatten_dict(variables["params"])
-  dtypes = {name: dtype_of(name) for name in entries}
-  backbone = Backbone(entries, params, dtypes)
   lora = lora_lib.lora_entries(entries, c.lora)
+  is_written = not (lora or memory_only)
+  # What is written without the transformer belongs to it as it is, unrounded.
+  dtypes = {name: dtype_of(name) if is_written else "F32" for name in entries}
+  backbone = Backbone(entries, params, dtypes)
   if c.spans:
     written = [*entries.values(), *lora.values()]
     inside = {path for entry in written for path in entry.paths}
@@ -179,7 +181,7 @@ def write_variables(
     lora_lib.write_lora(
       folder, c.lora, backbone, dtype_of, settings.get("_name_or_path")
     )
-  elif not memory_only:
+  if is_written:
     write.write_backbone(folder, backbone, settings)
 
 
