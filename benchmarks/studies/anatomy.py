@@ -92,15 +92,19 @@ def _answer(store: Store, setting: Setting) -> str:
       continue
     best = min(found, key=lambda x, found=found: found[x].mean)
     twin = found[best]
-    seeds, tried = (
-      min(len(x), len(y))
-      for x, y in ((own.best, twin.best), (own.tried, twin.tried))
-    )
+    leads = [
+      theirs["bits_per_byte"] - ours["bits_per_byte"]
+      for ours, theirs in zip(own.best, twin.best, strict=False)
+      if ours["seed"] == theirs["seed"]
+    ]
+    each = ", ".join(f"{x:+.3f}" for x in leads)
+    of_seeds = f"; of each seed {each}" if len(leads) > 1 else ", one seed"
+    tried = min(len(own.tried), len(twin.tried))
     words.append(
       f"`{ultra}` has {own.mean:.3f} bits per byte, its best twin `{best}` "
       f"{twin.mean:.3f}: a lead of **{twin.mean - own.mean:+.3f}** "
-      f"({len(found)} of {len(twins)} twins, {_count(seeds, 'seed')}, "
-      f"{_count(tried, 'pair')} of rates)."
+      f"({len(found)} of {len(twins)} twins, {_count(tried, 'pair')} of rates"
+      f"{of_seeds})."
     )
   return f"At {setting.describe()} {' '.join(words)}" if words else ""
 

@@ -3,8 +3,9 @@
 One rule tunes every model, by the loss of seed 0 after the last step:
 
   1. the learning rate: 1/2, 1 and 2 times the size's own, and further by 2
-     while the best is at an edge, up to `MAX_RATES` rates
-  2. at the best rate, the multipliers of the tables' rate
+     while the best is at an edge, up to `MAX_RATES`
+  2. at the best rate, the multipliers of the tables' rate, and further by 3
+     while the largest is the best
   3. at the best of both, the other seeds
 
 A stage goes over all models before the next begins, so that a study that is
@@ -97,7 +98,18 @@ def _grid(entry: Entry, store: Store) -> list[Cell]:
     return cells
   rate = _best(cells, store).fields["optim.learning_rate"]
   factor = rate / entry.setting.shape.learning_rate
-  return cells + [entry.cell(factor, k) for k in entry.multipliers[1:]]
+  multipliers = list(entry.multipliers)
+  while True:
+    tried = [entry.cell(factor, k) for k in multipliers]
+    losses = [loss for x in tried if (loss := _loss(store, x)) is not None]
+    largest = max(multipliers)
+    if (
+      len(losses) < len(tried)
+      or len(tried) in (1, MAX_RATES)  # a model without tables has one
+      or multipliers[losses.index(min(losses))] < largest
+    ):
+      return cells + tried[1:]
+    multipliers.append(3 * largest)
 
 
 def _seeds(entry: Entry, store: Store) -> list[Cell]:

@@ -150,6 +150,7 @@ def test_one_rule_tunes_every_model(store, monkeypatch):
     (8, 10),
     (4, 1),
     (4, 30),
+    (4, 90),
   ]
   assert [r["seed"] for r in found.best] == [0, 1, 2]
   assert {r["value_lr_multiplier"] for r in found.best} == {30}
@@ -300,7 +301,7 @@ def test_the_answer_names_the_best_twin(store):
     store.add(record(Setting("s"), model, loss=loss))
   assert (
     "`ultramem` has 2.000 bits per byte, its best twin `pkm, conv` 2.300: a "
-    "lead of **+0.300** (2 of 3 twins, 1 seed, 1 pair of rates)."
+    "lead of **+0.300** (2 of 3 twins, 1 pair of rates, one seed)."
   ) in anatomy.answer(store, "s")
 
 
