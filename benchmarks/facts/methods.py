@@ -143,6 +143,12 @@ VALUES = {
   "optim.weight_decay": 0.0,
   "optim.value_lr_multiplier": 1.0,
 }
+# Keys, queries and projections follow, at a rate that is right for them.
+WHOLE = {
+  "optim.trainable": EVERY_MEMORY,
+  "optim.weight_decay": 0.0,
+  "optim.value_lr_multiplier": 300.0,
+}
 CHOSEN = {"optim.table_rows": "tfidf", "optim.table_top_t": 512}
 MIXED = {"data.mixture": "{pieces}=0.25"}
 # What the model says without its memory is half of what it is to say.
@@ -238,6 +244,12 @@ METHODS = {
     VALUE_RATES,
     Memory(places=EARLY_PLACES),
     {**VALUES, **GUARDED},
+  ),
+  "whole_early_guarded": Method(
+    "Memory+, all of it learns, three early places, guarded",
+    RATES,
+    Memory(places=EARLY_PLACES),
+    {**WHOLE, **GUARDED},
   ),
   "chosen": Method(
     "Memory+, chosen rows",
