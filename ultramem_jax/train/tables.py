@@ -61,7 +61,7 @@ class TableGradients(NamedTuple):
 
 def is_table(path: str) -> bool:
   """Returns whether the parameter at path, joined by "/", is a value table."""
-  return bool(re.search(r"(^|/)(\w+_)?values$", path))
+  return bool(re.search(r"(^|/)((pre|up|down)_)?values$", path))
 
 
 def split_tables(params: Any) -> tuple[Any, dict[str, jax.Array]]:
