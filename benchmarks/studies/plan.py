@@ -8,8 +8,10 @@ One rule tunes every model, by the loss of seed 0 after the last step:
      while the largest is the best
   3. at the best of both, the other seeds
 
-A stage goes over all models before the next begins, so that a study that is
-stopped has something to say of all.
+A model that is another with a change begins at the best rates of that one, and
+a model in another setting at those of `PLAIN`, as a factor on the size's own
+rate. Some studies search no further. A stage goes over all models before the
+next begins, so that a study that is stopped has something to say of all.
 """
 
 import itertools
@@ -19,10 +21,11 @@ from typing import NamedTuple
 
 from benchmarks.studies import fit, zoo
 from benchmarks.studies.cell import Cell
-from benchmarks.studies.setting import Setting
+from benchmarks.studies.setting import SIZES, Setting
 from benchmarks.studies.store import Record, Store
 
 SEEDS = (0, 1, 2)
+PLAIN = Setting("s")  # where most rates are searched
 RATES = (1.0, 0.5, 2.0)  # times the size's own; the first one first
 MAX_RATES = 5
 
@@ -54,11 +57,6 @@ class Entry(NamedTuple):
     model = zoo.models(self.setting)[self.model]
     has_table = "memory.kind" in model.fields
     return model.multipliers if has_table else zoo.MULTIPLIERS[:1]
-
-  @property
-  def first_rates(self) -> tuple[float, float]:
-    """The learning rate and the multiplier that are tried first."""
-    return RATES[0] * self.setting.shape.learning_rate, self.multipliers[0]
 
 
 def _loss(store: Store, cell: Cell) -> float | None:
@@ -113,28 +111,66 @@ def _grid(entry: Entry, store: Store) -> list[Cell]:
 
 
 def _seeds(entry: Entry, store: Store) -> list[Cell]:
-  """Returns the cells of all seeds at the best rates."""
-  best = _best(_grid(entry, store), store).fields
-  factor = best["optim.learning_rate"] / entry.setting.shape.learning_rate
-  multiplier = best["optim.value_lr_multiplier"]
-  return [entry.cell(factor, multiplier, seed) for seed in SEEDS]
+  """Returns the cells of all seeds at the best rates of all that were tried."""
+  pair = _pair(entry, outcome(store, *entry))
+  return [entry.cell(*pair, seed) for seed in SEEDS]
 
 
-def _seeds_of_first(entry: Entry, store: Store) -> list[Cell]:
-  """Returns the cells of all seeds at the first rate and multiplier."""
-  return [entry.cell(RATES[0], entry.multipliers[0], seed) for seed in SEEDS]
+def _near(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cell at the best rates of the nearest model that has some.
+
+  Near are the model that it is like, in the same setting; and itself, and the
+  model that it is like, in the plain one.
+  """
+  like = zoo.models(entry.setting)[entry.model].like
+  near = [
+    entry._replace(model=like, probe=""),
+    _plain(entry),
+    _plain(entry)._replace(model=like),
+  ]
+  found = (outcome(store, *x) for x in near if x.model and x != entry)
+  best = next((x for x in found if x), None)
+  return [entry.cell(*_pair(entry, best))]
 
 
-def _first(entry: Entry, store: Store) -> list[Cell]:
-  """Returns the cell of the first rate and multiplier."""
-  return [entry.cell(RATES[0], entry.multipliers[0])]
+def _plain(entry: Entry) -> Entry:
+  """Returns the same model in the setting where most rates are searched."""
+  size = min(entry.setting.size, PLAIN.size, key=list(SIZES).index)
+  return Entry(PLAIN._replace(size=size), entry.model)
+
+
+def _pair(entry: Entry, found: "Outcome | None") -> tuple[float, float]:
+  """Returns the best pair of another model, the rate as a factor.
+
+  Of a model without tables, the multiplier is its own. None: the first pair.
+  """
+  if not found:
+    return RATES[0], entry.multipliers[0]
+  _, multiplier = found.rates
+  has_table = len(entry.multipliers) > 1
+  return found.factor, multiplier if has_table else entry.multipliers[0]
+
+
+def _as_plain(entry: Entry, store: Store) -> tuple[float, float]:
+  """Returns the pair that is best for the model in the plain setting."""
+  return _pair(entry, outcome(store, *_plain(entry)))
+
+
+def _untuned(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cell at the rates of the plain setting."""
+  return [entry.cell(*_as_plain(entry, store))]
+
+
+def _untuned_seeds(entry: Entry, store: Store) -> list[Cell]:
+  """Returns the cells of all seeds at the rates of the plain setting."""
+  return [entry.cell(*_as_plain(entry, store), seed) for seed in SEEDS]
 
 
 Stage = Callable[[Entry, Store], list[Cell]]
-# The rule above; the same without a search; and a first look.
-TUNED: tuple[Stage, ...] = (_first, _rates, _grid, _seeds)
-UNTUNED: tuple[Stage, ...] = (_first, _seeds_of_first)
-QUICK: tuple[Stage, ...] = (_first,)
+# The rule above; rates that are best in the plain setting; and a first look.
+TUNED: tuple[Stage, ...] = (_near, _rates, _grid, _seeds)
+UNTUNED: tuple[Stage, ...] = (_untuned, _untuned_seeds)
+QUICK: tuple[Stage, ...] = (_near,)
 
 
 def pending(
@@ -178,10 +214,22 @@ class Outcome(NamedTuple):
 
   best: the records of the seeds at its best rates, seed 0 first.
   tried: losses of seed 0 by (learning rate, multiplier).
+  own_rate: the learning rate of its size.
   """
 
   best: list[Record]
   tried: dict[tuple[float, float], float]
+  own_rate: float
+
+  @property
+  def factor(self) -> float:
+    """The best learning rate, as a factor on the size's own."""
+    return self.rates[0] / self.own_rate
+
+  @property
+  def rates(self) -> tuple[float, float]:
+    """The best pair."""
+    return min(self.tried, key=lambda x: self.tried[x])
 
   @property
   def mean(self) -> float:
@@ -208,8 +256,8 @@ def outcome(
   Args:
     store: of all records.
     setting, model, probe: as of an `Entry`.
-    is_tuned: False: the first rates alone count, though another study may have
-      tried more.
+    is_tuned: False: only the best rates of the plain setting count, though
+      another study may have tried more.
   """
   records = [
     record
@@ -221,12 +269,14 @@ def outcome(
   def rates(record):
     return record["learning_rate"], record["value_lr_multiplier"]
 
+  own_rate = setting.shape.learning_rate
   if not is_tuned:
-    first = Entry(setting, model, probe).first_rates
-    records = [record for record in records if rates(record) == first]
+    factor, multiplier = _as_plain(Entry(setting, model, probe), store)
+    wanted = factor * own_rate, multiplier
+    records = [record for record in records if rates(record) == wanted]
   tried = {rates(r): r["bits_per_byte"] for r in records if r["seed"] == 0}
   if not tried:
     return None
-  chosen = min(tried, key=lambda x: tried[x])
+  chosen = Outcome([], tried, own_rate).rates
   best = [record for record in records if rates(record) == chosen]
-  return Outcome(sorted(best, key=lambda r: r["seed"]), tried)
+  return Outcome(sorted(best, key=lambda r: r["seed"]), tried, own_rate)

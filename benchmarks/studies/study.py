@@ -64,7 +64,7 @@ def spread(found: Outcome) -> str:
 
 def rates(found: Outcome) -> str:
   """Returns the best rate, that of tables over it, and how many were tried."""
-  rate, multiplier = min(found.tried, key=lambda x: found.tried[x])
+  rate, multiplier = found.rates
   return f"{rate:g} x {multiplier:g} ({len(found.tried)})"
 
 

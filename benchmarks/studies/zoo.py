@@ -24,12 +24,14 @@ class Model(NamedTuple):
   experts: the mixture with whose parameters it is compared; 0: it is dense.
   multipliers: of the tables' rate that are tried; the first one first.
   rows: the table has so many rows, whatever its parameters are then; 0: fitted.
+  like: the model that it is with a change, whose best rates are its first.
   """
 
   fields: Fields
   experts: int = EXPERTS
   multipliers: tuple[float, ...] = MULTIPLIERS
   rows: int = 0
+  like: str = ""
 
 
 def read_blocks(size: Size) -> str:
@@ -116,44 +118,53 @@ IN_QUERY, NOT_IN_QUERY = memory(query_conv=CONV), memory(query_conv=0)
 
 def _dense(size: Size) -> dict[str, Model]:
   return {
-    "dense": Model({}, 0),
+    "dense": Model({}, 0, like="dense, conv"),
     "dense, conv": Model(conv(size), 0),
-    "dense, conv in all blocks": Model(conv(size, "full"), 0),
+    "dense, conv in all blocks": Model(
+      conv(size, "full"), 0, like="dense, conv"
+    ),
   }
 
 
 def _moe(size: Size) -> dict[str, Model]:
+  first = "moe 2 of 8, conv"
   models = {
-    "moe 2 of 8": Model(experts(8)),
-    "moe 2 of 32": Model(experts(32), 32),
-    "moe 8 of 32": Model(experts(32, 8)),
+    "moe 2 of 8": Model(experts(8), like=first),
+    "moe 2 of 32": Model(experts(32), 32, like=first),
+    "moe 8 of 32": Model(experts(32, 8), like=first),
   }
-  return models | {
+  with_conv = {
     f"{name}, conv": model._replace(fields=model.fields | conv(size))
     for name, model in models.items()
   }
+  with_conv[first] = with_conv[first]._replace(like="")
+  return models | with_conv
 
 
 def _memories(size: Size) -> dict[str, Model]:
   one_rate = MULTIPLIERS[1:2]
-  ultra = ultramem(size)
-  models = {
-    "ultramem": Model(ultra),
+  ultra, v2 = ultramem(size), ultramem_v2(size)
+  changed = {
     "ultramem, no conv": Model(ultra | NOT_IN_QUERY),
     "ultramem/32": Model(ultra, 32),
     "ultramem/32, no conv": Model(ultra | NOT_IN_QUERY, 32),
-    "ultramem_v2": Model(ultramem_v2(size)),
-    "ultramem_v2, no conv": Model(ultramem_v2(size) | NOT_IN_QUERY),
-    # Product keys were published with one rate for all, which is tried first.
-    "pkm": Model(pkm(size), multipliers=(1.0, 10.0, 30.0)),
-    "memory_plus": Model(memory_plus(size), multipliers=(1.0, 10.0, 30.0)),
-    "peer": Model(peer(size), multipliers=(1.0, 10.0, 30.0)),
+    "ultramem_v2": Model(v2),
+    "ultramem_v2, no conv": Model(v2 | NOT_IN_QUERY),
   }
-  with_conv = {"pkm": IN_QUERY, "memory_plus": conv(size), "peer": IN_QUERY}
-  models |= {
-    f"{name}, conv": models[name]._replace(fields=models[name].fields | fields)
-    for name, fields in with_conv.items()
+  # Product keys were published with one rate for all, which is tried first.
+  keys = {
+    "pkm": (pkm(size), IN_QUERY),
+    "memory_plus": (memory_plus(size), conv(size)),
+    "peer": (peer(size), IN_QUERY),
   }
+  first, multipliers = "pkm, conv", (1.0, 10.0, 30.0)
+  models = {"ultramem": Model(ultra)}
+  models |= {k: v._replace(like="ultramem") for k, v in changed.items()}
+  for name, (fields, with_conv) in keys.items():
+    model = Model(fields, multipliers=multipliers, like=first)
+    models[name] = model
+    models[f"{name}, conv"] = model._replace(fields=fields | with_conv)
+  models[first] = models[first]._replace(like="")
   return models | {"ultramem, one rate": Model(ultra, multipliers=one_rate)}
 
 
@@ -176,7 +187,10 @@ def _anatomy(size: Size) -> dict[str, Model]:
     "top-m doubled": memory(top_m=2 * size.top_m),
     "values twice as wide": memory(value_dim=size.embed_dim),
   }
-  return {f"ultramem, {k}": Model(ultra | v) for k, v in changes.items()}
+  return {
+    f"ultramem, {k}": Model(ultra | v, like="ultramem")
+    for k, v in changes.items()
+  }
 
 
 def _ladder(size: Size) -> dict[str, Model]:
@@ -229,7 +243,10 @@ ROWS = tuple(4**x * 1024 for x in range(1, 6))  # 4 k to 1 M
 def _rows(size: Size) -> dict[str, Model]:
   """UltraMem with tables of other sizes, whose keys are not made up for."""
   fields = ultramem(size) | {"mlp_dim": 3 * size.embed_dim}
-  return {f"ultramem, {rows} rows": Model(fields, rows=rows) for rows in ROWS}
+  return {
+    f"ultramem, {rows} rows": Model(fields, rows=rows, like="ultramem")
+    for rows in ROWS
+  }
 
 
 FAMILIES: tuple[Callable[[Size], dict[str, Model]], ...] = (

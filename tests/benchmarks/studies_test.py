@@ -169,6 +169,27 @@ def test_a_stopped_study_has_something_of_all_models(store, monkeypatch):
   assert next(plan.pending(entries, again)).name not in names
 
 
+def test_a_search_begins_at_the_best_rates_of_what_is_near(store, monkeypatch):
+  monkeypatch.setattr(fit, "fields", lambda setting, name: {})
+  store.add(record(XS, "ultramem", loss=1.0, rate=0.016, multiplier=90.0))
+  store.add(record(XS, "ultramem", loss=2.0, rate=0.004, multiplier=10.0))
+  longer = XS._replace(length=2)
+  for entry, rates in (
+    (Entry(XS, "ultramem, no conv"), (0.016, 90)),  # the same with a change
+    (Entry(longer, "ultramem"), (0.016, 90)),  # the same elsewhere
+    (Entry(longer, "ultramem, no conv"), (0.016, 90)),
+    (Entry(longer, "ultramem", "inside"), (0.016, 90)),
+    (Entry(Setting("m"), "ultramem"), (0.002, 10)),  # nothing of size s
+    (Entry(XS, "dense, conv"), (0.004, 10)),
+  ):
+    for stages in (plan.TUNED, plan.UNTUNED):
+      if stages == plan.UNTUNED and "no conv" in entry.model:
+        continue
+      fields = next(plan.pending([entry], store, stages)).fields
+      assert fields["optim.learning_rate"] == rates[0]
+      assert fields["optim.value_lr_multiplier"] == rates[1]
+
+
 def test_all_studies_have_a_first_cell_before_any_is_searched(
   store, monkeypatch
 ):
@@ -237,7 +258,7 @@ def test_a_cell_has_the_same_numbers_again(tiny, tmp_path):
 
 def test_losses_at_equal_time():
   """Two points of a curve: 2.02 after 50 steps, 2.01 after 100."""
-  found = plan.Outcome([record(XS, "dense")], {})
+  found = plan.Outcome([record(XS, "dense")], {}, 1.0)
   at_time = functools.partial(study_lib.at_time, found, 0.02)
   assert at_time(1.5) == pytest.approx(2.015)
   assert at_time(2.0) == pytest.approx(2.01)
@@ -273,7 +294,8 @@ def test_tables_and_plots_of_every_study(name, store):
   study = STUDIES[name]
   assert study.table(store, "s") == "" and study.plot(store, "s") is None
   for i, x in enumerate(study.entries("s")):
-    store.add(record(*x, 2 + i / 100, *x.first_rates))
+    rates = x.setting.shape.learning_rate, x.multipliers[0]
+    store.add(record(*x, 2 + i / 100, *rates))
   table = study.table(store, "s")
   header, *_ = [x for x in table.splitlines() if x.startswith("|")]
   rows = [x for x in table.splitlines() if x.startswith("|")]
@@ -282,11 +304,12 @@ def test_tables_and_plots_of_every_study(name, store):
   assert study.plot(store, "s").axes
   assert study_lib.grid(store, "s", study) == ""
   # Another rate counts where all models have a search of rates.
-  first = study.entries("s")[0]
-  rate, k = first.first_rates
-  store.add(record(*first, 1.5, 2 * rate, k))
+  last = study.entries("s")[-1]
+  rate, k = last.setting.shape.learning_rate, last.multipliers[0]
+  loss = plan.outcome(store, *last).mean
+  store.add(record(*last, 1.5, 2 * rate, k))
   grid = study_lib.grid(store, "s", study)
-  tried = f"{rate:g} x {k:g}: 2.000; {2 * rate:g} x {k:g}: 1.500"
+  tried = f"{rate:g} x {k:g}: {loss:.3f}; {2 * rate:g} x {k:g}: 1.500"
   assert (tried in grid) == study.is_tuned
   assert (study.table(store, "s") == table) != study.is_tuned
 
