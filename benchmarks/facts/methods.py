@@ -233,23 +233,23 @@ METHODS = {
     Memory(places=EARLY_PLACES),
     VALUES,
   ),
-  "values_3_guarded": Method(
-    "Memory+, only values learn, three places, guarded",
-    VALUE_RATES,
-    Memory(places=THREE_PLACES),
-    {**VALUES, **GUARDED},
-  ),
   "values_early_guarded": Method(
     "Memory+, only values learn, three early places, guarded",
     VALUE_RATES,
     Memory(places=EARLY_PLACES),
     {**VALUES, **GUARDED},
   ),
-  "whole_early_guarded": Method(
-    "Memory+, all of it learns, three early places, guarded",
+  "values_early_mixed": Method(
+    "Memory+, only values learn, three early places, general text mixed in",
+    VALUE_RATES,
+    Memory(places=EARLY_PLACES),
+    {**VALUES, **MIXED},
+  ),
+  "whole_early_mixed": Method(
+    "Memory+, all of it learns, three early places, general text mixed in",
     RATES,
     Memory(places=EARLY_PLACES),
-    {**WHOLE, **GUARDED},
+    {**WHOLE, **MIXED},
   ),
   "chosen": Method(
     "Memory+, chosen rows",
