@@ -35,6 +35,8 @@ PAPER = {
   "ultramem, softmax, official init": "no softmax -0.006",
   "ultramem, no norm, official init": "norm +0.001",
   "ultramem, conv before the MLP": "",
+  "ultramem, softmax, no conv": "",
+  "ultramem, softmax, conv before the MLP": "",
   "ultramem, conv in both": "",
   "ultramem, in all blocks": "",
   "ultramem, top-m doubled": "",
@@ -42,7 +44,12 @@ PAPER = {
 }
 OF_BYTES, OF_WORDS = "bytes", "bpe4096"
 # Models that are also trained on the tokens of a BPE.
-OF_BOTH = [*list(PAPER)[:8], "ultramem, conv before the MLP"]
+OF_BOTH = [
+  *list(PAPER)[:8],
+  "ultramem, conv before the MLP",
+  "ultramem, softmax, official init",
+  "ultramem, softmax, conv before the MLP",
+]
 
 
 def entries(size: str) -> list[Entry]:
@@ -66,10 +73,14 @@ def plot(store: Store, size: str) -> Figure | None:
 
 
 TWINS = ("dense, conv", "moe 2 of 8, conv", "pkm, conv")
+ALONE = ("dense", "moe 2 of 8", "pkm")  # without a convolution
 PAIRS = {
   "ultramem": TWINS,
   "ultramem, conv before the MLP": TWINS,
-  "ultramem, no conv": ("dense", "moe 2 of 8", "pkm"),
+  "ultramem, softmax, official init": TWINS,
+  "ultramem, softmax, conv before the MLP": TWINS,
+  "ultramem, no conv": ALONE,
+  "ultramem, softmax, no conv": ALONE,
 }
 
 

@@ -173,6 +173,7 @@ def _anatomy(size: Size) -> dict[str, Model]:
   ultra = ultramem(size)
   additive = memory(score="sum", num_cores=1, key_dim=size.embed_dim // 4)
   apart = "/".join(f"{block}:{block}" for block in read_blocks(size).split("/"))
+  softmax = memory(softmax=True, init="official")
   changes = {
     "conv before the MLP": NOT_IN_QUERY | conv(size),
     "conv in both": conv(size),
@@ -180,7 +181,9 @@ def _anatomy(size: Size) -> dict[str, Model]:
     "no TDQKR, no MCS": additive,
     "no MCS": memory(num_cores=1),
     "official init": memory(init="official"),
-    "softmax, official init": memory(softmax=True, init="official"),
+    "softmax, official init": softmax,
+    "softmax, no conv": softmax | NOT_IN_QUERY,
+    "softmax, conv before the MLP": softmax | NOT_IN_QUERY | conv(size),
     "no norm, official init": memory(query_key_norm="none", init="official"),
     "no skip": memory(spans=apart),
     "in all blocks": memory(spans="full"),
