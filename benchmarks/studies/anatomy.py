@@ -6,10 +6,12 @@ what gives UltraMem more: its convolution elsewhere, memories in more blocks,
 more reads, wider values?
 """
 
+import statistics
+
 from matplotlib.figure import Figure
 
 from benchmarks.studies import study
-from benchmarks.studies.plan import Entry
+from benchmarks.studies.plan import Entry, Outcome
 from benchmarks.studies.setting import Setting
 from benchmarks.studies.store import Store
 from benchmarks.studies.study import Study
@@ -72,15 +74,22 @@ def plot(store: Store, size: str) -> Figure | None:
   )
 
 
-TWINS = ("dense, conv", "moe 2 of 8, conv", "pkm, conv")
-ALONE = ("dense", "moe 2 of 8", "pkm")  # without a convolution
-PAIRS = {
-  "ultramem": TWINS,
-  "ultramem, conv before the MLP": TWINS,
-  "ultramem, softmax, official init": TWINS,
-  "ultramem, softmax, conv before the MLP": TWINS,
-  "ultramem, no conv": ALONE,
-  "ultramem, softmax, no conv": ALONE,
+# Where the lead is taken: of forms of UltraMem, the published one first, over
+# twins, the dense one first.
+GROUPS = {
+  "With the convolution": (
+    (
+      "ultramem",
+      "ultramem, conv before the MLP",
+      "ultramem, softmax, official init",
+      "ultramem, softmax, conv before the MLP",
+    ),
+    ("dense, conv", "moe 2 of 8, conv", "pkm, conv"),
+  ),
+  "Without it": (
+    ("ultramem, no conv", "ultramem, softmax, no conv"),
+    ("dense", "moe 2 of 8", "pkm"),
+  ),
 }
 
 
@@ -95,33 +104,42 @@ def answer(store: Store, size: str) -> str:
 
 def _answer(store: Store, setting: Setting) -> str:
   """Returns it for one setting; "" if no twins are trained there."""
-  words = []
-  for ultra, twins in PAIRS.items():
-    found = study.outcomes(store, setting, [ultra, *twins])
-    own = found.pop(ultra, None)
-    if own is None or not found:
-      continue
-    best = min(found, key=lambda x, found=found: found[x].mean)
-    twin = found[best]
-    leads = [
-      theirs["bits_per_byte"] - ours["bits_per_byte"]
-      for ours, theirs in zip(own.best, twin.best, strict=False)
-      if ours["seed"] == theirs["seed"]
-    ]
-    each = ", ".join(f"{x:+.3f}" for x in leads)
-    of_seeds = f"; of each seed {each}" if len(leads) > 1 else ", one seed"
-    tried = min(len(own.tried), len(twin.tried))
-    words.append(
-      f"`{ultra}` has {own.mean:.3f} bits per byte, its best twin `{best}` "
-      f"{twin.mean:.3f}: a lead of **{twin.mean - own.mean:+.3f}** "
-      f"({len(found)} of {len(twins)} twins, {_count(tried, 'pair')} of rates"
-      f"{of_seeds})."
-    )
-  return f"At {setting.describe()} {' '.join(words)}" if words else ""
+  told = []
+  for name, (forms, twins) in GROUPS.items():
+    ours, theirs = (study.outcomes(store, setting, x) for x in (forms, twins))
+    if ours and theirs:
+      told.append(f"{name}, {_lead(ours, theirs)}.")
+  return f"At {setting.describe()} {' '.join(told)}" if told else ""
 
 
-def _count(number: int, noun: str) -> str:
-  return f"{number} {noun}{'' if number == 1 else 's'}"
+def _lead(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> str:
+  """Returns what the best of ours has before the best of theirs.
+
+  Both are told by seed 0, and compared over the seeds that both have.
+  """
+  (own, x), (twin, y) = (
+    min(found.items(), key=lambda item: item[1].best[0]["bits_per_byte"])
+    for found in (ours, theirs)
+  )
+  others = [
+    f"`{name}` {z.mean:.3f}"
+    for name, z in (next(iter(ours.items())), next(iter(theirs.items())))
+    if name not in (own, twin)
+  ]
+  leads = [
+    there["bits_per_byte"] - here["bits_per_byte"]
+    for here, there in zip(x.best, y.best, strict=False)
+    if here["seed"] == there["seed"]
+  ]
+  each = ", ".join(f"{lead:+.3f}" for lead in leads)
+  seeds = f"seed by seed {each}" if len(leads) > 1 else "one seed"
+  tried = min(len(x.tried), len(y.tried))
+  pairs = f"{tried} pair{'' if tried == 1 else 's'} of rates"
+  return (
+    f"`{own}` has {x.mean:.3f} bits per byte, its best twin `{twin}` "
+    f"{y.mean:.3f}: a lead of **{statistics.mean(leads):+.3f}** ({seeds}; {pairs}"
+    f"{'; ' * bool(others)}{', '.join(others)})"
+  )
 
 
 STUDY = Study(entries, table, plot)

@@ -323,8 +323,9 @@ def test_the_answer_names_the_best_twin(store):
   ):
     store.add(record(Setting("s"), model, loss=loss))
   assert (
-    "`ultramem` has 2.000 bits per byte, its best twin `pkm, conv` 2.300: a "
-    "lead of **+0.300** (2 of 3 twins, 1 pair of rates, one seed)."
+    "With the convolution, `ultramem` has 2.000 bits per byte, its best twin "
+    "`pkm, conv` 2.300: a lead of **+0.300** (one seed; 1 pair of rates; "
+    "`dense, conv` 2.500)."
   ) in anatomy.answer(store, "s")
 
 
