@@ -134,10 +134,11 @@ def _lead(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> str:
   each = ", ".join(f"{lead:+.3f}" for lead in leads)
   seeds = f"seed by seed {each}" if len(leads) > 1 else "one seed"
   tried = min(len(x.tried), len(y.tried))
+  lead = statistics.mean(leads)
   pairs = f"{tried} pair{'' if tried == 1 else 's'} of rates"
   return (
     f"`{own}` has {x.mean:.3f} bits per byte, its best twin `{twin}` "
-    f"{y.mean:.3f}: a lead of **{statistics.mean(leads):+.3f}** ({seeds}; {pairs}"
+    f"{y.mean:.3f}: a lead of **{lead:+.3f}** ({seeds}; {pairs}"
     f"{'; ' * bool(others)}{', '.join(others)})"
   )
 
