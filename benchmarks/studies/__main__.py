@@ -52,6 +52,11 @@ QUICK = flags.DEFINE_bool(
 MODELS = flags.DEFINE_multi_string(
   "model", [], "Train no models of a study but these; may be repeated."
 )
+DATA = flags.DEFINE_multi_string(
+  "data",
+  [],
+  "Train on no data of a study but these, such as bytes; may be repeated.",
+)
 MINUTES = flags.DEFINE_float(
   "minutes", 600, "No cell is begun later.", lower_bound=0
 )
@@ -79,7 +84,8 @@ def train(names: list[str], runner: Runner, store: Store, size: str) -> None:
       [
         x
         for x in STUDIES[name].entries(size)
-        if not MODELS.value or x.model in MODELS.value
+        if (not MODELS.value or x.model in MODELS.value)
+        and (not DATA.value or x.setting.data in DATA.value)
       ],
       plan.QUICK if QUICK.value else STUDIES[name].stages,
     )
@@ -137,6 +143,12 @@ def main(arguments: list[str]) -> None:
     raise app.UsageError(
       f"no model of these studies is called {' or '.join(sorted(unknown))}: "
       f"there are {'; '.join(sorted(known))}"
+    )
+  data = {x.setting.data for name in names for x in STUDIES[name].entries(size)}
+  if unknown := set(DATA.value) - data:
+    raise app.UsageError(
+      f"no data of these studies are called {' or '.join(sorted(unknown))}: "
+      f"there are {', '.join(sorted(data))}"
     )
   results = pathlib.Path(flags.FLAGS.results, "studies")
   folder = pathlib.Path(FOLDER.value)
