@@ -27,6 +27,7 @@ PAPER = {
   "moe 2 of 8": "",
   "pkm, conv": "",
   "pkm": "",
+  "pkm, conv before the MLP": "",
   "ultramem, one rate": "decay -0.022",
   "dense, conv in all blocks": "",
   "ultramem, no skip": "split and skip -0.015",
@@ -47,7 +48,8 @@ PAPER = {
 OF_BYTES, OF_WORDS = "bytes", "bpe4096"
 # Models that are also trained on the tokens of a BPE.
 OF_BOTH = [
-  *list(PAPER)[:8],
+  *list(PAPER)[:9],
+  "ultramem, softmax, no conv",
   "ultramem, conv before the MLP",
   "ultramem, softmax, official init",
   "ultramem, softmax, conv before the MLP",
@@ -84,7 +86,12 @@ GROUPS = {
       "ultramem, softmax, official init",
       "ultramem, softmax, conv before the MLP",
     ),
-    ("dense, conv", "moe 2 of 8, conv", "pkm, conv"),
+    (
+      "dense, conv",
+      "moe 2 of 8, conv",
+      "pkm, conv",
+      "pkm, conv before the MLP",
+    ),
   ),
   "Without it": (
     ("ultramem, no conv", "ultramem, softmax, no conv"),

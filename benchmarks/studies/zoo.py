@@ -165,6 +165,9 @@ def _memories(size: Size) -> dict[str, Model]:
     models[name] = model
     models[f"{name}, conv"] = model._replace(fields=fields | with_conv)
   models[first] = models[first]._replace(like="")
+  models["pkm, conv before the MLP"] = models["pkm"]._replace(
+    fields=models["pkm"].fields | conv(size)
+  )
   return models | {"ultramem, one rate": Model(ultra, multipliers=one_rate)}
 
 
