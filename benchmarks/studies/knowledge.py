@@ -26,8 +26,8 @@ from ultramem_jax.train.program import one_device
 PROBE = "recall"
 # How many facts, and the length of the training; from size m on, and with
 # --quick.
-SETS = {1000: 4, 10_000: 8}
-LARGE, QUICK = {100_000: 16}, {100: 2}
+SETS = {100: 4, 1000: 16, 10_000: 32}
+LARGE, QUICK = {100_000: 64}, {100: 2}
 MODELS = (
   "ultramem",
   "dense, conv",
