@@ -1,6 +1,7 @@
 """The plots of the comparison."""
 
 import statistics
+import textwrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -33,9 +34,18 @@ def recall(result: dict[str, Any], model: str) -> Figure:
     color = plots.ORANGE if method.memory is None else plots.BLUE
     axes.scatter(harm, told, color=color, s=18)
     place = statistics.mean(harm), statistics.mean(told)
-    label = f"{method.label}, {key[3]:g}, {key[4]} steps"
-    axes.annotate(label, place, (4, 3), textcoords="offset points", fontsize=7)
-  axes.set_xscale("symlog", linthresh=1)
+    label = textwrap.fill(f"{method.label} ({key[3]:g}, {key[4]} steps)", 34)
+    axes.annotate(
+      label,
+      place,
+      (0, 5),
+      textcoords="offset points",
+      fontsize=6,
+      ha="center",
+    )
+  axes.set_xscale("symlog", linthresh=10)
+  axes.xaxis.set_major_formatter("{x:+.0f}")
+  axes.margins(x=0.15)
   axes.axvline(2.3, color=plots.GREY, lw=0.8, ls=":")
   axes.set(
     xlabel="perplexity of general text above the untouched model's, %",
