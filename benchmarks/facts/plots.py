@@ -36,12 +36,7 @@ def recall(result: dict[str, Any], model: str) -> Figure:
     place = statistics.mean(harm), statistics.mean(told)
     label = textwrap.fill(f"{method.label} ({key[3]:g}, {key[4]} steps)", 34)
     axes.annotate(
-      label,
-      place,
-      (0, 5),
-      textcoords="offset points",
-      fontsize=6,
-      ha="center",
+      label, place, (0, 5), textcoords="offset points", fontsize=6, ha="center"
     )
   axes.set_xscale("symlog", linthresh=10)
   axes.xaxis.set_major_formatter("{x:+.0f}")

@@ -133,11 +133,7 @@ def _lead(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> str:
     for name, z in (next(iter(ours.items())), next(iter(theirs.items())))
     if name not in (own, twin)
   ]
-  leads = [
-    there["bits_per_byte"] - here["bits_per_byte"]
-    for here, there in zip(x.best, y.best, strict=False)
-    if here["seed"] == there["seed"]
-  ]
+  leads = study.differences(y, x)
   each = ", ".join(f"{lead:+.3f}" for lead in leads)
   seeds = f"seed by seed {each}" if len(leads) > 1 else "one seed"
   tried = min(len(x.tried), len(y.tried))

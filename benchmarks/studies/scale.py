@@ -65,7 +65,7 @@ def table(store: Store, size: str) -> str:
       f"`{name}`",
       study.number(twin.mean),
       study.spread(twin),
-      study.number(twin.mean - ultra.mean, "+.3f"),
+      study.number(study.difference(twin, ultra), "+.3f"),
     ]
     for setting, (ultra, name, twin) in _leads(store, size)
   ]
@@ -95,7 +95,7 @@ def plot(store: Store, size: str) -> Figure | None:
   points = []
   for width in sorted({x.shape.embed_dim for x, _ in leads}):
     of_width = [
-      (ultra.best[0]["tokens_per_parameter"], twin.mean - ultra.mean)
+      (ultra.best[0]["tokens_per_parameter"], study.difference(twin, ultra))
       for setting, (ultra, _, twin) in leads
       if setting.shape.embed_dim == width
     ]

@@ -63,7 +63,7 @@ def changes(
   for name, x in found.items():
     before, paper = pairs[name]
     base = found.get(before)
-    change = x.mean - base.mean if base and before != name else None
+    change = study.difference(x, base) if base and before != name else None
     rows.append((name, x.mean, change, paper))
   return rows
 

@@ -62,6 +62,24 @@ def spread(found: Outcome) -> str:
   return f"{found.spread:.3f} ({len(found.best)})"
 
 
+def differences(one: Outcome, other: Outcome) -> list[float]:
+  """Returns the loss of one less that of another, for the seeds of both.
+
+  Both read the same data with the same seed, so that this varies less.
+  """
+  losses = {x["seed"]: x["bits_per_byte"] for x in other.best}
+  return [
+    x["bits_per_byte"] - losses[x["seed"]]
+    for x in one.best
+    if x["seed"] in losses
+  ]
+
+
+def difference(one: Outcome, other: Outcome) -> float:
+  """Returns the mean of `differences`."""
+  return statistics.mean(differences(one, other))
+
+
 def rates(found: Outcome) -> str:
   """Returns the best rate, that of tables over it, and how many were tried."""
   rate, multiplier = found.rates
@@ -149,7 +167,7 @@ def comparison(
         f"`{name}`",
         number(x.mean),
         spread(x),
-        number(x.mean - base.mean, "+.3f") if base else DASH,
+        number(difference(x, base), "+.3f") if base else DASH,
         number(at_time(x, seconds, shortest) if seconds else None),
         number(1e3 * seconds if seconds else None, ".0f"),
         rates(x),
