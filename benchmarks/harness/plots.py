@@ -47,7 +47,8 @@ def figure(
 def describe_machine(machine: dict[str, Any]) -> str:
   """Returns a line about the machine of `report.machine`."""
   devices = machine["devices"]
-  place = f"{machine['cores']} cores of {machine['processor']}"
+  cores = machine["cores"]
+  place = f"{cores} core{'s' * (cores != 1)} of {machine['processor']}"
   if devices[0] != "cpu":
     place = f"{len(devices)} x {devices[0]}"
   elif len(devices) > 1:
