@@ -34,7 +34,6 @@ from ultramem_jax.runs import log as log_lib
 from ultramem_jax.runs import profile as profile_lib
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import generate
-from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import UserError, first_line
 from ultramem_jax.tools import accounting, fit
@@ -240,7 +239,7 @@ def train_once(
     TrainingError: too many steps in a row had to be skipped, or the state is
       not finite.
   """
-  require_trainable(config)
+  trainable.require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
   is_new = not checkpoint.any_saved(workdir)
   source = init_from.plan(config) if config.init_from and is_new else None
@@ -341,24 +340,6 @@ def run_to_end(
     if stop.requested():  # since the last step: not even a sample is left
       results = None
   return state, results
-
-
-def require_trainable(config: Config) -> None:
-  """Raises ConfigError if a run cannot train what it is to train.
-
-  This is so if no parameter would be trained, if a part of the distillation
-  teacher would be, or if the tables are int8, which are for serving only.
-  """
-  trainable.require_some(config)
-  trainable.require_teacher(config)
-  table_dtype = config.model.memory.storage.table_dtype
-  require(
-    table_dtype != "int8",
-    "model.memory.storage.table_dtype",
-    table_dtype,
-    "cannot be trained; train float32 or bfloat16 and convert the run by "
-    "python -m ultramem_jax quantize",
-  )
 
 
 def try_sample(

@@ -256,6 +256,16 @@ def test_a_cell_has_the_same_numbers_again(tiny, tmp_path):
   assert first["fields"]["optim.learning_rate"] == 1e-3
 
 
+def test_models_are_compared_seed_by_seed():
+  """A seed that only one of them has does not count."""
+  of = lambda losses: plan.Outcome(
+    [{"seed": s, "bits_per_byte": x} for s, x in losses.items()], {}, 1.0
+  )
+  one, other = of({0: 2.0, 1: 3.0, 2: 9.0}), of({1: 2.5, 0: 1.75})
+  assert study_lib.differences(one, other) == [0.25, 0.5]
+  assert study_lib.difference(one, other) == 0.375
+
+
 def test_losses_at_equal_time():
   """Two points of a curve: 2.02 after 50 steps, 2.01 after 100."""
   found = plan.Outcome([record(XS, "dense")], {}, 1.0)

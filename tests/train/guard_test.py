@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import train
 from tests.train import small_steps
+from ultramem_jax import testing
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.guard import GuardConfig
-from ultramem_jax.train import guard
+from ultramem_jax.train import guard, skips
 
 NAN, INF = float("nan"), float("inf")
 DENSE = small_steps.CONFIG
@@ -101,3 +103,26 @@ def test_numbers_of_every_form_are_looked_at(bits):
 def test_settings(values, message):
   with pytest.raises(ConfigError, match=message):
     GuardConfig(**values)
+
+
+@pytest.mark.parametrize(("is_stopping", "attempts"), [(False, 3), (True, 1)])
+def test_a_run_goes_back_as_often_as_asked_unless_it_is_to_stop(
+  is_stopping, attempts, monkeypatch
+):
+  """In place of each training stands the error that ends it."""
+  places = []
+
+  def train_once(config, workdir, profiled, accepted, place):
+    places.append(place)
+    error = skips.TooManySkips("too many", len(places))
+    error.is_stopping = is_stopping
+    raise error
+
+  monkeypatch.setattr(train, "train_once", train_once)
+  config = testing.small_config(guard__rollbacks=2)
+  if is_stopping:
+    assert train.train(config, "no/such") is None
+  else:
+    with pytest.raises(skips.TooManySkips):
+      train.train(config, "no/such")
+  assert places == [None, 1, 2][:attempts]

@@ -71,6 +71,24 @@ def join(trained: Any, frozen: Any) -> Any:
   )
 
 
+def require_trainable(config: Config) -> None:
+  """Raises ConfigError if a run cannot train what it is to train.
+
+  This is so if no parameter would be trained, if a part of the distillation
+  teacher would be, or if the tables are int8, which are for serving only.
+  """
+  require_some(config)
+  require_teacher(config)
+  table_dtype = config.model.memory.storage.table_dtype
+  require(
+    table_dtype != "int8",
+    "model.memory.storage.table_dtype",
+    table_dtype,
+    "cannot be trained; train float32 or bfloat16 and convert the run by "
+    "python -m ultramem_jax quantize",
+  )
+
+
 def require_some(config: Config) -> None:
   """Raises ConfigError if a pattern of a run finds nothing to train.
 
