@@ -19,6 +19,8 @@ Overrides = Mapping[str, Any]
 ONE_PLACE = (0.3,)
 THREE_PLACES = (0.2, 0.3, 0.5)
 EARLY_PLACES = (0.1, 0.2, 0.3)
+FIRST_PLACES = (0.03, 0.07, 0.1)
+SIX_PLACES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)
 EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
 VALUES_AND_GATE = "memory_.*(values|gating)"
@@ -249,6 +251,25 @@ METHODS = {
     "Memory+, all of it learns, three early places, general text mixed in",
     RATES,
     Memory(places=EARLY_PLACES),
+    {**WHOLE, **MIXED},
+  ),
+  "whole_first_mixed": Method(
+    "Memory+, all of it learns, the first three blocks, general text mixed in",
+    RATES,
+    Memory(places=FIRST_PLACES),
+    {**WHOLE, **MIXED},
+  ),
+  "whole_six_mixed": Method(
+    "Memory+, all of it learns, six places, general text mixed in",
+    RATES,
+    Memory(places=SIX_PLACES),
+    {**WHOLE, **MIXED},
+  ),
+  # Its queries see the last five tokens of the block's input: most of a name.
+  "ultramem_early_mixed": Method(
+    "UltraMem, all of it learns, three early places, general text mixed in",
+    RATES,
+    Memory(kind="ultramem", places=EARLY_PLACES),
     {**WHOLE, **MIXED},
   ),
   "chosen": Method(
