@@ -294,6 +294,13 @@ METHODS = {
     {**VALUES, **CHOSEN, "optim.table_top_t": 4096},
     counts=True,
   ),
+  "chosen_early_large_mixed": Method(
+    "Memory+, chosen rows of 65,536, three early places, general text mixed in",
+    VALUE_RATES,
+    Memory(places=EARLY_PLACES, num_keys=256),
+    {**VALUES, **CHOSEN, **MIXED, "optim.table_top_t": 4096},
+    counts=True,
+  ),
   "warm": Method(
     "Memory+, warm, only values learn",
     VALUE_RATES,
