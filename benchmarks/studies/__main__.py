@@ -22,14 +22,17 @@ results/studies/cells.jsonl when it is done, and stops when told to (--minutes,
 --cells, Ctrl-C): the same command goes on. Then it writes its table into
 docs/does-the-memory-pay.md and its plot into results/studies/STUDY.png.
 
-A cell of size s takes about a minute of a core, longer trainings and wider
-models more: the last of scale, of size xl, takes hours of two. If several
-studies are named, the first cells of all of them are trained before the rates
-of any are searched. Losses do not depend on what else the machine does. The
-seconds of a step do: loss at equal time takes those of --times.
+A cell is trained by one thread, so that its digits do not depend on the number
+of cores; on more of them, commands of different studies can run beside each
+other. One of size s takes half a minute, longer trainings and wider models
+more: the last of scale, of size xl, takes hours. If several studies are named,
+the first cells of all of them are trained before the rates of any are searched.
+Losses do not depend on what else the machine does. The seconds of a step do:
+loss at equal time takes those of --times.
 """
 
 import contextlib
+import os
 import pathlib
 import time
 
@@ -39,7 +42,7 @@ from benchmarks.harness import report
 from benchmarks.studies import cell as cell_lib
 from benchmarks.studies import docs, plan, setting, times
 from benchmarks.studies.catalog import PROBES, STUDIES
-from benchmarks.studies.runner import Runner, digits
+from benchmarks.studies.runner import THREADS, Runner, digits
 from benchmarks.studies.store import Store
 from ultramem_jax.runs import compilation_cache
 
@@ -131,6 +134,7 @@ def measure_times(
 
 
 def main(arguments: list[str]) -> None:
+  os.environ["NPROC"] = str(THREADS)  # read by XLA when its backend starts
   names = arguments[1:] or list(STUDIES)
   if unknown := set(names) - STUDIES.keys():
     raise app.UsageError(

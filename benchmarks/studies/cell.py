@@ -22,11 +22,11 @@ class Cell:
   """A training run.
 
   Attributes:
-    model: its name, a key of `zoo.MODELS`.
+    model: its name, a key of `zoo.models`.
     setting: the name of its setting.
     fields: of configs/default.py that have other values.
     probe: what else is measured of the trained model, a key of
-      `runner.PROBES`; "": nothing.
+      `catalog.PROBES`; "": nothing.
   """
 
   model: str

@@ -217,7 +217,10 @@ def entries(size: str) -> list[Entry]:
 
 
 def _found(store: Store, size: str) -> dict[str, Outcome]:
-  found = {name: outcome(store, Setting(size), name, PROBE) for name in MODELS}
+  found = {
+    name: outcome(store, Setting(size), name, PROBE, is_tuned=STUDY.is_tuned)
+    for name in MODELS
+  }
   return {name: x for name, x in found.items() if x}
 
 

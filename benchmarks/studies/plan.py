@@ -3,9 +3,9 @@
 One rule tunes every model, by the loss of seed 0 after the last step:
 
   1. the learning rate: 1/2, 1 and 2 times the size's own, and further by 2
-     while the best is at an edge, up to `MAX_RATES`
+     while the best is at an edge, up to `MAX_RATES` of them
   2. at the best rate, the multipliers of the tables' rate, and further by 3
-     while the largest is the best
+     while the largest is the best, up to `MAX_MULTIPLIERS` of them
   3. at the best of both, the other seeds
 
 A model that is another with a change begins at the best rates of that one, and
@@ -28,6 +28,7 @@ SEEDS = (0, 1, 2)
 PLAIN = Setting("s")  # where most rates are searched
 RATES = (1.0, 0.5, 2.0)  # times the size's own; the first one first
 MAX_RATES = 5
+MAX_MULTIPLIERS = 8
 
 
 class Entry(NamedTuple):
@@ -103,7 +104,7 @@ def _grid(entry: Entry, store: Store) -> list[Cell]:
     largest = max(multipliers)
     if (
       len(losses) < len(tried)
-      or len(tried) in (1, MAX_RATES)  # a model without tables has one
+      or len(tried) in (1, MAX_MULTIPLIERS)  # one: a model without tables
       or multipliers[losses.index(min(losses))] < largest
     ):
       return cells + tried[1:]

@@ -29,6 +29,8 @@ from ultramem_jax.train.program import TrainProgram, one_device
 from ultramem_jax.train.state import TrainState
 
 LOSS_STEPS = 20  # whose mean is the training loss of a point of the curve
+# XLA splits sums among its threads: with others, digits are others.
+THREADS = 1
 
 
 class Trained(NamedTuple):
@@ -87,7 +89,7 @@ class Runner:
       "step_seconds": statistics.median(times),
       "seconds": sum(times),
       "load": [load, os.getloadavg()[0]],
-      "corpus": corpus.describe(),
+      "corpus": corpus.describe().replace(f"{self._folder}{os.sep}", ""),
       "machine": report.machine(),
       "commit": report.commit(),
       "fields": cell.fields,

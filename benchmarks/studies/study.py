@@ -177,7 +177,14 @@ def comparison(
         paper[name] or DASH,
       ]
     )
-  return f"{setting.describe()}\n\n{markdown(header, rows)}"
+  told = _told(header, *rows)
+  return f"{setting.describe()}\n\n{markdown(told[0], told[1:])}"
+
+
+def _told(*rows: Sequence[str]) -> list[list[str]]:
+  """Returns the header and the rows without columns that tell nothing."""
+  columns = [x for x in zip(*rows, strict=True) if set(x[1:]) != {DASH}]
+  return [list(row) for row in zip(*columns, strict=True)]
 
 
 def dots(
@@ -238,13 +245,14 @@ def state(store: Store, size: str, study: Study) -> str:
   done = [x for x in found if x]
   if not done:
     return f"None of the {len(entries)} models has been trained yet."
-  tried = statistics.mean(len(x.tried) for x in done)
-  seeds = statistics.mean(len(x.best) for x in done)
-  cells = sum(len(x.tried) + len(x.best) - 1 for x in done)
-  wanted = f"of at least {len(RATES)}" if study.is_tuned else "of 1"
+  searched = sum(len(x.tried) >= len(RATES) for x in done)
+  seeded = sum(len(x.best) == len(SEEDS) for x in done)
+  search = (
+    f"{searched} with {len(RATES)} pairs of rates or more, "
+    if study.is_tuned
+    else ""
+  )
   return (
-    f"{cells} cells; {len(done)} of {len(entries)} models have been trained. "
-    f"On average, {tried:.1f} pairs of rates ({wanted}) were tried for each "
-    f"model, and the best pair was trained with {seeds:.1f} of {len(SEEDS)} "
-    "seeds."
+    f"{len(done)} of {len(entries)} models have been trained, {search}"
+    f"{seeded} with {len(SEEDS)} seeds at the best pair."
   )

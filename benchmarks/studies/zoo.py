@@ -168,7 +168,9 @@ def _memories(size: Size) -> dict[str, Model]:
   models["pkm, conv before the MLP"] = models["pkm"]._replace(
     fields=models["pkm"].fields | conv(size)
   )
-  return models | {"ultramem, one rate": Model(ultra, multipliers=one_rate)}
+  return models | {
+    "ultramem, one rate": Model(ultra, multipliers=one_rate, like="ultramem")
+  }
 
 
 def _anatomy(size: Size) -> dict[str, Model]:
