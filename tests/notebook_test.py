@@ -9,7 +9,7 @@ import nbformat
 import numpy as np
 import pytest
 
-from tests.examples.add_memory_test import make_folder
+from tests.examples.word_model import make_folder
 from ultramem_jax import data, testing
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.tools import count

@@ -21,6 +21,7 @@ THREE_PLACES = (0.2, 0.3, 0.5)
 EARLY_PLACES = (0.1, 0.2, 0.3)
 FIRST_PLACES = (0.03, 0.07, 0.1)
 SIX_PLACES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)
+TEN_PLACES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
 VALUES_AND_GATE = "memory_.*(values|gating)"
@@ -263,6 +264,12 @@ METHODS = {
     "Memory+, all of it learns, six places, general text mixed in",
     RATES,
     Memory(places=SIX_PLACES),
+    {**WHOLE, **MIXED},
+  ),
+  "whole_ten_mixed": Method(
+    "Memory+, all of it learns, ten places, general text mixed in",
+    RATES,
+    Memory(places=TEN_PLACES),
     {**WHOLE, **MIXED},
   ),
   # Its queries see the last five tokens of the block's input: most of a name.

@@ -1,5 +1,6 @@
 """The comparison of methods: cells are kept, settings fit, tables tell."""
 
+import dataclasses
 import json
 
 import pytest
@@ -71,7 +72,9 @@ def test_the_settings_of_every_method_fit(name, stages, monkeypatch):
 def test_bases_of_other_memories_have_other_names():
   made = {x.memory for x in METHODS.values() if x.memory}
   assert len({memory.name for memory in made}) == len(made) > 5
-  assert Memory(is_warm=True).name != Memory().name
+  warm = Memory(is_warm=True)
+  others = (Memory(), dataclasses.replace(warm, distillation=0.5))
+  assert len({memory.name for memory in (warm, *others)}) == 3
 
 
 def test_places_are_blocks_of_the_model():

@@ -34,7 +34,7 @@ def slow_rows(texts, seq_len, mode):
     }
     segment, position, document = 0, -1, None
     for i in range(start, start + seq_len):
-      inside = i + 1 < len(stream) or i < len(stream)
+      inside = i < len(stream)
       token, _, _, number = stream[i] if inside else (PAD, 0, 0, None)
       if inside and number != document:
         segment, position, document = segment + 1, -1, number

@@ -4,8 +4,6 @@ import json
 import subprocess
 import sys
 
-import pytest
-
 from ultramem_jax import testing
 
 # A fault of each group that no other test has, cheap ones.
@@ -55,7 +53,6 @@ def test_runs_survive_faults(tmp_path):
 
 
 def test_strange_inputs_end_in_one_line(tmp_path):
-  pytest.importorskip("hypothesis")
   result = run("faults_inputs", tmp_path, "--inputs=200")
   properties = result["properties"]
   assert len(properties) >= 10

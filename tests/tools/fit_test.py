@@ -120,7 +120,10 @@ def test_unknown_memory_refuses_nothing(monkeypatch):
 
 def test_available_bytes_of_this_machine():
   available = fit.available_bytes()
-  assert available is None or 2**20 < available < 2**50
+  if available is None:  # of some accelerators
+    assert jax.default_backend() != "cpu"
+  else:
+    assert 2**20 < available < 2**50
 
 
 def test_control_group_and_free_memory_limit_the_host(tmp_path):

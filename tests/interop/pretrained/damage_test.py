@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors
 
-from tests.interop.pretrained.gguf_test import write as write_gguf
+from tests.interop.pretrained.gguf_files import write as write_gguf
 from tests.runs.saved_steps import peak, start_peak
 from ultramem_jax import interop, testing
 from ultramem_jax.settings.errors import ConfigError
@@ -228,7 +228,6 @@ def test_folders(tmp_path):
 
 
 def test_gguf_files(tmp_path):
-  pytest.importorskip("gguf")
   path = tmp_path / "model.gguf"
   for case, content in gguf_files(tmp_path).items():
     path.write_bytes(content)
