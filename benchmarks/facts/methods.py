@@ -157,7 +157,7 @@ MIXED = {"data.mixture": "{pieces}=0.25"}
 # What the model says without its memory is half of what it is to say.
 GUARDED = {**MIXED, "optim.distillation": 0.5}
 RATES = (1e-3, 3e-3, 1e-2)
-VALUE_RATES = (3e-2, 1e-1, 3e-1)
+VALUE_RATES = (1e-1, 3e-1, 1.0)
 
 METHODS = {
   "untouched": Method("untouched model", (0.0,)),
@@ -183,6 +183,13 @@ METHODS = {
     RATES,
     overrides={"optim.trainable": "adapter"},
     dense_as=Memory(),
+  ),
+  "dense_mlp_mixed": Method(
+    "adapters as large as what is read of Memory+, six places, general text "
+    "mixed in",
+    RATES,
+    overrides={"optim.trainable": "adapter", **MIXED},
+    dense_as=Memory(places=SIX_PLACES),
   ),
   # Memories as they were first tried: cold, and all of them is trained.
   "memory_plus_1": Method(
@@ -342,3 +349,19 @@ METHODS = {
     {**VALUES, **MIXED},
   ),
 }
+
+# Those that are compared if none are named: what people do without a memory,
+# each with and without general text, and the memories that came out best.
+COMPARED = (
+  "untouched",
+  "full",
+  "full_mixed",
+  "lora_16",
+  "lora_16_mixed",
+  "dense_mlp_mixed",
+  "values_early",
+  "values_early_mixed",
+  "whole_early_mixed",
+  "whole_six_mixed",
+  "chosen_early_large_mixed",
+)

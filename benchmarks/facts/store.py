@@ -46,8 +46,12 @@ class Store:
   """The file of the records; see `records`."""
 
   def __init__(self, path: pathlib.Path):
-    self._path = path
-    self._cells = json.loads(path.read_text())["cells"] if path.exists() else {}
+    self._path, self._cells = path, {}
+    self._read()
+
+  def _read(self) -> None:
+    if self._path.exists():
+      self._cells |= json.loads(self._path.read_text())["cells"]
 
   def records(self) -> list[dict[str, Any]]:
     """Returns what was measured of each cell, with the fields of `Cell`."""
@@ -61,6 +65,7 @@ class Store:
       self._cells[cell.name] = {
         **cell._asdict(),
         **measure(),
+        "machine": report.machine(),
         "commit": report.commit(),
       }
       self._write()
@@ -71,6 +76,7 @@ class Store:
     return {"machine": report.machine(), "cells": self._cells}
 
   def _write(self) -> None:
+    self._read()  # what another command has measured meanwhile
     self._path.parent.mkdir(parents=True, exist_ok=True)
     partial = self._path.with_suffix(".partial")
     partial.write_text(json.dumps(self.result(), indent=1) + "\n")

@@ -92,7 +92,9 @@ def best(records: list[Record], part: str) -> dict[tuple, list[Record]]:
       statistics.mean(one["recall"]["all"][kind] for kind in ("seen", "unseen"))
       for one in found
     ]
-    harm = [statistics.mean(one["perplexity"].values()) for one in found]
+    harm = [
+      statistics.geometric_mean(one["perplexity"].values()) for one in found
+    ]
     return round(statistics.mean(recalls), 2), -statistics.mean(harm)
 
   chosen = {}
@@ -163,18 +165,19 @@ def continual_table(records: list[Record]) -> str:
 def capacity_table(records: list[Record]) -> str:
   """Returns the table of the part "capacity": recall by rows and facts."""
   rows = [
-    "| model | method | rate | rows | facts | seen | unseen | bytes a fact |",
+    "| model | method | rate | rows | facts | seen | unseen | bytes of the "
+    "tables a fact told |",
     "|---|---|---|---|---|---|---|---|",
   ]
   for record in records:
     if record["part"] == "capacity":
       told = record["recall"]["all"]
-      a_fact = record["table_bytes"] / record["facts"]
+      facts = record["facts"] * told["seen"]
+      a_fact = f"{record['table_bytes'] / facts:,.0f}" if facts else ""
       rows.append(
         f"| {record['model']} | {METHODS[record['method']].label} | "
         f"{record['rate']:g} | {record['rows']:,} | {record['facts']:,} | "
-        f"{percent([told['seen']])} | {percent([told['unseen']])} | "
-        f"{a_fact:,.0f} |"
+        f"{percent([told['seen']])} | {percent([told['unseen']])} | {a_fact} |"
       )
   return "\n".join(rows)
 

@@ -98,9 +98,12 @@ def test_a_cell_is_measured_once(tmp_path, monkeypatch):
   assert again.measured(CELL, measure) == first
   again.measured(CELL._replace(seed=1), measure)
   assert len(measured) == 2
+  # `store` has not seen the second, and keeps it.
+  store.measured(CELL._replace(seed=2), measure)
   assert set(json.loads(path.read_text())["cells"]) == {
     CELL.name,
     CELL._replace(seed=1).name,
+    CELL._replace(seed=2).name,
   }
   assert all(x["commit"] == "abc" for x in again.records())
 
