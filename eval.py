@@ -22,7 +22,7 @@ from configs import default
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
-from ultramem_jax.runs import inputs
+from ultramem_jax.runs import inputs, metrics
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
@@ -85,7 +85,8 @@ def evaluate_loss() -> None:
     inputs.require_same(workdir, corpus.inputs("valid"), accepted)
   validate = loss_lib.on_validation_split(run.config, corpus, run.layout)
   result = validate(run.variables)
-  print(json.dumps({"step": run.step, **result}))
+  report = metrics.plain({"step": run.step, **result})
+  print(json.dumps(report, allow_nan=False))
 
 
 def evaluate_tasks() -> None:

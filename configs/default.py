@@ -144,10 +144,10 @@ def get_config() -> Any:
   c.model.rope_scaling.factor = 1.0  # how much longer texts become; above 0
   # llama3, yarn: positions that the model was trained on.
   c.model.rope_scaling.original_length = 8192
-  # llama3, yarn: pairs that turn as often over these positions, or less, turn
-  # more slowly by the whole factor ...
+  # llama3, yarn: pairs with at most this many rotations over these positions
+  # are slowed by the whole factor,
   c.model.rope_scaling.low_rotations = 1.0
-  # ... and from this often on, as before. Llama 3 has 4, YaRN 32.
+  # those with at least this many not at all. Llama 3 has 4, YaRN 32.
   c.model.rope_scaling.high_rotations = 4.0
   # yarn: take whole pairs as bounds between the two, further apart.
   c.model.rope_scaling.truncate = True
@@ -278,7 +278,8 @@ def get_config() -> Any:
   c.optim.beta2 = 0.95  # decay of the second moments; [0, 0.999999]
   c.optim.eps = 1e-8  # added to the root of the second moments; [1e-16, 1]
   c.optim.weight_decay = 0.1  # of weights, keys and value tables
-  c.optim.decay_norms = False  # decay the weights and biases of norms as well
+  # Decay biases, weights of norms and the numbers of memories' gates as well.
+  c.optim.decay_norms = False
   c.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0 = no limit
   # [k] factor on the rate of value tables at the first step, falling linearly
   # to 1.
@@ -296,7 +297,7 @@ def get_config() -> Any:
   c.optim.table_second_moment = "element"
   # How tables are updated: adamw | sgd (no moments; with weight_decay, too).
   c.optim.table_rule = "adamw"
-  # Of the rows that a step reads, those that it updates: all | tfidf, kl (of
+  # Which of the rows that a step reads it updates: all | tfidf, kl (of
   # each table the table_top_t that are most special to the step's batch, as
   # docs/facts.md explains; needs table_counts).
   c.optim.table_rows = "all"
@@ -333,8 +334,8 @@ def get_config() -> Any:
   # Skip, too, if the gradient norm is more than so many times its mean over
   # about 50 steps; 0 = never.
   c.guard.spike = 0.0
-  # How often, in place of ending, a run goes back to its last checkpoint and on
-  # behind the data that it skipped.
+  # How many times a run may return to its last checkpoint and continue after
+  # the skipped data, before it ends.
   c.guard.rollbacks = 0
 
   # The sample that is printed when training ends.

@@ -7,7 +7,7 @@ their axes for a mesh, which NNX would want to see at once: without one, eager
 sharding has to be off. Every row of the table is updated in every step:
 `memory_in_your_model.py` shows how to update only those that were read. For
 brevity this leaves out `refresh_buffers` and the auxiliary loss, which a real
-run needs, as the README shows.
+run needs: `memory_in_your_model.py` has both, for a model in Linen.
 """
 
 import flax

@@ -13,7 +13,8 @@
 
 Each cell (a method, at a rate, with a seed) is written to results/facts.json
 when it has been measured; a command that was killed goes on with the others.
---plot_only draws the cells on file. A step of SmolLM2 takes 2 to 4 s on two
+--plot_only draws the cells on file, and writes their tables into
+docs/facts-compared.md. A step of SmolLM2 takes 2 to 4 s on two
 cores: name the methods and rates that you want, or use an accelerator.
 """
 
@@ -24,7 +25,7 @@ from absl import app, flags
 from benchmarks.facts import backbone, methods, parts, plots, tables
 from benchmarks.facts.stages import Scale, Stages
 from benchmarks.facts.store import Cell, Store
-from benchmarks.harness import report
+from benchmarks.harness import page, report
 from ultramem_jax.runs import compilation_cache
 
 # Rows of tables and facts of a set in the part "capacity".
@@ -127,16 +128,12 @@ MEASURES = {
 
 
 def draw(store: Store) -> None:
-  """Prints the tables and writes the plots of what is on file."""
+  """Prints the tables, and writes them into the page; writes the plots."""
   records, result = store.records(), store.result()
-  for title, table in (
-    ("Best rates", tables.recall_table(records, every_rate=False)),
-    ("All rates", tables.recall_table(records, every_rate=True)),
-    ("Ten sets", tables.continual_table(records)),
-    ("Capacity", tables.capacity_table(records)),
-    ("Cost", tables.cost_table(records)),
-  ):
-    print(f"\n{title}\n\n{table}")
+  models = dict.fromkeys([*tables.MODELS, *(x["model"] for x in records)])
+  for name, table in tables.blocks(records, models).items():
+    print(f"\n{name}\n\n{table}")
+  page.write(tables.PAGE, tables.blocks(records, tables.MODELS))
   drawn = {
     (x["model"], x["part"]) for x in records if x["method"] != "untouched"
   }

@@ -244,7 +244,8 @@ METHODS = {
     VALUES,
   ),
   "values_early_guarded": Method(
-    "Memory+, only values learn, three early places, guarded",
+    "Memory+, only values learn, three early places, general text mixed in, "
+    "and half of the loss is what the model says without its memory",
     VALUE_RATES,
     Memory(places=EARLY_PLACES),
     {**VALUES, **GUARDED},

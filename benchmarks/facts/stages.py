@@ -17,7 +17,7 @@ from benchmarks.facts.facts import Fact
 from benchmarks.facts.methods import EVERY_MEMORY, Memory, Method
 from benchmarks.harness import report
 from configs import from_run
-from ultramem_jax.runs import row_counts, step_dirs
+from ultramem_jax.runs import row_counts
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.config import parse
 
@@ -165,7 +165,7 @@ def finish(c: Any, workdir: pathlib.Path) -> None:
   """
   c.eval_every = c.checkpoint.every = c.steps
   config = parse(c)
-  saved = step_dirs.committed(workdir / workdir_lib.CHECKPOINTS_NAME)
+  saved = workdir_lib.saved_steps(workdir / workdir_lib.CHECKPOINTS_NAME)
   is_due = max(saved, default=0) < config.steps
   if is_due and train.train(config, str(workdir)) is None:
     raise SystemExit("the same command goes on")

@@ -6,6 +6,10 @@ from typing import Any
 
 from benchmarks.facts.general import TEXTS
 from benchmarks.facts.methods import METHODS
+from benchmarks.harness import report
+
+PAGE = report.ROOT / "docs" / "facts-compared.md"
+MODELS = ("smollm2", "small")  # that the page tells of
 
 Record = dict[str, Any]
 
@@ -106,89 +110,122 @@ def best(records: list[Record], part: str) -> dict[tuple, list[Record]]:
   return chosen
 
 
-def recall_table(records: list[Record], every_rate: bool) -> str:
-  """Returns the table of the part "recall".
+def markdown(header: str, rows: list[str]) -> str:
+  """Returns a table; "" without rows."""
+  columns = header.count("|") - 1
+  return "\n".join([header, "|" + "---|" * columns, *rows]) if rows else ""
 
-  Args:
-    records: of all cells.
-    every_rate: a row for each rate, not the best of each method only.
-  """
-  rows = [
-    "| model | method | rate | steps | seeds | seen | unseen | two facts | "
-    "perplexity |",
-    "|---|---|---|---|---|---|---|---|---|",
-  ]
+
+def _by_method(found: dict[tuple, list[Record]]) -> list[list[Record]]:
+  """Returns groups in the order of the methods, then of steps and rates."""
+  order = list(METHODS)
+
+  def place(group):
+    one = group[0]
+    return order.index(one["method"]), one["steps"], one["rate"]
+
+  return sorted(found.values(), key=place)
+
+
+def _method(record: Record) -> str:
+  name = record["method"]
+  return f"{METHODS[name].label} (`{name}`)"
+
+
+def recall_table(records: list[Record]) -> str:
+  """Returns the table of the part "recall": a row for each rate and length."""
+  rows = []
   for record in records:
     if record["method"] == "untouched":
       shares = record["recall"]["all"]
       told = [percent([x]) for x in shares.values()]
-      rows.append(
-        f"| {record['model']} | untouched | | 0 | 1 | {' | '.join(told)} | "
-        f"chance {100 * record['chance']:.0f} % |"
-      )
-  some = groups(records, "recall") if every_rate else best(records, "recall")
-  for group in some.values():
+      rows.append(f"| untouched | | 0 | 1 | {' | '.join(told)} | |")
+  for group in _by_method(groups(records, "recall")):
     one, found = group[0], [record["recall"]["all"] for record in group]
     harm = _harm(group, records)
     kinds = ("seen", "unseen", "two_hop")
     told = [percent(x[kind] for x in found if kind in x) for kind in kinds]
     rows.append(
-      f"| {one['model']} | {METHODS[one['method']].label} | {one['rate']:g} | "
-      f"{one['steps']} | {len(group)} | {' | '.join(told)} | {harm} |"
+      f"| {_method(one)} | {one['rate']:g} | {one['steps']} | {len(group)} | "
+      f"{' | '.join(told)} | {harm} |"
     )
-  return "\n".join(rows)
+  return markdown(
+    "| method | rate | steps | seeds | seen | unseen | two facts | "
+    "perplexity |",
+    rows,
+  )
 
 
 def continual_table(records: list[Record]) -> str:
-  """Returns the table of the part "continual"."""
-  rows = [
-    "| model | method | rate | seeds | first set, at first | first set, at "
-    "last | all sets, at last | perplexity |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
-  for group in best(records, "continual").values():
+  """Returns the table of the part "continual", of each method's best rate."""
+  rows = []
+  for group in _by_method(best(records, "continual")):
     one = group[0]
     harm = _harm(group, records)
     first, end = ([r["history"][i]["recall"] for r in group] for i in (0, -1))
     told = [
       percent(x["first"]["seen"] for x in first),
       percent(x["first"]["seen"] for x in end),
+      percent(x["newest"]["seen"] for x in end),
       percent(x["all"]["seen"] for x in end),
+      percent(x["all"]["unseen"] for x in end),
     ]
     rows.append(
-      f"| {one['model']} | {METHODS[one['method']].label} | {one['rate']:g} | "
-      f"{len(group)} | {' | '.join(told)} | {harm} |"
+      f"| {_method(one)} | {one['rate']:g} | {one['steps']} | {len(group)} | "
+      f"{' | '.join(told)} | {harm} |"
     )
-  return "\n".join(rows)
+  return markdown(
+    "| method | rate | steps a set | seeds | first set, at first | first set, "
+    "at last | last set | all sets | all, unseen | perplexity |",
+    rows,
+  )
 
 
 def capacity_table(records: list[Record]) -> str:
   """Returns the table of the part "capacity": recall by rows and facts."""
-  rows = [
-    "| model | method | rate | rows | facts | seen | unseen | bytes of the "
-    "tables a fact told |",
-    "|---|---|---|---|---|---|---|---|",
-  ]
+  rows = []
   for record in records:
     if record["part"] == "capacity":
       told = record["recall"]["all"]
       facts = record["facts"] * told["seen"]
       a_fact = f"{record['table_bytes'] / facts:,.0f}" if facts else ""
       rows.append(
-        f"| {record['model']} | {METHODS[record['method']].label} | "
-        f"{record['rate']:g} | {record['rows']:,} | {record['facts']:,} | "
+        f"| {_method(record)} | {record['rate']:g} | {record['rows']:,} | "
+        f"{record['facts']:,} | {record['steps']:,} | "
         f"{percent([told['seen']])} | {percent([told['unseen']])} | {a_fact} |"
       )
-  return "\n".join(rows)
+  return markdown(
+    "| method | rate | rows | facts | steps | seen | unseen | bytes of the "
+    "table, a fact told |",
+    rows,
+  )
 
 
 def cost_table(records: list[Record]) -> str:
   """Returns the table of the part "cost"."""
-  rows = ["| model | method | ms a step | GB |", "|---|---|---|---|"]
-  for record in records:
-    if record["part"] == "cost":
-      rows.append(
-        f"| {record['model']} | {METHODS[record['method']].label} | "
-        f"{1e3 * record['step_seconds']:.0f} | {record['bytes'] / 1e9:.2f} |"
-      )
-  return "\n".join(rows)
+  rows = [
+    f"| {_method(record)} | {1e3 * record['step_seconds']:.0f} | "
+    f"{record['bytes'] / 1e9:.2f} |"
+    for record in records
+    if record["part"] == "cost"
+  ]
+  return markdown("| method | ms a step | GB |", rows)
+
+
+# By part.
+TABLES = {
+  "recall": recall_table,
+  "continual": continual_table,
+  "capacity": capacity_table,
+  "cost": cost_table,
+}
+
+
+def blocks(records: list[Record], models: Iterable[str]) -> dict[str, str]:
+  """Returns the text of each block of the page, PART_MODEL, by name."""
+  return {
+    f"{part}_{model}": table([x for x in records if x["model"] == model])
+    or "Nothing has been measured yet."
+    for part, table in TABLES.items()
+    for model in models
+  }

@@ -32,7 +32,7 @@ def of_run(workdir: str | os.PathLike) -> dict[str, Any]:
 
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
   saved = workdir / workdir_lib.CHECKPOINTS_NAME
-  newest = saved / str(max(step_dirs.committed(saved)))
+  newest = saved / str(max(workdir_lib.saved_steps(saved)))
   if not step_dirs.verify(newest):
     raise ValueError(f"{newest} is not sealed")
   facts = step_dirs.facts(newest)

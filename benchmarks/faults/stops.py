@@ -13,7 +13,7 @@ from benchmarks.faults.kills import after_signal
 from benchmarks.faults.process import Process
 from benchmarks.faults.scene import STEPS, Scene
 from benchmarks.faults.trial import resumed_at
-from ultramem_jax.runs import step_dirs
+from ultramem_jax.runs import workdir as workdir_lib
 
 SETTINGS = {
   "sample.num_tokens": 20,
@@ -102,7 +102,7 @@ def _judge(
 ) -> dict[str, Any]:
   steps, saves, seconds = after_signal(process)
   taken = resumed_at(process) + process.count("step")
-  saved = max(step_dirs.committed(workdir / "checkpoints"), default=0)
+  saved = max(workdir_lib.saved_steps(workdir / "checkpoints"), default=0)
   failure = ""
   if process.status not in (0, -signal.SIGTERM) or process.hangs:
     failure = f"ended with {process.status}: {process.errors[-1000:]}"

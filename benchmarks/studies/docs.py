@@ -1,13 +1,8 @@
-"""The page docs/does-the-memory-pay.md, whose tables are those of the records.
+"""The page docs/does-the-memory-pay.md: its tables are those of the records."""
 
-A block of the page stands between <!-- NAME --> and <!-- /NAME -->; all else
-is written by hand.
-"""
-
-import re
 from collections.abc import Mapping
 
-from benchmarks.harness import report
+from benchmarks.harness import page, report
 from benchmarks.studies import anatomy, study
 from benchmarks.studies.store import Store
 from benchmarks.studies.study import Study
@@ -43,26 +38,6 @@ def blocks(studies: Mapping[str, Study], store: Store) -> dict[str, str]:
   return found
 
 
-def fill(page: str, texts: Mapping[str, str]) -> str:
-  """Returns the page with these texts in its blocks.
-
-  Raises:
-    ValueError: the page lacks a block.
-  """
-  for name, text in texts.items():
-    pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-    page, count = re.subn(
-      pattern,
-      lambda match, text=text: f"{match[1]}\n{text}\n\n{match[2]}",
-      page,
-      flags=re.DOTALL,
-    )
-    if count != 1:
-      raise ValueError(f"the page has {count} blocks <!-- {name} -->, not one")
-  return page
-
-
 def write(studies: Mapping[str, Study], store: Store) -> None:
   """Writes the page anew, if there is one."""
-  if PAGE.exists():
-    PAGE.write_text(fill(PAGE.read_text(), blocks(studies, store)))
+  page.write(PAGE, blocks(studies, store))

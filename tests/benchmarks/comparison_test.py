@@ -10,7 +10,7 @@ from benchmarks.facts import store as store_lib
 from benchmarks.facts import tables
 from benchmarks.facts.methods import METHODS, Memory, block_at
 from benchmarks.facts.store import Cell
-from benchmarks.harness import report
+from benchmarks.harness import page, report
 from configs import from_run
 from ultramem_jax import testing
 from ultramem_jax.settings.config import parse
@@ -125,6 +125,9 @@ def test_cells_that_differ_have_names_that_differ():
   assert len({cell.name for cell in [CELL, *others]}) == 9
 
 
+STORED = report.ROOT / "benchmarks" / "results" / "facts.json"
+
+
 def record(rate, seed, unseen, python):
   share = {"seen": 1.0, "unseen": unseen, "two_hop": 0.0}
   return {
@@ -135,7 +138,7 @@ def record(rate, seed, unseen, python):
   }
 
 
-def test_the_table_has_the_best_rate_and_what_it_costs():
+def test_the_table_has_every_rate_and_what_it_costs():
   untouched = record(0.0, 0, 0.0, 10.0) | {"method": "untouched"}
   records = [
     untouched,
@@ -144,7 +147,41 @@ def test_the_table_has_the_best_rate_and_what_it_costs():
     record(3e-3, 1, 0.7, 14.4),
   ]
   assert tables.tax(records[2], untouched) == pytest.approx(0.2)
-  table = tables.recall_table(records, every_rate=False)
+  table = tables.recall_table(records)
   assert "| 0.003 | 30 | 2 | 100 % (100 to 100) | 80 % (70 to 90) |" in table
-  assert "+20.0 %" in table and "| 0.001 |" not in table
-  assert "| 0.001 |" in tables.recall_table(records, every_rate=True)
+  assert "+20.0 %" in table
+  assert "| 0.001 | 30 | 1 | 100 % | 40 % | 0 % | +0.0 % |" in table
+  (best,) = tables.best(records, "recall").values()
+  assert best == records[2:]
+
+
+def test_tables_of_sets_capacity_and_cost():
+  first, last = record(1e-3, 0, 0.5, 10.0), record(1e-3, 0, 0.2, 10.0)
+  for one, newest in ((first, 0.9), (last, 0.8)):
+    shares = one["recall"]["all"]
+    one["recall"] |= {"first": shares, "newest": shares | {"seen": newest}}
+  cell = CELL._asdict()
+  continual = cell | {"part": "continual", "history": [first, last]}
+  assert "| 30 | 1 | 100 % | 100 % | 80 % | 100 % | 20 % |  |" in (
+    tables.continual_table([continual])
+  )
+  stored = record(1e-3, 0, 0.5, 10.0) | {
+    "part": "capacity",
+    "rows": 256,
+    "facts": 200,
+    "table_bytes": 40_000,
+  }
+  assert "| 256 | 200 | 30 | 100 % | 50 % | 200 |" in (
+    tables.capacity_table([stored])
+  )
+  cost = cell | {"part": "cost", "step_seconds": 0.5, "bytes": 2e9}
+  assert "| 500 | 2.00 |" in tables.cost_table([cost])
+
+
+def test_the_page_shows_the_records():
+  shown = tables.PAGE.read_text()
+  records = store_lib.Store(STORED).records()
+  texts = tables.blocks(records, tables.MODELS)
+  assert page.fill(shown, texts) == shown, (
+    "run python -m benchmarks.facts --plot_only"
+  )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ultramem_jax.data import convert
+from ultramem_jax.commands import convert
 from ultramem_jax.data.sources import Splits
 from ultramem_jax.settings.errors import ConfigError
 
@@ -17,7 +17,7 @@ def test_converted_dataset_equals_its_source(
 ):
   data = make_config(**corpora["tfrecord"]).data
   target = tmp_path / "toy" / "en" / "1.2.0"
-  convert.convert(Path(data.tfds_dir) / "toy" / "en" / "1.2.0", target)
+  convert.main(f"{data.tfds_dir}/toy/en/1.2.0", str(target))
   assert capsys.readouterr().out.startswith("1/8 ")
   converted = dataclasses.replace(data, tfds_dir=str(tmp_path))
   assert type(Splits(converted).train) is not type(Splits(data).train)
@@ -37,7 +37,7 @@ def test_convert_leaves_nothing_after_an_error(write_tfds, tmp_path):
   ):
     shard.write_bytes(damaged)
     with pytest.raises(ValueError, match=f"00002-of-00004: {message}"):
-      convert.convert(source, target)
+      convert.main(str(source), str(target))
     assert not list(target.parent.iterdir())
   shard.unlink()
   done = subprocess.run(
@@ -54,10 +54,10 @@ def test_convert_leaves_nothing_after_an_error(write_tfds, tmp_path):
 
 def test_convert_refuses_what_it_cannot_do(corpora, tmp_path):
   with pytest.raises(ConfigError, match=r"SOURCE = .*no dataset_info.json"):
-    convert.convert(tmp_path, tmp_path / "x")
+    convert.main(str(tmp_path), str(tmp_path / "x"))
   array = Path(corpora["array_record"]["tfds_dir"]) / "toy" / "en" / "1.2.0"
   with pytest.raises(ConfigError, match=r"holds array_record files"):
-    convert.convert(array, tmp_path / "x")
+    convert.main(str(array), str(tmp_path / "x"))
   records = Path(corpora["tfrecord"]["tfds_dir"]) / "toy" / "en" / "1.2.0"
   with pytest.raises(ConfigError, match=r"TARGET = .*exists already"):
-    convert.convert(records, tmp_path)
+    convert.main(str(records), str(tmp_path))

@@ -142,6 +142,14 @@ def test_a_layer_refuses_the_config_of_another_kind():
     UltraMemV2(c, 64).init(jax.random.key(0), jnp.zeros((1, 1, 64)))
 
 
+def test_a_layer_alone_refuses_more_rows_than_its_ring_has():
+  c = MemoryConfig(
+    kind="ultramem_v2", num_keys=4, key_dim=4, value_dim=8, top_m=100
+  )
+  with pytest.raises(ConfigError, match="top_m = 100: must be at most"):
+    UltraMemV2(c, 64).init(jax.random.key(0), jnp.zeros((1, 1, 64)))
+
+
 def first_params(layer):
   init = jax.jit(layer.init)
   return nn.unbox(init(jax.random.key(0), jnp.zeros((1, 1, 64))))["params"]

@@ -33,6 +33,16 @@ NAN, INF = float("nan"), float("inf")
       "batch_size",
       "divisible by accumulation_steps = 4",
     ),
+    ({"init_skip": "head"}, "init_skip", "needs init_from"),
+    (
+      {
+        "model.attention": "cudnn",
+        "model.dtype": "bfloat16",
+        "data.seq_len": 33,
+      },
+      "data.seq_len",
+      "must be even",
+    ),
     ({"steps": "10"}, "steps", "of type int"),
     ({"steps": 10.0}, "steps", "of type int"),
     ({"steps": True}, "steps", "of type int"),

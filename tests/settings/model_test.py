@@ -85,6 +85,18 @@ def test_settings_that_a_workdir_may_lack_have_their_defaults():
       for name in ("rope_theta", "dropout_rate")
     ),
     ({"model.attention": "cudnn"}, "model.attention", "bfloat16"),
+    *(
+      (
+        {
+          "model.attention": "cudnn",
+          "model.dtype": "bfloat16",
+          "model.head_dim": width,
+        },
+        "model.attention",
+        f"multiple of 8, and at most 256, not {width}",
+      )
+      for width in (20, 264)
+    ),
     ({"model.num_heads": 3}, "model.num_heads", "embed_dim = 128"),
     ({"model.embed_dim": 4}, "model.num_heads", "even head width"),
     ({"model.head_dim": 5}, "model.head_dim", "must be even"),

@@ -105,13 +105,14 @@ def narrow(tmp_path_factory):
   return folder
 
 
-@pytest.fixture(scope="module")
-def with_memory(narrow, tmp_path_factory):
-  """A run at step 3 with a memory in the model of `narrow`."""
+@pytest.fixture(scope="module", params=["none", "scalar", "input"])
+def with_memory(narrow, tmp_path_factory, request):
+  """A run at step 3 with a memory in the model of `narrow`, by its gate."""
   folder = tmp_path_factory.mktemp("runs")
   start = import_run(narrow, folder / "start")
   fields = config_lib.to_dict(workdir_lib.load_config(start))
   fields["model"]["memory"] |= {"kind": "ultramem", **MEMORY}
+  fields["model"]["memory"]["gate"] = request.param
   config = config_lib.parse(fields)
   variables = testing.random_variables(Transformer(config.model), TOKENS_BT)
   variables["params"] |= load_lib.load(start).variables["params"]

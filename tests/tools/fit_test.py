@@ -5,12 +5,13 @@ import importlib
 
 import jax
 import pytest
+from flax import traverse_util
 
 from configs import tiny_dense
 from ultramem_jax import testing
 from ultramem_jax.settings import config
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.tools import fit
+from ultramem_jax.tools import accounting, fit
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step as step_lib
 from ultramem_jax.train.program import TrainProgram
@@ -52,6 +53,39 @@ def test_state_bytes_of_low_precision_tables(moment):
   factors = fit.factor_bytes(run)
   assert counted["gradients"] == bytes_of(state.params) + factors
   assert factors > 0
+
+
+def test_tables_without_moments_or_gradients_take_neither():
+  plain = testing.small_config(optim__table_update="dense")
+  sgd = testing.small_config(
+    optim__table_update="dense", optim__table_rule="sgd"
+  )
+  state = jax.eval_shape(functools.partial(state_lib.init_state, sgd))
+  moments = [table[1:] for table in state.tables.values()]
+  held = bytes_of((state.opt_state, moments))
+  assert fit.training_bytes(sgd)["optimizer"] == held
+  assert held < fit.training_bytes(plain)["optimizer"]
+  frozen = testing.small_config(
+    optim__table_update="sparse", optim__trainable="/mlp/"
+  )
+  params = jax.eval_shape(
+    functools.partial(state_lib.init_state, frozen)
+  ).params
+  flat = traverse_util.flatten_dict(params, sep="/")
+  mlp = {k: v for k, v in flat.items() if "/mlp/" in k}
+  assert fit.training_bytes(frozen)["gradients"] == bytes_of(mlp)
+
+
+def test_each_device_has_the_factors_of_the_whole_batch():
+  run = testing.small_config(optim__table_update="sparse")
+  one, four = (fit.training_bytes(run, n)["gradients"] for n in (1, 4))
+  assert four >= fit.factor_bytes(run) > 0 and four <= one
+  peer = testing.small_config(
+    optim__table_update="sparse",
+    model__memory__kind="peer",
+    model__memory__value_dim=run.model.embed_dim,
+  )
+  assert len(accounting.table_widths(peer.model)) == 2
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -115,7 +149,7 @@ def test_24_gib_refuse_the_full_model_and_take_a_shrunk_one(monkeypatch):
 def test_unknown_memory_refuses_nothing(monkeypatch):
   monkeypatch.setattr(fit, "available_bytes", lambda: None)
   run = importlib.import_module("configs.1b6_x12").get_config()
-  assert "a memory of unknown size" in fit.check(config.parse(run))
+  assert "the memory of this device is unknown" in fit.check(config.parse(run))
 
 
 def test_available_bytes_of_this_machine():
@@ -139,8 +173,16 @@ def test_control_group_and_free_memory_limit_the_host(tmp_path):
   assert fit.host_bytes(tmp_path) == 4000 * 1024
   version_2.write_text("3000000\n")
   assert fit.host_bytes(tmp_path) == 3_000_000
+  # What the group has taken is gone, but for files that it would give up.
+  version_2.with_name("memory.current").write_text("1200000\n")
+  assert fit.host_bytes(tmp_path) == 1_800_000
+  stat = "anon 700000\ninactive_file 500000\nactive_file 9\n"
+  version_2.with_name("memory.stat").write_text(stat)
+  assert fit.host_bytes(tmp_path) == 2_300_000
   version_1.write_text("2000000\n")
   assert fit.host_bytes(tmp_path) == 2_000_000
+  version_1.with_name("memory.usage_in_bytes").write_text("2500000\n")
+  assert fit.host_bytes(tmp_path) == 0
 
 
 @pytest.mark.parametrize(
@@ -149,7 +191,7 @@ def test_control_group_and_free_memory_limit_the_host(tmp_path):
     (85.312 * 2**30, 80 * 2**30, "fits 80 GiB: no, needs 85.31 GiB"),
     (8 * 2**20, 15.75 * 2**30, "fits 15.75 GiB: yes, needs 0.007812 GiB"),
     (2**30, 2**30, "fits 1 GiB: yes, needs 1 GiB"),
-    (2**31, None, "needs 2 GiB, of a memory of unknown size"),
+    (2**31, None, "needs 2 GiB; the memory of this device is unknown"),
   ],
 )
 def test_verdict(need, have, expected):

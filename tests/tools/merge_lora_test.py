@@ -41,7 +41,7 @@ def test_a_merged_run_computes_the_same_without_lora(tmp_path):
   assert workdir_lib.load_config(tmp_path / "merged") == dataclasses.replace(
     CONFIG, model=model, optim=optim
   )
-  with pytest.raises(ConfigError, match=r"rank = 0: is no LoRA to merge"):
+  with pytest.raises(ConfigError, match=r"rank = 0: must be above 0"):
     merge_lora.merge_run(merged, tmp_path / "merged", tmp_path / "again")
   assert not (tmp_path / "again").exists()
 

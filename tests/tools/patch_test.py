@@ -13,9 +13,11 @@ from ultramem_jax.tools import patch as patch_lib
 TABLE = "params/memory_0/values"
 
 
-def variables(dtype="float32"):
+def variables(dtype="float32", **overrides):
   """A model's variables as numpy arrays, by path."""
-  config = testing.small_config(model__memory__storage__table_dtype=dtype)
+  config = testing.small_config(
+    model__memory__storage__table_dtype=dtype, **overrides
+  )
   found = testing.random_state(config).variables()
   return traverse_util.flatten_dict(jax.tree.map(np.array, found), sep="/")
 
@@ -60,6 +62,31 @@ def test_a_patch_is_applied_and_reverted_to_the_bit(dtype, tmp_path):
   assert_same_bits(after, nested(other))
   back = patch_lib.reverted(after, held, "--workdir")
   assert_same_bits(back, nested(base))
+
+
+def test_a_memory_that_learned_as_a_whole_is_a_patch(tmp_path):
+  """Its keys, queries and projections, and the number of its gate."""
+  base = variables(model__memory__gate="scalar")
+  learned = {
+    name: x + 1 if name.startswith("params/memory_0/") else x
+    for name, x in tuned(base, [5, 9]).items()
+  }
+  learned[TABLE] = tuned(base, [5, 9])[TABLE]
+  patch = patch_lib.difference(nested(base), nested(learned))
+  names = {name for name in base if name.startswith("params/memory_0/")}
+  assert patch.changes.keys() == names and len(names) > 5
+  assert {base[name].ndim for name in names} >= {0, 2, 5}
+  assert list(patch.changes[TABLE].rows) == [5, 9]
+  path = str(tmp_path / "patch.safetensors")
+  patch_lib.write(path, patch)
+  held = patch_lib.read(path)
+  after = patch_lib.applied(nested(base), held, "--workdir")
+  assert_same_bits(after, nested(learned))
+  back = patch_lib.reverted(after, held, "--workdir")
+  assert_same_bits(back, nested(base))
+  moved = {**base, "params/memory_0/query": base["params/memory_0/query"] + 1}
+  with pytest.raises(ConfigError, match=r"memory_0/query.*sha256"):
+    patch_lib.applied(nested(moved), patch, "--workdir")
 
 
 def test_a_patch_meets_no_other_model():

@@ -115,6 +115,32 @@ def test_what_is_skipped_and_what_only_the_source_has(backbone, tmp_path):
   assert "; new: nothing; left out: memory_0/" in init_from.describe(plan)
 
 
+def test_buffers_go_with_their_parameters(tmp_path):
+  """Of a memory with other keys, and of one whose core begins anew."""
+  shuffled = {"model__memory__shuffle": "permutation"}
+  testing.save_run(tmp_path, with_memory("", **shuffled))
+  held = flat(testing.random_state(with_memory("", **shuffled)).variables())
+  keys = 2 * with_memory("").model.memory.num_keys
+  for skip, changed, own in (
+    (
+      "memory_0/(keys|values)",
+      {"model__memory__num_keys": keys},
+      "permutation",
+    ),
+    ("memory_0/core", {}, "u"),
+    ("memory_0/core", {}, "t"),
+  ):
+    config = with_memory(tmp_path, init_skip=skip, **shuffled, **changed)
+    variables, fresh = map(flat, loaded(config))
+    for path in (x for x in fresh if x.startswith("buffers/")):
+      is_own = path.endswith(f"/{own}") or (
+        own in "ut" and path.endswith(("/u", "/t"))
+      )
+      np.testing.assert_array_equal(
+        variables[path], (fresh if is_own else held)[path]
+      )
+
+
 def test_settings_that_change_what_parameters_mean_are_told(backbone):
   told = lambda **overrides: init_from.describe(
     init_from.plan(with_memory(backbone, **overrides))
@@ -131,6 +157,7 @@ def test_settings_that_change_what_parameters_mean_are_told(backbone):
   [
     ({"model__mlp_dim": 20}, "has the shape .* there and .* here: change the"),
     ({"init_skip": "."}, "has no parameter of this model"),
+    ({"init_skip": "haed"}, "'haed': matches no parameter; there are block_0/"),
     ({"init_from": "no/such"}, "no such directory"),
   ],
 )

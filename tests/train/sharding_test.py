@@ -156,7 +156,8 @@ def test_moments_lie_as_their_parameter_and_counters_as_the_tables():
   assert len(tables) == 3 and {tuple(spec) for spec in tables} == {
     (TABLE, None)
   }
-  assert tuple(state.usage["memory_0"].slots.sharding.spec) == (TABLE,)
+  for reads in (state.usage["memory_0"], state.seen["memory_0"]):
+    assert {tuple(x.sharding.spec) for x in reads} == {(TABLE,)}
   whole = jax.tree.leaves((state.step, state.key, state.buffers))
   assert {tuple(leaf.sharding.spec) for leaf in whole} == {()}
 
@@ -181,11 +182,17 @@ BAD = {
     "model__memory__num_keys": 9,
     "model__memory__storage__partition": "rows",
   },
-  "they must divide the 81 rows for rows, as they do with row_multiple = 8; "
+  "To split rows, they must divide the 81 rows, as they do with row_multiple = "
+  "8; rows_unpooled needs kernel = 'xla'. To split columns, they must divide "
   "value_dim = 6 and": {
     "mesh__table": 8,
     "model__memory__num_keys": 9,
     "model__memory__value_dim": 6,
+  },
+  "model.memory.storage.partition = 'rows_unpooled': 8 devices share": {
+    "mesh__table": 8,
+    "model__memory__storage__partition": "rows_unpooled",
+    "model__memory__storage__kernel": "pallas",
   },
   "model.memory.storage.partition = 'columns': 8 devices share": {
     "mesh__table": 8,

@@ -123,6 +123,27 @@ def test_bad_multipliers(text):
     make_config(optim__rate_multipliers=text)
 
 
+def test_reads_that_cannot_be_counted_are_refused():
+  big = {"batch_size": 2**20, "data__seq_len": 2**10}
+  with pytest.raises(ConfigError, match=r"batch_size = 1048576: reads"):
+    trainable.require_trainable(make_config(optim__trainable="all", **big))
+
+
+@pytest.mark.parametrize(
+  ("text", "pattern"),
+  [
+    ("emebd=0.1", "emebd"),  # matches nothing
+    ("values=5", "values"),  # a table
+    ("query=2,memory_0/query=3", "memory_0/query"),  # decided by the first
+    ("block_0=0.5", "block_0"),  # is not trained
+  ],
+)
+def test_multipliers_of_nothing_are_refused(text, pattern):
+  config = make_config(optim__rate_multipliers=text)
+  with pytest.raises(ConfigError, match=rf"{text}': '{pattern}' decides the"):
+    trainable.require_trainable(config)
+
+
 @pytest.mark.parametrize(
   ("settings", "field"),
   [

@@ -61,7 +61,7 @@ def main() -> None:
   if values.text:  # before the compiler has worked for minutes
     pathlib.Path(values.text).mkdir(parents=True, exist_ok=True)
   options = {
-    **compiler_options.for_device(devices[0]),
+    **compiler_options.for_device(devices[0], config.deterministic),
     **(QUICK if values.quick else {}),
   }
   for step in values.step or STEPS:

@@ -11,6 +11,8 @@ shuffles the whole corpus. TensorFlow is not needed.
 from pathlib import Path
 
 from ultramem_jax.data import convert
+from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.settings.checks import require
 
 
 def define_flags() -> None:
@@ -18,4 +20,7 @@ def define_flags() -> None:
 
 
 def main(source: str, target: str) -> None:
-  convert.convert(Path(source).expanduser(), Path(target).expanduser())
+  folder = Path(target).expanduser()
+  require(not folder.exists(), "TARGET", target, "exists already")
+  with written_whole(folder) as partial:
+    convert.convert(Path(source).expanduser(), partial)

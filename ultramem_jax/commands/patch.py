@@ -1,4 +1,4 @@
-"""Takes what a fine-tuning has learned as a patch: the rows that it changed.
+"""Takes what a fine-tuning has changed of a memory as a patch.
 
   python -m ultramem_jax patch create --base=runs/a --tuned=runs/facts \\
       --output=facts.safetensors
@@ -12,7 +12,7 @@
 
 A model is a workdir, or DIR@STEP; without a step, its newest checkpoint. apply
 and revert write the workdir of a run at step 0, with all bits of the model that
-was tuned, or of the base. The models may differ in tables only.
+was tuned, or of the base. The models may differ in memories only.
 """
 
 from typing import Any

@@ -13,6 +13,7 @@ from absl import flags
 
 from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
+from ultramem_jax.runs import metrics
 from ultramem_jax.tools import quantize
 
 
@@ -34,4 +35,4 @@ def main() -> None:
     values.dtype,
     values.accept_changed_data,
   )
-  print(json.dumps(report))
+  print(json.dumps(metrics.plain(report), allow_nan=False))

@@ -18,16 +18,14 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import DataError
 
 
-def convert(source: Path, target: Path) -> None:
-  """Converts the dataset in source to ArrayRecord files in target.
+def convert(source: Path, folder: Path) -> None:
+  """Writes the dataset in source as ArrayRecord files.
 
   Args:
     source: directory with dataset_info.json and TFRecord files.
-    target: directory to make. It appears when all is written; until then the
-      files are in a directory beside it, `TARGET.partial-...`, which is removed
-      if the conversion fails.
+    folder: to which they are written, empty so far.
   Raises:
-    ConfigError: source is no such directory, or not whole, or target exists.
+    ConfigError: source is no such directory, or not whole.
     errors.DataError: a file is cut off, or longer than it should be.
     OSError: a file cannot be read, or written.
   """
@@ -48,21 +46,12 @@ def convert(source: Path, target: Path) -> None:
     str(source),
     f"holds {found} files; only tfrecord is converted",
   )
-  require(not target.exists(), "TARGET", str(target), "exists already")
-
-  partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
-  partial.mkdir(parents=True)
-  try:
-    for count, part in enumerate(parts, 1):
-      _convert_shard(part, partial / _renamed(Path(part.path).name))
-      print(f"{count}/{len(parts)} {part.path}", flush=True)
-    info["fileFormat"] = "array_record"
-    (partial / "dataset_info.json").write_text(json.dumps(info, indent=2))
-    shutil.copy(source / "features.json", partial)
-    partial.rename(target)
-  except BaseException:  # an interruption too leaves nothing behind
-    shutil.rmtree(partial)
-    raise
+  for count, part in enumerate(parts, 1):
+    _convert_shard(part, folder / _renamed(Path(part.path).name))
+    print(f"{count}/{len(parts)} {part.path}", flush=True)
+  info["fileFormat"] = "array_record"
+  (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
+  shutil.copy(source / "features.json", folder)
 
 
 def _renamed(name: str) -> str:

@@ -158,7 +158,7 @@ def write_safetensors(
   with open(path, "xb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     for name in names:
-      tensor = np.ascontiguousarray(read(name))
+      tensor = np.asarray(read(name), order="C")
       assert tensor.shape == tensors[name].shape
       assert tensor.dtype == DTYPES[tensors[name].dtype]
       file.write(tensor.reshape(-1).view(np.uint8).data)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from ultramem_jax.layers.parameter import parameter
+from ultramem_jax.ops import precision
 from ultramem_jax.ops.cpu.grouped import grouped_dot
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
@@ -200,7 +201,7 @@ class Moe(nn.Module):
     # In float32, and not rounded as accelerators do by default, which would
     # change the choice of experts.
     logits_BTX = jnp.matmul(
-      x_BTD.astype(jnp.float32), router_DX, precision=jax.lax.Precision.HIGHEST
+      x_BTD.astype(jnp.float32), router_DX, precision=precision.EXACT
     )
     expert_BTY, weight_BTY, probability_BTX = route(logits_BTX, moe.top_k)
     if not self.is_initializing():

@@ -148,6 +148,7 @@ class UltraMem(nn.Module):
       f"must be {self.KIND!r} for a layer {type(self).__name__}",
     )
     c.require_width(self.embed_dim)
+    c.require_grid()
     if x_BTD.ndim != 3 or x_BTD.shape[-1] != self.embed_dim or not x_BTD.size:
       raise ValueError(
         f"x has shape {x_BTD.shape}: must be [B, T, {self.embed_dim}] with "

@@ -18,7 +18,7 @@ class UltraMemV2(UltraMem):
   Pooled values of all blocks go through one projection (`shared_projection`).
 
   Variables and sown values are those of `UltraMem`; also `pre_projection`
-  [D, U], U the width of pre-values. `values` and `pre_values` are parameters
+  [D, W], W the width of pre-values. `values` and `pre_values` are parameters
   of the layer only where no `tables` are passed. A slot counts the rows from
   the first that this memory reaches: row + table_side^2 * block.
   """

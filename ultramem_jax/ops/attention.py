@@ -7,6 +7,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+MASKED = -1e30  # a score that a softmax turns into 0
+
 # A CPU takes the queries in so many blocks, each with the keys up to its end,
 # but in none smaller than this.
 MAX_BLOCKS, MIN_BLOCK = 4, 64
@@ -81,7 +83,7 @@ def _attend_in_blocks(window, query_BTQH, key_BTqH, value_BTqH, segment_BT):
 
 
 def _forward(window, query_BTQH, key_BTqH, value_BTqH, segment_BT):
-  bias_B11TS = jnp.where(may_read(segment_BT, window), 0.0, -1e30)[
+  bias_B11TS = jnp.where(may_read(segment_BT, window), 0.0, MASKED)[
     :, None, None
   ]
   query_BqOTH = _grouped(query_BTQH, key_BTqH.shape[2])

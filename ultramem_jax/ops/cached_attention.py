@@ -5,12 +5,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.ops.attention import MASKED
+
 # Cached positions read at a time, and bytes of their keys. A CPU keeps as much
 # in its cache; on an accelerator a step of the loop costs more than reading
 # unused positions.
 CPU_CHUNK, CPU_BYTES = 128, 2**21
 ACCELERATOR_CHUNK, ACCELERATOR_BYTES = 2048, 2**40
-MASKED = -1e30  # a score that a softmax turns into 0
 
 
 def attend(

@@ -39,15 +39,15 @@ def frequencies(width: int, theta: float, scaling: RopeScaling) -> jax.Array:
     [H] float32, of length width / 2.
   """
   half = width // 2
-  index_H = jnp.arange(half, dtype=jnp.float32)
-  frequency_H = theta ** (-index_H / half)
+  index_h = jnp.arange(half, dtype=jnp.float32)
+  frequency_h = theta ** (-index_h / half)
   if scaling.kind == "none":
-    return frequency_H
-  kept_H = 0.0
+    return frequency_h
+  kept_h = 0.0
   low, high = scaling.low_rotations, scaling.high_rotations
   if scaling.kind == "llama3":
-    rotations_H = scaling.original_length / (2 * math.pi) * frequency_H
-    kept_H = jnp.clip((rotations_H - low) / (high - low), 0, 1)
+    rotations_h = scaling.original_length / (2 * math.pi) * frequency_h
+    kept_h = jnp.clip((rotations_h - low) / (high - low), 0, 1)
   elif scaling.kind == "yarn":
     first, last = (
       half
@@ -59,10 +59,10 @@ def frequencies(width: int, theta: float, scaling: RopeScaling) -> jax.Array:
       first, last = math.floor(first), math.ceil(last)
     # The published code counts to the width here, not to half of it.
     first, last = max(first, 0), min(last, width - 1)
-    # Of equal ones, a step.
+    # If both bounds are equal, the ramp is a step.
     steps = last - first or 1e-3
-    kept_H = 1 - jnp.clip((index_H - first) / steps, 0, 1)
-  return frequency_H * (kept_H + (1 - kept_H) / scaling.factor)
+    kept_h = 1 - jnp.clip((index_h - first) / steps, 0, 1)
+  return frequency_h * (kept_h + (1 - kept_h) / scaling.factor)
 
 
 def angles(
@@ -80,15 +80,15 @@ def angles(
     position_BT: [B, T] int32.
     width, theta, scaling: as for `frequencies`.
   Returns:
-    (sin_BTH, cos_BTH): [B, T, width / 2] float32, times the amplitude of the
+    (sin_BTh, cos_BTh): [B, T, width / 2] float32, times the amplitude of the
     scaling.
   """
-  frequency_H = frequencies(width, theta, scaling)
+  frequency_h = frequencies(width, theta, scaling)
   amplitude = scaling.amplitude
 
   def compute(_, position_BT):
-    angle_BTH = jnp.multiply.outer(jnp.float32(position_BT), frequency_H)
-    pair = jnp.sin(angle_BTH), jnp.cos(angle_BTH)
+    angle_BTh = jnp.multiply.outer(jnp.float32(position_BT), frequency_h)
+    pair = jnp.sin(angle_BTh), jnp.cos(angle_BTh)
     return None, tuple(amplitude * x for x in pair)
 
   positions = math.ceil(position_BT.shape[1] / CHUNKS)
@@ -96,20 +96,20 @@ def angles(
 
 
 def rotate(
-  x_BTQH: jax.Array, sin_BTH: jax.Array, cos_BTH: jax.Array
+  x_BTQH: jax.Array, sin_BTh: jax.Array, cos_BTh: jax.Array
 ) -> jax.Array:
   """Rotates queries or keys by the angles of their positions, in float32.
 
   Args:
     x_BTQH: [B, T, Q, H] float.
-    sin_BTH, cos_BTH: of `angles`, half as wide.
+    sin_BTh, cos_BTh: of `angles`, half as wide.
   Returns:
     [B, T, Q, H] in x's dtype.
   """
-  sin_BT1H, cos_BT1H = sin_BTH[:, :, None], cos_BTH[:, :, None]
+  sin_BT1h, cos_BT1h = sin_BTh[:, :, None], cos_BTh[:, :, None]
   first, second = jnp.split(x_BTQH.astype(jnp.float32), 2, axis=-1)
   rotated = [
-    first * cos_BT1H - second * sin_BT1H,
-    second * cos_BT1H + first * sin_BT1H,
+    first * cos_BT1h - second * sin_BT1h,
+    second * cos_BT1h + first * sin_BT1h,
   ]
   return jnp.concatenate(rotated, axis=-1).astype(x_BTQH.dtype)

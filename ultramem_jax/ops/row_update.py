@@ -49,8 +49,8 @@ class Table(NamedTuple):
 
   values_IW: [I, W].
   mean_IW: the first moment; None: the rule has no moments.
-  variance: the second moment, [I, W]; or [I] float32, of the mean of a row's
-    squares; None: as the first.
+  variance: the second moment, [I, W]; or [I] float32, one for each row, of the
+    mean of its squared gradients; None: the rule has no moments.
   """
 
   values_IW: jax.Array
@@ -238,7 +238,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
 
 
 def _gradients(factors: Factors, read_z):
-  """What single reads add to their rows' gradients, [P, W] float32."""
+  """What single reads add to their rows' gradients, [z, W] float32."""
   num_reads, num_cores = factors.weight_TYC.shape[1:]
   token_z, y_z = jnp.divmod(read_z, num_reads)
   vector_zW = factors.vector_TEW[token_z, factors.pool_TY[token_z, y_z]]
@@ -292,7 +292,7 @@ def _row_sums_by_products(row_z, gradient_zW, run, num_rows):
     "OzZ,OZW->OzW",
     (same_Ozz & before_zz[None]).astype(jnp.float32),
     gradient_zW.reshape(*row_Oz.shape, width),
-    precision=jax.lax.Precision.HIGHEST,
+    precision=precision.EXACT,
   )
   # What the open row of each group sums to, from the first group on.
   previous_O = jnp.concatenate([run[0][None], row_Oz[:-1, -1]])

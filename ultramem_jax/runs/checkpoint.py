@@ -252,7 +252,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       TargetError: the newest sound one holds other arrays.
       OSError: it cannot be read, or not be sealed, now; nothing is changed.
     """
-    for step in reversed(step_dirs.committed(self._root)):
+    for step in reversed(workdir_lib.saved_steps(self._root)):
       path = self._root / str(step)
       try:
         restored = step_reader.read(path, items, fresh)
@@ -317,7 +317,7 @@ def _set_aside(path: pathlib.Path, damage: Damaged) -> None:
 def any_saved(workdir: str | os.PathLike) -> bool:
   """Returns whether a run has saved a checkpoint, even a damaged one."""
   root = pathlib.Path(workdir, workdir_lib.CHECKPOINTS_NAME)
-  return bool(step_dirs.committed(root)) or any(root.glob("corrupt-*"))
+  return bool(workdir_lib.saved_steps(root)) or any(root.glob("corrupt-*"))
 
 
 def restore(
@@ -363,7 +363,7 @@ def require_saved(workdir: str | os.PathLike, step: int | str) -> None:
 
 def _choose(root: pathlib.Path, step: int | str, damaged: set[int]) -> int:
   """Returns the step that `restore` is asked for, and that is not damaged."""
-  saved = step_dirs.committed(root)
+  saved = workdir_lib.saved_steps(root)
   if not saved:
     raise CheckpointError(f"{root.parent} holds no checkpoint")
   if step == "newest":

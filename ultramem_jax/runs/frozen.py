@@ -85,7 +85,7 @@ def root(workdir: pathlib.Path) -> pathlib.Path:
 
 def next_number(workdir: pathlib.Path) -> int:
   """Returns the number of a new store."""
-  return max(step_dirs.committed(root(workdir)), default=0) + 1
+  return max(workdir_lib.saved_steps(root(workdir)), default=0) + 1
 
 
 def store_of(step: pathlib.Path) -> Store | None:
@@ -122,7 +122,7 @@ def prune(workdir: pathlib.Path, used: Store | None) -> None:
     workdir: the run's.
     used: stays, too.
   """
-  numbers = set(step_dirs.committed(root(workdir)))
+  numbers = set(workdir_lib.saved_steps(root(workdir)))
   if used:
     numbers -= {int(used.path.name)}
   if not numbers:

@@ -22,7 +22,6 @@ from typing import Any
 from absl import logging
 
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.settings.checks import INT_END
 
 SEAL = "sha256.json"
 LOSS = "valid_loss.json"
@@ -32,19 +31,6 @@ FACTS = "_CHECKPOINT_METADATA"
 
 class Damaged(Exception):
   """A checkpoint whose bytes were lost or changed."""
-
-
-def committed(root: pathlib.Path) -> list[int]:
-  """Returns the committed steps, ascending."""
-  if not root.is_dir():
-    return []
-  return sorted(
-    int(path.name)
-    for path in root.iterdir()
-    # Whoever named a folder "0015" meant something else.
-    if path.name.isdecimal() and path.name == str(int(path.name))
-    if int(path.name) < INT_END and path.is_dir()
-  )
 
 
 def _files(path: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -197,7 +183,7 @@ def _losses(root: pathlib.Path) -> dict[int, float]:
   Damaged steps are left out; restoring one reports the damage.
   """
   losses = {}
-  for step in committed(root):
+  for step in workdir_lib.saved_steps(root):
     with contextlib.suppress(Damaged):
       loss, _ = valid_loss(root / str(step))
       losses[step] = math.inf if loss is None else loss

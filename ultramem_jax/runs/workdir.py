@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.checks import require, require_text
+from ultramem_jax.settings.checks import INT_END, require, require_text
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 
@@ -186,7 +186,7 @@ def _require_same(
       f"corpus = {corpus!r}: {workdir} holds a run on {record['corpus']!r}. "
       "Use another --workdir or the held corpus"
     )
-  step = _newest_step(workdir)
+  step = max(saved_steps(workdir / CHECKPOINTS_NAME), default=0)
   require(
     config.steps >= step,
     "steps",
@@ -198,10 +198,17 @@ def _require_same(
     _write(workdir, record["corpus"], config, overrides)
 
 
-def _newest_step(workdir: pathlib.Path) -> int:
-  """Returns the step of the newest folder of a checkpoint; 0: there is none."""
-  names = (path.name for path in (workdir / CHECKPOINTS_NAME).glob("*"))
-  return max(map(int, filter(str.isdecimal, names)), default=0)
+def saved_steps(folder: pathlib.Path) -> list[int]:
+  """Returns the steps of the checkpoints in a folder, ascending."""
+  if not folder.is_dir():
+    return []
+  return sorted(
+    int(path.name)
+    for path in folder.iterdir()
+    # Whoever named a folder "0015" meant something else.
+    if path.name.isdecimal() and path.name == str(int(path.name))
+    if int(path.name) < INT_END and path.is_dir()
+  )
 
 
 def _write(workdir: pathlib.Path, corpus: str, config: Config, overrides: Any):

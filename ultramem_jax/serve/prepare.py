@@ -20,7 +20,7 @@ def prepare(
   """Returns a model and variables that compute the same faster.
 
   The model reads the collection "prepared", which is added: the normalized
-  keys of memory layers, those keys folded with the filter vectors and, for a
+  keys of memory layers, those keys merged with the filter vectors and, for a
   CPU, transposed matrices. Parameters that are read from there are left out;
   others are cast to the type they are multiplied in. Call it once per weights.
 

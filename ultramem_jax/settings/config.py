@@ -144,6 +144,18 @@ class Config:
       f"{self.data.seq_len}",
     )
     require(
+      self.model.attention != "cudnn" or self.data.seq_len % 2 == 0,
+      "data.seq_len",
+      self.data.seq_len,
+      "must be even with model.attention = 'cudnn'",
+    )
+    require(
+      bool(self.init_from) or not self.init_skip,
+      "init_skip",
+      self.init_skip,
+      "needs init_from, of whose parameters it leaves out some",
+    )
+    require(
       self.batch_size % self.accumulation_steps == 0,
       "batch_size",
       self.batch_size,

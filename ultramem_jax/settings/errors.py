@@ -1,5 +1,7 @@
 """The errors that a user can mend; a command reports each in one line."""
 
+LONGEST = 200  # characters of a line of another library
+
 
 class UserError(Exception):
   """Something that the user can mend; the message says how."""
@@ -25,7 +27,7 @@ class DataError(UserError, ValueError):
   """A file of data is damaged or cut off, or was changed while in use."""
 
 
-def first_line(error: BaseException, most: int = 200) -> str:
+def first_line(error: BaseException) -> str:
   """Returns the first line of an error, cut; its type if it has no text."""
   text = str(error).strip() or type(error).__name__
-  return text.splitlines()[0][:most]
+  return text.splitlines()[0][:LONGEST]

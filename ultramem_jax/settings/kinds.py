@@ -57,8 +57,9 @@ FIXED = {
     "shuffle",
     "query_conv",
     "init",
+    "shared_projection",
   ),
-  "peer": ("value_projection", "num_cores", "expansion"),
+  "peer": ("value_projection", "num_cores", "expansion", "shared_projection"),
 }
 
 # Fields that only one kind reads: with the others they keep their defaults.

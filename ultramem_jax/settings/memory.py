@@ -144,7 +144,7 @@ class MemoryConfig:
     self._require_output()
     # A model fills in ring_layers = 0, and then checks the grid.
     if self.kind != "ultramem_v2" or self.ring_layers:
-      self._require_grid()
+      self.require_grid()
 
   def _require_what_the_kind_fixes(self):
     defaults = kinds.DEFAULTS[self.kind]
@@ -298,13 +298,15 @@ class MemoryConfig:
       "query_key_norm and no softmax, or choose 'official'",
     )
 
-  def _require_grid(self):
+  def require_grid(self) -> None:
+    """Raises ConfigError if the grid of cells is empty, or too large."""
+    reach = " * sqrt(share_ratio * ring_layers)" * (self.kind == "ultramem_v2")
+    side = f"sqrt(expansion) * num_keys{reach} = {self.grid_side}"
     require(
       1 <= self.grid_side <= MAX_GRID_SIDE,
       named(_PATH, "num_keys"),
       self.num_keys,
-      f"sqrt(expansion) * num_keys = {self.grid_side} must be "
-      f"at most {MAX_GRID_SIDE}, so that a cell fits in int32",
+      f"{side} must be from 1 to {MAX_GRID_SIDE}, so that a cell fits in int32",
     )
     # A ring adds a memory's first row before it goes around its end.
     ring = 2 if self.kind == "ultramem_v2" else 1
@@ -320,8 +322,7 @@ class MemoryConfig:
       self.top_m <= self.grid_side,
       named(_PATH, "top_m"),
       self.top_m,
-      f"must be at most the keys of a side, sqrt(expansion) * num_keys = "
-      f"{self.grid_side}",
+      f"must be at most the keys of a side, {side}",
     )
 
 

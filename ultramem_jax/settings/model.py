@@ -114,6 +114,15 @@ class ModelConfig:
     self._require_ranges()
     self._require_choices()
     self._resolve_heads()
+    # Of cuDNN; GPUs before Hopper take no more than 128.
+    require(
+      self.attention != "cudnn"
+      or (self.head_dim % 8 == 0 and self.head_dim <= 256),
+      "model.attention",
+      self.attention,
+      "needs heads whose width is a multiple of 8, and at most 256, not "
+      f"{self.head_dim}",
+    )
     self._require_memory()
 
   def _require_ranges(self):

@@ -139,9 +139,9 @@ class OptimConfig:
       bool(self.table_counts),
       "optim.table_counts",
       self.table_counts,
-      f"must name what rows are read by other text, for optim.table_rows = "
-      f"{self.table_rows}: python -m ultramem_jax count --workdir=DIR counts "
-      "it for a model",
+      f"must name a workdir with row counts, which optim.table_rows = "
+      f"{self.table_rows} needs: python -m ultramem_jax count --workdir=DIR "
+      "makes them",
     )
 
   @property

@@ -36,7 +36,7 @@ def parse_pairs(
       math.isfinite(number) and number >= 0,
       field,
       text,
-      f"{digits!r} is no number, at least 0",
+      f"{digits!r} must be a number of at least 0",
     )
     pairs.append((name, number))
   return tuple(pairs)

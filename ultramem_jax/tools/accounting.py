@@ -75,21 +75,28 @@ def matmul_parts(model: ModelConfig) -> dict[str, int]:
   return counts
 
 
-def rows_read(model: ModelConfig, batch: int) -> int:
-  """Counts values of rows read for batch tokens: layers min(B m A, I) W."""
-  if not model.spans:
-    return 0
-  # A table shared by several layers stands once in the tree, and is read by
-  # each of them: the widths are those of the distinct tables of one layer.
+def table_widths(model: ModelConfig) -> list[int]:
+  """Returns the widths of the tables that a layer reads, one or two.
+
+  A table that several layers share stands once among the parameters, and is
+  read by each of them.
+  """
   widths = {
     path.split("/")[-1]: shape[-1]
     for path, shape in parameter_shapes(model).items()
     if path.endswith("values")
   }
+  return list(widths.values())
+
+
+def rows_read(model: ModelConfig, batch: int) -> int:
+  """Counts values of rows read for batch tokens: layers min(B m A, I) W."""
+  if not model.spans:
+    return 0
   memory = model.memory
   reach = memory.table_side**2
   rows = min(batch * memory.top_m * memory.num_heads, reach)
-  return len(model.spans) * rows * sum(widths.values())
+  return len(model.spans) * rows * sum(table_widths(model))
 
 
 def flops_per_token(model: ModelConfig) -> dict[str, int]:

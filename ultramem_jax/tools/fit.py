@@ -27,6 +27,7 @@ from ultramem_jax.train import optim, sharding, trainable
 from ultramem_jax.train import tables as tables_lib
 
 GIB = 2**30
+CACHE_OF_1 = "total_inactive_file"  # of control groups of version 1
 
 GPU_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
 # Memory of one device that a program can have, by its kind. TPUs: what
@@ -58,7 +59,7 @@ def fits(need: int, have: int | None) -> bool:
 def verdict(need: int, have: int | None) -> str:
   """Returns the answer, such as "fits 80 GiB: no, needs 85.31 GiB"."""
   if have is None:
-    return f"needs {gib(need)}, of a memory of unknown size"
+    return f"needs {gib(need)}; the memory of this device is unknown"
   answer = "yes" if fits(need, have) else "no"
   return f"fits {gib(have)}: {answer}, needs {gib(need)}"
 
@@ -182,9 +183,9 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
     config: the run.
     num_devices: devices of the mesh, which config.mesh must fit.
   Returns:
-    "parameters", "optimizer" (two moments of Adam for each that is trained),
+    "parameters"; "optimizer", the moments of those that are trained;
     "gradients" of these (twice when they are accumulated; of tables with a
-    sparse update, the factors);
+    sparse update the factors of the whole batch, which each device has);
     "slots", which all reads of the step leave to be counted at its end;
     "activations", and "exchange", through which the rows of one split table
     go: estimates; "total".
@@ -203,12 +204,17 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
     trainable.is_trainable, pattern=config.optim.trainable
   )
   parts = {"parameters": 0, "optimizer": 0, "gradients": 0}
-  if optim.updates_rows(config):
-    for path in list(filter(tables_lib.is_table, shapes)):
-      values, moments = _table_bytes(config, shapes.pop(path))
-      parts["parameters"] += values
-      parts["optimizer"] += moments * is_trainable(path)
-    parts["gradients"] += factor_bytes(config) // split
+  tables = [x for x in shapes if tables_lib.is_table(x)]
+  for path in tables:
+    shape = shapes.pop(path)
+    values, moments = _table_bytes(config, shape)
+    parts["parameters"] += values
+    if is_trainable(path):
+      parts["optimizer"] += moments
+      if not optim.updates_rows(config):
+        parts["gradients"] += sums * 4 * math.prod(shape)
+  if optim.updates_rows(config) and any(map(is_trainable, tables)):
+    parts["gradients"] += factor_bytes(config)
   trained = sum(math.prod(shapes[x]) for x in filter(is_trainable, shapes))
   parts["parameters"] += sum(
     trainable.stored_dtype(path, config.optim).itemsize * math.prod(shape)
@@ -287,7 +293,8 @@ def factor_bytes(config: Config) -> int:
   """Returns the bytes of the tables' gradients as factors, for a batch."""
   m = config.model.memory
   reads = m.top_m * m.num_heads * (2 + 2 + m.num_cores)  # sorted, and indices
-  layer = 4 * (reads + m.projections * m.value_dim)
+  widths = accounting.table_widths(config.model)
+  layer = 4 * sum(reads + m.projections * width for width in widths)
   tokens = config.batch_size * config.data.seq_len
   return tokens * len(config.model.spans) * layer
 
@@ -295,8 +302,8 @@ def factor_bytes(config: Config) -> int:
 def host_bytes(root: str = "/") -> int | None:
   """Returns the bytes that this process may still take; None: unknown.
 
-  They are the least of what Linux calls available and the limit of the control
-  group; elsewhere (macOS) the physical memory.
+  They are the least of what Linux calls available and what the control group
+  has left of its limit; elsewhere (macOS) the physical memory.
   """
   limits = []
   meminfo = pathlib.Path(root, "proc/meminfo")
@@ -305,11 +312,38 @@ def host_bytes(root: str = "/") -> int | None:
     limits += [1024 * int(found[1])] if found else []
   elif {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
     limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-  for name in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup 2, 1
-    path = pathlib.Path(root, "sys/fs/cgroup", name)
-    if path.exists() and (text := path.read_text().strip()).isdecimal():
-      limits.append(int(text))
+  groups = pathlib.Path(root, "sys/fs/cgroup")
+  limits += [
+    left
+    for folder, limit, usage, cache in (
+      (groups, "max", "current", "inactive_file"),  # cgroup 2
+      (groups / "memory", "limit_in_bytes", "usage_in_bytes", CACHE_OF_1),
+    )
+    if (left := _group_bytes(folder, limit, usage, cache)) is not None
+  ]
   return min(limits, default=None)
+
+
+def _group_bytes(
+  folder: pathlib.Path, limit: str, usage: str, cache: str
+) -> int | None:
+  """Returns what a control group has left; None: it has no limit.
+
+  Args:
+    folder: of its files.
+    limit, usage: names of files, after "memory.".
+    cache: what of the usage is files in the cache, which make room; a key of
+      the file memory.stat.
+  """
+  limit, usage, stat = (
+    path.read_text() if (path := folder / f"memory.{x}").exists() else ""
+    for x in (limit, usage, "stat")
+  )
+  if not limit.strip().isdecimal():
+    return None
+  cached = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
+  used = int(usage or 0) - int(cached[1] if cached else 0)
+  return max(0, int(limit) - max(0, used))
 
 
 def available_bytes(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from ultramem_jax.ops import precision
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
@@ -27,7 +28,12 @@ def merged_config(config: Config) -> Config:
     ConfigError: the run has no LoRA.
   """
   lora = config.model.lora
-  require(lora.rank > 0, "model.lora.rank", lora.rank, "is no LoRA to merge")
+  require(
+    lora.rank > 0,
+    "model.lora.rank",
+    lora.rank,
+    "must be above 0: this run has no LoRA to merge",
+  )
   model = dataclasses.replace(config.model, lora=LoraConfig())
   paths = ("/".join(path) for path in sharding.parameter_axes(model))
   pattern = config.optim.trainable
@@ -59,7 +65,7 @@ def merge(params: Any, lora: LoraConfig) -> Any:
 
 @jax.jit
 def _add(kernel, a, b, scale):
-  exact = jax.lax.Precision.HIGHEST
+  exact = precision.EXACT
   return kernel + scale * jnp.tensordot(a, b, 1, precision=exact)
 
 

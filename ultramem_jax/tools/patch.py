@@ -1,9 +1,10 @@
-"""Patches: the rows of tables that a fine-tuning has changed, old and new.
+"""Patches: what a fine-tuning has changed of memories, old and new.
 
 Both are kept, so that a patch is applied and reverted to the bit, and the
 sha256 of every array of the base that a patch may change, so that it meets no
-other. These are the tables, and the buffers, which a run computes anew from
-other parameters; the rows of a buffer are the parts along its first axis.
+other. These are the tables, of which a patch holds the rows that changed; and
+the other parameters and buffers of memories, whose rows are the parts along
+their first axis, and a single number is one row.
 """
 
 import hashlib
@@ -14,6 +15,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -22,7 +24,6 @@ from flax import traverse_util
 from ultramem_jax.runs.workdir import write_atomically
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.train.tables import is_table
 
 FORMAT = "ultramem_jax patch 1"
 # What is done where two patches change a row in different ways.
@@ -50,10 +51,11 @@ class Patch(NamedTuple):
   changes: dict[str, Change]
 
 
-def _may_change(name: str, x: Any) -> bool:
+def _may_change(name: str) -> bool:
   """Returns whether a patch may change an array of this name."""
-  is_buffer = name.startswith("buffers/") and x.ndim > 0
-  return is_buffer or is_table(name.removesuffix("_scale"))
+  collection, _, path = name.partition("/")
+  # Only memories have buffers.
+  return collection == "buffers" or path.startswith("memory")
 
 
 def _flatten(variables: Any) -> dict[str, Any]:
@@ -62,7 +64,7 @@ def _flatten(variables: Any) -> dict[str, Any]:
 
 def _bytes(x: Any) -> np.ndarray:
   """Returns the bits of an array [rows, ...] as [rows, bytes]."""
-  x = np.ascontiguousarray(x)
+  x = np.ascontiguousarray(x)  # a single number becomes a row
   return x.reshape(len(x), math.prod(x.shape[1:])).view(np.uint8)
 
 
@@ -77,8 +79,8 @@ def difference(base: Any, tuned: Any) -> Patch:
   """Returns the patch that turns the variables of one model into another's.
 
   Raises:
-    ConfigError: they differ in more than tables and buffers, which is named;
-      or not at all.
+    ConfigError: they differ in more than memories, which is named; or not at
+      all.
   """
   olds, news = _flatten(base), _flatten(tuned)
   changes, others = {}, []
@@ -94,7 +96,7 @@ def difference(base: Any, tuned: Any) -> Patch:
       others.append(f"{name} ({old.dtype}{list(old.shape)} in the base)")
     else:
       change = _changed_rows(*map(np.atleast_1d, map(np.asarray, (old, new))))
-      if len(change.rows) and _may_change(name, old):
+      if len(change.rows) and _may_change(name):
         changes[name] = change
       elif len(change.rows):
         others.append(name)
@@ -102,18 +104,18 @@ def difference(base: Any, tuned: Any) -> Patch:
     not others,
     "--tuned",
     ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN),
-    "differs from the base and is no table: a patch holds rows of tables only; "
-    "train them alone, by --config.optim.trainable='memory.*values', in the "
-    "dtype of the base (optim.frozen_dtype)",
+    "differs from the base and is of no memory: a patch holds memories only; "
+    "train these alone, by --config.optim.trainable='memory.*values' or "
+    "'memory', in the dtype of the base (optim.frozen_dtype)",
   )
   require(bool(changes), "--tuned", "the model", "is the base, to the bit")
-  hashes = {name: digest(x) for name, x in olds.items() if _may_change(name, x)}
+  hashes = {name: digest(x) for name, x in olds.items() if _may_change(name)}
   return Patch(hashes, changes)
 
 
 def _is_held_alike(name: str, old: Any, new: Any) -> bool:
   """Returns whether a frozen array has the same numbers in another dtype."""
-  is_frozen = not _may_change(name, old) and old.shape == new.shape
+  is_frozen = not _may_change(name) and old.shape == new.shape
   return (
     is_frozen
     and old.dtype != new.dtype
@@ -162,7 +164,10 @@ def reverted(variables: Any, patch: Patch, field: str) -> Any:
 
 
 def _with_rows(flat: dict[str, Any], rows: dict[str, Any]) -> Any:
-  put = jax.jit(lambda x, row, new: x.at[row].set(new), donate_argnums=0)
+  put = jax.jit(
+    lambda x, row, new: jnp.atleast_1d(x).at[row].set(new).reshape(x.shape),
+    donate_argnums=0,
+  )
   changed = {name: put(flat[name], *new) for name, new in rows.items()}
   return traverse_util.unflatten_dict({**flat, **changed}, sep="/")
 
@@ -171,11 +176,12 @@ def _require_names(flat: dict[str, Any], patch: Patch, field: str) -> None:
   """Requires a model to have the arrays of a patch, in their shapes."""
   for name, change in patch.changes.items():
     held = flat.get(name)
+    rows = held.shape[0] if held is not None and held.ndim else 1
     require(
       held is not None
       and (held.shape[1:], held.dtype)
       == (change.old.shape[1:], change.old.dtype)
-      and len(held) > change.rows.max(),
+      and rows > change.rows.max(),
       field,
       name,
       "does not fit the patch, which is for another model",
@@ -189,8 +195,8 @@ def _require_base(flat: dict[str, Any], patch: Patch, field: str) -> None:
       held is not None and digest(held) == wanted,
       field,
       name,
-      f"has not the sha256 of the patch's base, {wanted[:12]}...: the patch is "
-      "for another model, or for this one before it was changed",
+      f"does not have the sha256 of the patch's base, {wanted[:12]}...: the "
+      "patch is for another model, or for this one before it was changed",
     )
 
 

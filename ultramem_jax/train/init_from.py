@@ -20,6 +20,8 @@ from ultramem_jax.train import state as state_lib
 
 # Paths that `describe` names of each part.
 SHOWN = 3
+# Buffers that are computed from one parameter, which must be taken with them.
+COMPUTED_FROM = {"u": "core", "t": "core"}
 
 
 class Plan(NamedTuple):
@@ -79,6 +81,12 @@ def plan(config: Config) -> Plan:
     not (config.init_skip and re.search(config.init_skip, path))
   )
   taken = [path for path in ours if path in theirs and is_wanted(path)]
+  require(
+    not config.init_skip or not all(map(is_wanted, (*ours, *theirs))),
+    "init_skip",
+    config.init_skip,
+    f"matches no parameter; there are {', '.join(sorted(ours)[:5])}, ...",
+  )
   _require_fit(config, source, taken, theirs, ours)
   new, left = ours.keys() - set(taken), theirs.keys() - ours.keys()
   number = int(step) if step.isdecimal() else step
@@ -195,15 +203,21 @@ def load(plan: Plan, variables: Any, mesh: Any) -> Any:
     )
     merged = {
       path: jax.device_put(theirs[path].astype(leaf.dtype), leaf.sharding)
-      if path in theirs and is_taken(path)
+      if path in theirs and is_taken(path, theirs[path], leaf)
       else leaf
       for path, leaf in ours.items()
     }
     return traverse_util.unflatten_dict(merged, sep="/")
 
-  # A buffer is computed from a parameter beside it.
-  beside = {path.rpartition("/")[0] for path in taken}
+  def is_taken_buffer(path, theirs, ours):
+    """Whether the parameters that it belongs to are taken, too."""
+    memory, _, name = path.rpartition("/")
+    needed = f"{memory}/{COMPUTED_FROM.get(name, '')}"
+    return theirs.shape == ours.shape and any(
+      x.startswith(needed) for x in taken
+    )
+
   return {
-    "params": merge("params", lambda path: path in taken),
-    "buffers": merge("buffers", lambda path: path.rpartition("/")[0] in beside),
+    "params": merge("params", lambda path, *_: path in taken),
+    "buffers": merge("buffers", is_taken_buffer),
   }

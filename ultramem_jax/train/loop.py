@@ -81,8 +81,8 @@ def run_steps(
     state: the state to start from, before the last step.
     take_step: trains a step, of this number, on the next batch. Raises Stopped,
       before it takes over the state, if the run is to stop.
-    check: raises TrainingError if this step, of these metrics, was skipped as
-      too many before it.
+    check: raises TrainingError if this step, of these metrics, was skipped, and
+      is the last of `guard.max_skips` skipped in a row.
     report_usage: returns how the tables were used since the last report.
     validate: returns the results on the validation split; None: not all of it
       was seen, because the run is to stop.

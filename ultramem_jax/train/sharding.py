@@ -162,16 +162,19 @@ def make_layout(config: Config, mesh: Any) -> Layout:
     for name in sorted(volumes, key=lambda name: volumes[name])
     if memory.storage.partition == "auto"
     or name.startswith(memory.storage.partition)
+    # Rows that are fetched by parts are read by XLA.
+    if memory.storage.kernel == "xla" or name != "rows_unpooled" or shards == 1
   ]
   require(
     bool(possible) or not config.model.spans,
     "model.memory.storage.partition",
     memory.storage.partition,
-    f"{shards} devices share the tables (mesh.table_axes): they must divide "
-    f"the {memory.stored_rows} rows for rows, as they do with row_multiple = "
-    f"{shards}; value_dim = {memory.value_dim} and pre_value_dim = "
-    f"{memory.pre_value_dim} for columns, which take no "
-    "optim.table_second_moment = 'row'",
+    f"{shards} devices share the tables (mesh.table_axes). To split rows, "
+    f"they must divide the {memory.stored_rows} rows, as they do with "
+    f"row_multiple = {shards}; rows_unpooled needs kernel = 'xla'. To split "
+    f"columns, they must divide value_dim = {memory.value_dim} and "
+    f"pre_value_dim = {memory.pre_value_dim}, and optim.table_second_moment "
+    "must be 'element'",
   )
   partition = possible[0] if possible else ""
   return Layout(
@@ -289,11 +292,12 @@ def state_shardings(state, config: Config, layout: Layout):
     names = tuple(
       str(getattr(key, "key", getattr(key, "name", key))) for key in path
     )
+    if names[0] in ("usage", "seen"):
+      axes = layout.dividing(layout.table_axes, leaf.size)
+      return NamedSharding(layout.mesh, PartitionSpec(axes))
     spec = PartitionSpec()
     if names[0] == "tables":
       names = tuple(names[1].split("/"))
-    if names[0] in ("usage", "seen"):
-      spec = PartitionSpec(layout.dividing(layout.table_axes, leaf.size))
     for start in range(len(names)):
       if names[start:] in specs:
         spec = PartitionSpec(

@@ -29,8 +29,8 @@ class TrainState(struct.PyTreeNode):
     model's parameters have them, such as "memory_0/values".
   opt_state: of `optim.make_optimizer`, for params.
   buffers: the model's collection.
-  usage: {memory: `Reads`} of int32, how often each virtual row and key
-    was read since the last report.
+  usage: {memory: `Reads`} of int32, how often each virtual row and key was
+    read since the last report; of keys, see `usage.count`.
   seen: as usage, what was read at all up to the last report.
   guard: of the steps that were skipped.
   key: uint32 data of the PRNG key from which each step's is folded.

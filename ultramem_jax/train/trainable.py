@@ -9,11 +9,13 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from ultramem_jax.layers.parameter import READ_AS_STORED
-from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.checks import INT_END, require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.settings.optim import OptimConfig
+from ultramem_jax.train import optim as optim_lib
 from ultramem_jax.train import sharding
+from ultramem_jax.train.tables import is_table
 
 ALL = "all"
 LORA = "/lora_a"
@@ -75,10 +77,19 @@ def require_trainable(config: Config) -> None:
   """Raises ConfigError if a run cannot train what it is to train.
 
   This is so if no parameter would be trained, if a part of the distillation
-  teacher would be, or if the tables are int8, which are for serving only.
+  teacher would be, if the tables are int8, which are for serving only, or if
+  a step reads a table too often to count the reads.
   """
   require_some(config)
   require_teacher(config)
+  reads = round(optim_lib.reads_per_row(config) * config.model.memory.num_rows)
+  require(
+    not optim_lib.updates_rows(config) or reads < INT_END,
+    "batch_size",
+    config.batch_size,
+    f"reads {reads} rows of a table in a step, which must be less than 2^31 "
+    "for the sparse update: reduce it",
+  )
   table_dtype = config.model.memory.storage.table_dtype
   require(
     table_dtype != "int8",
@@ -92,7 +103,8 @@ def require_trainable(config: Config) -> None:
 def require_some(config: Config) -> None:
   """Raises ConfigError if a pattern of a run finds nothing to train.
 
-  They are `optim.trainable` and `model.lora.targets`.
+  They are those of `optim.trainable`, `optim.rate_multipliers` and
+  `model.lora.targets`.
   """
   paths = _paths(config.model)
   pattern = config.optim.trainable
@@ -102,6 +114,22 @@ def require_some(config: Config) -> None:
     pattern,
     f"matches no parameter; there are {', '.join(sorted(paths)[:5])}, ...",
   )
+  for i, (rate_pattern, _) in enumerate(config.optim.multipliers):
+    earlier = [x for x, _ in config.optim.multipliers[:i]]
+    require(
+      any(
+        is_trainable(path, pattern)
+        and not is_table(path)
+        and re.search(rate_pattern, path)
+        and not any(re.search(x, path) for x in earlier)
+        for path in paths
+      ),
+      "optim.rate_multipliers",
+      config.optim.rate_multipliers,
+      f"{rate_pattern!r} decides the rate of no parameter that is trained, "
+      "beside tables, whose factor is optim.value_lr_multiplier, and what "
+      "patterns before it match",
+    )
   lora = config.model.lora
   if lora.rank and not any(path.endswith(LORA) for path in paths):
     everywhere = dataclasses.replace(lora, targets="")

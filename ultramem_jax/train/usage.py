@@ -56,7 +56,8 @@ def count(
     is_read_BT: [B, T] bool; the reads of other positions do not count.
     layout: of the arrays on a mesh; None: one device.
   Returns:
-    The counts, as `usage`. Of keys those of every `KEY_STRIDE`th position.
+    The counts, as `usage`. Keys are counted at every `KEY_STRIDE`th position
+    only.
   """
 
   def add(count_U, index_BTAM, is_read_BT):

@@ -98,26 +98,26 @@ def config_json(
 
 
 def llama3_scaling(
-  factors_H: np.ndarray, theta: float, width: int
+  factors_h: np.ndarray, theta: float, width: int
 ) -> dict[str, Any] | None:
   """Returns the `rope_scaling` that multiplies wavelengths by these factors.
 
   Args:
-    factors_H: of each pair, as llama.cpp computed them from such settings.
+    factors_h: of each pair, as llama.cpp computed them from such settings.
     theta: `rope_theta`.
     width: of a head.
   Returns:
     The settings; None: there are none.
   """
-  frequency_H = theta ** (-2 * np.arange(len(factors_H)) / width)
-  factor = float(factors_H.max(initial=1))
+  frequency_h = theta ** (-2 * np.arange(len(factors_h)) / width)
+  factor = float(factors_h.max(initial=1))
   for length in LENGTHS:
-    rotations_H = length / (2 * np.pi) * frequency_H
-    kept_H = (rotations_H - LOW_ROTATIONS) / (HIGH_ROTATIONS - LOW_ROTATIONS)
-    kept_H = kept_H.clip(0, 1)
-    wanted_H = 1 / (kept_H + (1 - kept_H) / factor)
+    rotations_h = length / (2 * np.pi) * frequency_h
+    kept_h = (rotations_h - LOW_ROTATIONS) / (HIGH_ROTATIONS - LOW_ROTATIONS)
+    kept_h = kept_h.clip(0, 1)
+    wanted_H = 1 / (kept_h + (1 - kept_h) / factor)
     # They were rounded to float32 on the way.
-    if np.allclose(factors_H, wanted_H, rtol=1e-5, atol=0):
+    if np.allclose(factors_h, wanted_H, rtol=1e-5, atol=0):
       return {
         "rope_type": "llama3",
         "factor": factor,
