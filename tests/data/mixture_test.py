@@ -120,7 +120,7 @@ def test_facts_that_are_too_long_are_named(mixed, tmp_path):
   [
     ("facts.jsonl", "must be PATH=SHARE, joined by ','"),
     ("a=0.1,=0.1", "must be PATH=SHARE, joined by ','"),
-    ("a=0.1.2", "'0.1.2' is no number"),
+    ("a=0.1.2", "'0.1.2' must be a number"),
     ("a=0.5,b=0.5", "must have shares above 0 that add up to less than 1"),
     ("a=0", "must have shares above 0"),
     ("a=0.1,a=0.2", "must name each path once"),

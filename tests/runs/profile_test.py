@@ -47,6 +47,9 @@ def test_a_run_does_without_a_trace_that_cannot_be_written(tmp_path, caplog):
   assert run(tmp_path, range(2, 4), last=5) == 5
   (record,) = caplog.records
   assert record.getMessage().startswith("--profile: no trace in ")
+  # The next run of the process has its trace.
+  assert run(tmp_path / "next", range(2, 4), last=5) == 5
+  assert traced_steps(tmp_path / "next" / "profile") == [2, 3]
 
 
 @pytest.mark.parametrize("steps, expected", [(range(2, 4), 1), (range(0), 0)])

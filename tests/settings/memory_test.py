@@ -55,7 +55,7 @@ from ultramem_jax.settings.memory import MAX_GRID_SIDE, MemoryConfig
     (
       {"model.memory.num_keys": 23171},
       "model.memory.num_keys",
-      "= 46342 must be at most 46340",
+      "= 46342 must be from 1 to 46340",
     ),
     (
       {

@@ -51,7 +51,7 @@ class Profile(contextlib.AbstractContextManager):
     if jax.process_count() > 1:
       self._folder /= f"process_{jax.process_index()}"
     self._steps = steps
-    self._tracing = self._traced = False
+    self._tracing = self._began = False
 
   def step(self, n: int, take_step: Callable[..., Any], state: Any) -> Any:
     """Returns take_step(state), traced if n is one of the steps.
@@ -61,17 +61,23 @@ class Profile(contextlib.AbstractContextManager):
     """
     if n not in self._steps:
       return take_step(state)
-    if not self._tracing:
+    if not self._began:
       jax.block_until_ready(state)
-      with self._telling():
-        jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-      self._tracing = self._traced = True
+      self._start()
     with jax.profiler.StepTraceAnnotation("train", step_num=n):
       results = take_step(state)
     if n == self._steps[-1]:
       jax.block_until_ready(results)
       self._stop()
     return results
+
+  def _start(self) -> None:
+    self._began = True
+    with self._telling():
+      # JAX would notice only when it stops, and then never trace again.
+      self._folder.mkdir(parents=True, exist_ok=True)
+      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      self._tracing = True
 
   def _stop(self) -> None:
     if self._tracing:
@@ -90,5 +96,5 @@ class Profile(contextlib.AbstractContextManager):
   def __exit__(self, *exception) -> None:
     """Writes the trace of a run that was stopped in the middle of it."""
     self._stop()
-    if self._steps and not self._traced:
+    if self._steps and not self._began:
       logging.warning("--profile: the run took none of these steps")

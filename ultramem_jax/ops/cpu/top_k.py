@@ -10,8 +10,6 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops import precision
-
 # For fewer rows the sieve's fixed cost outweighs what it saves.
 SIEVE_ROWS = 64
 # Halvings of the range in which the threshold lies: first by the maxima of
@@ -191,7 +189,7 @@ def _collect(marks_BO, num_slots):
   end_BO = jnp.dot(
     count_BO,
     jnp.triu(jnp.ones((num_words, num_words), jnp.float32)),
-    precision=precision.EXACT,
+    precision=jax.lax.Precision.HIGHEST,
   )
   slot_1m = jnp.arange(num_slots, dtype=jnp.float32)[None]
   zeros_Bm = jnp.zeros((marks_BO.shape[0], num_slots), jnp.float32)
