@@ -309,10 +309,10 @@ METHODS = {
     {**VALUES, **CHOSEN, "optim.table_top_t": 4096},
     counts=True,
   ),
-  "chosen_early_large_mixed": Method(
-    "Memory+, chosen rows of 65,536, three early places, general text mixed in",
+  "chosen_six_mixed": Method(
+    "Memory+, chosen rows of 65,536, six places, general text mixed in",
     VALUE_RATES,
-    Memory(places=EARLY_PLACES, num_keys=256),
+    Memory(places=SIX_PLACES, num_keys=256),
     {**VALUES, **CHOSEN, **MIXED, "optim.table_top_t": 4096},
     counts=True,
   ),
@@ -364,5 +364,5 @@ COMPARED = (
   "values_early_mixed",
   "whole_early_mixed",
   "whole_six_mixed",
-  "chosen_early_large_mixed",
+  "chosen_six_mixed",
 )
