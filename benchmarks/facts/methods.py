@@ -185,11 +185,11 @@ METHODS = {
     dense_as=Memory(),
   ),
   "dense_mlp_mixed": Method(
-    "adapters as large as what is read of Memory+, six places, general text "
+    "adapters as large as what is read of Memory+, ten places, general text "
     "mixed in",
     RATES,
     overrides={"optim.trainable": "adapter", **MIXED},
-    dense_as=Memory(places=SIX_PLACES),
+    dense_as=Memory(places=TEN_PLACES),
   ),
   # Memories as they were first tried: cold, and all of them is trained.
   "memory_plus_1": Method(
@@ -364,5 +364,6 @@ COMPARED = (
   "values_early_mixed",
   "whole_early_mixed",
   "whole_six_mixed",
+  "whole_ten_mixed",
   "chosen_six_mixed",
 )
