@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from benchmarks.facts import facts as facts_lib
-from benchmarks.facts import general, recall
+from benchmarks.facts import general, known, recall
 from benchmarks.facts.methods import METHODS, Method
 from benchmarks.facts.stages import Stages
 from benchmarks.facts.store import Cell
@@ -29,7 +29,7 @@ Record = dict[str, Any]
 def examine(
   stages: Stages, workdir: pathlib.Path, sets: dict[str, list[facts_lib.Fact]]
 ) -> Record:
-  """Returns what the model of a run tells, and its perplexities.
+  """Returns what the model of a run tells, its perplexities, what it knew.
 
   Args:
     stages: of the comparison.
@@ -46,6 +46,7 @@ def examine(
   return {
     "recall": recalls,
     "perplexity": general.perplexities(loaded, stages.general, rows),
+    "known": known.share(loaded, tokenizer),
   }
 
 

@@ -73,6 +73,12 @@ def _harm(group: list[Record], records: list[Record]) -> str:
   return f"{100 * statistics.mean(found):+.1f} %" if found else ""
 
 
+def _known(group: list[Record]) -> str:
+  """Returns how many capitals are told at last; "" where it was not asked."""
+  shares = [last(record).get("known") for record in group]
+  return percent(shares) if None not in shares else ""
+
+
 def groups(records: list[Record], part: str) -> dict[tuple, list[Record]]:
   """Returns the records of a part that differ in the seed only."""
   found = {}
@@ -139,7 +145,9 @@ def recall_table(records: list[Record]) -> str:
     if record["method"] == "untouched":
       shares = record["recall"]["all"]
       told = [percent([x]) for x in shares.values()]
-      rows.append(f"| untouched | | 0 | 1 | {' | '.join(told)} | |")
+      rows.append(
+        f"| untouched | | 0 | 1 | {' | '.join(told)} | | {_known([record])} |"
+      )
   for group in _by_method(groups(records, "recall")):
     one, found = group[0], [record["recall"]["all"] for record in group]
     harm = _harm(group, records)
@@ -147,11 +155,11 @@ def recall_table(records: list[Record]) -> str:
     told = [percent(x[kind] for x in found if kind in x) for kind in kinds]
     rows.append(
       f"| {_method(one)} | {one['rate']:g} | {one['steps']} | {len(group)} | "
-      f"{' | '.join(told)} | {harm} |"
+      f"{' | '.join(told)} | {harm} | {_known(group)} |"
     )
   return markdown(
     "| method | rate | steps | seeds | seen | unseen | two facts | "
-    "perplexity |",
+    "perplexity | capitals |",
     rows,
   )
 
@@ -172,11 +180,12 @@ def continual_table(records: list[Record]) -> str:
     ]
     rows.append(
       f"| {_method(one)} | {one['rate']:g} | {one['steps']} | {len(group)} | "
-      f"{' | '.join(told)} | {harm} |"
+      f"{one['facts']} | {' | '.join(told)} | {harm} | {_known(group)} |"
     )
   return markdown(
-    "| method | rate | steps a set | seeds | first set, at first | first set, "
-    "at last | last set | all sets | all, unseen | perplexity |",
+    "| method | rate | steps a set | seeds | facts a set | first set, at first "
+    "| first set, at last | last set | all sets | all, unseen | perplexity "
+    "| capitals |",
     rows,
   )
 

@@ -134,6 +134,7 @@ def record(rate, seed, unseen, python):
     **CELL._replace(rate=rate, seed=seed)._asdict(),
     "recall": {"all": share},
     "perplexity": {"python": python, "english": 10.0},
+    "known": 0.5,
     "chance": 0.1,
   }
 
@@ -150,7 +151,7 @@ def test_the_table_has_every_rate_and_what_it_costs():
   table = tables.recall_table(records)
   assert "| 0.003 | 30 | 2 | 100 % (100 to 100) | 80 % (70 to 90) |" in table
   assert "+20.0 %" in table
-  assert "| 0.001 | 30 | 1 | 100 % | 40 % | 0 % | +0.0 % |" in table
+  assert "| 0.001 | 30 | 1 | 100 % | 40 % | 0 % | +0.0 % | 50 % |" in table
   (best,) = tables.best(records, "recall").values()
   assert best == records[2:]
 
@@ -162,7 +163,7 @@ def test_tables_of_sets_capacity_and_cost():
     one["recall"] |= {"first": shares, "newest": shares | {"seen": newest}}
   cell = CELL._asdict()
   continual = cell | {"part": "continual", "history": [first, last]}
-  assert "| 30 | 1 | 100 % | 100 % | 80 % | 100 % | 20 % |  |" in (
+  assert "| 30 | 1 | 100 | 100 % | 100 % | 80 % | 100 % | 20 % |  | 50 % |" in (
     tables.continual_table([continual])
   )
   stored = record(1e-3, 0, 0.5, 10.0) | {
