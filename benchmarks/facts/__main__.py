@@ -7,7 +7,7 @@
   recall     a set of invented facts: exact answers, greedy, in templates seen
              in training and in others, and to questions that need two facts;
              perplexity of general text beside the untouched model's
-  continual  ten sets, one after the other: what is left of the first
+  continual  several sets, one after the other: what is left of the first
   capacity   larger sets in larger tables
   cost       the time of a step, and bytes that the program holds
 
@@ -68,6 +68,9 @@ RATES = flags.DEFINE_list(
 )
 FACTS = flags.DEFINE_integer("facts", 100, "Facts of a set.", lower_bound=1)
 STEPS = flags.DEFINE_integer("steps", 0, "Steps of a run; 0: the model's own.")
+SETS = flags.DEFINE_integer(
+  "sets", 10, "Sets of the part continual.", lower_bound=2
+)
 
 
 def stages() -> tuple[str, Stages]:
@@ -102,6 +105,8 @@ def cells(model: str, part: str, steps: int) -> list[Cell]:
         rates = tuple(map(float, RATES.value))
       for rate in rates[: 1 if part == "cost" else None]:
         cell = Cell(model, part, name, rate, seed, steps, FACTS.value)
+        if part == "continual":
+          cell = cell._replace(sets=SETS.value)
         made += capacities(cell) if part == "capacity" else [cell]
   return made
 
@@ -150,8 +155,7 @@ def main(_: list[str]) -> None:
     model, made = stages()
     for part in PARTS.value:
       planned = cells(model, part, made.scale.steps)
-      sets = parts.SETS if part == "continual" else 1
-      steps = sets * sum(cell.steps for cell in planned)
+      steps = sum(cell.steps * max(cell.sets, 1) for cell in planned)
       print(f"{part}: {len(planned)} cells, {steps:,} steps at most")
       for number, cell in enumerate(planned):
         print(f"[{number + 1}/{len(planned)}] {cell.name}", flush=True)

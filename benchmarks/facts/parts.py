@@ -20,7 +20,6 @@ from ultramem_jax import data
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
 
-SETS = 10  # of the part "continual", one after the other
 TIMED_STEPS = 5
 
 Record = dict[str, Any]
@@ -82,15 +81,15 @@ def measure_recall(stages: Stages, cell: Cell) -> Record:
 
 
 def measure_continual(stages: Stages, cell: Cell) -> Record:
-  """Teaches a model ten sets of facts, one after the other."""
-  sets = facts_lib.draw(cell.facts, cell.seed, SETS)
+  """Teaches a model sets of facts, one after the other."""
+  sets = facts_lib.draw(cell.facts, cell.seed, cell.sets)
   place, history = None, []
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
     run = (name, method_of(cell), cell.rate, cell.seed, facts)
     taught = stages.taught(*run, start=place)
     asked = {"first": sets[0], "newest": facts}
-    if number == SETS - 1:
+    if number == cell.sets - 1:
       asked["all"] = [fact for one in sets for fact in one]
     history.append(examine(stages, taught, asked))
     print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)

@@ -21,6 +21,7 @@ class Cell(NamedTuple):
   rate, seed, steps: of the runs.
   facts: of a set.
   rows: of a table, in the part "capacity"; 0: as the method has it.
+  sets: in the part "continual", one after the other; 0: there is one.
   """
 
   model: str
@@ -31,14 +32,16 @@ class Cell(NamedTuple):
   steps: int
   facts: int
   rows: int = 0
+  sets: int = 0
 
   @property
   def name(self) -> str:
     """As a file's or a folder's name."""
-    rate, rows = f"{self.rate:g}", f"_{self.rows}" * bool(self.rows)
+    rows = f"_{self.rows}" * bool(self.rows)
+    sets = f"_{self.sets}_sets" * bool(self.sets)
     return (
-      f"{self.model}_{self.part}_{self.method}_{rate}_{self.seed}_"
-      f"{self.steps}_{self.facts}{rows}"
+      f"{self.model}_{self.part}_{self.method}_{self.rate:g}_{self.seed}_"
+      f"{self.steps}_{self.facts}{rows}{sets}"
     )
 
 

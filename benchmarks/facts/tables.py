@@ -84,8 +84,8 @@ def groups(records: list[Record], part: str) -> dict[tuple, list[Record]]:
   found = {}
   for record in records:
     if record["part"] == part and record["method"] != "untouched":
-      names = ("model", "facts", "method", "rate", "steps", "rows")
-      key = tuple(record[name] for name in names)
+      names = ("model", "facts", "method", "rate", "steps", "rows", "sets")
+      key = tuple(record.get(name, 0) for name in names)
       found.setdefault(key, []).append(record)
   return found
 
@@ -109,8 +109,8 @@ def best(records: list[Record], part: str) -> dict[tuple, list[Record]]:
 
   chosen = {}
   for key, group in groups(records, part).items():
-    model, facts, method, _, _, rows = key
-    place = (model, facts, method, rows)
+    model, facts, method, _, _, rows, sets = key
+    place = (model, facts, method, rows, sets)
     if place not in chosen or quality(group) > quality(chosen[place]):
       chosen[place] = group
   return chosen
@@ -180,10 +180,11 @@ def continual_table(records: list[Record]) -> str:
     ]
     rows.append(
       f"| {_method(one)} | {one['rate']:g} | {one['steps']} | {len(group)} | "
-      f"{one['facts']} | {' | '.join(told)} | {harm} | {_known(group)} |"
+      f"{len(one['history'])} of {one['facts']} | {' | '.join(told)} | "
+      f"{harm} | {_known(group)} |"
     )
   return markdown(
-    "| method | rate | steps a set | seeds | facts a set | first set, at first "
+    "| method | rate | steps a set | seeds | sets | first set, at first "
     "| first set, at last | last set | all sets | all, unseen | perplexity "
     "| capitals |",
     rows,

@@ -120,9 +120,10 @@ def test_cells_that_differ_have_names_that_differ():
       "steps": 31,
       "facts": 101,
       "rows": 64,
+      "sets": 5,
     }.items()
   ]
-  assert len({cell.name for cell in [CELL, *others]}) == 9
+  assert len({cell.name for cell in [CELL, *others]}) == 10
 
 
 STORED = report.ROOT / "benchmarks" / "results" / "facts.json"
@@ -163,8 +164,9 @@ def test_tables_of_sets_capacity_and_cost():
     one["recall"] |= {"first": shares, "newest": shares | {"seen": newest}}
   cell = CELL._asdict()
   continual = cell | {"part": "continual", "history": [first, last]}
-  assert "| 30 | 1 | 100 | 100 % | 100 % | 80 % | 100 % | 20 % |  | 50 % |" in (
-    tables.continual_table([continual])
+  assert (
+    "| 30 | 1 | 2 of 100 | 100 % | 100 % | 80 % | 100 % | 20 % |  | 50 % |"
+    in (tables.continual_table([continual]))
   )
   stored = record(1e-3, 0, 0.5, 10.0) | {
     "part": "capacity",
