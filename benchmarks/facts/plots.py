@@ -1,7 +1,6 @@
 """The plots of the comparison."""
 
 import statistics
-import textwrap
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -21,11 +20,14 @@ def recall(result: dict[str, Any], model: str) -> Figure:
   """
   records = [x for x in result["cells"].values() if x["model"] == model]
   figure, (axes,) = plots.figure(
-    f"{model}: what is told in words never seen, and what general text pays",
+    f"{model}: what is told in words never seen, and what general text pays "
+    "(methods and rates)",
     result,
     size=(8, 5),
   )
-  for key, group in tables.groups(records, "recall").items():
+  found = tables.groups(records, "recall")
+  usual = statistics.mode(key[4] for key in found) if found else 0
+  for key, group in found.items():
     method = METHODS[key[2]]
     harm = [100 * share for share in tables.taxes(group, records)]
     if not harm:
@@ -34,10 +36,8 @@ def recall(result: dict[str, Any], model: str) -> Figure:
     color = plots.ORANGE if method.memory is None else plots.BLUE
     axes.scatter(harm, told, color=color, s=18)
     place = statistics.mean(harm), statistics.mean(told)
-    label = textwrap.fill(f"{method.label} ({key[3]:g}, {key[4]} steps)", 34)
-    axes.annotate(
-      label, place, (0, 5), textcoords="offset points", fontsize=6, ha="center"
-    )
+    label = f"{key[2]} {key[3]:g}" + f", {key[4]} steps" * (key[4] != usual)
+    axes.annotate(label, place, (6, -2), textcoords="offset points", fontsize=6)
   axes.set_xscale("symlog", linthresh=10)
   axes.xaxis.set_major_formatter("{x:+.0f}")
   axes.margins(x=0.15)
@@ -66,6 +66,7 @@ def continual(result: dict[str, Any], model: str) -> Figure:
     axes.plot(
       range(1, len(told) + 1), told, style, marker=".", label=method.label
     )
+  axes.xaxis.get_major_locator().set_params(integer=True)
   axes.set(
     xlabel="sets learned", ylabel="recall of the first, %", ylim=(-3, 103)
   )

@@ -118,6 +118,8 @@ def _plot(store: Store, size: str, pairs: Pairs, finding: str) -> Figure | None:
   )
   plots.bars(here, {name: change for name, change, _ in rows}, "{:+.3f}")
   plots.bars(paper, {name: change for name, _, change in rows}, "{:+.4f}")
+  for axes in (here, paper):
+    axes.margins(x=0.45)  # room for numbers on both sides
   here.set_xlabel("change of the validation loss here, bits per byte")
   paper.set_xlabel("in the paper, nats per token")
   return figure
