@@ -3,6 +3,7 @@
 import statistics
 from typing import Any
 
+from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from benchmarks.facts import tables
@@ -66,7 +67,7 @@ def continual(result: dict[str, Any], model: str) -> Figure:
     axes.plot(
       range(1, len(told) + 1), told, style, marker=".", label=method.label
     )
-  axes.xaxis.get_major_locator().set_params(integer=True)
+  axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   axes.set(
     xlabel="sets learned", ylabel="recall of the first, %", ylim=(-3, 103)
   )

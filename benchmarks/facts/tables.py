@@ -75,8 +75,10 @@ def _harm(group: list[Record], records: list[Record]) -> str:
 
 def _known(group: list[Record]) -> str:
   """Returns how many capitals are told at last; "" where it was not asked."""
-  shares = [last(record).get("known") for record in group]
-  return percent(shares) if None not in shares else ""
+  found = [last(record) for record in group]
+  if not all("known" in x for x in found):
+    return ""
+  return percent(x["known"] for x in found)
 
 
 def groups(records: list[Record], part: str) -> dict[tuple, list[Record]]:
