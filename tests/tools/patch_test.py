@@ -42,6 +42,17 @@ def make_patch(base, rows, seed=1):
   return patch_lib.difference(nested(base), nested(tuned(base, rows, seed)))
 
 
+def assert_goes_both_ways(patch, base, other, folder):
+  """From its file, a patch makes one model of the other, to the bit."""
+  path = str(folder / "patch.safetensors")
+  patch_lib.write(path, patch)
+  held = patch_lib.read(path)
+  after = patch_lib.applied(nested(base), held, "--workdir")
+  assert_same_bits(after, nested(other))
+  back = patch_lib.reverted(after, held, "--workdir")
+  assert_same_bits(back, nested(base))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_patch_is_applied_and_reverted_to_the_bit(dtype, tmp_path):
   base = variables(dtype)
@@ -55,13 +66,7 @@ def test_a_patch_is_applied_and_reverted_to_the_bit(dtype, tmp_path):
   assert patch.changes.keys() == {TABLE, "buffers/memory_0/u"}
   rows = [5, 9, 40] if dtype == "bfloat16" else [3, 5, 9, 40]
   np.testing.assert_array_equal(patch.changes[TABLE].rows, rows)
-  path = str(tmp_path / "patch.safetensors")
-  patch_lib.write(path, patch)
-  held = patch_lib.read(path)
-  after = patch_lib.applied(nested(base), held, "--workdir")
-  assert_same_bits(after, nested(other))
-  back = patch_lib.reverted(after, held, "--workdir")
-  assert_same_bits(back, nested(base))
+  assert_goes_both_ways(patch, base, other, tmp_path)
 
 
 def test_a_memory_that_learned_as_a_whole_is_a_patch(tmp_path):
@@ -77,13 +82,7 @@ def test_a_memory_that_learned_as_a_whole_is_a_patch(tmp_path):
   assert patch.changes.keys() == names and len(names) > 5
   assert {base[name].ndim for name in names} >= {0, 2, 5}
   assert list(patch.changes[TABLE].rows) == [5, 9]
-  path = str(tmp_path / "patch.safetensors")
-  patch_lib.write(path, patch)
-  held = patch_lib.read(path)
-  after = patch_lib.applied(nested(base), held, "--workdir")
-  assert_same_bits(after, nested(learned))
-  back = patch_lib.reverted(after, held, "--workdir")
-  assert_same_bits(back, nested(base))
+  assert_goes_both_ways(patch, base, learned, tmp_path)
   moved = {**base, "params/memory_0/query": base["params/memory_0/query"] + 1}
   with pytest.raises(ConfigError, match=r"memory_0/query.*sha256"):
     patch_lib.applied(nested(moved), patch, "--workdir")

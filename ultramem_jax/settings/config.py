@@ -161,6 +161,11 @@ class Config:
       self.batch_size,
       f"must be divisible by accumulation_steps = {self.accumulation_steps}",
     )
+    self._require_tables()
+    self._require_teacher()
+
+  def _require_tables(self):
+    """Requires an update that the tables can have."""
     require(
       bool(self.model.spans) or not self.optim.chooses_rows,
       "optim.table_rows",
@@ -175,8 +180,6 @@ class Config:
       "optim.table_moments are float32 and optim.table_second_moment is "
       "element",
     )
-
-    self._require_teacher()
 
   def _require_teacher(self):
     """Requires a model that says something without its memories."""

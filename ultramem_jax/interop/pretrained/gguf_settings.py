@@ -115,9 +115,9 @@ def llama3_scaling(
     rotations_h = length / (2 * np.pi) * frequency_h
     kept_h = (rotations_h - LOW_ROTATIONS) / (HIGH_ROTATIONS - LOW_ROTATIONS)
     kept_h = kept_h.clip(0, 1)
-    wanted_H = 1 / (kept_h + (1 - kept_h) / factor)
+    wanted_h = 1 / (kept_h + (1 - kept_h) / factor)
     # They were rounded to float32 on the way.
-    if np.allclose(factors_h, wanted_H, rtol=1e-5, atol=0):
+    if np.allclose(factors_h, wanted_h, rtol=1e-5, atol=0):
       return {
         "rope_type": "llama3",
         "factor": factor,
