@@ -52,11 +52,11 @@ def record(setting, model, probe="", loss=2.0, rate=4e-3, multiplier=10.0):
     probe,
   )
   token_BT = np.arange(64).reshape(4, 16) % 7
+  slot_BTAM = np.zeros((4, 16, 2, 1), int)
+  slot_BTAM[:, :, 1] = loss < 1.8  # another loss, another use of the rows
   measured = {
     "inside": {
-      "memory_0": inside.describe(
-        np.zeros((4, 16, 2, 1), int), token_BT, token_BT % 3, 8
-      )
+      "memory_0": inside.describe(slot_BTAM, token_BT, token_BT % 3, 8)
     },
     "recall": {"facts": 100, "chance": 0.02, "seen": 0.5, "unseen": 0.25},
   }
