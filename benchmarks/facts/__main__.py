@@ -39,6 +39,7 @@ SMALL = Scale(
   warm_steps=150,
   warm_batch=8,
   warm_len=128,
+  taught_steps=300,
   count_batches=100,
   held_out_rows=32,
 )
@@ -49,6 +50,7 @@ LARGE = Scale(
   warm_steps=100,
   warm_batch=4,
   warm_len=128,
+  taught_steps=200,
   count_batches=50,
   held_out_rows=8,
 )

@@ -1,8 +1,8 @@
 """The methods that are compared: settings of a run, and nothing else.
 
-A memory comes into the model in a run of its own, the base: on general text,
-with the backbone frozen, for many steps (warm) or without any (cold). What
-learns the facts begins there.
+A memory comes into the model in a run of its own, the base, with the backbone
+frozen: without any learning (cold), or after many steps on general text (warm)
+or on facts about others (taught). What learns the facts begins there.
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ SIX_PLACES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)
 TEN_PLACES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
+PIECES = "{pieces}"
+COLD, WARM, TAUGHT = "cold", "warm", "taught"
 VALUES_AND_GATE = "memory_.*(values|gating)"
 
 
@@ -41,7 +43,8 @@ class Memory:
   num_keys: the table has the square of it as rows.
   output: what it adds at first, `model.memory.output`.
   gate: `model.memory.gate`.
-  is_warm: whether the base is trained.
+  base: what the base has learned: nothing, `COLD`; general text, `WARM`; facts
+    about others, beside general text, `TAUGHT`.
   distillation: of a warm base's training, `optim.distillation`.
   """
 
@@ -50,18 +53,18 @@ class Memory:
   num_keys: int = 128
   output: str = "empty"
   gate: str = "none"
-  is_warm: bool = False
+  base: str = COLD
   distillation: float = 0.0
 
   @property
   def name(self) -> str:
     """What tells its base from those of others."""
     places = "-".join(f"{x:g}" for x in self.places)
-    warm = "warm" if self.is_warm else "cold"
+    base = self.base
     if self.distillation:
-      warm += f"_distilled_{self.distillation:g}"
+      base += f"_distilled_{self.distillation:g}"
     return (
-      f"{self.kind}_{places}_{self.num_keys}_{self.output}_{self.gate}_{warm}"
+      f"{self.kind}_{places}_{self.num_keys}_{self.output}_{self.gate}_{base}"
     )
 
   def overrides(self, num_layers: int, embed_dim: int) -> Overrides:
@@ -104,13 +107,6 @@ class Method:
   counts: bool = False
   dense_as: Memory | None = None
 
-  def settings(self, pieces: str) -> Overrides:
-    """Returns the overrides, with the file of pieces of general text."""
-    return {
-      field: value.format(pieces=pieces) if isinstance(value, str) else value
-      for field, value in self.overrides.items()
-    }
-
 
 def dense(model: ModelConfig) -> Overrides:
   """Returns the fields of adapters in place of the memories of a model.
@@ -138,6 +134,14 @@ def lora(rank: int, targets: str) -> Overrides:
   }
 
 
+def with_pieces(overrides: Overrides, path: str) -> Overrides:
+  """Returns fields with the path of the general text in place of `PIECES`."""
+  return {
+    field: value.replace(PIECES, path) if isinstance(value, str) else value
+    for field, value in overrides.items()
+  }
+
+
 EVERYWHERE = "attention/(query|value)|mlp/(up|down)"
 # The whole memory learns, as if it were a part of the model like any other.
 NAIVE = {"optim.trainable": EVERY_MEMORY}
@@ -153,9 +157,12 @@ WHOLE = {
   "optim.value_lr_multiplier": 300.0,
 }
 CHOSEN = {"optim.table_rows": "tfidf", "optim.table_top_t": 512}
-MIXED = {"data.mixture": "{pieces}=0.25"}
+# `PIECES` stands for the file of pieces of general text.
+MIXED = {"data.mixture": f"{PIECES}=0.25"}
 # What the model says without its memory is half of what it is to say.
 GUARDED = {**MIXED, "optim.distillation": 0.5}
+# How a base is taught facts about others.
+TAUGHT_RATE, TAUGHT_OVERRIDES = 3e-3, {**WHOLE, **MIXED}
 RATES = (1e-3, 3e-3, 1e-2)
 VALUE_RATES = (1e-1, 3e-1, 1.0)
 
@@ -316,24 +323,36 @@ METHODS = {
     {**VALUES, **CHOSEN, "optim.table_top_t": 4096},
     counts=True,
   ),
-  "warm": Method(
-    "Memory+, warm, only values learn",
+  # Its addresses have learned to tell names apart before the facts come.
+  "taught_ten": Method(
+    "Memory+ that was taught facts about others, only values learn, ten places",
     VALUE_RATES,
-    Memory(is_warm=True),
+    Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
     VALUES,
+  ),
+  "taught_ten_chosen": Method(
+    "Memory+ that was taught facts about others, chosen rows of 65,536, ten "
+    "places",
+    VALUE_RATES,
+    Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
+    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 4096},
+    counts=True,
+  ),
+  "warm": Method(
+    "Memory+, warm, only values learn", VALUE_RATES, Memory(base=WARM), VALUES
   ),
   # What a warm memory does to general text before it is taught anything is kept
   # small. All of the loss would teach an empty memory nothing.
   "warm_distilled": Method(
     "Memory+, warm and distilled, only values learn",
     VALUE_RATES,
-    Memory(is_warm=True, distillation=0.5),
+    Memory(base=WARM, distillation=0.5),
     VALUES,
   ),
   "warm_chosen": Method(
     "Memory+, warm, chosen rows",
     VALUE_RATES,
-    Memory(is_warm=True),
+    Memory(base=WARM),
     {**VALUES, **CHOSEN},
     counts=True,
   ),

@@ -14,7 +14,7 @@ import train
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts import general, methods
 from benchmarks.facts.facts import Fact
-from benchmarks.facts.methods import EVERY_MEMORY, Memory, Method
+from benchmarks.facts.methods import EVERY_MEMORY, Memory, Method, Overrides
 from benchmarks.harness import report
 from configs import from_run
 from ultramem_jax.runs import row_counts
@@ -23,6 +23,9 @@ from ultramem_jax.settings.config import parse
 
 # A cold memory is put into the model by a run of a step that changes nothing.
 NO_RATE = 1e-30
+WARM_RATE = 1e-3
+# Facts about others, which are drawn with seeds that no cell has.
+OTHER_FACTS, OTHER_SEED = 400, 1000
 
 
 class Scale(NamedTuple):
@@ -32,6 +35,7 @@ class Scale(NamedTuple):
   batch: facts of a step.
   seq_len: tokens of a row of facts.
   warm_steps, warm_batch, warm_len: of a warm base; rows and their tokens.
+  taught_steps: of a base that is taught facts about others.
   count_batches: of general text, to count the reads of rows.
   held_out_rows: of each general text, whose perplexity is taken.
   """
@@ -42,6 +46,7 @@ class Scale(NamedTuple):
   warm_steps: int
   warm_batch: int
   warm_len: int
+  taught_steps: int
   count_batches: int
   held_out_rows: int
 
@@ -73,16 +78,19 @@ class Stages(NamedTuple):
     workdir = self.folder / f"base_{memory.name}_{seed}"
     c, scale = self._config(self.backbone, seed), self.scale
     add_memory(c, memory)
-    c.update_from_flattened_dict(
-      {
-        "optim.trainable": EVERY_MEMORY,
-        "optim.learning_rate": 1e-3 if memory.is_warm else NO_RATE,
-        "optim.distillation": memory.distillation,
-        "steps": scale.warm_steps if memory.is_warm else 1,
-        "batch_size": scale.warm_batch,
-      }
-    )
-    c.data.update(general.settings(self.general), seq_len=scale.warm_len)
+    if memory.base == methods.TAUGHT:
+      (others,) = facts_lib.draw(OTHER_FACTS, OTHER_SEED + seed)
+      self._teach(c, workdir.name, others)
+      self._override(c, methods.TAUGHT_OVERRIDES)
+      c.optim.learning_rate = methods.TAUGHT_RATE
+      c.steps = scale.taught_steps
+    else:
+      is_warm = memory.base == methods.WARM
+      c.data.update(general.settings(self.general), seq_len=scale.warm_len)
+      c.optim.update(trainable=EVERY_MEMORY, distillation=memory.distillation)
+      c.optim.learning_rate = WARM_RATE if is_warm else NO_RATE
+      c.steps = scale.warm_steps if is_warm else 1
+      c.batch_size = scale.warm_batch
     finish(c, workdir)
     return workdir
 
@@ -111,14 +119,10 @@ class Stages(NamedTuple):
       start: the workdir that it begins with; None: the method's base.
     """
     base = self.base(method.memory, seed) if method.memory else self.backbone
-    path = self.folder / f"{name}.jsonl"
-    facts_lib.write(path, facts)
     c = self._config(start or base, seed)
-    c.data.update(source="text", path=str(path), valid_path=str(path))
-    c.data.update(records="answers", packing="examples", mixture="")
-    c.data.update(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0)
-    c.optim.update(trainable="all", learning_rate=rate, distillation=0.0)
-    c.update(steps=self.scale.steps, batch_size=self.scale.batch)
+    self._teach(c, name, facts)
+    c.optim.update(trainable="all", learning_rate=rate)
+    c.steps = self.scale.steps
     if method.counts:
       self.counted(base)
       c.optim.table_counts = str(base)
@@ -126,8 +130,7 @@ class Stages(NamedTuple):
       with_memory = self._config(base, seed)
       add_memory(with_memory, method.dense_as)
       c.update_from_flattened_dict(methods.dense(parse(with_memory).model))
-    pieces = self.general / "pieces.jsonl"
-    c.update_from_flattened_dict(method.settings(str(pieces)))
+    self._override(c, method.overrides)
     return c
 
   def taught(self, name: str, *run: Any, **options: Any) -> pathlib.Path:
@@ -140,6 +143,20 @@ class Stages(NamedTuple):
     workdir = self.folder / name
     finish(self.config(name, *run, **options), workdir)
     return workdir
+
+  def _teach(self, c: Any, name: str, facts: list[Fact]) -> None:
+    """Changes the settings of a run into those of one on facts alone."""
+    path = self.folder / f"{name}.jsonl"
+    facts_lib.write(path, facts)
+    c.data.update(source="text", path=str(path), valid_path=str(path))
+    c.data.update(records="answers", packing="examples", mixture="")
+    c.data.update(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0)
+    c.batch_size = self.scale.batch
+    c.optim.distillation = 0.0
+
+  def _override(self, c: Any, overrides: Overrides) -> None:
+    pieces = str(self.general / "pieces.jsonl")
+    c.update_from_flattened_dict(methods.with_pieces(overrides, pieces))
 
   def _config(self, start: pathlib.Path, seed: int) -> Any:
     c = from_run.get_config(str(start))

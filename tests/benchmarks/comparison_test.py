@@ -8,7 +8,7 @@ import pytest
 from benchmarks.facts import stages as stages_lib
 from benchmarks.facts import store as store_lib
 from benchmarks.facts import tables
-from benchmarks.facts.methods import METHODS, Memory, block_at
+from benchmarks.facts.methods import METHODS, TAUGHT, WARM, Memory, block_at
 from benchmarks.facts.store import Cell
 from benchmarks.harness import page, report
 from configs import from_run
@@ -17,7 +17,7 @@ from ultramem_jax.settings.config import parse
 from ultramem_jax.train import trainable
 
 CELL = Cell("small", "recall", "lora_16", 1e-3, 0, 30, 100)
-SCALE = stages_lib.Scale(30, 8, 48, 20, 4, 32, 2, 4)
+SCALE = stages_lib.Scale(30, 8, 48, 20, 4, 32, 15, 2, 4)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +67,16 @@ def test_the_settings_of_every_method_fit(name, stages, monkeypatch):
     assert settings.model.memory == config.model.memory
     trainable.require_some(settings)
     assert settings.optim.trainable == "memory"
+    steps = {"cold": 1, "warm": SCALE.warm_steps, "taught": SCALE.taught_steps}
+    assert settings.steps == steps[method.memory.base]
 
 
 def test_bases_of_other_memories_have_other_names():
   made = {x.memory for x in METHODS.values() if x.memory}
   assert len({memory.name for memory in made}) == len(made) > 5
-  warm = Memory(is_warm=True)
-  others = (Memory(), dataclasses.replace(warm, distillation=0.5))
-  assert len({memory.name for memory in (warm, *others)}) == 3
+  warm, taught = Memory(base=WARM), Memory(base=TAUGHT)
+  others = (Memory(), taught, dataclasses.replace(warm, distillation=0.5))
+  assert len({memory.name for memory in (warm, *others)}) == 4
 
 
 def test_places_are_blocks_of_the_model():
