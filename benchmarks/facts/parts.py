@@ -26,27 +26,34 @@ Record = dict[str, Any]
 
 
 def examine(
-  stages: Stages, workdir: pathlib.Path, sets: dict[str, list[facts_lib.Fact]]
+  stages: Stages,
+  workdir: pathlib.Path,
+  sets: dict[str, list[facts_lib.Fact]],
+  measures_harm: bool = True,
 ) -> Record:
-  """Returns what the model of a run tells, its perplexities, what it knew.
+  """Returns what the model of a run recalls, its perplexities, what it knew.
 
   Args:
     stages: of the comparison.
     workdir: of the run.
     sets: sets of facts by name, of which the recall is taken.
+    measures_harm: False: only the recall.
   """
   loaded = load_lib.load(workdir)
   tokenizer = data.open(loaded.config).tokenizer
-  recalls = {
-    name: recall.recall(loaded, tokenizer, facts)
-    for name, facts in sets.items()
+  found = {
+    "recall": {
+      name: recall.recall(loaded, tokenizer, facts)
+      for name, facts in sets.items()
+    }
   }
-  rows = stages.scale.held_out_rows
-  return {
-    "recall": recalls,
-    "perplexity": general.perplexities(loaded, stages.general, rows),
-    "known": known.share(loaded, tokenizer),
-  }
+  if measures_harm:
+    rows = stages.scale.held_out_rows
+    found |= {
+      "perplexity": general.perplexities(loaded, stages.general, rows),
+      "known": known.share(loaded, tokenizer),
+    }
+  return found
 
 
 def method_of(cell: Cell) -> Method:
@@ -88,10 +95,11 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
     name = f"{cell.name}_set_{number}"
     run = (name, method_of(cell), cell.rate, cell.seed, facts)
     taught = stages.taught(*run, start=place)
-    asked = {"first": sets[0], "newest": facts}
-    if number == cell.sets - 1:
+    is_last = number == cell.sets - 1
+    asked = {"first": sets[0]} | ({"newest": facts} if number else {})
+    if is_last:
       asked["all"] = [fact for one in sets for fact in one]
-    history.append(examine(stages, taught, asked))
+    history.append(examine(stages, taught, asked, measures_harm=is_last))
     print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)
     if place:
       shutil.rmtree(place)
