@@ -86,7 +86,6 @@ def test_the_layer_multiplies_its_output():
 @pytest.mark.parametrize(
   "changes, message",
   [
-    ({"output": "gated"}, r"output = 'gated': is now model.memory.gate = 'sc"),
     ({"gate": "sigmoid"}, r"gate = 'sigmoid': must be one of none, scalar, in"),
     ({"gate_init": "one"}, r"gate_init = 'one': must be one of zero, open"),
     (

@@ -52,9 +52,9 @@ def test_a_run_of_gpus_is_used_without_them(workdir):
     (
       dict(step="last"),
       ConfigError,
-      "--step = 'last': must be newest, best, or the number of a step",
+      "step = 'last': must be newest, best, or the number of a step",
     ),
-    (dict(step=-1), ConfigError, "--step = -1: must be newest, best, or"),
+    (dict(step=-1), ConfigError, "step = -1: must be newest, best, or"),
     (dict(step="8"), CheckpointError, "saved: 7"),
     (dict(mesh={"table": 2}), ConfigError, "mesh.data = -1: fsdp * tensor"),
     (dict(mesh={"tabel": 2}), ConfigError, "mesh.tabel = 2: no such field"),

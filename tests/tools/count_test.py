@@ -113,7 +113,7 @@ def test_other_text_is_added_and_files_are_merged(loaded, texts, tmp_path):
   merged = count.merge_files(tmp_path / "new", [str(one), str(two)], like)
   assert merged.sources == whole.sources
   jax.tree.map(np.testing.assert_array_equal, merged, whole)
-  with pytest.raises(ConfigError, match=r"--merge = .*b\.jsonl"):
+  with pytest.raises(ConfigError, match=r"merge = .*b\.jsonl"):
     count.merge_files(both, [str(two)], like)
 
 
@@ -126,7 +126,7 @@ def test_counts_of_another_model_are_refused(loaded, tmp_path):
   with pytest.raises(ConfigError, match="counts other tables"):
     count.merge_files(tmp_path / "new", [str(path)], like)
   larger = dataclasses.replace(loaded.config, batch_size=8)
-  with pytest.raises(ConfigError, match="--batch_size = 8: must be 4"):
+  with pytest.raises(ConfigError, match="batch_size = 8: must be 4"):
     count_text(loaded._replace(config=larger), path, 2)
 
 

@@ -269,7 +269,7 @@ def test_other_models_are_refused(overrides, message):
 
 def test_what_is_not_there_cannot_be_exported(with_memory, narrow, tmp_path):
   workdir = import_run(narrow, tmp_path / "run")
-  with pytest.raises(ConfigError, match=r"--memory_only = True: the model of"):
+  with pytest.raises(ConfigError, match=r"memory_only = True: the model of"):
     export_run(workdir, tmp_path / "output", memory_only=True)
   with pytest.raises(ConfigError, match="must be an empty directory"):
     export_run(with_memory, narrow)

@@ -97,7 +97,7 @@ def _change(action: str) -> None:
   workdir, _ = workdir_lib.split_step(values.workdir)
   patch = patch_lib.read(values.patch[0])
   change = {"apply": patch_lib.applied, "revert": patch_lib.reverted}[action]
-  variables = change(_load(values.workdir).variables, patch, "--workdir")
+  variables = change(_load(values.workdir).variables, patch)
   config = workdir_lib.load_config(workdir)
   derived_run.write(values.output, workdir, config, variables)
   print(f"workdir: {values.output}, at step 0")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.json_file import read_mapping
 
 # Files beside a published tokenizer.json.
 DECLARING = ("tokenizer_config.json", "special_tokens_map.json")
@@ -109,16 +110,7 @@ def find(tokenizer: Any, path: str, given: dict[str, str]) -> Specials:
 
 def read_fields(path: str) -> dict[str, Any]:
   """Returns the fields of a JSON file; none if there is no such file."""
-  if not os.path.isfile(path):
-    return {}
-  try:
-    with open(path, encoding="utf-8") as file:
-      fields = json.load(file)
-  except (ValueError, RecursionError) as error:
-    raise ConfigError(f"{path}: is not JSON ({error})") from error
-  if not isinstance(fields, dict):
-    raise ConfigError(f"{path}: is not an object with fields")
-  return fields
+  return read_mapping(path) if os.path.isfile(path) else {}
 
 
 def name_of(declared: Any) -> str:

@@ -17,7 +17,7 @@ import jax
 
 from ultramem_jax.runs.workdir import INPUTS_NAME, write_atomically
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import ConfigError, few
 
 INDEX_NAME = "index.npz"
 TOKENIZER_NAME = "tokenizer"
@@ -73,7 +73,7 @@ def require_same(
   """Checks that inputs are those that a run has read so far.
 
   Args:
-    workdir: the run's; an older one may have no inputs.json.
+    workdir: the run's; without an inputs.json nothing is compared.
     inputs: the files of some settings, or of all.
     accept_changed: returns what would be raised.
   Returns:
@@ -85,8 +85,7 @@ def require_same(
   changes = list(_changes(held, inputs)) if held is not None else []
   if not changes:
     return ""
-  more = f"; and {len(changes) - 3} more" if len(changes) > 3 else ""
-  line = f"the data of this run have changed: {'; '.join(changes[:3])}{more}"
+  line = f"the data of this run have changed: {few(changes, '; ')}"
   if accept_changed:
     return line
   raise ConfigError(

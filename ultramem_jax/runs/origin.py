@@ -4,7 +4,6 @@ The workdir's folder `pretrained` holds the model's own `config.json` and other
 small files, for those who export the run's model to where it came from.
 """
 
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 import jax
 
 from ultramem_jax.runs.workdir import write_atomically
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.json_file import read_mapping
 
 FOLDER = "pretrained"
 
@@ -53,12 +52,4 @@ def read(workdir: str | os.PathLike, name: str) -> dict[str, Any]:
     ConfigError: the file is damaged.
   """
   path = pathlib.Path(workdir, FOLDER, name)
-  if not path.exists():
-    return {}
-  try:
-    held = json.loads(path.read_bytes())
-  except (ValueError, RecursionError) as error:
-    raise ConfigError(f"{path}: is damaged ({error})") from error
-  if not isinstance(held, dict):
-    raise ConfigError(f"{path}: is damaged (it holds no mapping)")
-  return held
+  return read_mapping(path) if path.exists() else {}

@@ -129,7 +129,7 @@ def locked(path: pathlib.Path) -> Iterator[None]:
       fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise ConfigError(
-        f"--output = {str(path)!r}: another command is counting there"
+        f"output = {str(path)!r}: another command is counting there"
       ) from error
     yield
   finally:

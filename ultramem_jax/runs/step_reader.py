@@ -13,7 +13,7 @@ import numpy as np
 from ultramem_jax.runs import array_reader, distributed, frozen, step_dirs
 from ultramem_jax.runs.frozen import FrozenError, Store
 from ultramem_jax.runs.step_dirs import Damaged
-from ultramem_jax.settings.errors import TargetError
+from ultramem_jax.settings.errors import TargetError, few
 
 # How TensorStore's errors begin where files are missing or hold other bytes.
 CONTENT_STATUSES = (
@@ -24,7 +24,6 @@ CONTENT_STATUSES = (
   "OUT_OF_RANGE",
 )
 # Arrays that an error names of each kind.
-SHOWN = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,7 @@ def _require_same_arrays(
     ],
   }
   if any(parts.values()):
-    told = (f"{part}: {_some(x)}" for part, x in parts.items() if x)
+    told = (f"{part}: {few(x)}" for part, x in parts.items() if x)
     raise TargetError(
       f"checkpoint {path} is of another model; {'; '.join(told)}. Go on with "
       "the settings and the version of UltraMem-JAX that wrote it, or use "
@@ -94,12 +93,6 @@ def _require_same_arrays(
 
 def _is_fresh(name: str, fresh: str) -> bool:
   return bool(fresh) and bool(re.match(fresh, name))
-
-
-def _some(texts: list[str]) -> str:
-  """Joins the first texts, and says how many there are if these are not all."""
-  more = f", ... ({len(texts)})" if len(texts) > SHOWN else ""
-  return ", ".join(texts[:SHOWN]) + more
 
 
 def _target(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -22,7 +22,7 @@ import jax
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import INT_END, require, require_text
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import ConfigError, few
 
 CONFIG_NAME = "config.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -168,7 +168,6 @@ def _require_same(
       f"{field} = {changes[field]['to']!r}, held: {changes[field]['from']!r}"
       for field in (fixed if override else changes)
     ]
-    more = f"; and {len(named) - 3} more" if len(named) > 3 else ""
     wish = (
       f", with init_from = {str(workdir)!r} for its parameters, or the held "
       "value"
@@ -177,7 +176,7 @@ def _require_same(
     )
     raise ConfigError(
       f"{workdir} holds a run with another config: "
-      f"{'; '.join(named[:3])}{more}. Use another --workdir{wish}"
+      f"{few(named, '; ')}. Use another --workdir{wish}"
     )
   # What is in the files of the corpus says more than the line about it.
   has_inputs = (workdir / INPUTS_NAME).exists()
@@ -369,10 +368,6 @@ def load_config(workdir: str | os.PathLike) -> Config:
     f"holds no {CONFIG_NAME}, so no run was started there",
   )
   held = _read(workdir)["config"]
-  model = held.get("model")
-  if isinstance(model, dict) and isinstance(model.get("qk_norm"), bool):
-    # Of a run from when there was one such norm, with or without.
-    model["qk_norm"] = "head" if model["qk_norm"] else "none"
   try:
     return config_lib.parse(held)
   except ConfigError as error:

@@ -54,7 +54,7 @@ def load(
   """
   require(
     step in ("newest", "best") or str(step).isdecimal(),
-    "--step",
+    "step",
     step,
     "must be newest, best, or the number of a step",
   )

@@ -1,6 +1,9 @@
 """The errors that a user can mend; a command reports each in one line."""
 
+from collections.abc import Sequence
+
 LONGEST = 200  # characters of a line of another library
+FEW = 3  # names in a message
 
 
 class UserError(Exception):
@@ -25,6 +28,13 @@ class TrainingError(UserError, RuntimeError):
 
 class DataError(UserError, ValueError):
   """A file of data is damaged or cut off, or was changed while in use."""
+
+
+def few(texts: Sequence[str], separator: str = ", ", most: int = FEW) -> str:
+  """Joins the first texts, and says how many there are if these are not all."""
+  rest = len(texts) - most
+  more = [f"... ({len(texts)} in all)"] * (rest > 0)
+  return separator.join([*texts[:most], *more])
 
 
 def first_line(error: BaseException) -> str:

@@ -215,12 +215,6 @@ class MemoryConfig:
     require_choice(_PATH, self, "query_key_norm", "layernorm", "rms", "none")
     require_choice(_PATH, self, "init", "paper", "official")
     require_choice(_PATH, self, "pre_activation", "none", "gelu")
-    require(
-      self.output != "gated",
-      named(_PATH, "output"),
-      self.output,
-      "is now model.memory.gate = 'scalar'",
-    )
     require_choice(_PATH, self, "output", "plain", "zero", "empty")
     require_choice(_PATH, self, "gate", "none", "scalar", "input")
     require_choice(_PATH, self, "gate_init", "zero", "open")

@@ -74,14 +74,14 @@ def count_text(
   num_rows = table_rows(loaded)
   counts = row_counts.empty(num_rows, loaded.step)
   if path.exists():
-    held = row_counts.load(path, "--output")
-    row_counts.require_like(held, counts, "--output", path)
+    held = row_counts.load(path, "output")
+    row_counts.require_like(held, counts, "output", path)
     counts = held
   text = _digest(config, corpus)
   source = counts.sources.get(text) or _new_source(config)
   require(
     source["batch_size"] == config.batch_size,
-    "--batch_size",
+    "batch_size",
     config.batch_size,
     f"must be {source['batch_size']}, as the counts of this text began with",
   )
@@ -116,18 +116,18 @@ def merge_files(
     ConfigError: of `row_counts.load`; or counts are of another model, or of a
       text that was counted already. Nothing is saved then.
   """
-  counts = row_counts.load(path, "--output") if path.exists() else like
-  row_counts.require_like(counts, like, "--output", path)
+  counts = row_counts.load(path, "output") if path.exists() else like
+  row_counts.require_like(counts, like, "output", path)
   for other in others:
-    found = row_counts.load(row_counts.find(other), "--merge")
-    row_counts.require_like(found, like, "--merge", other)
+    found = row_counts.load(row_counts.find(other), "merge")
+    row_counts.require_like(found, like, "merge", other)
     twice = [
       counts.sources[text]["text"]
       for text in found.sources.keys() & counts.sources
     ]
     require(
       not twice,
-      "--merge",
+      "merge",
       other,
       f"counts text that {path} has counted already: {', '.join(twice)}",
     )

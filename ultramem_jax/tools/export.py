@@ -16,6 +16,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools.pretrained import CONFIG, DTYPES
 from ultramem_jax.train import sharding, trainable
@@ -42,11 +43,11 @@ def export_run(
       memory_only is set and the model has no memory; a run with LoRA trained
       the transformer, too; or numbers are too large for the dtype.
   """
-  workdir_lib.require_unused("--output", output)
+  workdir_lib.require_unused("output", output)
   c = loaded.config.model
   require(
     bool(c.spans) or not memory_only,
-    "--memory_only",
+    "memory_only",
     memory_only,
     f"the model of {workdir} has no memory",
   )
@@ -83,7 +84,7 @@ def _require_frozen(model: ModelConfig, workdir: str | os.PathLike) -> None:
       not trained,
       field,
       pattern,
-      f"trained {', '.join(trained[:2])}, ... beside the LoRA, which is "
+      f"trained {few(trained)} besides the LoRA, which is "
       "written without them: run merge-lora first, for a whole model",
     )
 

@@ -83,7 +83,7 @@ def merge_run(
   Raises:
     ConfigError: the run has no LoRA, or the output holds something.
   """
-  workdir_lib.require_unused("--output", output)
+  workdir_lib.require_unused("output", output)
   config = merged_config(workdir_lib.load_config(workdir))
   params = merge(loaded.variables["params"], loaded.config.model.lora)
   derived_run.write(

@@ -23,13 +23,12 @@ from flax import traverse_util
 
 from ultramem_jax.runs.workdir import write_atomically
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import ConfigError, few
 
 FORMAT = "ultramem_jax patch 1"
 # What is done where two patches change a row in different ways.
 ON_CONFLICT = ("refuse", "first", "last")
 # Names, and rows, that an error shows of many.
-SHOWN = 3
 
 
 class Change(NamedTuple):
@@ -102,13 +101,16 @@ def difference(base: Any, tuned: Any) -> Patch:
         others.append(name)
   require(
     not others,
-    "--tuned",
-    ", ".join(others[:SHOWN]) + ", ..." * (len(others) > SHOWN),
+    "tuned",
+    few(others),
     "differs from the base and is of no memory: a patch holds memories only; "
     "train these alone, by --config.optim.trainable='memory.*values' or "
     "'memory', in the dtype of the base (optim.frozen_dtype)",
   )
-  require(bool(changes), "--tuned", "the model", "is the base, to the bit")
+  if not changes:
+    raise ConfigError(
+      "the tuned model equals the base bit for bit: there is nothing to save"
+    )
   hashes = {name: digest(x) for name, x in olds.items() if _may_change(name)}
   return Patch(hashes, changes)
 
@@ -128,38 +130,36 @@ def _changed_rows(old: np.ndarray, new: np.ndarray) -> Change:
   return Change(rows, old[rows], new[rows])
 
 
-def applied(variables: Any, patch: Patch, field: str) -> Any:
+def applied(variables: Any, patch: Patch) -> Any:
   """Returns the variables of a model with the new rows of a patch.
 
   Args:
     variables: of the base; the arrays that change are taken over.
     patch: made for it.
-    field: the setting that names the model.
   Raises:
     ConfigError: it is not the base.
   """
   flat = _flatten(variables)
-  _require_base(flat, patch, field)
+  _require_base(flat, patch)
   return _with_rows(
     flat, {name: (x.rows, x.new) for name, x in patch.changes.items()}
   )
 
 
-def reverted(variables: Any, patch: Patch, field: str) -> Any:
+def reverted(variables: Any, patch: Patch) -> Any:
   """Returns the variables of the base, of which a patch was applied.
 
   Args:
     variables: of the model with the new rows, which are taken over.
     patch: the patch.
-    field: the setting that names the model.
   Raises:
     ConfigError: it is not the base with this patch.
   """
   back = {name: (x.rows, x.old) for name, x in patch.changes.items()}
   flat = _flatten(variables)
-  _require_names(flat, patch, field)
+  _require_names(flat, patch)
   base = _with_rows(flat, back)
-  _require_base(_flatten(base), patch, field)
+  _require_base(_flatten(base), patch)
   return base
 
 
@@ -172,32 +172,31 @@ def _with_rows(flat: dict[str, Any], rows: dict[str, Any]) -> Any:
   return traverse_util.unflatten_dict({**flat, **changed}, sep="/")
 
 
-def _require_names(flat: dict[str, Any], patch: Patch, field: str) -> None:
+def _require_names(flat: dict[str, Any], patch: Patch) -> None:
   """Requires a model to have the arrays of a patch, in their shapes."""
   for name, change in patch.changes.items():
     held = flat.get(name)
     rows = held.shape[0] if held is not None and held.ndim else 1
-    require(
-      held is not None
-      and (held.shape[1:], held.dtype)
-      == (change.old.shape[1:], change.old.dtype)
-      and rows > change.rows.max(),
-      field,
-      name,
-      "does not fit the patch, which is for another model",
-    )
+    if (
+      held is None
+      or (held.shape[1:], held.dtype)
+      != (change.old.shape[1:], change.old.dtype)
+      or rows <= change.rows.max()
+    ):
+      raise ConfigError(
+        f"{name} does not fit the patch, which is for another model"
+      )
 
 
-def _require_base(flat: dict[str, Any], patch: Patch, field: str) -> None:
+def _require_base(flat: dict[str, Any], patch: Patch) -> None:
   for name, wanted in patch.base.items():
     held = flat.get(name)
-    require(
-      held is not None and digest(held) == wanted,
-      field,
-      name,
-      f"does not have the sha256 of the patch's base, {wanted[:12]}...: the "
-      "patch is for another model, or for this one before it was changed",
-    )
+    if held is None or digest(held) != wanted:
+      raise ConfigError(
+        f"{name} does not have the sha256 of the patch's base, "
+        f"{wanted[:12]}...: the patch is for another model, or for this one "
+        "before it was changed"
+      )
 
 
 def merged(patches: list[Patch], on_conflict: str) -> Patch:
@@ -214,7 +213,7 @@ def merged(patches: list[Patch], on_conflict: str) -> Patch:
   for other in others:
     require(
       whole.base == other.base,
-      "--patch",
+      "patch",
       _differing(whole.base, other.base),
       "is another base there: patches of one base are merged",
     )
@@ -226,12 +225,11 @@ def merged(patches: list[Patch], on_conflict: str) -> Patch:
       )
       differ = (_bytes(held.new[ours]) != _bytes(change.new[theirs])).any(1)
       if differ.any():
-        shown = ", ".join(map(str, both[differ][:SHOWN]))
-        conflicts.append(f"{name} in {differ.sum()} rows ({shown}, ...)")
+        conflicts.append(f"{name} in the rows {few([*map(str, both[differ])])}")
       changes[name] = _union(held, change, on_conflict == "last")
     require(
       not conflicts or on_conflict != "refuse",
-      "--patch",
+      "patch",
       "; ".join(conflicts),
       "is changed in different ways: --on_conflict=first or last takes the "
       "rows of the first or of the last patch",
@@ -276,7 +274,7 @@ def read(path: str) -> Patch:
   Raises:
     ConfigError: there is no such file, or it is no patch.
   """
-  require(pathlib.Path(path).is_file(), "--patch", path, "no such file")
+  require(pathlib.Path(path).is_file(), "patch", path, "no such file")
   try:
     with safetensors.safe_open(path, "numpy") as file:
       facts = file.metadata() or {}
@@ -291,7 +289,7 @@ def read(path: str) -> Patch:
     return Patch(json.loads(facts["base"]), changes)
   except (safetensors.SafetensorError, KeyError, ValueError) as error:
     raise ConfigError(
-      f"--patch = {path!r}: is not a patch ({type(error).__name__}: {error})"
+      f"patch = {path!r}: is not a patch ({type(error).__name__}: {error})"
     ) from error
 
 

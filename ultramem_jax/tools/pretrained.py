@@ -61,7 +61,7 @@ def import_run(
       weights that the folder lacks; a field was asked for that the folder
       decides; or the workdir holds something.
   """
-  workdir_lib.require_unused("--workdir", workdir)
+  workdir_lib.require_unused("workdir", workdir)
   with pretrained_lib.opened(source, memory, lora) as opened:
     pretrained = opened.model
     place = pathlib.Path(workdir)
@@ -179,7 +179,7 @@ def _read_variables(config: Config, source: Opened) -> dict[str, Any]:
   have = fit.available_bytes()
   require(
     fit.fits(need, have),
-    "--from",
+    "from",
     str(source.model.source),
     f"memory per device of the parameters {fit.verdict(need, have)}",
   )

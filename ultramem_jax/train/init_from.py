@@ -14,12 +14,12 @@ from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
 # Paths that `describe` names of each part.
-SHOWN = 3
 # Buffers that are computed from one parameter, which must be taken with them.
 COMPUTED_FROM = {"u": "core", "t": "core"}
 
@@ -85,7 +85,7 @@ def plan(config: Config) -> Plan:
     not config.init_skip or not all(map(is_wanted, (*ours, *theirs))),
     "init_skip",
     config.init_skip,
-    f"matches no parameter; there are {', '.join(sorted(ours)[:5])}, ...",
+    f"matches no parameter; there are {few(sorted(ours))}",
   )
   _require_fit(config, source, taken, theirs, ours)
   new, left = ours.keys() - set(taken), theirs.keys() - ours.keys()
@@ -168,13 +168,12 @@ def _require_fit(config: Config, source: Config, taken, theirs, ours) -> None:
 def describe(plan: Plan) -> str:
   """Returns a line that says what is taken, new, and left out."""
 
-  def some(paths):
-    more = f", ... ({len(paths)})" if len(paths) > SHOWN else ""
-    return (", ".join(paths[:SHOWN]) + more) or "nothing"
-
+  taken, new, left = (
+    few(paths) or "nothing" for paths in (plan.taken, plan.new, plan.left)
+  )
   return (
-    f"parameters from {plan.workdir}@{plan.step}: {some(plan.taken)}; new: "
-    f"{some(plan.new)}; left out: {some(plan.left)}"
+    f"parameters from {plan.workdir}@{plan.step}: {taken}; new: {new}; "
+    f"left out: {left}"
     f"{'; other settings: ' * bool(plan.changed)}{', '.join(plan.changed)}"
   )
 

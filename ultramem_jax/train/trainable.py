@@ -11,6 +11,7 @@ from flax import traverse_util
 from ultramem_jax.layers.parameter import READ_AS_STORED
 from ultramem_jax.settings.checks import INT_END, require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.settings.optim import OptimConfig
 from ultramem_jax.train import optim as optim_lib
@@ -112,7 +113,7 @@ def require_some(config: Config) -> None:
     any(is_trainable(path, pattern) for path in paths),
     "optim.trainable",
     pattern,
-    f"matches no parameter; there are {', '.join(sorted(paths)[:5])}, ...",
+    f"matches no parameter; there are {few(sorted(paths))}",
   )
   for i, (rate_pattern, _) in enumerate(config.optim.multipliers):
     earlier = [x for x, _ in config.optim.multipliers[:i]]
@@ -139,7 +140,7 @@ def require_some(config: Config) -> None:
       False,
       "model.lora.targets",
       lora.targets,
-      f"matches no linear map; there are {', '.join(sorted(maps)[:7])}, ...",
+      f"matches no linear map; there are {few(sorted(maps), most=7)}",
     )
 
 
@@ -156,13 +157,12 @@ def require_teacher(config: Config) -> None:
     for path in sorted(_paths(config.model))
     if is_trainable(path, pattern) and not path.startswith("memory")
   ]
-  more = ", ..." if len(moved) > 3 else ""
   require(
     not moved,
     "optim.distillation",
     config.optim.distillation,
     f"needs a backbone that stays as it is, and optim.trainable = {pattern!r} "
-    f"trains {', '.join(moved[:3])}{more}; 'memory' trains memories only",
+    f"trains {few(moved)}; 'memory' trains memories only",
   )
 
 

@@ -1,16 +1,16 @@
 """The files of a pretrained model's folder, and the tensors in them."""
 
-import json
 import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ultramem_jax.interop import files
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.json_file import read_mapping
 
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -34,23 +34,6 @@ class Tensor(NamedTuple):
       for start in range(0, self.shape[0], size):
         rows = slice(start, min(start + size, self.shape[0]))
         yield rows, held[rows]
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """Returns the mapping that a JSON file holds.
-
-  Raises:
-    ConfigError: the file is absent, or holds something else.
-  """
-  try:
-    held = json.loads(path.read_bytes())
-  except FileNotFoundError as error:
-    raise ConfigError(f"{path}: no such file") from error
-  except (ValueError, RecursionError) as error:
-    raise ConfigError(f"{path}: is not JSON ({error})") from error
-  if not isinstance(held, dict):
-    raise ConfigError(f"{path}: must hold a mapping, holds {held!r:.100}")
-  return held
 
 
 def find_folder(name: str) -> pathlib.Path:
@@ -87,7 +70,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     return tensors_of(single)
   if not (folder / INDEX).exists():
     raise ConfigError(f"{folder}: holds neither {SINGLE} nor {INDEX}")
-  places = read_json(folder / INDEX).get("weight_map")
+  places = read_mapping(folder / INDEX).get("weight_map")
   if not isinstance(places, dict) or not places:
     raise ConfigError(f"{folder / INDEX}: has no weight_map")
   if not all(isinstance(place, str) for place in places.values()):

@@ -14,6 +14,7 @@ from ultramem_jax.interop.pretrained.files import Tensor
 from ultramem_jax.interop.pretrained.write import Backbone
 from ultramem_jax.interop.tensors import Entry, Path, entry, on_devices
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.json_file import read_mapping
 from ultramem_jax.settings.lora import LoraConfig
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -164,7 +165,7 @@ def open_lora(folder: pathlib.Path, entries: Mapping[str, Entry]) -> LoraFolder:
       that do not fit the model; all of them are named.
   """
   path = folder / SETTINGS
-  held = files.read_json(path)
+  held = read_mapping(path)
   faults = [
     f"{name} = {value!r} is not a setting that we know"
     for name, value in held.items()

@@ -14,9 +14,10 @@ import numpy as np
 
 from ultramem_jax.interop import files as files_lib
 from ultramem_jax.interop.files import Header
-from ultramem_jax.interop.pretrained import files, write
+from ultramem_jax.interop.pretrained import write
 from ultramem_jax.interop.tensors import Path, on_devices
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.json_file import read_mapping
 
 SETTINGS, TENSORS = "memory.json", "memory.safetensors"
 
@@ -70,7 +71,7 @@ def open_memory(folder: pathlib.Path) -> Memory | None:
   path = folder / SETTINGS
   if not path.exists():
     return None
-  held = files.read_json(path)
+  held = read_mapping(path)
   settings, backbone = held.get("memory"), held.get("backbone_sha256")
   if not isinstance(settings, dict) or not isinstance(backbone, str):
     raise ConfigError(f"{path}: must hold memory and backbone_sha256")

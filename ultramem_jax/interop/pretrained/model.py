@@ -14,6 +14,7 @@ from ultramem_jax.interop.pretrained.families import FAMILIES, Family, Fields
 from ultramem_jax.interop.pretrained.settings import Settings
 from ultramem_jax.interop.tensors import Entry, Path, on_devices
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.json_file import read_mapping
 from ultramem_jax.settings.model import ModelConfig
 
 DTYPES = ("F32", "BF16", "F16", "F64")
@@ -64,7 +65,7 @@ def open_folder(name: str) -> Pretrained:
   """
   folder = files.find_folder(name)
   path = folder / files.CONFIG
-  values = files.read_json(path)
+  values = read_mapping(path)
   find = functools.partial(files.find_tensors, folder)
   return make_pretrained(folder, path, folder, values, find)
 
