@@ -12,32 +12,22 @@ devices allow; --mesh.table=8 and the like name another, --coordinator other
 hosts (docs/scale-out.md).
 """
 
+import dataclasses
 import json
 import pathlib
 
 from absl import flags
-from ml_collections import config_flags
 
-from configs import default
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.runs import inputs, metrics
 from ultramem_jax.serve.load import TrainedModel
-from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import fit
 
-cli.define_section(
-  "data",
-  default.get_config().data,
-  "Other text than the run's validation split: --data.FIELD=VALUE.",
-)
 BATCHES = flags.DEFINE_integer(
   "batches", 0, "Batches to evaluate; 0 = the whole split.", lower_bound=0
-)
-BATCH_SIZE = flags.DEFINE_integer(
-  "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
 )
 TASKS = flags.DEFINE_list(
   "tasks", [], "Tasks of lm-evaluation-harness, instead of the loss."
@@ -58,6 +48,7 @@ LIMIT = flags.DEFINE_integer(
   lower_bound=1,
 )
 model_flags.define()
+model_flags.define_text("validation")
 cli.define_accept_changed_data()
 cli.define_processes()
 
@@ -65,11 +56,10 @@ cli.define_processes()
 def load_run() -> TrainedModel:
   """Loads the model, with the text and batches that the flags name."""
   run = model_flags.load()
-  fields = config_lib.to_dict(run.config)
-  fields["eval_batches"] = BATCHES.value
-  fields["batch_size"] = BATCH_SIZE.value or run.config.batch_size
-  fields["data"] |= config_flags.get_override_values(flags.FLAGS["data"])
-  config = config_lib.parse(fields)
+  config = model_flags.with_text(
+    run.config, model_flags.text(), flags.FLAGS.batch_size
+  )
+  config = dataclasses.replace(config, eval_batches=BATCHES.value)
   fit.check_evaluation(config, run.layout.mesh.size)
   return run._replace(config=config)
 
@@ -80,7 +70,7 @@ def evaluate_loss() -> None:
   workdir = flags.FLAGS.workdir
   cache = data.IndexCache(pathlib.Path(workdir, inputs.INDEX_NAME))
   corpus = data.open(run.config, cache)
-  if not config_flags.get_override_values(flags.FLAGS["data"]):
+  if not model_flags.text():
     accepted = flags.FLAGS.accept_changed_data
     inputs.require_same(workdir, corpus.inputs("valid"), accepted)
   validate = loss_lib.on_validation_split(run.config, corpus, run.layout)

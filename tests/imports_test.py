@@ -8,9 +8,11 @@ from ultramem_jax import testing
 PACKAGE = testing.ROOT / "ultramem_jax"
 
 # What each room may import, in an order in which no arrow points back up. A
-# room is a folder of the package, or a module beside the folders.
+# room is a folder of the package, or a module beside the folders; or `configs`,
+# which imports settings, and what a workdir holds, of the package.
 ALLOWED = {
   "settings": "",
+  "configs": "",
   "ops/cpu": "",
   "ops": "settings ops/cpu",
   "ops/kernels": "ops",
@@ -26,8 +28,9 @@ ALLOWED = {
   "tools": "settings ops ops/sharded model runs train data interop serve "
   "evaluation",
   "cli": "settings runs",
-  "commands": "settings cli runs train data interop serve evaluation tools",
-  "testing": "settings runs train",
+  "commands": "settings configs cli runs train data interop serve evaluation "
+  "tools",
+  "testing": "settings configs runs train",
   "__init__": "settings ops layers model train interop",
   "__main__": "cli commands",
 }
@@ -52,6 +55,8 @@ def arrows():
       elif isinstance(node, ast.Import):
         names = [alias.name for alias in node.names]
       for name in names:
+        if name.startswith("configs."):
+          yield path, room(path), "configs"
         if name.startswith("ultramem_jax."):
           target = PACKAGE.parent.joinpath(*name.split("."))
           if not (target.is_dir() or target.with_suffix(".py").exists()):
@@ -62,6 +67,17 @@ def arrows():
             room(path),
             room(target / "_" if target.is_dir() else target),
           )
+
+
+def test_configs_import_settings_and_runs():
+  names = {
+    node.module
+    for path in (testing.ROOT / "configs").glob("*.py")
+    for node in ast.walk(ast.parse(path.read_text()))
+    if isinstance(node, ast.ImportFrom) and node.module
+  }
+  rooms = {".".join(x.split(".")[:2]) for x in names if "ultramem_jax" in x}
+  assert rooms == {"ultramem_jax.settings", "ultramem_jax.runs"}
 
 
 def test_no_arrow_points_back_up():

@@ -89,7 +89,7 @@ def define_section(name: str, values: Any, text: str) -> None:
   sets a field that the section does not have.
   """
   with _reporting():
-    _check_overrides(sys.argv, rf"({name}\.")
+    _check_overrides(sys.argv, name, f"{name}.")
     try:
       config_flags.DEFINE_config_dict(name, ConfigDict(values), text)
     except AttributeError as error:
@@ -198,18 +198,18 @@ def fail(message: str, status: int = EXIT_STATUS) -> NoReturn:
   sys.exit(status)
 
 
-def _check_overrides(argv: Sequence[str], prefix: str) -> None:
+def _check_overrides(argv: Sequence[str], flag: str, section: str = "") -> None:
   """Raises ConfigError if argv overrides what cannot be a field of Config.
 
   Args:
     argv: a command line.
-    prefix: pattern of what stands before a field's name, with the opening
-      bracket of the group that is its path in Config.
+    flag: the fields are those of --FLAG.FIELD=VALUE.
+    section: stands before a field in its path in Config.
   """
   for argument in argv[1:]:
-    override = re.fullmatch(rf"--?{prefix}[\w.]+)=(.*)", argument, re.DOTALL)
+    override = re.fullmatch(rf"--?{flag}\.([\w.]+)=(.*)", argument, re.DOTALL)
     if override:
-      _check_override(*override.groups())
+      _check_override(section + override[1], override[2])
 
 
 def _check_override(path: str, text: str) -> None:
@@ -255,7 +255,7 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   Raises:
     ConfigError: an unknown flag, or a value that it cannot have.
   """
-  _check_overrides(argv, r"config\.(")
+  _check_overrides(argv, "config")
   fields = [a for a in argv if re.match(r"--?config\.", a)]
   has_default = "config" in flags.FLAGS and flags.FLAGS["config"].default
   is_given = any(re.match(r"--?config(=|$)", a) for a in argv)

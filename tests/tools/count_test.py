@@ -9,7 +9,7 @@ import pytest
 
 from tests.train import small_steps
 from ultramem_jax import data, testing
-from ultramem_jax.commands import count as count_command
+from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import row_counts
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
@@ -144,7 +144,7 @@ def test_nothing_of_the_run_is_mixed_into_other_text(loaded, texts):
     loaded.config.data, mixture=f"{texts / 'b.jsonl'}=0.5"
   )
   config = dataclasses.replace(loaded.config, data=mixed)
-  of_text = lambda asked: count_command.config_of_text(config, asked, 0).data
+  of_text = lambda asked: model_flags.with_text(config, asked, 0).data
   assert of_text({}) == mixed
   assert of_text({"packing": "segments"}).mixture == mixed.mixture
   assert of_text({"path": str(texts / "b.jsonl")}).mixture == ""

@@ -14,32 +14,20 @@ counted elsewhere, by --merge=FILE.
 
 import json
 import pathlib
-from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
 
-from configs import default
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import inputs, row_counts
-from ultramem_jax.settings import config as config_lib
-from ultramem_jax.settings.config import Config
 from ultramem_jax.tools import count
 
 
 def define_flags() -> None:
   model_flags.define()
-  cli.define_section(
-    "data",
-    default.get_config().data,
-    "Other text than the run's train split: --data.FIELD=VALUE.",
-  )
+  model_flags.define_text("train")
   flags.DEFINE_integer(
     "batches", 1000, "Batches of this text to count in all.", lower_bound=0
-  )
-  flags.DEFINE_integer(
-    "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
   )
   flags.DEFINE_string(
     "output", None, "The file of the counts, if not the one in the workdir."
@@ -54,25 +42,6 @@ def define_flags() -> None:
   cli.define_processes()
 
 
-def config_of_text(
-  config: Config, asked: dict[str, Any], batch_size: int
-) -> Config:
-  """Returns a run's config with the text that is to be counted.
-
-  Args:
-    config: the run's.
-    asked: other fields of its data section. Of other text, nothing of the
-      run's own is mixed in.
-    batch_size: sequences at a time; 0: the run's.
-  """
-  fields = config_lib.to_dict(config)
-  fields["batch_size"] = batch_size or config.batch_size
-  if asked.keys() & {"source", "path", "tfds_name"}:
-    fields["data"]["mixture"] = ""
-  fields["data"] |= asked
-  return config_lib.parse(fields)
-
-
 def main() -> None:
   cli.join_processes()
   values = flags.FLAGS
@@ -84,8 +53,8 @@ def main() -> None:
       like = row_counts.empty(count.table_rows(loaded), loaded.step)
       counts = count.merge_files(path, values.merge, like)
     else:
-      asked = config_flags.get_override_values(values["data"])
-      config = config_of_text(loaded.config, asked, values.batch_size)
+      asked = model_flags.text()
+      config = model_flags.with_text(loaded.config, asked, values.batch_size)
       corpus = data.open(config)
       if not asked:
         read, accepted = corpus.inputs("train"), values.accept_changed_data

@@ -6,11 +6,13 @@ from typing import Any
 from absl import flags
 from ml_collections import config_flags
 
+from configs import default
 from ultramem_jax import cli
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
+from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import MeshConfig
+from ultramem_jax.settings.config import Config, MeshConfig
 
 
 def define() -> None:
@@ -34,6 +36,43 @@ def define_mesh() -> None:
 def mesh() -> dict[str, Any]:
   """Returns the fields of the mesh that flags give."""
   return config_flags.get_override_values(flags.FLAGS["mesh"])
+
+
+def define_text(split: str) -> None:
+  """Defines --data.FIELD and --batch_size.
+
+  Args:
+    split: which the program reads.
+  """
+  cli.define_section(
+    "data",
+    default.get_config().data,
+    f"Other text than the run's {split} split: --data.FIELD=VALUE.",
+  )
+  flags.DEFINE_integer(
+    "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
+  )
+
+
+def text() -> dict[str, Any]:
+  """Returns the fields of the text that flags give; {}: the run's own."""
+  return config_flags.get_override_values(flags.FLAGS["data"])
+
+
+def with_text(config: Config, asked: dict[str, Any], batch_size: int) -> Config:
+  """Returns a run's config with other text, or batches of another size.
+
+  Args:
+    config: the run's.
+    asked: of `text`. Nothing of the run's own is mixed into other text.
+    batch_size: sequences at a time; 0: the run's.
+  """
+  fields = config_lib.to_dict(config)
+  fields["batch_size"] = batch_size or config.batch_size
+  if asked.keys() & {"source", "path", "tfds_name"}:
+    fields["data"]["mixture"] = ""
+  fields["data"] |= asked
+  return config_lib.parse(fields)
 
 
 def load() -> load_lib.TrainedModel:

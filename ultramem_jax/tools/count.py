@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -86,12 +87,15 @@ def count_text(
     f"must be {source['batch_size']}, as the counts of this text began with",
   )
   done, take = source["batches"], _counter(config, layout, num_rows)
-  with _batches(config, corpus, layout, source["place"]) as feed:
+  rows = sharding.process_rows(config, layout.mesh)
+  with contextlib.closing(corpus.train(rows)) as feed:
+    if source["place"]:
+      feed.set_state(source["place"])
     while done < batches:
       several = min(batches - done, _most(config))
-      new = take(loaded.variables, (next(feed) for _ in range(several)))
+      new = take(loaded.variables, itertools.islice(feed, several))
       done += several
-      place = distributed.merged(feed.place())
+      place = distributed.merged(feed.get_state())
       source = {**source, "batches": done, "place": place}
       new = new._replace(step=loaded.step, sources={text: source})
       counts = row_counts.merged(counts, new)
@@ -189,31 +193,6 @@ def _most(config: Config) -> int:
   return max(1, min(EVERY, (INT_END - 1) // reads))
 
 
-class _Feed:
-  """Batches on the devices, and where the next one begins."""
-
-  def __init__(self, batches: Any, mesh: jax.sharding.Mesh):
-    self._batches, self._mesh = batches, mesh
-
-  def __next__(self) -> step.Batch:
-    return sharding.to_devices(next(self._batches), self._mesh)
-
-  def place(self) -> dict[str, Any]:
-    return self._batches.get_state()
-
-
-@contextlib.contextmanager
-def _batches(
-  config: Config, corpus: Corpus, layout: Layout, place: dict[str, Any]
-) -> Iterator[_Feed]:
-  """Gives the batches of a text from a place on; {}: from its beginning."""
-  rows = sharding.process_rows(config, layout.mesh)
-  with contextlib.closing(corpus.train(rows)) as batches:
-    if place:
-      batches.set_state(place)
-    yield _Feed(batches, layout.mesh)
-
-
 def _counter(
   config: Config, layout: Layout, num_rows: dict[str, int]
 ) -> Callable[[Any, Iterator[step.Batch]], RowCounts]:
@@ -237,7 +216,7 @@ def _counter(
   def take(variables, batches):
     counts = zeros()
     for batch in batches:
-      counts = add(counts, variables, batch)
+      counts = add(counts, variables, sharding.to_devices(batch, mesh))
     num_texts, tables = jax.device_get(whole(counts))
     reads, texts = (
       {path: pair[i].astype(np.int64) for path, pair in tables.items()}
