@@ -104,10 +104,13 @@ def test_a_model_is_given_a_memory(tmp_path, monkeypatch):
   make_folder(tmp_path / "model")
   settings = {
     '"HuggingFaceTB/SmolLM2-135M"': repr(str(tmp_path / "model")),
-    '"runs/notebook"': repr(str(tmp_path / "runs")),
-    "STEPS = 60": "STEPS = 40",
+    '"runs/notebook", pathlib.Path(MODEL).name': repr(str(tmp_path / "runs")),
+    "STEPS = 60": "STEPS = 1",
   }
   notebook = nbformat.read(MEMORY, as_version=4)
+  executed(notebook, settings, monkeypatch)
+  # Again in the same folder, with another setting.
+  settings["STEPS = 60"] = "STEPS = 40"
   text, _ = texts_and_pictures(executed(notebook, settings, monkeypatch))
   made_up, learned = text.split("'bits_per_byte': ")
   assert "The capital of Zubrovia is Lutzhaven" not in made_up
@@ -128,7 +131,7 @@ def test_facts_are_taught_and_taken_back(tmp_path, monkeypatch):
   runs, steps, top_t = tmp_path / "runs", 10, 100
   settings = {
     '"HuggingFaceTB/SmolLM2-135M-Instruct"': repr(str(tmp_path / "model")),
-    '"runs/notebook_facts"': repr(str(runs)),
+    '"runs/notebook_facts", pathlib.Path(MODEL).name': repr(str(runs)),
     "(0.2, 0.3, 0.5)": "(0.3,)",
     "BATCHES = 50\n": "BATCHES = 2\n",
     "STEPS = 100\nTOP_T = 4096\n": f"STEPS = {steps}\nTOP_T = {top_t}\n",

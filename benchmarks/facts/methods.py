@@ -19,7 +19,6 @@ Overrides = Mapping[str, Any]
 ONE_PLACE = (0.3,)
 THREE_PLACES = (0.2, 0.3, 0.5)
 EARLY_PLACES = (0.1, 0.2, 0.3)
-FIRST_PLACES = (0.03, 0.07, 0.1)
 SIX_PLACES = (0.1, 0.2, 0.3, 0.45, 0.6, 0.75)
 TEN_PLACES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 EVERY_MEMORY = "memory"
@@ -223,18 +222,6 @@ METHODS = {
     Memory(output="plain", gate="input"),
     NAIVE,
   ),
-  "gated_mixed": Method(
-    "Memory+, one place, gate, general text mixed in",
-    RATES,
-    Memory(output="plain", gate="input"),
-    {**NAIVE, **MIXED},
-  ),
-  "memory_plus_mixed": Method(
-    "Memory+, one place, general text mixed in",
-    RATES,
-    Memory(output="zero"),
-    {**NAIVE, **MIXED},
-  ),
   # Only the values of a memory that is empty at first: its keys, queries and
   # projection stay as they were drawn, or as general text has made them.
   "values": Method("Memory+, only values learn", VALUE_RATES, Memory(), VALUES),
@@ -267,12 +254,6 @@ METHODS = {
     "Memory+, all of it learns, three early places, general text mixed in",
     RATES,
     Memory(places=EARLY_PLACES),
-    {**WHOLE, **MIXED},
-  ),
-  "whole_first_mixed": Method(
-    "Memory+, all of it learns, the first three blocks, general text mixed in",
-    RATES,
-    Memory(places=FIRST_PLACES),
     {**WHOLE, **MIXED},
   ),
   "whole_six_mixed": Method(

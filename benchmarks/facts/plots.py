@@ -42,7 +42,6 @@ def recall(result: dict[str, Any], model: str) -> Figure:
   axes.set_xscale("symlog", linthresh=10)
   axes.xaxis.set_major_formatter("{x:+.0f}")
   axes.margins(x=0.15)
-  axes.axvline(2.3, color=plots.GREY, lw=0.8, ls=":")
   axes.set(
     xlabel="perplexity of general text above the untouched model's, %",
     ylabel="recall in unseen templates, %",

@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.facts.general import TEXTS
 from benchmarks.facts.methods import METHODS
-from benchmarks.harness import report
+from benchmarks.harness import page, report
 
 PAGE = report.ROOT / "docs" / "facts-compared.md"
 MODELS = ("smollm2", "small")  # that the page tells of
@@ -118,12 +118,6 @@ def best(records: list[Record], part: str) -> dict[tuple, list[Record]]:
   return chosen
 
 
-def markdown(header: str, rows: list[str]) -> str:
-  """Returns a table; "" without rows."""
-  columns = header.count("|") - 1
-  return "\n".join([header, "|" + "---|" * columns, *rows]) if rows else ""
-
-
 def _by_method(found: dict[tuple, list[Record]]) -> list[list[Record]]:
   """Returns groups in the order of the methods, then of steps and rates."""
   order = list(METHODS)
@@ -145,25 +139,20 @@ def recall_table(records: list[Record]) -> str:
   rows = []
   for record in records:
     if record["method"] == "untouched":
-      shares = record["recall"]["all"]
-      told = [percent([x]) for x in shares.values()]
-      rows.append(
-        f"| untouched | | 0 | 1 | {' | '.join(told)} | | {_known([record])} |"
-      )
+      told = [percent([x]) for x in record["recall"]["all"].values()]
+      rows.append(["untouched", "", "0", "1", *told, "", _known([record])])
   for group in _by_method(groups(records, "recall")):
     one, found = group[0], [record["recall"]["all"] for record in group]
-    harm = _harm(group, records)
     kinds = ("seen", "unseen", "two_hop")
-    told = [percent(x[kind] for x in found if kind in x) for kind in kinds]
     rows.append(
-      f"| {_method(one)} | {one['rate']:g} | {one['steps']} | {len(group)} | "
-      f"{' | '.join(told)} | {harm} | {_known(group)} |"
+      [
+        *(_method(one), f"{one['rate']:g}", str(one["steps"]), str(len(group))),
+        *(percent(x[kind] for x in found if kind in x) for kind in kinds),
+        *(_harm(group, records), _known(group)),
+      ]
     )
-  return markdown(
-    "| method | rate | steps | seeds | seen | unseen | two facts | "
-    "perplexity | capitals |",
-    rows,
-  )
+  header = "method, rate, steps, seeds, seen, unseen, two facts, perplexity"
+  return page.table([*header.split(", "), "capitals"], rows)
 
 
 def continual_table(records: list[Record]) -> str:
@@ -171,26 +160,25 @@ def continual_table(records: list[Record]) -> str:
   rows = []
   for group in _by_method(best(records, "continual")):
     one = group[0]
-    harm = _harm(group, records)
     first, end = ([r["history"][i]["recall"] for r in group] for i in (0, -1))
-    told = [
-      percent(x["first"]["seen"] for x in first),
-      percent(x["first"]["seen"] for x in end),
-      percent(x["newest"]["seen"] for x in end),
-      percent(x["all"]["seen"] for x in end),
-      percent(x["all"]["unseen"] for x in end),
-    ]
     rows.append(
-      f"| {_method(one)} | {one['rate']:g} | {one['steps']} | {len(group)} | "
-      f"{len(one['history'])} of {one['facts']} | {' | '.join(told)} | "
-      f"{harm} | {_known(group)} |"
+      [
+        *(_method(one), f"{one['rate']:g}", str(one["steps"]), str(len(group))),
+        f"{len(one['history'])} of {one['facts']}",
+        percent(x["first"]["seen"] for x in first),
+        percent(x["first"]["seen"] for x in end),
+        percent(x["newest"]["seen"] for x in end),
+        percent(x["all"]["seen"] for x in end),
+        percent(x["all"]["unseen"] for x in end),
+        *(_harm(group, records), _known(group)),
+      ]
     )
-  return markdown(
-    "| method | rate | steps a set | seeds | sets | first set, at first "
-    "| first set, at last | last set | all sets | all, unseen | perplexity "
-    "| capitals |",
-    rows,
+  header = (
+    *("method", "rate", "steps a set", "seeds", "sets"),
+    *("first set, at first", "first set, at last", "last set", "all sets"),
+    *("all, unseen", "perplexity", "capitals"),
   )
+  return page.table(header, rows)
 
 
 def capacity_table(records: list[Record]) -> str:
@@ -198,30 +186,32 @@ def capacity_table(records: list[Record]) -> str:
   rows = []
   for record in records:
     if record["part"] == "capacity":
-      told = record["recall"]["all"]
-      facts = record["facts"] * told["seen"]
-      a_fact = f"{record['table_bytes'] / facts:,.0f}" if facts else ""
+      share = record["recall"]["all"]
+      facts = record["facts"] * share["seen"]
       rows.append(
-        f"| {_method(record)} | {record['rate']:g} | {record['rows']:,} | "
-        f"{record['facts']:,} | {record['steps']:,} | "
-        f"{percent([told['seen']])} | {percent([told['unseen']])} | {a_fact} |"
+        [
+          *(_method(record), f"{record['rate']:g}"),
+          *(f"{record[name]:,}" for name in ("rows", "facts", "steps")),
+          *(percent([share[kind]]) for kind in ("seen", "unseen")),
+          f"{record['table_bytes'] / facts:,.0f}" if facts else "",
+        ]
       )
-  return markdown(
-    "| method | rate | rows | facts | steps | seen | unseen | bytes of the "
-    "table, a fact told |",
-    rows,
-  )
+  header = ["method", "rate", "rows", "facts", "steps", "seen", "unseen"]
+  return page.table([*header, "bytes of the table, a fact recalled"], rows)
 
 
 def cost_table(records: list[Record]) -> str:
   """Returns the table of the part "cost"."""
   rows = [
-    f"| {_method(record)} | {1e3 * record['step_seconds']:.0f} | "
-    f"{record['bytes'] / 1e9:.2f} |"
+    [
+      _method(record),
+      f"{1e3 * record['step_seconds']:.0f}",
+      f"{record['bytes'] / 1e9:.2f}",
+    ]
     for record in records
     if record["part"] == "cost"
   ]
-  return markdown("| method | ms a step | GB |", rows)
+  return page.table(("method", "ms a step", "GB"), rows)
 
 
 # By part.

@@ -21,6 +21,7 @@ from benchmarks.faults.kinds import KINDS
 from benchmarks.faults.process import Process
 from benchmarks.faults.scene import Scene
 from benchmarks.faults.trial import Trial
+from benchmarks.harness import page
 
 # How often a fault is tried that does not come about, such as a kill after the
 # end of what it was to interrupt.
@@ -201,16 +202,15 @@ def print_table(faults: list[Fault]) -> None:
   by_kind = collections.defaultdict(list)
   for fault in faults:
     by_kind[fault["kind"]].append(fault)
-  print("| fault | came about | survived | told in one line | lost | missed |")
-  print("|---|---|---|---|---|---|")
+  rows = []
   for name, held in [*by_kind.items(), ("all", faults)]:
     counts = collections.Counter(fault["outcome"] for fault in held)
     told = sum(bool(f["told"]) for f in held if f["outcome"] == "survived")
-    print(
-      f"| {name} | {counts['survived'] + counts['lost']} "
-      f"| {counts['survived']} | {told} | {counts['lost']} "
-      f"| {counts['missed']} |"
-    )
+    came = counts["survived"] + counts["lost"]
+    numbers = (came, counts["survived"], told, counts["lost"], counts["missed"])
+    rows.append([name, *map(str, numbers)])
+  header = "fault, came about, survived, told in one line, lost, missed"
+  print(page.table(header.split(", "), rows))
   if faults:
     print(f"{statistics.mean(f['seconds'] for f in faults):.1f} s a fault")
   stops = [f["stopped"] for f in faults if f["stopped"]]

@@ -13,6 +13,7 @@ from benchmarks.faults.kills import after_signal
 from benchmarks.faults.process import Process
 from benchmarks.faults.scene import STEPS, Scene
 from benchmarks.faults.trial import resumed_at
+from benchmarks.harness import page
 from ultramem_jax.runs import workdir as workdir_lib
 
 SETTINGS = {
@@ -126,8 +127,7 @@ def _judge(
 
 def print_table(asked: list[dict[str, Any]]) -> None:
   """Prints the median and the worst of each part of a run, and of all."""
-  print("| signal in | tried | steps | saves | s to saved | s to the end |")
-  print("|---|---|---|---|---|---|")
+  rows = []
   names = list(dict.fromkeys(stop["moment"] for stop in asked))
   for name in [*names, "all"]:
     held = [stop for stop in asked if name in ("all", stop["moment"])]
@@ -135,7 +135,9 @@ def print_table(asked: list[dict[str, Any]]) -> None:
       _of([stop[key] for stop in held])
       for key in ("steps", "saves", "seconds", "ended")
     ]
-    print(f"| {name} | {len(held)} | {' | '.join(cells)} |")
+    rows.append([name, str(len(held)), *cells])
+  header = "signal in, tried, steps, saves, s to saved, s to the end"
+  print(page.table(header.split(", "), rows))
 
 
 def _of(numbers: list[float]) -> str:

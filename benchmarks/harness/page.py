@@ -1,4 +1,4 @@
-"""Pages of the documentation with blocks that benchmarks write.
+"""Tables, and pages of the documentation with blocks that benchmarks write.
 
 A block stands between <!-- NAME --> and <!-- /NAME -->; all else is written by
 hand.
@@ -6,7 +6,15 @@ hand.
 
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Returns a table in Markdown; "" without rows."""
+  if not rows:
+    return ""
+  lines = [header, ["---"] * len(header), *rows]
+  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def fill(page: str, texts: Mapping[str, str]) -> str:

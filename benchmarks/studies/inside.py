@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.harness import plots
+from benchmarks.harness import page, plots
 from benchmarks.studies import study
 from benchmarks.studies.plan import UNTUNED, Entry, Outcome, outcome
 from benchmarks.studies.runner import Trained
@@ -249,7 +249,7 @@ def table(store: Store, size: str) -> str:
       for x in ("token", "pair", "triple", "4-gram", "class")
     ),
   )
-  return study.markdown(header, rows)
+  return page.table(header, rows)
 
 
 def _percent(share: float | None) -> str:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts import recall
-from benchmarks.harness import plots
+from benchmarks.harness import page, plots
 from benchmarks.studies import study
 from benchmarks.studies.plan import Entry, Outcome, outcome
 from benchmarks.studies.runner import Trained
@@ -119,7 +119,7 @@ def table(store: Store, size: str) -> str:
     "facts per M FLOPs of a token",
     "rate x tables' (tried)",
   )
-  return study.markdown(header, rows)
+  return page.table(header, rows)
 
 
 def plot(store: Store, size: str) -> Figure | None:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.harness import plots
+from benchmarks.harness import page, plots
 from benchmarks.studies import study
 from benchmarks.studies.plan import UNTUNED, Entry, Outcome
 from benchmarks.studies.setting import Setting
@@ -111,7 +111,7 @@ def table(store: Store, size: str) -> str:
     "range (seeds)",
     "lead",
   )
-  return study.markdown(header, rows)
+  return page.table(header, rows)
 
 
 def plot(store: Store, size: str) -> Figure | None:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from benchmarks.harness import plots
+from benchmarks.harness import page, plots
 from benchmarks.studies import study
 from benchmarks.studies.plan import Entry
 from benchmarks.studies.setting import Setting
@@ -97,7 +97,7 @@ def _table(store: Store, size: str, pairs: Pairs) -> str:
     "paper, nats",
     "same sign",
   )
-  table = study.markdown(header, rows)
+  table = page.table(header, rows)
   return f"{Setting(size).describe()}\n\n{table}" if rows else ""
 
 

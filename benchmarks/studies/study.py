@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from benchmarks.harness import plots
+from benchmarks.harness import page, plots
 from benchmarks.studies.plan import (
   RATES,
   SEEDS,
@@ -40,14 +40,6 @@ class Study(NamedTuple):
   @property
   def is_tuned(self) -> bool:
     return self.stages == TUNED
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Returns a table; "" without rows."""
-  if not rows:
-    return ""
-  lines = [header, ["---"] * len(header), *rows]
-  return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def number(value: float | None, form: str = ".3f") -> str:
@@ -178,7 +170,7 @@ def comparison(
       ]
     )
   told = _told(header, *rows)
-  return f"{setting.describe()}\n\n{markdown(told[0], told[1:])}"
+  return f"{setting.describe()}\n\n{page.table(told[0], told[1:])}"
 
 
 def _told(*rows: Sequence[str]) -> list[list[str]]:
@@ -235,7 +227,7 @@ def grid(store: Store, size: str, study: Study) -> str:
       ]
       rows.append([x.setting.name, f"`{x.model}`", "; ".join(losses)])
   header = "setting", "model", "rate x tables': bits per byte of seed 0"
-  return markdown(header, rows)
+  return page.table(header, rows)
 
 
 def state(store: Store, size: str, study: Study) -> str:

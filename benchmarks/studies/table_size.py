@@ -6,7 +6,7 @@ fitted, and FLOPs grow with the root of the rows.
 
 from matplotlib.figure import Figure
 
-from benchmarks.harness import plots
+from benchmarks.harness import page, plots
 from benchmarks.studies import study, zoo
 from benchmarks.studies.plan import Entry, Outcome
 from benchmarks.studies.setting import Setting
@@ -70,7 +70,7 @@ def table(store: Store, size: str) -> str:
     "rate x tables' (tried)",
     "k FLOPs",
   )
-  return study.markdown(header, rows)
+  return page.table(header, rows)
 
 
 def plot(store: Store, size: str) -> Figure | None:

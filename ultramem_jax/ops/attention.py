@@ -50,11 +50,23 @@ def may_read(segment_BT: jax.Array, window: int = 0) -> jax.Array:
   """Returns whether each position reads each other one, [B, T, T] bool."""
   place_T = jnp.arange(segment_BT.shape[1], dtype=jnp.int32)
   is_same_BTS = segment_BT[:, :, None] == segment_BT[:, None, :]
-  distance_TS = place_T[:, None] - place_T[None]
-  may_TS = distance_TS >= 0
+  return is_same_BTS & in_reach(place_T, place_T, window)[None]
+
+
+def in_reach(place_T: jax.Array, place_S: jax.Array, window: int) -> jax.Array:
+  """Returns whether places S are not after places T, and in their window.
+
+  Args:
+    place_T: [T] int32.
+    place_S: [S] int32.
+    window: positions that a token sees, its own among them; 0: all.
+  Returns:
+    [T, S] bool.
+  """
+  seen_TS = place_S[None] <= place_T[:, None]
   if window:
-    may_TS &= distance_TS < window
-  return is_same_BTS & may_TS[None]
+    seen_TS &= place_S[None] > place_T[:, None] - window
+  return seen_TS
 
 
 def _attend_at_once(

@@ -5,7 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ultramem_jax.ops.attention import MASKED
+from ultramem_jax.ops.attention import MASKED, in_reach
 
 # Cached positions read at a time, and bytes of their keys. A CPU keeps as much
 # in its cache; on an accelerator a step of the loop costs more than reading
@@ -108,14 +108,6 @@ def _attend_in_groups(
   return jnp.moveaxis(y_BqOTH, 3, 1).reshape(query_BTQH.shape)
 
 
-def _in_reach(place_T, place_S, window: int):
-  """Returns whether keys at S are before queries at T, and in the window."""
-  seen_TS = place_S[None] <= place_T[:, None]
-  if window:
-    seen_TS &= place_S[None] > place_T[:, None] - window
-  return seen_TS
-
-
 def _attend_in_chunks(
   chunk,
   window,
@@ -151,7 +143,7 @@ def _attend_in_chunks(
     segment_B1S = jax.lax.dynamic_slice_in_dim(
       segment_BS, first, chunk, axis=1
     )[:, None]
-    seen_BTS = (segment_BT[:, :, None] == segment_B1S) & _in_reach(
+    seen_BTS = (segment_BT[:, :, None] == segment_B1S) & in_reach(
       place_T, place_S, window
     )[None]
     seen_BTS &= (place_S >= index * chunk)[None, None]

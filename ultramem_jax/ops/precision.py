@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.ops.shuffle import mix
+
 # For matmuls that need all bits of float32: by default a TPU rounds the factors
 # to bfloat16, and a GPU to 10 bits of mantissa.
 EXACT = jax.lax.Precision.HIGHEST
@@ -76,15 +78,6 @@ def noise(key: jax.Array, row_z: jax.Array, width: int) -> jax.Array:
     row_z: [z] int32.
     width: W.
   """
-  row_z = _mix(row_z.astype(jnp.uint32) ^ key)
+  row_z = mix(row_z.astype(jnp.uint32) ^ key)
   column_W = jnp.arange(width, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
-  return _mix(row_z[:, None] + column_W[None])
-
-
-def _mix(x):
-  """Scatters the bits of uint32 one-to-one, by multiply and xor-shift."""
-  x ^= x >> 16
-  x *= jnp.uint32(0x7FEB352D)
-  x ^= x >> 15
-  x *= jnp.uint32(0x846CA68B)
-  return x ^ (x >> 16)
+  return mix(row_z[:, None] + column_W[None])

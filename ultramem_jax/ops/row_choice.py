@@ -21,15 +21,13 @@ import numpy as np
 
 from ultramem_jax.ops.cpu import sort as row_order
 
-SCORES = ("tfidf", "kl")
-
 
 def rarity(count_I: np.ndarray, score: str, total: int) -> np.ndarray:
   """Returns how rare rows are in the background, [I] float32.
 
   Args:
     count_I: [I] int64; tfidf: texts that read a row; kl: reads of it.
-    score: one of `SCORES`.
+    score: "tfidf" or "kl".
     total: tfidf: number of texts; kl: number of reads.
   """
   more = 1 if score == "tfidf" else len(count_I)
@@ -46,7 +44,7 @@ def choose_rows(
     rarity_I: [I] float32, of `rarity`.
     top_t: how many rows are chosen, if so many are read. Where scores are
       equal, lower rows are.
-    score: one of `SCORES`.
+    score: "tfidf" or "kl".
   Returns:
     row_TY, with I in place of rows that are not chosen.
   """

@@ -58,6 +58,9 @@ class SampleConfig:
     return Sampling(self.num_tokens, self.temperature, self.top_k, self.top_p)
 
 
+MESH_AXES = ("data", "fsdp", "tensor", "table")
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
   """The number of devices along each axis of the mesh."""
@@ -78,12 +81,11 @@ class MeshConfig:
     )
     require_at_least("mesh", self, 1, "fsdp", "tensor", "table")
     axes = self.table_axes.split(",")
-    known = ("data", "fsdp", "tensor", "table")
     require(
-      set(axes) <= set(known) and len(set(axes)) == len(axes),
+      set(axes) <= set(MESH_AXES) and len(set(axes)) == len(axes),
       "mesh.table_axes",
       self.table_axes,
-      f"must name axes of the mesh ({', '.join(known)}), joined by ','",
+      f"must name axes of the mesh ({', '.join(MESH_AXES)}), joined by ','",
     )
 
 

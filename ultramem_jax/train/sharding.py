@@ -23,10 +23,9 @@ from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.config import MESH_AXES, Config
 from ultramem_jax.settings.model import ModelConfig
 
-AXES = ("data", "fsdp", "tensor", "table")
 BATCH_AXES = ("data", "fsdp")
 LENGTH_AXES = ("tensor", "table")
 
@@ -53,8 +52,8 @@ def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
     ConfigError: sizes that do not match the devices, or a batch that does not
       divide over them.
   """
-  sizes = {axis: getattr(config.mesh, axis) for axis in AXES}
-  rest = math.prod(sizes[axis] for axis in AXES[1:])
+  sizes = {axis: getattr(config.mesh, axis) for axis in MESH_AXES}
+  rest = math.prod(sizes[axis] for axis in MESH_AXES[1:])
   if sizes["data"] == -1:
     require(
       num_devices % rest == 0,
@@ -105,8 +104,8 @@ def make_mesh(config: Config, devices=None) -> Mesh:
   sizes = mesh_shape(config, len(devices))
   return jax.make_mesh(
     tuple(sizes.values()),
-    AXES,
-    axis_types=(AxisType.Auto,) * len(AXES),
+    MESH_AXES,
+    axis_types=(AxisType.Auto,) * len(MESH_AXES),
     devices=devices,
   )
 
@@ -153,7 +152,7 @@ def make_layout(config: Config, mesh: Any) -> Layout:
     ConfigError: the tables do not divide over the mesh.
   """
   named = config.mesh.table_axes.split(",")
-  axes = tuple(axis for axis in AXES if axis in named)
+  axes = tuple(axis for axis in MESH_AXES if axis in named)
   shards = math.prod(mesh.shape[axis] for axis in axes)
   memory = config.model.memory
   volumes = table_volumes(config, shards)

@@ -123,7 +123,7 @@ def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
       DTYPES.get(kind) or kind,
       shapes[name],
       x,
-      _head_width(settings) if is_turned else 0,
+      gguf_settings.head_width(settings) if is_turned else 0,
     )
   return make_pretrained(path, path, folder, settings, lambda: tensors)
 
@@ -161,7 +161,7 @@ def _add_scaling(settings: dict[str, Any], gguf: Any, factors: Any) -> None:
     ConfigError: no setting gives these factors, or they contradict one.
   """
   held_H = gguf.dequantize(factors.data, factors.tensor_type).reshape(-1)
-  width = _head_width(settings)
+  width = gguf_settings.head_width(settings)
   theta = settings.get("rope_theta", 10_000.0)
   found = None
   known = isinstance(theta, float) and theta > 0
@@ -173,14 +173,6 @@ def _add_scaling(settings: dict[str, Any], gguf: Any, factors: Any) -> None:
       f"nothing beside them; begins with {held_H[:4].tolist()}"
     )
   settings["rope_scaling"] = found
-
-
-def _head_width(settings: dict[str, Any]) -> int:
-  """Returns the width of a head; 0 where the settings are wrong."""
-  width, heads = settings.get("head_dim"), settings.get("num_attention_heads")
-  if width is None and type(heads) is int and heads:
-    width = settings.get("hidden_size", 0) // heads
-  return width if type(width) is int else 0
 
 
 def _named(path: pathlib.Path, tensors: list[Any]) -> dict[str, Any]:

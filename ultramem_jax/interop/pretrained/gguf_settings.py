@@ -128,15 +128,20 @@ def llama3_scaling(
   return None
 
 
+def head_width(settings: dict[str, Any]) -> int:
+  """Returns the width of a head; 0 where the settings are wrong."""
+  width, heads = settings.get("head_dim"), settings.get("num_attention_heads")
+  if width is None and type(heads) is int and heads:
+    width = settings.get("hidden_size", 0) // heads
+  return width if type(width) is int else 0
+
+
 def _drop_equal_widths(settings: dict[str, Any], name: str) -> None:
   """Drops widths of heads that are all the same, as ours are.
 
   Others keep their names, and are refused.
   """
-  width = settings.get("head_dim")
-  heads = settings.get("num_attention_heads")
-  if width is None and type(heads) is int and heads:
-    width = settings.get("hidden_size", 0) // heads
+  width = head_width(settings)
   for key in ("attention.value_length", "rope.dimension_count"):
     if settings.get(f"{name}.{key}") == width:
       settings.pop(f"{name}.{key}", None)
