@@ -50,10 +50,9 @@ from ultramem_jax.train import (
   start,
   trainable,
 )
+from ultramem_jax.train.loop import Metrics
 from ultramem_jax.train.program import TrainProgram
 from ultramem_jax.train.state import TrainState
-
-Metrics = loop.Metrics
 
 
 class Accepted(NamedTuple):

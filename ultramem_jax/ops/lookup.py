@@ -155,9 +155,9 @@ def _kernel_branches(kernels: Kernels, op, count, table_IW, num_cores):
     here in branches if here else bool(branches),
     "model.memory.storage.kernel",
     "pallas",
-    f"takes tables, {', '.join(kernel.TABLES for _, kernel in kernels)}; not "
-    f"one of {table_IW.dtype} and {table_IW.shape[1]} columns for {num_cores} "
-    "cores",
+    f"reads {' and '.join(kernel.TABLES for _, kernel in kernels)}; this "
+    f"table is stored as {table_IW.dtype}, with {table_IW.shape[1]} columns "
+    f"for {num_cores} cores",
   )
   return branches
 

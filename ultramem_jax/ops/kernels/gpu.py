@@ -24,7 +24,7 @@ from jax.experimental.pallas import triton
 
 from ultramem_jax.ops import precision
 
-TABLES = "on a GPU those of float32 and bfloat16"
+TABLES = "on a GPU tables of float32 and bfloat16"
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.uint16)
 # Bytes of a row of a tile, at most: each of a warp's 32 threads loads 16, which
 # is the most that one instruction loads.

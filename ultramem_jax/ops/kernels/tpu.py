@@ -21,7 +21,9 @@ from jax.experimental.pallas import tpu as pltpu
 # Tokens in a step of the grid; the first of them waits for its rows.
 TOKENS_PER_STEP = 32
 LANES = 128  # of a vector register
-TABLES = f"on a TPU those of float32 and k x {LANES} columns for each core"
+TABLES = (
+  f"on a TPU tables of float32 with a multiple of {LANES} columns for each core"
+)
 
 
 def takes(table_IW, num_cores: int) -> bool:
