@@ -95,7 +95,9 @@ class Method:
   rates: the learning rates that are tried.
   memory: that it adds; None: it adds none.
   overrides: other fields of the run on facts.
-  counts: whether the reads of the base's rows by general text are needed.
+  counts: whether the reads of the base's rows by its own text are needed.
+  protects: whether what was taught is counted with that text, so that rows that
+    earlier sets read are less likely to be chosen for later ones.
   dense_as: a memory in whose place it adds what `dense` says.
   """
 
@@ -104,6 +106,7 @@ class Method:
   memory: Memory | None = None
   overrides: Overrides = dataclasses.field(default_factory=dict)
   counts: bool = False
+  protects: bool = False
   dense_as: Memory | None = None
 
 
@@ -318,6 +321,15 @@ METHODS = {
     Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
     {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 4096},
     counts=True,
+  ),
+  "taught_ten_protected": Method(
+    "Memory+ that was taught facts about others, chosen rows of 65,536 that "
+    "earlier facts read little, ten places",
+    VALUE_RATES,
+    Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
+    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 4096},
+    counts=True,
+    protects=True,
   ),
   "warm": Method(
     "Memory+, warm, only values learn", VALUE_RATES, Memory(base=WARM), VALUES

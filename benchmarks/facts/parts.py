@@ -17,6 +17,7 @@ from benchmarks.facts.stages import Stages
 from benchmarks.facts.store import Cell
 from benchmarks.harness import runs, train_steps
 from ultramem_jax import data
+from ultramem_jax.runs import row_counts
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
 
@@ -90,11 +91,18 @@ def measure_recall(stages: Stages, cell: Cell) -> Record:
 def measure_continual(stages: Stages, cell: Cell) -> Record:
   """Teaches a model sets of facts, one after the other."""
   sets = facts_lib.draw(cell.facts, cell.seed, cell.sets)
-  place, history = None, []
+  method = method_of(cell)
+  place, history, counts = None, [], None
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
-    run = (name, method_of(cell), cell.rate, cell.seed, facts)
-    taught = stages.taught(*run, start=place)
+    run = (name, method, cell.rate, cell.seed, facts)
+    taught = stages.taught(*run, start=place, counts=counts)
+    if method.memory and method.protects:
+      base = stages.base(method.memory, cell.seed)
+      if counts is None:
+        counts = stages.folder / f"{cell.name}_counts.safetensors"
+        shutil.copy(row_counts.find(base), counts)
+      stages.count(base, counts, name)
     is_last = number == cell.sets - 1
     asked = {"first": sets[0]} | ({"newest": facts} if number else {})
     if is_last:

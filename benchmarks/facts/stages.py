@@ -95,11 +95,28 @@ class Stages(NamedTuple):
     return workdir
 
   def counted(self, base: pathlib.Path) -> None:
-    """Counts what general text reads of a base, if it was not done."""
+    """Counts what a base's own text reads of it, if it was not done."""
     if not row_counts.find(base).exists():
-      command = [sys.executable, "-m", "ultramem_jax", "count"]
-      command += [f"--workdir={base}", f"--batches={self.scale.count_batches}"]
-      subprocess.run(command, cwd=report.ROOT, check=True)
+      self.count(base, row_counts.find(base))
+
+  def count(
+    self, base: pathlib.Path, counts: pathlib.Path, name: str = ""
+  ) -> None:
+    """Adds what text reads of a base's tables to a file of counts.
+
+    Args:
+      base: the workdir.
+      counts: the file.
+      name: of a run that has taught facts, which are the text; "": it is that
+        of the base's own run.
+    """
+    command = [sys.executable, "-m", "ultramem_jax", "count"]
+    command += [f"--workdir={base}", f"--output={counts}"]
+    command += [f"--batches={self.scale.count_batches}"]
+    if name:
+      facts = self._file(name)
+      command += [f"--data.path={facts}", f"--data.valid_path={facts}"]
+    subprocess.run(command, cwd=report.ROOT, check=True)
 
   def config(
     self,
@@ -109,6 +126,7 @@ class Stages(NamedTuple):
     seed: int,
     facts: list[Fact],
     start: pathlib.Path | None = None,
+    counts: pathlib.Path | None = None,
   ) -> Any:
     """Returns the ConfigDict of a run that teaches facts.
 
@@ -117,6 +135,8 @@ class Stages(NamedTuple):
       method, rate, seed: of the run.
       facts: what it teaches.
       start: the workdir that it begins with; None: the method's base.
+      counts: by which rows are chosen, if the method does so; None: those of
+        the base.
     """
     base = self.base(method.memory, seed) if method.memory else self.backbone
     c = self._config(start or base, seed)
@@ -125,7 +145,7 @@ class Stages(NamedTuple):
     c.steps = self.scale.steps
     if method.counts:
       self.counted(base)
-      c.optim.table_counts = str(base)
+      c.optim.table_counts = str(counts or base)
     if method.dense_as:
       with_memory = self._config(base, seed)
       add_memory(with_memory, method.dense_as)
@@ -144,11 +164,15 @@ class Stages(NamedTuple):
     finish(self.config(name, *run, **options), workdir)
     return workdir
 
+  def _file(self, name: str) -> pathlib.Path:
+    """Returns the file of the facts of a run."""
+    return self.folder / f"{name}.jsonl"
+
   def _teach(self, c: Any, name: str, facts: list[Fact]) -> None:
     """Changes the settings of a run into those of one on facts alone."""
-    path = self.folder / f"{name}.jsonl"
-    facts_lib.write(path, facts)
-    c.data.update(source="text", path=str(path), valid_path=str(path))
+    path = str(self._file(name))
+    facts_lib.write(self._file(name), facts)
+    c.data.update(source="text", path=path, valid_path=path)
     c.data.update(records="answers", packing="examples", mixture="")
     c.data.update(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0)
     c.batch_size = self.scale.batch
