@@ -319,7 +319,7 @@ METHODS = {
     "places",
     VALUE_RATES,
     Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
-    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 4096},
+    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 1024},
     counts=True,
   ),
   "taught_ten_protected": Method(
@@ -327,7 +327,7 @@ METHODS = {
     "earlier facts read little, ten places",
     VALUE_RATES,
     Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
-    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 4096},
+    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 1024},
     counts=True,
     protects=True,
   ),

@@ -94,10 +94,15 @@ class Stages(NamedTuple):
     finish(c, workdir)
     return workdir
 
-  def counted(self, base: pathlib.Path) -> None:
-    """Counts what a base's own text reads of it, if it was not done."""
+  def counted(self, base: pathlib.Path, memory: Memory) -> None:
+    """Counts what a base's own text reads of it, if it was not done.
+
+    Of a base that was taught facts, these are counted without the general text:
+    rows that all facts read are special to none only if nothing dilutes them.
+    """
     if not row_counts.find(base).exists():
-      self.count(base, row_counts.find(base))
+      is_taught = memory.base == methods.TAUGHT
+      self.count(base, row_counts.find(base), base.name if is_taught else "")
 
   def count(
     self, base: pathlib.Path, counts: pathlib.Path, name: str = ""
@@ -143,8 +148,8 @@ class Stages(NamedTuple):
     self._teach(c, name, facts)
     c.optim.update(trainable="all", learning_rate=rate)
     c.steps = self.scale.steps
-    if method.counts:
-      self.counted(base)
+    if method.memory and method.counts:
+      self.counted(base, method.memory)
       c.optim.table_counts = str(counts or base)
     if method.dense_as:
       with_memory = self._config(base, seed)
