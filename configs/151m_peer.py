@@ -1,4 +1,4 @@
-"""PEER-151M (arXiv 2407.04153): 1.69 B parameters, 0.31 GFLOPs per token.
+"""PEER-151M (arXiv 2407.04153): 1.68 B parameters, 0.31 GFLOPs per token.
 
   python train.py --config=configs/151m_peer.py \
       --config.data.tokenizer=gpt_neox/tokenizer.json

@@ -1,4 +1,4 @@
-"""Dense-1.6B: 1.61 B parameters, 3.21 GFLOPs per token.
+"""Dense-1.6B: 1.61 B parameters, 3.22 GFLOPs per token (paper: 3.21).
 
   python train.py --config=configs/1b6_dense.py \
       --config.data.tokenizer=gpt_neox/tokenizer.json

@@ -1,4 +1,4 @@
-"""MoE-1.6B-2in34: 21.36 B parameters, 3.52 GFLOPs per token.
+"""MoE-1.6B-2in34: 21.36 B parameters, 3.53 GFLOPs per token (paper: 3.52).
 
   python train.py --config=configs/1b6_moe_2in34.py \
       --config.data.tokenizer=gpt_neox/tokenizer.json

@@ -1,4 +1,4 @@
-"""UltraMem-1.6B-x12: 21.41 B parameters, 3.50 GFLOPs per token.
+"""UltraMem-1.6B-x12: 21.42 B parameters (paper: 21.41), 3.50 GFLOPs per token.
 
   python train.py --config=configs/1b6_x12.py \
       --config.data.tokenizer=gpt_neox/tokenizer.json

@@ -1,4 +1,4 @@
-"""MoE-680M-2in33: 8.95 B parameters, 1.50 GFLOPs per token.
+"""MoE-680M-2in33: 8.95 B parameters, 1.51 GFLOPs per token (paper: 1.50).
 
   python train.py --config=configs/680m_moe_2in33.py \
       --config.data.tokenizer=gpt_neox/tokenizer.json
