@@ -1,4 +1,4 @@
-# Each command makes its virtual environment first; needs Python >= 3.11.
+# Each command makes its virtual environment first; needs Python 3.11 or newer.
 PYTHON ?= python3
 VENV ?= .venv
 CONFIG ?= configs/tiny.py
