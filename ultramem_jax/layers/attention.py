@@ -22,8 +22,9 @@ def rotation(
 class Attention(nn.Module):
   """Multi-head causal self-attention within segments.
 
-  Where keys and values have fewer heads, q, than queries, each is shared by
-  Q / q query heads.
+  Its matrices are the linear maps `query`, `key`, `value` and `out`; with
+  `qk_norm` there are also the norms `query_norm` and `key_norm`. Where keys and
+  values have fewer heads, q, than queries, each is shared by Q / q query heads.
 
   In decoding the collection "cache" keeps `cached_key` and `cached_value`
   [B, q, S, H] and `cached_segment` [B, S] of the positions so far, and the

@@ -13,7 +13,7 @@ class CausalConv(nn.Module):
   """Causal depthwise convolution: y[t] = sum_j w[j] * x[t - j], j < taps.
 
   A tap reaches only positions of its own segment. In decoding, the last
-  taps - 1 inputs are kept in the "cache" collection.
+  taps - 1 inputs and their segments are kept in the "cache" collection.
 
   Attributes:
     taps: S, at least 1; w is the parameter `kernel` [S, D].

@@ -12,6 +12,8 @@ from ultramem_jax.settings.model import ModelConfig
 class Mlp(nn.Module):
   """gelu(x W_up) W_down; with swiglu, (silu(x W_gate) * x W_up) W_down.
 
+  Its matrices are the linear maps `up`, `down` and, with swiglu, `gate`.
+
   Attributes:
     config: the model's settings.
     prepared_for: see `model.Transformer`.

@@ -155,6 +155,9 @@ def apply_sharded_experts(
 class Moe(nn.Module):
   """A mixture of experts: each token goes to top_k of X feed-forward layers.
 
+  Parameters: `router` [D, X]; `experts_up` [X, D, F] and `experts_down`
+  [X, F, D]; with swiglu also `experts_gate` [X, D, F].
+
   Sown when the collection is mutable:
     losses: `balance`, weighted, to be added to the training loss.
     stats: `load_entropy`, of the choices, 1 if balanced and 0 if all tokens

@@ -37,10 +37,12 @@ class UltraMem(nn.Module):
   Variables:
     params: `values` [I, W] the table; `keys` [P, A, R, N, K]; `core`
       [C, A, R, R]; `query` [D, P, G, R, K]; `value_projection` [E, W, D];
-      `query_norm`, `key_norm` over K; `query_conv`; `gating`, see `Gate`.
+      `query_norm`, `key_norm` over K; `query_conv`; `gating`, see `Gate`; in
+      imported layers also `query_bias` [P, G, R, K] and `value_projection_bias`
+      [D].
     buffers: `u`, `t` [A, R], the filter vectors, to be refreshed once per
       training step by `refresh_buffers`; `permutation` [U], a stored shuffle.
-    cache: the convolution's last inputs, when decoding.
+    cache: the convolution's last inputs and their segments, when decoding.
     prepared: what `serve.prepare` computed from parameters, for a layer with
       `prepared_for`: `keys`, normalized; `merged_keys`, merged with u and t,
       where ranks share a query; for a CPU also `query` and `value_projection`,
