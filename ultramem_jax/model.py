@@ -31,7 +31,7 @@ class Embed(nn.Embed):
 
   layout: Layout | None = None
 
-  def __call__(self, tokens_BT):
+  def __call__(self, tokens_BT: jax.Array) -> jax.Array:
     return layout_lib.over_tokens(
       lambda tokens_BT, table_VD: table_VD[tokens_BT],
       tokens_BT,
@@ -66,7 +66,14 @@ class Block(nn.Module):
   has_mlp: bool = True
 
   @nn.compact
-  def __call__(self, x_BTD, segment_BT, rotation, decode, deterministic):
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    segment_BT: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    decode: bool,
+    deterministic: bool,
+  ) -> tuple[jax.Array, jax.Array]:
     c = self.config
     dropout = nn.Dropout(c.dropout_rate, deterministic=deterministic)
 

@@ -9,6 +9,8 @@ import pathlib
 import subprocess
 import sys
 import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +21,7 @@ from configs import tiny
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
+from ultramem_jax.settings.config import Config
 from ultramem_jax.train import state as state_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,7 +31,12 @@ ROOT = pathlib.Path(__file__).parents[1]
 TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
-def assert_close(actual, expected, precision="float32", tolerance=None):
+def assert_close(
+  actual: Any,
+  expected: Any,
+  precision: str = "float32",
+  tolerance: float | None = None,
+) -> None:
   """Compares pytrees of arrays, relative to each expected array's largest."""
   tolerance = TOLERANCE[precision] if tolerance is None else tolerance
   jax.tree.map(
@@ -63,8 +71,8 @@ MODEL = {
 RUN = {**MODEL, "batch_size": 4, "data.seq_len": 8, "steps": 40}
 
 
-def small_config(**overrides):
-  """The small Config; `model__embed_dim=32` overrides model.embed_dim."""
+def small_config(**overrides: Any) -> Config:
+  """Returns a small Config; `model__embed_dim=32` sets model.embed_dim."""
   c = tiny.get_config()
   c.update_from_flattened_dict(
     {
@@ -75,7 +83,7 @@ def small_config(**overrides):
   return config_lib.parse(c)
 
 
-def random_variables(module, *inputs, seed=0):
+def random_variables(module: nn.Module, *inputs: Any, seed: int = 0) -> Any:
   """Returns variables as `module.init` makes them, of other numbers.
 
   To compile an initialization takes as long as to compile a model. The scales
@@ -84,7 +92,7 @@ def random_variables(module, *inputs, seed=0):
   return _draw(jax.eval_shape(module.init, jax.random.key(0), *inputs), seed)
 
 
-def random_state(config):
+def random_state(config: Config) -> state_lib.TrainState:
   """Returns a state before the first step, with `random_variables`."""
   shapes = jax.eval_shape(lambda: state_lib.init_state(config))
   zeros = jax.device_put(
@@ -132,7 +140,9 @@ def _fit_buffers(params, buffers):
     buffers.update(u=abs(u_ARR[:, :, 0]), t=abs(t_ARR[:, 0]))
 
 
-def save_run(workdir, config, corpus="some text"):
+def save_run(
+  workdir: str | os.PathLike, config: Config, corpus: str = "some text"
+) -> None:
   """Makes the workdir of a run whose step 7 has a `random_state`."""
   state = random_state(config)
   workdir_lib.claim(workdir, config, corpus)
@@ -140,17 +150,17 @@ def save_run(workdir, config, corpus="some text"):
     checkpointer.save(7, state.to_items(), {}, None)
 
 
-def flags(overrides):
-  """Command-line flags for overrides {"optim.eps": 0.1}."""
+def flags(overrides: Mapping[str, Any]) -> list[str]:
+  """Returns command-line flags for overrides {"optim.eps": 0.1}."""
   return [f"--config.{name}={value}" for name, value in overrides.items()]
 
 
-def environment(**variables):
+def environment(**variables: str) -> dict[str, str]:
   """Returns the environment of a command that runs on the CPU."""
   return {**os.environ, "JAX_PLATFORMS": "cpu", **variables}
 
 
-def start(arguments, **variables):
+def start(arguments: Iterable[Any], **variables: str) -> subprocess.Popen[str]:
   """Starts Python with arguments in the repository's root."""
   return subprocess.Popen(
     [sys.executable, *map(str, arguments)],
@@ -163,7 +173,7 @@ def start(arguments, **variables):
   )
 
 
-def finish(process):
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
   """Waits for a started process: (exit status, stdout, stderr)."""
   output, errors = process.communicate(timeout=900)
   return process.returncode, output, errors

@@ -34,7 +34,7 @@ def limit(name: int, value: int) -> Callable[[], None]:
 
 
 def _told(trial: Trial, number: int) -> bool:
-  """Whether a run ended with an error, or warned of one of the system."""
+  """Returns whether a run failed, or warned of an error of the system."""
   process = trial.finish()[0]
   return process.status != 0 or os.strerror(number) in process.errors
 
@@ -98,7 +98,7 @@ def unmount(folder: pathlib.Path) -> None:
 
 
 def can_mount(folder: pathlib.Path) -> bool:
-  """Whether this process may mount file systems."""
+  """Returns whether this process may mount file systems."""
   command = ["mount", "-t", "tmpfs", "-o", "size=64k", "faults", folder]
   try:
     mounted = subprocess.run(command, capture_output=True).returncode == 0

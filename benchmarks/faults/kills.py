@@ -93,7 +93,7 @@ def after_signal(process: Process) -> tuple[int, int, float]:
 
 
 def _ended_early(process: Process) -> bool:
-  """Whether a signal ended a process, and not its own last step."""
+  """Returns whether a signal ended a process, and not its own last step."""
   status = process.finish().status or 0
   stopped = "stopped at step" in process.output
   return status < 0 or status == INTERRUPTED or stopped

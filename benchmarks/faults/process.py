@@ -125,7 +125,7 @@ class Process:
     return "between" if steps and steps[0] <= seconds else "start"
 
   def count(self, name: str, edge: str = "begin", since: float = 0) -> int:
-    """How often an event was told of, since a moment."""
+    """Returns how often an event was reported since a moment."""
     return sum(
       e.name == name and e.edge == edge and e.seconds > since
       for e in self.events

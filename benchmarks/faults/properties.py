@@ -125,7 +125,7 @@ def command_lines() -> st.SearchStrategy[list[str]]:
 
 
 def is_there(name: str) -> bool:
-  """Whether the library that a property needs is installed."""
+  """Returns whether the library that a property needs is installed."""
   return name not in LIBRARIES or bool(
     importlib.util.find_spec(LIBRARIES[name])
   )

@@ -149,7 +149,7 @@ def use_pt(content: bytes, folder: pathlib.Path) -> Any:
 
 @functools.cache
 def saved() -> pathlib.Path:
-  """The workdir of a small run; it stays for the process's time."""
+  """Returns the workdir of a small run, which stays for the process's time."""
   folder = pathlib.Path(tempfile.mkdtemp(prefix="faults_saved_"))
   atexit.register(shutil.rmtree, folder, ignore_errors=True)
   config = testing.small_config(model__num_layers=1, model__memory__spans="1:1")

@@ -62,7 +62,7 @@ def _at(node: Any, path: tuple) -> Any:
 
 @st.composite
 def changed(draw, document: Any) -> Any:
-  """JSON of which one to three values are others, gone or new."""
+  """Draws JSON of which one to three values are others, gone or new."""
   document = copy.deepcopy(document)
   for _ in range(draw(st.integers(1, 3))):
     places = list(_paths(document))
@@ -94,7 +94,7 @@ def _like(value: Any) -> st.SearchStrategy[Any]:
 
 @st.composite
 def mangled(draw, content: bytes) -> bytes:
-  """Bytes of which some are cut off, flipped, doubled or strange."""
+  """Draws bytes of which some are cut off, flipped, doubled or strange."""
   mangled = bytearray(content)
   for _ in range(draw(st.integers(1, 3))):
     start = draw(st.integers(0, max(0, len(mangled) - 1)))
@@ -119,7 +119,7 @@ def mangled(draw, content: bytes) -> bytes:
 
 
 def json_file(document: Any) -> st.SearchStrategy[bytes]:
-  """A file of JSON, changed in its values or in its bytes."""
+  """Returns a strategy: a file of JSON, changed in its values or its bytes."""
   text = json.dumps(document)
   return mangled(text.encode()) | changed(document).map(
     lambda held: json.dumps(held).encode(errors="surrogatepass")

@@ -19,12 +19,12 @@ FIRST_SIDE = 64
 
 
 def flops(model: ModelConfig) -> int:
-  """FLOPs of a token's forward pass, as the paper counts them."""
+  """Returns the FLOPs of a token's forward pass, as the paper counts them."""
   return sum(accounting.flops_per_token(model).values())
 
 
 def parameters(model: ModelConfig) -> int:
-  """Dense and sparse parameters, as the paper's tables print them."""
+  """Returns dense and sparse parameters, as the paper's tables print them."""
   counts = accounting.parameters(model)
   return counts["dense"] + counts["sparse"]
 
@@ -38,7 +38,7 @@ def _prefixed(fields: Fields) -> Fields:
 
 
 def _cell(name, setting, fields, rate, multiplier, seed) -> Cell:
-  """The cell of a model whose fields are fitted, "model." before each."""
+  """Returns the cell of a model whose fields are fitted, prefixed "model."."""
   rates = {
     "seed": seed,
     "optim.learning_rate": rate,

@@ -33,7 +33,7 @@ def settings(size: str) -> list[Setting]:
 
 
 def entries(size: str) -> list[Entry]:
-  """The models of every setting, the cheapest training first."""
+  """Returns the models of every setting, the cheapest training first."""
   return [
     Entry(setting, model)
     for setting in settings(size)

@@ -40,7 +40,7 @@ def _found(store: Store, size: str) -> dict[int, dict[int, Outcome]]:
 
 
 def reads_per_row(rows: int, found: Outcome) -> float:
-  """How often a row is read in the training, on average."""
+  """Returns how often a row is read in the training, on average."""
   record = found.best[0]
   fields = record["fields"]
   # Two heads, as by default.

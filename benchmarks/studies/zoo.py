@@ -35,12 +35,12 @@ class Model(NamedTuple):
 
 
 def read_blocks(size: Size) -> str:
-  """The blocks in which the memories of `spans` read, "i/j/..."."""
+  """Returns the blocks in which the memories of `spans` read, "i/j/..."."""
   return "/".join(span.split(":")[0] for span in spans(size).split("/"))
 
 
 def spans(size: Size) -> str:
-  """Memories over two blocks each, one after the other: "1:2/3:4/..."."""
+  """Returns spans of two blocks each, one after the other: "1:2/3:4/..."."""
   return "/".join(f"{i}:{i + 1}" for i in range(1, size.num_layers, 2))
 
 
@@ -174,7 +174,7 @@ def _memories(size: Size) -> dict[str, Model]:
 
 
 def _anatomy(size: Size) -> dict[str, Model]:
-  """UltraMem with one part changed."""
+  """Returns entries of UltraMem with one part changed."""
   ultra = ultramem(size)
   additive = memory(score="sum", num_cores=1, key_dim=size.embed_dim // 4)
   apart = "/".join(f"{block}:{block}" for block in read_blocks(size).split("/"))
@@ -202,7 +202,7 @@ def _anatomy(size: Size) -> dict[str, Model]:
 
 
 def _ladder(size: Size) -> dict[str, Model]:
-  """The rows of table 2, shrunk: its shapes over those of its first row."""
+  """Returns the rows of table 2, shrunk: its shapes over those of its first."""
   rows = ablation.ROWS
   wide = rows["pkm"]["key_dim"]
 
@@ -233,7 +233,7 @@ def _ladder(size: Size) -> dict[str, Model]:
 
 
 def _sweeps(size: Size) -> dict[str, Model]:
-  """The points of table 3, on the rows of the ladder that they extend."""
+  """Returns the points of table 3, on the rows of the ladder they extend."""
   ladder, models = _ladder(size), {}
   for name, (row, changes) in sweeps.POINTS.items():
     base = ladder[f"ladder {row}"].fields
@@ -249,7 +249,7 @@ ROWS = tuple(4**x * 1024 for x in range(1, 6))  # 4 k to 1 M
 
 
 def _rows(size: Size) -> dict[str, Model]:
-  """UltraMem with tables of other sizes, whose keys are not made up for."""
+  """Returns UltraMem with other table sizes; keys are not made up for."""
   fields = ultramem(size) | {"mlp_dim": 3 * size.embed_dim}
   return {
     f"ultramem, {rows} rows": Model(fields, rows=rows, like="ultramem")

@@ -59,7 +59,7 @@ def _renamed(name: str) -> str:
 
 
 def _shards(source: Path) -> list[records.Part]:
-  """Every file of a dataset, with the count of its records."""
+  """Returns every file of a dataset, with the count of its records."""
   # A second to import: not for --help.
   from ultramem_jax.data import tfds_files
 

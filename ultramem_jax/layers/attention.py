@@ -39,8 +39,14 @@ class Attention(nn.Module):
   prepared_for: str | None = None
 
   @nn.compact
-  def __call__(self, x_BTD, segment_BT, rotation, decode: bool):
-    """Attends; `rotation` is that of the function `rotation`."""
+  def __call__(
+    self,
+    x_BTD: jax.Array,
+    segment_BT: jax.Array,
+    rotation: tuple[jax.Array, jax.Array],
+    decode: bool,
+  ) -> jax.Array:
+    """Attends; `rotation` is (sin, cos) from `attention.rotation`."""
     c = self.config
     dtype = jnp.dtype(c.dtype)
 

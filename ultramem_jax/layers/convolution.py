@@ -22,7 +22,9 @@ class CausalConv(nn.Module):
   taps: int
 
   @nn.compact
-  def __call__(self, x_BTD, segment_BT, decode: bool) -> jax.Array:
+  def __call__(
+    self, x_BTD: jax.Array, segment_BT: jax.Array, decode: bool
+  ) -> jax.Array:
     """Convolves the positions of each row.
 
     Args:

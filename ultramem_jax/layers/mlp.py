@@ -3,6 +3,7 @@
 import functools
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from ultramem_jax.layers.linear import Linear
@@ -27,7 +28,8 @@ class Mlp(nn.Module):
   adapter_dim: int = 0
 
   @nn.compact
-  def __call__(self, x_BTD):
+  def __call__(self, x_BTD: jax.Array) -> jax.Array:
+    """Returns [B, T, D] for the positions x_BTD, in the model's dtype."""
     c = self.config
     linear = functools.partial(
       Linear,

@@ -173,7 +173,8 @@ class Moe(nn.Module):
   layout: Layout | None = None
 
   @nn.compact
-  def __call__(self, x_BTD, segment_BT):
+  def __call__(self, x_BTD: jax.Array, segment_BT: jax.Array) -> jax.Array:
+    """Returns [B, T, D] for the positions x_BTD; segment 0 is padding."""
     c = self.config
     moe, dtype = c.moe, jnp.dtype(c.dtype)
 

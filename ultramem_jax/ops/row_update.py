@@ -104,8 +104,10 @@ class Sgd(NamedTuple):
     return Table(values_zW, None, None)
 
 
-def squared_norm(factors: Factors, reads, num_rows: int):
-  """Sum of squares of the table's gradient; float32 scalar.
+def squared_norm(
+  factors: Factors, reads: tuple[jax.Array, jax.Array], num_rows: int
+) -> jax.Array:
+  """Returns the sum of squares of the table's gradient, a float32 scalar.
 
   Args:
     factors: the gradient.
@@ -123,7 +125,12 @@ def squared_norm(factors: Factors, reads, num_rows: int):
 
 
 def update_rows(
-  table: Table, factors: Factors, reads, scale, rule: AdamW | Sgd, key
+  table: Table,
+  factors: Factors,
+  reads: tuple[jax.Array, jax.Array],
+  scale: jax.Array | float,
+  rule: AdamW | Sgd,
+  key: jax.Array,
 ) -> Table:
   """Updates the rows that were read.
 
@@ -173,7 +180,7 @@ def update_rows(
 
 
 def _encode(rows: Table, like: Table, noise_zW) -> Table:
-  """float32 rows in the dtypes of a table; each array has its own noise."""
+  """Returns float32 rows in a table's dtypes; each array has its own noise."""
   values_zW = precision.encode_at_random(
     rows.values_IW, like.values_IW.dtype, noise_zW & 0xFFFF
   )
@@ -238,7 +245,7 @@ def _scan_rows(function, num_rows, budget, carry, factors, reads):
 
 
 def _gradients(factors: Factors, read_z):
-  """What single reads add to their rows' gradients, [z, W] float32."""
+  """Returns what single reads add to their rows' gradients, [z, W] float32."""
   num_reads, num_cores = factors.weight_TYC.shape[1:]
   token_z, y_z = jnp.divmod(read_z, num_reads)
   vector_zW = factors.vector_TEW[token_z, factors.pool_TY[token_z, y_z]]
@@ -279,7 +286,7 @@ def _row_sums(row_z, gradient_zW, run, num_rows):
 
 
 def _row_sums_by_products(row_z, gradient_zW, run, num_rows):
-  """As `_row_sums`, without a scatter, which matrix units do one by one.
+  """Sums as `_row_sums` does, without a scatter, which is slow on accelerators.
 
   Sums to the left inside a row come from products with 0-1 matrices in groups
   of `PRODUCT_READS` reads, O groups of z, and a scan over the groups.
@@ -326,9 +333,9 @@ def _row_sums_by_products(row_z, gradient_zW, run, num_rows):
 
 
 def update_rows_reference(
-  table: Table, factors: Factors, scale, rule: AdamW | Sgd
+  table: Table, factors: Factors, scale: jax.Array | float, rule: AdamW | Sgd
 ) -> Table:
-  """`update_rows` of float32 from the definition: slow, a dense gradient."""
+  """Computes `update_rows` of float32 by a dense gradient, slowly."""
   f = factors
   num_rows, width = table.values_IW.shape
   weight_TYW = jnp.repeat(

@@ -157,7 +157,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     return True
 
   def _is_saved(self, path: pathlib.Path) -> bool:
-    """Whether a step is there; sets aside what else has its name."""
+    """Returns whether a step is there; sets aside what else has its name."""
     saved = False
     self._require_place()
     if jax.process_index() == 0 and os.path.lexists(path):

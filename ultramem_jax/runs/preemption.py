@@ -98,7 +98,7 @@ class Preemption(contextlib.AbstractContextManager):
       raise Stopped
 
   def requested(self) -> bool:
-    """Whether to stop; every process calls it at the same places."""
+    """Returns whether to stop; every process calls it at the same places."""
     if not self._alone and not self._requested:
       self._polls += 1
       self._requested = multihost_utils.reached_preemption_sync_point(

@@ -149,7 +149,9 @@ def empty(num_rows: Mapping[str, int], step: int) -> RowCounts:
   return RowCounts(zeros(), zeros(), 0, step, {})
 
 
-def require_like(counts: RowCounts, like: RowCounts, field: str, path: Any):
+def require_like(
+  counts: RowCounts, like: RowCounts, field: str, path: Any
+) -> None:
   """Requires counts to be of the same model as others.
 
   Args:

@@ -215,7 +215,7 @@ def read(
 
 
 def _is_of_system(error: Exception) -> bool:
-  """Whether the system failed to read a file that is there."""
+  """Returns whether the system failed to read a file that is there."""
   if isinstance(error, OSError):
     return not isinstance(error, (FileNotFoundError, NotADirectoryError))
   status = re.match(r"([A-Z_]+): ", str(error))

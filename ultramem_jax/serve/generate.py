@@ -92,8 +92,15 @@ def apply_cached(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def decode_step(model, variables, cache, tokens_BT, segment_BT, position_BT):
-  """`apply_cached`, compiled; updates the cache in place."""
+def decode_step(
+  model: Transformer,
+  variables: Any,
+  cache: Any,
+  tokens_BT: jax.Array,
+  segment_BT: jax.Array,
+  position_BT: jax.Array,
+) -> tuple[Any, jax.Array]:
+  """Does what `apply_cached` does, compiled; updates the cache in place."""
   return apply_cached(
     model, variables, cache, tokens_BT, segment_BT, position_BT
   )

@@ -209,7 +209,7 @@ def load(plan: Plan, variables: Any, mesh: Any) -> Any:
     return traverse_util.unflatten_dict(merged, sep="/")
 
   def is_taken_buffer(path, theirs, ours):
-    """Whether the parameters that it belongs to are taken, too."""
+    """Returns whether the parameters that it belongs to are taken, too."""
     memory, _, name = path.rpartition("/")
     needed = f"{memory}/{COMPUTED_FROM.get(name, '')}"
     return theirs.shape == ours.shape and any(

@@ -56,7 +56,7 @@ class Feed:
 
 
 def validates(config: Config, n: int) -> bool:
-  """Whether step n ends with a validation."""
+  """Returns whether step n ends with a validation."""
   return n == config.steps or n % config.eval_every == 0
 
 

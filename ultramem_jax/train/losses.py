@@ -15,14 +15,18 @@ from ultramem_jax.settings.memory import NO_MEMORY
 Batch = dict[str, jax.Array]  # of `step.abstract_batch`
 
 
-def token_losses(logits_BTV, targets_BT):
+def token_losses(
+  logits_BTV: jax.Array, targets_BT: jax.Array
+) -> tuple[jax.Array, jax.Array]:
   """Returns cross entropies of targets and log Z, both [B, T], in nats."""
   log_z_BT = jax.nn.logsumexp(logits_BTV, axis=-1)
   target_BT = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)
   return log_z_BT - target_BT[..., 0], log_z_BT
 
 
-def divergences(logits_BTV, log_z_BT, teacher_BTV):
+def divergences(
+  logits_BTV: jax.Array, log_z_BT: jax.Array, teacher_BTV: jax.Array
+) -> jax.Array:
   """Returns KL(teacher || model) at each token, [B, T] float32, in nats.
 
   Args:
@@ -67,8 +71,13 @@ def total_loss(losses: Mapping[str, jax.Array], config: Config) -> jax.Array:
 
 
 def parts(
-  logits_BTV, teacher_BTV, sown, batch: Batch, total_weight, config: Config
-):
+  logits_BTV: jax.Array,
+  teacher_BTV: jax.Array | None,
+  sown: Mapping[str, Any],
+  batch: Batch,
+  total_weight: jax.Array,
+  config: Config,
+) -> dict[str, Any]:
   """Returns the parts of `total_loss` by name, scalars in nats per token.
 
   Args:

@@ -41,7 +41,7 @@ def base_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def value_multiplier(optim: OptimConfig, steps: int) -> optax.Schedule:
-  """Factor on the rate of value tables: k at step 0, falling to 1.
+  """Returns the factor on the rate of value tables: k at step 0, falling to 1.
 
   multiplier(s) = 1 + (k - 1) * max(0, 1 - s / horizon) (paper section 3.6).
   """
@@ -51,14 +51,14 @@ def value_multiplier(optim: OptimConfig, steps: int) -> optax.Schedule:
 
 
 def value_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
-  """The rate of value tables at a step counted from 1."""
+  """Returns the rate of value tables at a step counted from 1."""
   base = base_schedule(optim, steps)
   multiplier = value_multiplier(optim, steps)
   return lambda step: base(step) * multiplier(step)
 
 
 def reads_per_row(config: Config) -> float:
-  """How often a step reads a row of a table, on average; 0 without tables."""
+  """Returns how often a step reads a row of a table on average; 0: no table."""
   memory, spans = config.model.memory, config.model.spans
   reads = config.batch_size * config.data.seq_len * memory.top_m
   reads *= memory.num_heads * len(spans)

@@ -78,7 +78,7 @@ def _whole_step(state: TrainState, batch: step.Batch, **options):
 def _model_step(
   state: TrainState, tables, batch: step.Batch, rarity, **options
 ):
-  """`step.model_step` that does not give the tables back."""
+  """Does what `step.model_step` does, but does not give the tables back."""
   state, gradients, metrics = step.model_step(
     state.replace(tables=tables), batch, rarity, **options
   )

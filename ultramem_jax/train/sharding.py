@@ -10,6 +10,7 @@ mesh.table_axes names.
 import dataclasses
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -83,7 +84,7 @@ def mesh_shape(config: Config, num_devices: int) -> dict[str, int]:
   return sizes
 
 
-def make_mesh(config: Config, devices=None) -> Mesh:
+def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
   """Makes the mesh of config.mesh.
 
   Args:
@@ -266,7 +267,7 @@ def parameter_specs(
   return specs
 
 
-def state_shardings(state, config: Config, layout: Layout):
+def state_shardings(state: Any, config: Config, layout: Layout) -> Any:
   """Returns the sharding of every array of a state, or of a part of one.
 
   An array whose path ends with that of a parameter, such as its moments, is
@@ -339,12 +340,12 @@ def process_rows(config: Config, mesh: Mesh) -> list[int]:
   return sorted({row for (part,) in held.values() for row in rows[part]})
 
 
-def to_devices(batch, mesh: Mesh):
+def to_devices(batch: Any, mesh: Mesh) -> Any:
   """Makes the global batch on the devices from this process's [rows, T]."""
   return jax.make_array_from_process_local_data(batch_sharding(mesh), batch)
 
 
-def with_sharding(tree, shardings):
+def with_sharding(tree: Any, shardings: Any) -> Any:
   """Returns abstract arrays like those of tree, placed by one or a tree."""
   if isinstance(shardings, NamedSharding):
     shardings = jax.tree.map(lambda _: shardings, tree)
@@ -357,6 +358,6 @@ def with_sharding(tree, shardings):
   )
 
 
-def shardings_of(tree):
+def shardings_of(tree: Any) -> Any:
   """Returns the shardings of a tree of arrays or placed abstract arrays."""
   return jax.tree.map(lambda x: x.sharding, tree)

@@ -135,7 +135,7 @@ def initializer(
 
 
 def abstract_state(config: Config, layout: Layout) -> TrainState:
-  """Shapes, dtypes and shardings of `init_state`; nothing is allocated."""
+  """Returns shapes, dtypes and shardings of `init_state`; allocates nothing."""
   state = jax.eval_shape(initializer(config, layout))
   return sharding.with_sharding(
     state, sharding.state_shardings(state, config, layout)

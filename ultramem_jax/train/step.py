@@ -8,7 +8,7 @@ A training step has two parts, so that tables may be written in place
 """
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from ultramem_jax.train.tables import TableGradients, Tables
 
 
 def abstract_batch(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
-  """Shapes and dtypes of a training batch, each entry [B, T]."""
+  """Returns the shapes and dtypes of a training batch, each entry [B, T]."""
   shape = (config.batch_size, config.data.seq_len)
   dtypes = {
     "tokens": jnp.int32,
@@ -297,7 +297,7 @@ def table_step(
   config: Config,
   layout: Layout | None = None,
 ) -> Tables:
-  """The part of a step that `model_step` leaves: the update of the tables.
+  """Updates the tables, the part of a step that `model_step` leaves.
 
   Args:
     tables: by path, before the step.
@@ -323,7 +323,7 @@ def eval_step(
   variables: Any, batch: Batch, *, config: Config, layout: Layout | None = None
 ) -> dict[str, jax.Array]:
   """Returns sums over a batch: "loss" in nats, "tokens", "bytes" of text."""
-  logits_BTV = Transformer(config.model, layout).apply(
+  logits_BTV: Any = Transformer(config.model, layout).apply(
     variables, batch["tokens"], batch["segments"], batch["positions"]
   )
   loss_BT, _ = losses_lib.token_losses(logits_BTV, batch["targets"])
@@ -334,7 +334,12 @@ def eval_step(
   }
 
 
-def jitted(function, config: Config, layout: Layout | None = None, **options):
+def jitted(
+  function: Callable[..., Any],
+  config: Config,
+  layout: Layout | None = None,
+  **options: Any,
+) -> Any:
   """Returns jax.jit of a function, with config and layout bound.
 
   Args:

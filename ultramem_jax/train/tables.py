@@ -99,7 +99,7 @@ def take_tables(
   }
 
 
-def new_table(values_IW, moments: str, second_moment: str) -> Table:
+def new_table(values_IW: jax.Array, moments: str, second_moment: str) -> Table:
   """Returns a table with moments of zero; arguments as for `take_tables`."""
   if moments == "none":
     return Table(values_IW, None, None)

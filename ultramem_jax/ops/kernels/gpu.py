@@ -33,8 +33,8 @@ BYTES = 512
 NUMBERS = 2048
 
 
-def takes(table_IW, num_cores: int) -> bool:
-  """Whether the kernel reads such a table; TABLES says which.
+def takes(table_IW: jax.Array, num_cores: int) -> bool:
+  """Returns whether the kernel reads such a table; TABLES says which.
 
   It reads no int8: Triton counts in 32 bits with sign, and a large table of
   int8 holds more numbers.
@@ -43,7 +43,13 @@ def takes(table_IW, num_cores: int) -> bool:
   return table_IW.dtype in DTYPES
 
 
-def pool(num_pools: int, table_IW, row_BTY, pool_BTY, score_BTYC):
+def pool(
+  num_pools: int,
+  table_IW: jax.Array,
+  row_BTY: jax.Array,
+  pool_BTY: jax.Array,
+  score_BTYC: jax.Array,
+) -> jax.Array:
   """Returns the sum [B, T, E, W] of each pool's rows times their scores."""
   num_reads, width = row_BTY.shape[-1], table_IW.shape[1]
   core_width = width // score_BTYC.shape[-1]
@@ -86,7 +92,13 @@ def pool(num_pools: int, table_IW, row_BTY, pool_BTY, score_BTYC):
   )
 
 
-def dot(num_cores: int, table_IW, row_BTY, pool_BTY, x_BTEW):
+def dot(
+  num_cores: int,
+  table_IW: jax.Array,
+  row_BTY: jax.Array,
+  pool_BTY: jax.Array,
+  x_BTEW: jax.Array,
+) -> jax.Array:
   """Returns products [B, T, Y, C] of row slices with their pool's vector."""
   num_reads, width = row_BTY.shape[-1], table_IW.shape[1]
   core_width = width // num_cores

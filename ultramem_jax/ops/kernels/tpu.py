@@ -26,13 +26,19 @@ TABLES = (
 )
 
 
-def takes(table_IW, num_cores: int) -> bool:
-  """Whether the kernel reads such a table; TABLES says which."""
+def takes(table_IW: jax.Array, num_cores: int) -> bool:
+  """Returns whether the kernel reads such a table; TABLES says which."""
   columns = table_IW.shape[1]
   return table_IW.dtype == jnp.float32 and columns % (LANES * num_cores) == 0
 
 
-def pool(num_pools: int, table_IW, row_BTY, pool_BTY, score_BTYC):
+def pool(
+  num_pools: int,
+  table_IW: jax.Array,
+  row_BTY: jax.Array,
+  pool_BTY: jax.Array,
+  score_BTYC: jax.Array,
+) -> jax.Array:
   """Returns the sum [B, T, E, W] of each pool's rows times their scores."""
   num_cores = score_BTYC.shape[-1]
   width = table_IW.shape[1]
@@ -55,7 +61,13 @@ def pool(num_pools: int, table_IW, row_BTY, pool_BTY, score_BTYC):
   )
 
 
-def dot(num_cores: int, table_IW, row_BTY, pool_BTY, x_BTEW):
+def dot(
+  num_cores: int,
+  table_IW: jax.Array,
+  row_BTY: jax.Array,
+  pool_BTY: jax.Array,
+  x_BTEW: jax.Array,
+) -> jax.Array:
   """Returns products [B, T, Y, C] of row slices with their pool's vector."""
   width, num_pools = table_IW.shape[1], x_BTEW.shape[2]
   of_pool_BTYE = jax.nn.one_hot(pool_BTY, num_pools, dtype=jnp.float32)

@@ -75,7 +75,9 @@ class Plan(NamedTuple):
     place_BTY = self.device_BTY * self.room + rank_BTY
     return jnp.where(here_BTY, place_BTY, 0), here_BTY
 
-  def over_rounds(self, function: Callable[[Any, jax.Array], Any], carry: Any):
+  def over_rounds(
+    self, function: Callable[[Any, jax.Array], Any], carry: Any
+  ) -> Any:
     """Folds function over rounds: (carry, round) -> carry."""
 
     def body(carry):

@@ -63,7 +63,7 @@ class Layout:
 
 
 def spans_devices(layout: Layout | None) -> TypeGuard[Layout]:
-  """Whether a layout splits anything: its mesh has more than one device."""
+  """Returns whether a layout splits anything: its mesh has several devices."""
   return layout is not None and layout.mesh.size > 1
 
 

@@ -47,9 +47,18 @@ def sort_reads(
 
 
 def squared_norm(
-  factors: Factors, reads, num_rows: int, layout: Layout | None = None
+  factors: Factors,
+  reads: tuple[jax.Array, jax.Array],
+  num_rows: int,
+  layout: Layout | None = None,
 ) -> jax.Array:
-  """`row_update.squared_norm` of the whole table, reads of `sort_reads`."""
+  """Returns `row_update.squared_norm` of the whole table.
+
+  Args:
+    factors, num_rows: as there.
+    reads: of `sort_reads`.
+    layout: of the table on a mesh; None: one device.
+  """
   if not layout_lib.spans_devices(layout):
     return row_update.squared_norm(factors, reads, num_rows)
   shards = layout.size(layout.table_axes)
@@ -67,15 +76,22 @@ def squared_norm(
 def update_rows(
   table: Table,
   factors: Factors,
-  reads,
-  scale,
+  reads: tuple[jax.Array, jax.Array],
+  scale: jax.Array | float,
   rule: AdamW | Sgd,
-  key,
+  key: jax.Array,
   layout: Layout | None = None,
 ) -> Table:
-  """`row_update.update_rows`, reads of `sort_reads`.
+  """Computes `row_update.update_rows` of a table that devices share.
 
   Shards round with noise of their own.
+
+  Args:
+    table, factors, scale, rule, key: as there.
+    reads: of `sort_reads`.
+    layout: of the table on a mesh; None: one device.
+  Returns:
+    The table, updated in place where it is donated.
   """
   if not layout_lib.spans_devices(layout):
     return row_update.update_rows(table, factors, reads, scale, rule, key)
@@ -121,7 +137,7 @@ def _map(layout, function, in_specs, out_specs):
 
 
 def _columns(layout, factors: Factors) -> Factors:
-  """The factors of the columns that this device holds."""
+  """Returns the factors of the columns that this device holds."""
   if _by_rows(layout):
     return factors
   width = factors.vector_TEW.shape[-1]
