@@ -344,7 +344,7 @@ def run_to_end(
 def try_sample(
   config: Config, state: TrainState, corpus: Corpus, layout: Layout
 ) -> None:
-  """Prints a sample, or tells why there is none: the run is done and saved."""
+  """Prints a sample, or says why there is none: the run is done and saved."""
   try:
     print_sample(config, state, corpus, layout)
   except (UserError, ValueError, MemoryError, jax.errors.JaxRuntimeError) as e:

@@ -4,8 +4,8 @@
 
 A model that is nearly all table, float32, split over 8 simulated CPU devices
 by rows; its parameters are made, saved and restored, each in a process of its
-own, whose peak resident memory is told as a multiple of the table. What a
-process holds before is told too. --phase=init runs that phase only, and prints
+own, whose peak resident memory is reported as a multiple of the table, as is
+what a process holds before. --phase=init runs that phase only, and prints
 its bytes. The phases need the table's size on the disk too. Writes
 results/host_memory.json and .png.
 """

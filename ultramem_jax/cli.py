@@ -1,4 +1,4 @@
-"""Command lines: flags of every program, and errors told in one line."""
+"""Command lines: flags of every program, and errors reported in one line."""
 
 import contextlib
 import dataclasses
@@ -26,8 +26,8 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, parse
 from ultramem_jax.settings.errors import ConfigError, UserError
 
-# Told in one line. An OSError is a file that is missing, a directory that is
-# read-only, a disk that is full.
+# Reported in one line. An OSError is a file that is missing, a directory that
+# is read-only, a disk that is full.
 ONE_LINE_ERRORS = (UserError, OSError)
 EXIT_STATUS = 2
 # The configs of the checkout, or of the installed package.
@@ -146,7 +146,7 @@ def run(main: Callable[..., None]) -> None:
     console.complete()
     preemption.end_on_interrupt()
     logging.use_absl_handler()
-    # JAX would tell which backends it did not find.
+    # JAX would report which backends it did not find.
     logging.set_verbosity(logging.WARNING)
     # Each of Orbax's threads and tasks would show the traceback of what is
     # raised here.
@@ -297,7 +297,7 @@ def _config_path(name: str) -> str:
 
 
 def _cause(error: Exception) -> str:
-  """Returns one line that tells why a flag cannot be parsed.
+  """Returns one line that says why a flag cannot be parsed.
 
   If a config file fails to load, the line is that of its ConfigError, or the
   flag and the last line of the traceback.

@@ -1,4 +1,4 @@
-"""What a model knew before: does it still tell it?
+"""What a model knew before: does it still know it?
 
 Perplexity of general text hardly notices when a model has begun to answer other
 questions with what it was taught. So it is asked for capitals.

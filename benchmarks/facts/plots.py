@@ -21,7 +21,7 @@ def recall(result: dict[str, Any], model: str) -> Figure:
   """
   records = [x for x in result["cells"].values() if x["model"] == model]
   figure, (axes,) = plots.figure(
-    f"{model}: what is told in words never seen, and what general text pays "
+    f"{model}: recall in unseen phrases, and what general text pays "
     "(methods and rates)",
     result,
     size=(8, 5),

@@ -57,7 +57,7 @@ def _share(
   facts: Sequence[Fact],
   is_seen: bool,
 ) -> float:
-  """Returns the share of facts that a model tells."""
+  """Returns the share of facts that a model recalls."""
   prompts = [fact.prompt(is_seen, i) for i, fact in enumerate(facts)]
   expected = [facts_lib.answer_text(fact) for fact in facts]
   told = answers(loaded, tokenizer, prompts, longest(tokenizer, expected))

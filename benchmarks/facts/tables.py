@@ -9,7 +9,7 @@ from benchmarks.facts.methods import METHODS
 from benchmarks.harness import page, report
 
 PAGE = report.ROOT / "docs" / "facts-compared.md"
-MODELS = ("smollm2", "small")  # that the page tells of
+MODELS = ("smollm2", "small")  # that the page is about
 
 Record = dict[str, Any]
 
@@ -74,7 +74,7 @@ def _harm(group: list[Record], records: list[Record]) -> str:
 
 
 def _known(group: list[Record]) -> str:
-  """Returns how many capitals are told at last; "" where it was not asked."""
+  """Returns how many capitals are known at last; "" where none was asked."""
   found = [last(record) for record in group]
   if not all("known" in x for x in found):
     return ""

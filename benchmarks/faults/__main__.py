@@ -19,7 +19,7 @@ results/faults.json.
   python -m benchmarks.faults --parts=sigterm [--count=50]
 
 asks runs to stop, in turn in each part of a run, at a random moment of it, and
-tells what passes until all is saved. Writes results/faults_sigterm.json.
+reports what passes until all is saved. Writes results/faults_sigterm.json.
 
   python -m benchmarks.faults --parts=cost
 

@@ -167,7 +167,7 @@ def logs(trial: Trial) -> None:
 def bound(*names: str):
   """Returns the fault that damages what binds a workdir to its run.
 
-  The run goes on as it was, or tells what to mend.
+  The run goes on as it was, or says what to mend.
   """
 
   def fault(trial: Trial) -> None:

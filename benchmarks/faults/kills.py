@@ -150,5 +150,5 @@ def stop_one(trial: Trial) -> None:
   both = trial.processes
   both[0].wait_for("step", trial.rng.randint(1, STEPS // 4))
   trial.hit = trial.rng.choice(both).signal(signal.SIGTERM)
-  # The first tells of both.
+  # The first stands for both.
   trial.hit &= _ended_early(both[0])

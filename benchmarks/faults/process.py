@@ -22,7 +22,7 @@ from ultramem_jax.evaluation import loss
 from ultramem_jax.runs.checkpoint import Checkpointer
 from ultramem_jax.train.program import TrainProgram
 
-# What a run tells of, as it begins and ends: event -> where it is.
+# What a run reports as it begins and ends: event -> where it is.
 EVENTS = {
   "open": (train, "open_corpus"),
   "compile": (train, "compile_step"),
@@ -55,7 +55,7 @@ class Process:
     environment: variables that it has besides those of this process.
     main: what the fork does instead of the run.
   Attributes:
-    events: that it has told of so far.
+    events: that it has reported so far.
     status: as of `subprocess.Popen`; None: it runs.
     began, ended: monotonic seconds.
     sent: the signals that it was sent, and when.

@@ -117,7 +117,7 @@ def read(name: str) -> Result:
 
 
 def _cores() -> int | None:
-  """Returns how many cores this process may use; macOS tells only of all."""
+  """Returns how many cores this process may use; on macOS, all there are."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count()

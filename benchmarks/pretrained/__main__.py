@@ -13,7 +13,7 @@ same numbers.
          bfloat16
   speed  seconds of an import; of a prompt of 32 tokens; tokens per second
          after it, of 1 and of 8 sequences, beside transformers. The two sides
-         take turns. What our side compiles is told apart. The bytes that a
+         take turns. What our side compiles is reported apart. The bytes that a
          step of decoding reads, of parameters and cache, over what copying an
          array reaches: the share of the memory bandwidth
   frozen seconds of a training step with a memory in block 20 of 30, its peak of

@@ -122,7 +122,7 @@ def _answer(store: Store, setting: Setting) -> str:
 def _lead(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> str:
   """Returns what the best of ours has before the best of theirs.
 
-  Both are told by seed 0, and compared over the seeds that both have.
+  Both are chosen by seed 0, and compared over the seeds that both have.
   """
   (own, x), (twin, y) = (
     min(found.items(), key=lambda item: item[1].best[0]["bits_per_byte"])

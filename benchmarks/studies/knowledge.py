@@ -1,9 +1,9 @@
 """Facts that are recalled in phrases never seen: where a memory should win.
 
 Models are trained from nothing on invented facts (`benchmarks.facts`), alone or
-mixed into text: each is told in all seen phrases, and asked in others. The loss
-is that of the answers in the unseen phrases; where facts are mixed into text,
-that of the text.
+mixed into text: each is stated in all seen phrases, and asked in others. The
+loss is that of the answers in the unseen phrases; where facts are mixed into
+text, that of the text.
 """
 
 from typing import Any

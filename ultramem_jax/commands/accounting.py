@@ -1,4 +1,4 @@
-"""Counts what a model costs, and tells whether its training fits in memory.
+"""Counts what a model costs, and says whether its training fits in memory.
 
   python -m ultramem_jax accounting --config=configs/151m_x12.py --batch=64
 

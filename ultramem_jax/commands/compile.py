@@ -13,7 +13,7 @@ Training is two programs where the update of value tables is sparse. Prints,
 for each program: bytes a device holds, and whether it has them; the
 operations between devices and the bytes they bring to each; FLOPs; and what
 the compiled schedule runs beside them. --quick compiles several times faster
-and tells nearly the same bytes, but nothing is scheduled to run beside another.
+and reports nearly the same bytes, but schedules no operation beside another.
 """
 
 import json

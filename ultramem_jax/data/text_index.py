@@ -124,7 +124,7 @@ def _scan_stream(
   if kind == "json":
     if json_lines.begins_array(head, form):
       raise ValueError(f"{path}: is one array; write a line for each document")
-    # The second is enough: the first may be damaged, which is told later.
+    # The second is enough: the first may be damaged, which is reported later.
     lines = [stream.readline(MAX_DOCUMENT_BYTES) for _ in range(2)]
     is_lines = any(json_lines.is_document(line, form) for line in lines)
     kind = "lines" if is_lines else "text"

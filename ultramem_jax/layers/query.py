@@ -11,7 +11,7 @@ from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.memory import MemoryConfig
 
-# Random queries with which the query norm is calibrated: they tell the mean
+# Random queries with which the query norm is calibrated: they give the mean
 # square of the chosen scores to about 1 %.
 CALIBRATION_QUERIES = 256
 

@@ -30,8 +30,8 @@ def default_folder() -> pathlib.Path:
 def use(folder: str | None = None) -> None:
   """Keeps the programs that this process compiles, and takes those kept.
 
-  A folder that cannot be made is told in one line, and nothing is kept. An
-  entry that is damaged, or that another process is writing, is compiled again.
+  If a folder cannot be made, one line says so, and nothing is kept. An entry
+  that is damaged, or that another process is writing, is compiled again.
 
   Args:
     folder: made if absent; "": nothing is kept; None: that of the environment's

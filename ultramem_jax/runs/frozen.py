@@ -116,7 +116,7 @@ def without(items: dict[str, Any], arrays: Mapping[str, str]) -> dict[str, Any]:
 def prune(workdir: pathlib.Path, used: Store | None) -> None:
   """Deletes the stores that no checkpoint refers to, set aside or not.
 
-  Nothing is deleted while a checkpoint does not tell which it refers to.
+  Nothing is deleted while a checkpoint does not say which it refers to.
 
   Args:
     workdir: the run's.

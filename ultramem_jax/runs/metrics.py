@@ -75,8 +75,8 @@ class Writer:
     step: step of the checkpoint that the run continues from; None: a fresh
       run. Records of later steps are dropped.
     validation_due: whether the validation of that step is still to be recorded.
-    expected: names of values, and the steps up to `step` that have them. If the
-      logs lack some, that is told.
+    expected: names of values, and the steps up to `step` that have them. Those
+      that the logs lack are reported.
   """
 
   def __init__(

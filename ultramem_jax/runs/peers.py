@@ -18,7 +18,7 @@ from ultramem_jax.runs import console
 STATUS = 1
 CONNECT_SECONDS = 10
 # For what ends all processes, such as a setting that cannot work, which each of
-# them tells by itself.
+# them reports by itself.
 GRACE_SECONDS = 2
 BYE = -1  # in place of the number of a process that is gone
 

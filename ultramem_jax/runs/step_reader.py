@@ -1,4 +1,4 @@
-"""Reads a saved step, or tells that it is damaged."""
+"""Reads a saved step, or reports that it is damaged."""
 
 import dataclasses
 import os
@@ -242,7 +242,7 @@ def require_readable(path: pathlib.Path, items: dict[str, Any]) -> None:
     ValueError: TensorStore cannot open it.
   """
   if step_dirs.facts(path)["arrays"] != arrays(items):
-    raise Damaged(f"{step_dirs.FACTS} tells of other arrays")
+    raise Damaged(f"{step_dirs.FACTS} describes other arrays")
   for name, tree in items.items():
     if jax.tree.leaves(tree):
       array_reader.require_readable(path / name, tree)

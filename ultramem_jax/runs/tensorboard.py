@@ -13,8 +13,8 @@ class Board:
   """Writes TensorBoard's event file, in the thread of the caller.
 
   A writer with a thread and a queue, such as tensorboardX's, stands still once
-  its thread has failed. If the file cannot be written, that is told, and the
-  run does without.
+  its thread has failed. If the file cannot be written, that is reported, and
+  the run does without.
 
   Args:
     folder: made if absent.

@@ -64,7 +64,7 @@ def count_text(
     corpus: opened with its config; batches of its train split are counted.
     path: of the file, made if it is absent.
     batches: of this text, those that were counted before included.
-    report: is told how far it is.
+    report: receives progress lines.
   Returns:
     All counts of the file.
   Raises:

@@ -1,4 +1,4 @@
-"""What a run does about its skipped steps: it tells, and stops in time."""
+"""Reports skipped steps, and stops a run that skips too many."""
 
 import io
 import os

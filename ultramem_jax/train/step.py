@@ -272,7 +272,7 @@ def model_step(
 
 
 def _metrics(state: TrainState, aux, norm, config: Config):
-  """Returns what `model_step` tells about the step that led to a state."""
+  """Returns what `model_step` reports about the step that led to a state."""
   schedules = {"learning_rate": optim.base_schedule}
   if state.tables:
     schedules["value_learning_rate"] = optim.value_schedule

@@ -33,7 +33,7 @@ from ultramem_jax.ops.row_update import AdamW, Factors, Sgd, Table
 from ultramem_jax.ops.sharded import row_update as sharded_update
 from ultramem_jax.ops.sharded.layout import Layout
 
-# The collections by which a lookup tells its gradient: `layers/tables.py`.
+# The collections in which a lookup reports its gradient: `layers/tables.py`.
 TABLE_COLLECTIONS = ("taps", "factors")
 
 Tables = dict[str, Table]
