@@ -28,7 +28,7 @@ def smollm2(folder: pathlib.Path) -> pathlib.Path:
 def small(folder: pathlib.Path, steps: int) -> pathlib.Path:
   """Returns the workdir of a small model, made in minutes.
 
-  It has 6 blocks of width 128, 1.2 million parameters beside its embedding. It
+  It has 6 blocks of width 128, 1.2 million parameters without its embedding. It
   has read general text and, for a third of the tokens, facts about entities
   that nobody asks for later: so it knows how such facts are put into words, and
   which answers there are, as a larger model does from its own text.

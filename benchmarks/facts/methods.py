@@ -43,7 +43,7 @@ class Memory:
   output: what it adds at first, `model.memory.output`.
   gate: `model.memory.gate`.
   base: what the base has learned: nothing, `COLD`; general text, `WARM`; facts
-    about others, beside general text, `TAUGHT`.
+    about others, with general text mixed in, `TAUGHT`.
   distillation: of a warm base's training, `optim.distillation`.
   """
 

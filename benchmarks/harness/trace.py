@@ -45,7 +45,7 @@ MOVES = {
   "reverse",
   "slice",
 }
-# What a path has beside the names of modules.
+# What a path has besides the names of modules.
 CONTROL = re.compile(
   r"cond|while|body|closed_call|branch_\d+_fun|[A-Z].*|.*\(.*"
 )

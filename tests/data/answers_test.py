@@ -148,7 +148,7 @@ def test_text_stands_beside_examples(settings, make_config, texts_of):
     ({"prompt": "a"}, "{}, line 2 must hold prompt and answer, or"),
     (
       {"prompt": "a", "answer": "b", "id": 1},
-      "nothing else beside an answer; fields there: prompt, answer, id",
+      "nothing else besides an answer; fields there: prompt, answer, id",
     ),
     (
       {"prompt": "a", "answer": "b", "messages": []},

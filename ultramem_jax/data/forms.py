@@ -29,7 +29,7 @@ class Form:
 
   @functools.cached_property
   def key(self) -> str:
-    """What decides, beside a record, which document it is."""
+    """What decides, besides a record, which document it is."""
     if not self.has_answers:
       return self._text_field
     found = hashlib.blake2b(repr(_tokens(self._data)).encode(), digest_size=8)
@@ -53,7 +53,7 @@ class Form:
       names: all its fields.
       where: its file, and its line if each has fields of its own, for errors.
     Raises:
-      ConfigError: they hold none, or more than one, or something beside an
+      ConfigError: they hold none, or more than one, or something besides an
         example.
     """
     names = list(names)
@@ -74,7 +74,7 @@ class Form:
       "data.records",
       "answers",
       f"{where} must hold prompt and answer, or messages, or "
-      f"{self._text_field}, and nothing else beside an answer; fields there: "
+      f"{self._text_field}, and nothing else besides an answer; fields there: "
       f"{there}",
     )
     return list(found[0])

@@ -57,7 +57,7 @@ class TextSplits:
     """Returns what a user should know of both splits, a phrase each.
 
     Args:
-      mixed: what is trained on beside the train split.
+      mixed: what is trained on besides the train split.
     """
     found = []
     train, valid = self.train, self.valid

@@ -40,7 +40,7 @@ def read(folder: str | os.PathLike, tree: Any) -> Any:
       with shardings. The reader validates neither shape nor dtype.
   Returns:
     The tree of arrays. While they are read, no more than a few blocks are in
-    memory beside them.
+    memory besides them.
   Raises:
     ValueError: an array is missing, or its bytes cannot be decoded.
   """

@@ -103,7 +103,7 @@ def verify(path: pathlib.Path) -> bool:
 
 
 def facts(path: pathlib.Path) -> dict[str, Any]:
-  """Returns what was saved beside the arrays of a step.
+  """Returns what was saved besides the arrays of a step.
 
   Raises:
     Damaged: it is lost, or belongs to another step.

@@ -43,7 +43,7 @@ def start(path: pathlib.Path, items: dict[str, Any], facts: Any) -> Any:
   Args:
     path: of the directory, absent.
     items: pytrees of arrays by name.
-    facts: what is saved beside them, for `step_dirs.facts`.
+    facts: what is saved besides them, for `step_dirs.facts`.
   Returns:
     A response that waits for the commit; then comes `seal`.
   """

@@ -317,7 +317,7 @@ def claim(
     workdir: made if absent; a local or mounted directory.
     config: the run's configuration. `FREE_FIELDS` may differ from the bound
       ones; the file keeps the values that the run began with.
-    corpus: one line about what the run depends on beside config, such as the
+    corpus: one line about what the run depends on besides config, such as the
       Python version whose standard library is read.
     override: binds the workdir to the given values of `OVERRIDABLE_FIELDS`
       from now on; config.json keeps the step and the values before.

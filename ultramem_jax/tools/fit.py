@@ -148,7 +148,7 @@ def compiled_bytes(compiled: jax.stages.Compiled) -> dict[str, int]:
   """Returns the bytes that a compiled program holds on each device.
 
   Returns:
-    "arguments", "outputs" beside the donated arguments, "temporaries", "code",
+    "arguments", "outputs" other than donated arguments, "temporaries", "code",
     and "peak", their sum.
   """
   memory: Any = compiled.memory_analysis()

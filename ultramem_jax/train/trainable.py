@@ -128,7 +128,7 @@ def require_some(config: Config) -> None:
       "optim.rate_multipliers",
       config.optim.rate_multipliers,
       f"{rate_pattern!r} decides the rate of no parameter that is trained, "
-      "beside tables, whose factor is optim.value_lr_multiplier, and what "
+      "apart from tables, whose factor is optim.value_lr_multiplier, and what "
       "patterns before it match",
     )
   lora = config.model.lora

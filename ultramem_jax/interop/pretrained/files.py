@@ -14,7 +14,7 @@ from ultramem_jax.settings.json_file import read_mapping
 
 CONFIG = "config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-# A tensor is read in this many parts, so that little is held beside its array.
+# A tensor is read in this many parts, so that little is held besides its array.
 PARTS = 8
 
 

@@ -79,7 +79,7 @@ class GgufTensor(NamedTuple):
 
 
 def open_file(path: pathlib.Path, folder: pathlib.Path) -> Pretrained:
-  """Opens a GGUF file, and makes files of what it says beside tensors.
+  """Opens a GGUF file, and makes files of what it says apart from tensors.
 
   Args:
     path: of the file.
@@ -170,7 +170,7 @@ def _add_scaling(settings: dict[str, Any], gguf: Any, factors: Any) -> None:
   if found is None or "rope_scaling" in settings:
     raise ConfigError(
       f"{FACTORS}: must be the factors of Llama 3's rotary scaling, with "
-      f"nothing beside them; begins with {held_H[:4].tolist()}"
+      f"nothing besides them; begins with {held_H[:4].tolist()}"
     )
   settings["rope_scaling"] = found
 

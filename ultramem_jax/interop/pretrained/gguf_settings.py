@@ -49,7 +49,7 @@ def config_json(
 
   Args:
     values: the metadata.
-    is_tied: whether there is no head beside the embedding.
+    is_tied: whether there is no head besides the embedding.
     vocab_size: rows of the embedding.
   Raises:
     ConfigError: of another architecture, of an adapter, or one of several
