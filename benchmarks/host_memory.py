@@ -43,7 +43,7 @@ WIDTH = 1024
 
 
 def make_config(gibibytes: float) -> Config:
-  """Returns a small model whose table has so many GiB."""
+  """Returns a small model whose table has this many GiB."""
   side = round((gibibytes * 2**30 / (4 * WIDTH)) ** 0.5)
   return configs.load(
     "default",

@@ -50,9 +50,9 @@ def get_config() -> Any:
   # text: the files to validate on, in the same way; "" = hold out a part of
   # `path`.
   c.data.valid_path = ""
-  # PATH=SHARE joined by ",", such as facts.jsonl=0.3,books=0.2: so many of the
-  # documents to train on are drawn from further files, the rest from `source`.
-  # Nothing of them is held out.
+  # PATH=SHARE joined by ",", such as facts.jsonl=0.3,books=0.2: these shares of
+  # the documents to train on are drawn from further files, the rest from
+  # `source`. Nothing of them is held out.
   c.data.mixture = ""
   # Share of documents held out for validation, chosen by a hash, where the
   # source has no validation split; strictly between 0 and 1. Of a single file,
@@ -331,7 +331,7 @@ def get_config() -> Any:
   # with the next batch. Always skipped: a loss or gradient that is not finite.
   c.guard = ConfigDict()
   c.guard.max_skips = 10  # skipped in a row that end the run
-  # Skip, too, if the gradient norm is more than so many times its mean over
+  # Skip, too, if the gradient norm is more than this many times its mean over
   # about 50 steps; 0 = never.
   c.guard.spike = 0.0
   # How many times a run may return to its last checkpoint and continue after

@@ -27,7 +27,7 @@ from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.config import Config, parse, to_dict
 
 TEXTS = ("python", "english")
-HELD_OUT = 5  # one in so many topics
+HELD_OUT = 5  # one topic in this many
 PIECE = 160  # characters of a piece, which has the length of a fact's prompt
 PIECES = 2000
 LENGTH = 256  # tokens of a row whose perplexity is taken

@@ -20,7 +20,7 @@ from benchmarks.faults.strange import (
 
 # Properties that need a library which this package does not -> the library.
 LIBRARIES = {"generation": "lm_eval", "pt": "torch"}
-# How many examples of each are tried, for one of the others: some cost more.
+# How many examples of each are tried, relative to others; some cost more.
 SHARES = {
   "command_line": 0.25,
   "config": 1,

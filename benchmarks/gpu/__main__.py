@@ -12,7 +12,7 @@
   growth     figure 6c (`python -m benchmarks.inference`)
   training   tokens a second of the 151M models, dense, MoE and UltraMem
 
-Each part is a process of its own with so many seconds, and what the parts
+Each part is a process of its own with its number of seconds, and what the parts
 before it left over: one that fails, hangs or runs out of memory takes no other
 with it, and keeps what it has measured. Writes results/gpu.json after every
 measurement, and plots of its parts to results/gpu_PART.png. Compiled programs

@@ -27,7 +27,7 @@ CASES = (
 def measure_lookup(tiny: bool) -> Iterator[dict[str, Any]]:
   """Yields bytes of rows read a second, by op, dtype, tokens at once, kernel.
 
-  A call reads the rows of so many tokens at once, many times, so that its
+  A call reads the rows of that many tokens at once, many times, so that its
   start does not count. "difference": largest, from XLA's form, relative to the
   largest magnitude.
   """

@@ -67,7 +67,10 @@ CELLS = flags.DEFINE_integer(
   "cells", None, "No more cells are trained.", lower_bound=0
 )
 REPEAT = flags.DEFINE_integer(
-  "repeat", 0, "Train so many cells on file again, and compare.", lower_bound=0
+  "repeat",
+  0,
+  "Train this many cells on file again, and compare.",
+  lower_bound=0,
 )
 TIMES = flags.DEFINE_bool(
   "times",

@@ -25,7 +25,7 @@ from ultramem_jax.settings.model import ModelConfig
 PROBE = "inside"
 MODELS = ("ultramem", "ultramem, no conv", "pkm", "pkm, conv")
 BATCHES = 16  # of the validation split
-LONGEST = 4  # n-grams have up to so many tokens
+LONGEST = 4  # tokens of an n-gram, at most
 MIN_READS = 16  # of a row whose n-grams are counted
 EXPLAINS = 0.5  # of a row's reads, by one n-gram
 CLASSES = ("identifier", "keyword", "number", "space", "punctuation", "special")

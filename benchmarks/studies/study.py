@@ -48,7 +48,7 @@ def number(value: float | None, form: str = ".3f") -> str:
 
 
 def spread(found: Outcome) -> str:
-  """Returns "0.012 (3)": the range over so many seeds; a dash for one seed."""
+  """Returns "0.012 (3)": the range over 3 seeds; a dash for one seed."""
   if len(found.best) < 2:
     return DASH
   return f"{found.spread:.3f} ({len(found.best)})"
@@ -81,7 +81,7 @@ def rates(found: Outcome) -> str:
 def at_time(
   found: Outcome, step_seconds: float, seconds: float
 ) -> float | None:
-  """Returns the loss of seed 0 after so many seconds of steps.
+  """Returns the loss of seed 0 after that many seconds of steps.
 
   It lies on the line between the two points of the curve; None: the training
   was shorter.

@@ -23,7 +23,7 @@ class Model(NamedTuple):
   fields: of `config.model`, those of the memory as "memory.FIELD".
   experts: the mixture with whose parameters it is compared; 0: it is dense.
   multipliers: of the tables' rate that are tried; the first one first.
-  rows: the table has so many rows, whatever its parameters are then; 0: fitted.
+  rows: of the table, whatever its parameters are then; 0: fitted.
   like: the model that it is with a change, whose best rates are its first.
   """
 

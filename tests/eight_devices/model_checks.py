@@ -59,7 +59,7 @@ LARGE = {
   "model__memory__value_dim": 16,
 }
 TABLE_BYTES = 256**2 * 16 * 4
-# Of the rows that the devices read together, 384 reads, so many are updated.
+# Of the rows that the devices read together, 384 reads, this many are updated.
 TOP_T = 50
 CHOSEN = {
   "optim__table_rows": "kl",

@@ -28,7 +28,7 @@ from ultramem_jax.settings.errors import ConfigError, DataError
 # Every lane holds its current document in memory, tokens and all.
 MAX_DOCUMENT_BYTES = 64 << 20
 
-# More bytes than one in so many that are not UTF-8 mean another encoding.
+# If more than one byte in this many is not UTF-8, the encoding is another.
 _DECODABLE_PER_LOST = 100
 _MAY_BE_LOST = 3  # of a short file
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 
 MASKED = -1e30  # a score that a softmax turns into 0
 
-# A CPU takes the queries in so many blocks, each with the keys up to its end,
-# but in none smaller than this.
+# A CPU takes the queries in at most this many blocks, each with the keys up to
+# its end, but in none smaller than this.
 MAX_BLOCKS, MIN_BLOCK = 4, 64
 
 

@@ -13,8 +13,8 @@ from ultramem_jax.ops import precision
 from ultramem_jax.settings.guard import GuardConfig
 from ultramem_jax.train.tables import Tables
 
-# The mean of gradient norms forgets this share of itself at a step, and is
-# known well enough after so many.
+# The mean of gradient norms forgets this share of itself at each step, and is
+# reliable after this many steps.
 FORGETS = 0.02
 KNOWN_AFTER = 50
 
@@ -83,7 +83,7 @@ def keep(is_taken: jax.Array, new: Any, old: Any) -> Any:
 
 
 def keep_reads(is_taken: jax.Array, reads: Any, tables: Tables) -> Any:
-  """Returns sorted reads, or as many that are ignored if no step is taken."""
+  """Returns sorted reads; if no step is taken, all point past the last row."""
   return {
     path: (jnp.where(is_taken, row_Z, len(tables[path].values_IW)), read_Z)
     for path, (row_Z, read_Z) in reads.items()

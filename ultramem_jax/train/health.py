@@ -14,7 +14,7 @@ from ultramem_jax.train import sharding
 from ultramem_jax.train.state import TrainState
 from ultramem_jax.train.usage import Reads
 
-# The norms of so many rows stand for those of a table.
+# The norms of this many rows stand for those of a table.
 SAMPLED_ROWS = 4096
 
 

@@ -12,7 +12,7 @@ from ultramem_jax.ops.sharded import row_count
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.model import ModelConfig
 
-# Keys are counted at one of so many positions. Over many steps every key in
+# Keys are counted at one position of this many. Over many steps every key in
 # use is still counted, and counting keys costs little beside counting rows.
 KEY_STRIDE = 8
 

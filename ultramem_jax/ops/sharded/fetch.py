@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from ultramem_jax.ops.cpu.sort import sort_by_row
 from ultramem_jax.ops.sharded.exchange import Exchange
 
-# Evenly spread reads need a second round at most once in so many steps.
+# Evenly spread reads need a second round at most once in this many steps.
 ONE_ROUND_OF = 100
 
 
