@@ -43,9 +43,9 @@ def get_config() -> Any:
   # yours) | tfds (TensorFlow Datasets).
   c.data.source = "stdlib"
   # text: a file, a glob or a folder (all text below it). Text in UTF-8 is a
-  # document a file; .jsonl, .ndjson and .json a document a line; .parquet and
-  # .arrow a document a row, as in the folder of a dataset that save_to_disk of
-  # Hugging Face wrote. .gz, .zst, .bz2 and .xz are unpacked.
+  # document a file; .jsonl, .jsonlines, .ndjson and .json a document a line;
+  # .parquet and .arrow a document a row, as in the folder of a dataset that
+  # save_to_disk of Hugging Face wrote. .gz, .zst, .bz2 and .xz are unpacked.
   c.data.path = ""
   # text: the files to validate on, in the same way; "" = hold out a part of
   # `path`.

@@ -13,8 +13,8 @@ SUMMARIES = {
   "export": "write a run's model as a folder of Hugging Face",
   "generate": "continue prompts with a trained model",
   "import": "make a run of a pretrained model of Hugging Face",
-  "merge-lora": "write a run again with its LoRA in the weights",
+  "merge-lora": "copy a run, with its LoRA merged into the weights",
   "patch": "take what a fine-tuning learned as a patch, apply or revert it",
-  "quantize": "write a run again with tables in int8 or bfloat16",
+  "quantize": "copy a run, with int8 or bfloat16 tables",
   "train-bpe": "train a tokenizer on the text of a config",
 }

@@ -1,4 +1,4 @@
-"""Writes a trained run again with tables in fewer bits, for serving.
+"""Copies a trained run, with tables in fewer bits, for serving.
 
   python -m ultramem_jax quantize --workdir=runs/a --output=runs/a8 --dtype=int8
 
