@@ -239,7 +239,7 @@ def test_generate_prints_prompts_and_their_texts(unbroken):
     )
   )
   assert status == 0, errors
-  # Bytes that are no text become U+FFFD; a run this short may make some.
+  # Bytes that are not text become U+FFFD; a run this short may make some.
   assert output.startswith("bal ") and "\ndor" in output
   assert len(output) > len("bal \ndor\n") + 10
 

@@ -257,7 +257,7 @@ def use_command_line(words: list[str], folder: pathlib.Path) -> Any:
   if process.status == 2:
     lines = process.errors.splitlines()
     if not lines or not lines[-1].startswith("error: "):
-      raise Refused(f"its last line is no error: {process.errors[-900:]}")
+      raise Refused(f"its last line is not an error: {process.errors[-900:]}")
     raise UserError(lines[-1])
   if process.status != 0:
     raise Refused(f"ends with {process.status}: {process.errors[-900:]}")

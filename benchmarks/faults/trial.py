@@ -89,7 +89,7 @@ class Trial:
         errors = process.errors.splitlines()
         self.told = errors[-1] if errors else ""
         if not self.told.startswith("error: "):
-          raise Lost(f"its last line is no error: {process.errors[-800:]}")
+          raise Lost(f"its last line is not an error: {process.errors[-800:]}")
     return self.processes
 
   def _require_good_end(self, process: Process) -> None:

@@ -39,7 +39,7 @@ def classes(texts: list[str]) -> np.ndarray:
   """Returns the class of each token of a text, an index of CLASSES.
 
   Args:
-    texts: of the tokens, in order; "" for one that is no text.
+    texts: of the tokens, in order; "" for one that is not text.
   """
   ends = np.cumsum([len(x) for x in texts])
   whole, found = "".join(texts), []

@@ -99,12 +99,12 @@ def test_what_is_no_file_is_refused(folder):
   server = socket.socket(socket.AF_UNIX)
   server.bind(str(folder / "y" / "plug"))
   for pattern, message in [
-    ("z/*", "z/pipe is no regular file, but a pipe, a device or a socket"),
-    ("z/pipe", "z/pipe is no regular file"),
-    ("y/p*", "y/plug is no regular file"),
+    ("z/*", "z/pipe is not a regular file, but a pipe, a device or a socket"),
+    ("z/pipe", "z/pipe is not a regular file"),
+    ("y/p*", "y/plug is not a regular file"),
     ("y/*", "y/nothing is a link to nothing"),
     ("y/nothing", "y/nothing is a link to nothing"),
-    ("/dev/zero", "/dev/zero is no regular file"),
+    ("/dev/zero", "/dev/zero is not a regular file"),
     ("*.none", "matches no file"),
     ("none/*", "matches no file"),
     ("none", "matches no file"),

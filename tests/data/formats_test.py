@@ -165,7 +165,7 @@ def test_other_formats_are_refused_by_name(refused, tmp_path):
       "holds a Git LFS pointer; fetch the file by git lfs pull",
     ),
     # No signature, but no text.
-    ("text".encode("utf-16-le"), "holds NUL bytes, so that it is no text"),
+    ("text".encode("utf-16-le"), "holds NUL bytes, so it is not text"),
     (bytes(range(128, 256)) * 9, "bytes are not UTF-8; convert it"),
     (b"a script\n" * 99999 + b"\0\1\2", "holds NUL bytes"),
     ("élève\n".encode("latin-1") * 9, "18 of its 54 bytes are not UTF-8"),
@@ -174,7 +174,7 @@ def test_other_formats_are_refused_by_name(refused, tmp_path):
       refused(message, name, content)
   for name in ("a.jsonl", "a.json", "a.txt.gz", "a.parquet"):
     refused("holds zip", name, archive())
-  # What is packed is no text either.
+  # What is packed is not text either.
   refused(": holds tar; only", "a.tar.gz", gzip.compress(tar()))
   refused(": holds PNG; only", "a.xz", lzma.compress(b"\x89PNG\r\n\x1a\n"))
   refused(": holds gzip; name", "a.gz.gz", gzip.compress(gzip.compress(b"a")))

@@ -215,8 +215,8 @@ def test_names_that_cannot_be_are_refused(load):
   made = byte_level(["<a>"])
   for beside, given, message in [
     ({}, {}, "data.eos_token = '': .* does not say which .* tokens: <a>$"),
-    ({}, {"eos": "<b>"}, "data.eos_token = '<b>': is no token of .*: <a>$"),
-    ({}, {"pad": "<b>"}, "data.pad_token = '<b>': is no token of "),
+    ({}, {"eos": "<b>"}, "data.eos_token = '<b>': is not a token of .*: <a>$"),
+    ({}, {"pad": "<b>"}, "data.pad_token = '<b>': is not a token of "),
     ({"tokenizer_config.json": "{"}, {}, "tokenizer_config.json: is not JSON"),
     ({"tokenizer_config.json": "[" * 99999}, {}, "is not JSON"),
     ({"special_tokens_map.json": "[]"}, {}, "is not an object"),

@@ -77,7 +77,7 @@ def test_folders_that_are_not_whole_are_named(given, assert_refused, tmp_path):
   assert_refused(f"state.json: {first} is missing", **given)
   state = {"_data_files": [{"filename": "../train/dataset_info.json"}]}
   (folder / "state.json").write_text(json.dumps(state))
-  assert_refused("dataset_info.json' is no file of this folder", **given)
+  assert_refused("dataset_info.json' is not a file of this folder", **given)
   (folder / "state.json").write_text('{"_data_files": 3}')
   assert_refused("state.json: is damaged (TypeError: ", **given)
 

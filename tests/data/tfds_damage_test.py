@@ -71,7 +71,7 @@ def test_features_are_those_of_the_library(dataset, assert_refused, tmp_path):
     {**good, name: "tensorflow_datasets.core.features.feature_test.AnInput"},
   ):
     path.write_text(json.dumps(wrong))
-    assert_refused("which is no class of tfds.features)", **settings)
+    assert_refused("which is not a class of tfds.features)", **settings)
   path.write_text("[" * 99999)
   assert_refused("cannot be read (", **settings)
   path.unlink()

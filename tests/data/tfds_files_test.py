@@ -38,7 +38,9 @@ def test_tfds_errors(
     **settings | {"tfds_dir": ""},
   )
   assert_refused(
-    "data.train_split = 'test': is no split of", train_split="test", **settings
+    "data.train_split = 'test': is not a split of",
+    train_split="test",
+    **settings,
   )
   assert_refused(
     "known: train, validation, and slices", train_split="train[", **settings
@@ -50,7 +52,7 @@ def test_tfds_errors(
     **settings,
   )
   assert_refused(
-    "data.text_field = 'body': is no text of the dataset; known: ",
+    "data.text_field = 'body': is not a text feature of the dataset; known: ",
     text_field="body",
     **settings,
   )

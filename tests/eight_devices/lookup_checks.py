@@ -129,7 +129,7 @@ def test_compiled_forwards_move_what_the_formulas_say(partition, num_rows):
 
 @pytest.mark.parametrize("partition", sharded_lookup.PARTITIONS)
 def test_temporaries_grow_as_estimated(partition):
-  """With the tokens: what does not, chunks of an op, is no part of it."""
+  """With the tokens: what does not, chunks of an op, is not part of it."""
   layout = make_layout("one device each", partition)
   layout = dataclasses.replace(layout, table_axes=("data",))
   num_rows, reads, width, cores = 2**20, 40, 64, 2

@@ -91,7 +91,7 @@ def test_batches_hold_every_sequence_once_in_few_shapes():
   assert shapes == sorted(shapes, key=lambda shape: -shape[0])
   assert {width for width, _ in shapes} == {32, 64, 128, 256, 300}
   assert len(set(map(tuple, shapes))) == 5
-  # A few short ones are no reason for a large batch.
+  # A few short ones are not a reason for a large batch.
   assert list(scoring.batches([3, 5, 4], 300, 2)) == [([1, 2, 0], 32, 4)]
   assert list(scoring.batches([8], 8, 2)) == [([0], 8, 2)]
   assert list(scoring.batches([], 8, 2)) == []

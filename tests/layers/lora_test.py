@@ -133,7 +133,7 @@ def test_cached_decoding_continues_as_whole_texts_do():
   [
     ("rank", -1, "must be at least 0"),
     ("alpha", 0.0, "must be positive"),
-    ("targets", "(", "is no regular expression"),
+    ("targets", "(", "is not a regular expression"),
   ],
 )
 def test_bad_settings(field, value, message):

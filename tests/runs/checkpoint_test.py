@@ -212,7 +212,7 @@ def test_large_tables_are_stored_in_pieces_of_rows(
     saver.save(1, items, {})
   assert stored_chunk(tmp_path, 1) == chunk
   assert_equal(checkpoint.restore(tmp_path, abstract(items)).items, items)
-  # Pieces are no files of their own.
+  # Pieces are not files of their own.
   assert len(list(tmp_path.glob("checkpoints/1/params/**/d/*"))) <= 2
 
 

@@ -67,7 +67,7 @@ def test_changes_are_named_and_can_be_accepted(workdir, tokenizer):
   assert inputs.bind(workdir, given, tokenizer, True) == line
   assert copy.read_text() == "other"
   assert inputs.bind(workdir, given, tokenizer, False) == ""
-  # A file beside the tokenizer that is gone is no part of the copy either.
+  # A file beside the tokenizer that is gone is not part of the copy either.
   given["data.tokenizer"] = {"tokenizer.json": "2 bytes, y"}
   del tokenizer["tokenizer_config.json"]
   assert inputs.bind(workdir, given, tokenizer, True)

@@ -1,4 +1,4 @@
-"""Reading steps: passing errors are no damage, and a run may delete them."""
+"""Reading steps: passing errors are not damage, and a run may delete them."""
 
 import contextlib
 import errno

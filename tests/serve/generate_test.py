@@ -173,7 +173,7 @@ def test_cached_generation_equals_full_forwards():
   )
   expected = [greedy(prompt, 12) for prompt in prompts()]
   assert [row_T.tolist() for row_T in tokens] == expected
-  # The model is no trivial one.
+  # The model is not a trivial one.
   assert len({token for row in expected for token in row}) > 20
 
 

@@ -196,7 +196,8 @@ def test_a_sparse_training_step_writes_rows_alone(low_precision):
     compiled = part.compile(QUICK)
     text = hlo.Program(compiled.as_text())
     assert_no_loop_over_tokens(text)
-    # Rows written in place; a second moment of rows is no array of its size.
+    # Rows written in place; a second moment of rows is not an array of that
+    # size.
     written = {"train": 0, "update": 2 if low_precision else 3}[name]
     made = table_sized(text)
     assert len(made) == written, made

@@ -92,7 +92,7 @@ def test_a_pattern_must_be_one_and_match():
   trainable.require_some(make_config(optim__trainable="values$"))
   with pytest.raises(ConfigError, match="matches no parameter; there are bl"):
     trainable.require_some(make_config(optim__trainable="no_such"))
-  with pytest.raises(ConfigError, match=r"optim.trainable = '\(': is no reg"):
+  with pytest.raises(ConfigError, match=r"optim.trainable = '\(': is not a r"):
     make_config(optim__trainable="(")
   with pytest.raises(ConfigError, match="must say what is trained"):
     make_config(optim__trainable="")

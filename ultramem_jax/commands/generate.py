@@ -65,7 +65,7 @@ def main() -> None:
 
 
 def _read_input() -> str:
-  """Returns what standard input holds; bytes that are no text are kept as such.
+  """Returns standard input; bytes that are not text are kept as such.
 
   Raises:
     ConfigError: it is closed.

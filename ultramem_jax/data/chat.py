@@ -44,7 +44,7 @@ def read(folder: str) -> str:
     return {each["name"]: each["template"] for each in held}["default"]
   except (KeyError, TypeError) as error:
     raise ConfigError(
-      f"{path}: chat_template is no text, and has none called 'default'"
+      f"{path}: chat_template is not text, and has none called 'default'"
     ) from error
 
 

@@ -25,7 +25,7 @@ def convert(source: Path, folder: Path) -> None:
     source: directory with dataset_info.json and TFRecord files.
     folder: to which they are written, empty so far.
   Raises:
-    ConfigError: source is no such directory, or not whole.
+    ConfigError: source is not such a directory, or not whole.
     errors.DataError: a file is cut off, or longer than it should be.
     OSError: a file cannot be read, or written.
   """

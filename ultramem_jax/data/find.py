@@ -43,7 +43,7 @@ def find(pattern: str, field: str) -> Found:
     The files, whose names are the paths below the part without wildcards, and
     those that were left out of a folder.
   Raises:
-    ConfigError: no file matches, or one that does is no regular file.
+    ConfigError: no file matches, or one that does is not a regular file.
     OSError: a folder may not be read.
   """
   full = os.path.expanduser(pattern)
@@ -129,7 +129,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 
 def _distinct(paths: Iterable[str]) -> list[str]:
-  """Returns a path for each file: the first by name that is no link's."""
+  """Returns a path for each file: the first by name that is not a link's."""
   same = {}
   for path in sorted(paths):
     same.setdefault(_identity(path), []).append(path)
@@ -149,7 +149,7 @@ def _begins_like_its_name(path: str) -> bool:
 
 
 def _cause(path: str) -> str:
-  """Returns why a path that matches is no file to read."""
+  """Returns why a path that matches is not a file to read."""
   if os.path.islink(path) and not os.path.exists(path):
     return "is a link to nothing"
-  return "is no regular file, but a pipe, a device or a socket"
+  return "is not a regular file, but a pipe, a device or a socket"

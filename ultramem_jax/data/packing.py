@@ -88,7 +88,7 @@ def byte_counts(piece: Piece) -> np.ndarray:
   has to say which bytes a token covers.
 
   Returns:
-    [stop - start] int64; 0 for what is no target that counts.
+    [stop - start] int64; 0 for what is not a target that counts.
   """
   document, start, stop = piece
   edges = document.learned_before(np.arange(start, stop + 1))

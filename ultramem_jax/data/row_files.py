@@ -31,7 +31,7 @@ def rows(path: str, form: Form) -> Iterator[bytes]:
     form: which columns hold documents. If they may be examples, each row
       becomes a line of JSON, otherwise the text alone.
   Raises:
-    ConfigError: there are no such columns, or the text is no string.
+    ConfigError: there are no such columns, or the text is not a string.
     ValueError: the file is damaged.
   """
   try:

@@ -40,7 +40,7 @@ def files(folder: str) -> list[str] | None:
   paths = [os.path.join(folder, name) for name in names]
   for name, each in zip(names, paths, strict=True):
     if name != os.path.basename(name):
-      raise ConfigError(f"{path}: {name!r} is no file of this folder")
+      raise ConfigError(f"{path}: {name!r} is not a file of this folder")
     if not os.path.isfile(each):
       raise ConfigError(f"{path}: {each} is missing")
   if selects:

@@ -69,7 +69,7 @@ class Splits:
     return whole.cut(limit) if limit else whole
 
   def texts(self) -> list[TextDocuments]:
-    """Returns the documents of both splits, which are no dataset's.
+    """Returns the documents of both splits, which are not a dataset's.
 
     Raises:
       ConfigError: a split cannot be opened.

@@ -87,7 +87,8 @@ def find(tokenizer: Any, path: str, given: dict[str, str]) -> Specials:
       not name or tokenizer.token_to_id(name) is not None,
       f"data.{role}_token",
       name,
-      f"is no token of {path}; its special ones: {', '.join(sorted(special))}",
+      f"is not a token of {path}; its special ones: "
+      f"{', '.join(sorted(special))}",
     )
     candidates = [
       name,

@@ -1,7 +1,7 @@
 """Finds the documents of text files, and refuses files that hold no text.
 
-Every file is read: a damaged line, or bytes that are no text, stop a run before
-it trains. That costs a few seconds per gigabyte, once (`index_cache`).
+Every file is read: a damaged line, or bytes that are not text, stop a run
+before it trains. That costs a few seconds per gigabyte, once (`index_cache`).
 Compressed files, and rows of tables, are unpacked into an unnamed temporary
 file in `TMPDIR`, which needs room for the unpacked text.
 """
@@ -162,7 +162,7 @@ def _scan_text(
   """Returns the digest of a text, and how many of its bytes are not UTF-8.
 
   Raises:
-    ValueError: they are many, or there are zero bytes.
+    ValueError: they are many, or there are NUL bytes.
   """
   found = hashlib.blake2b(digest_size=8)
   decoder = codecs.getincrementaldecoder("utf-8")("ignore")
@@ -170,7 +170,7 @@ def _scan_text(
   for chunk in chunks:
     if b"\0" in chunk:
       raise ValueError(
-        f"{path}: holds NUL bytes, so that it is no text in UTF-8; only text, "
+        f"{path}: holds NUL bytes, so it is not text in UTF-8; only text, "
         "JSON lines and Parquet are read"
       )
     found.update(chunk)

@@ -81,7 +81,7 @@ def load(data: DataConfig, split: str) -> Source:
   except (ValueError, KeyError) as error:
     known = ", ".join(builder.info.splits)
     raise ConfigError(
-      f"{field} = {name!r}: is no split of {directory}; known: {known}, "
+      f"{field} = {name!r}: is not a split of {directory}; known: {known}, "
       "and slices such as 'train[:10%]'"
     ) from error
   require(bool(files), field, name, f"holds no example of {directory}")
@@ -224,7 +224,7 @@ def _require_known_features(path: str) -> None:
     for name in _class_names(json.load(file)):
       if name not in known:
         raise ValueError(
-          f"features.json names {name}, which is no class of tfds.features"
+          f"features.json names {name}, which is not a class of tfds.features"
         )
 
 
@@ -253,7 +253,7 @@ def _parser(features: Any, text_field: str) -> Callable[[bytes], str]:
     text_field in text_features,
     "data.text_field",
     text_field,
-    f"is no text of the dataset; known: {', '.join(text_features)}",
+    f"is not a text feature of the dataset; known: {', '.join(text_features)}",
   )
   # Decoding the one field is three times as fast as decoding C4's five.
   wanted = tfds.features.FeaturesDict({text_field: features[text_field]})

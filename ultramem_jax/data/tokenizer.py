@@ -81,7 +81,7 @@ class FileTokenizer:
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
       tokenizer.model.dropout = None  # a text would have other tokens each time
-    # Whatever the file says of them, these are no text.
+    # Whatever the file says of them, these are not text.
     chosen = names.bos, names.eos, names.pad
     tokenizer.add_special_tokens(sorted({*chosen} - {""}))
     # "<eos>" written in a document is five characters, not the end.
@@ -119,7 +119,7 @@ class FileTokenizer:
 
   @functools.cached_property
   def _naming_specials(self) -> Any:
-    """The same tokenizer, to which the names of specials are no text."""
+    """The same tokenizer, to which the names of specials are not text."""
     copy = type(self._tokenizer).from_str(self._tokenizer.to_str())
     copy.encode_special_tokens = False
     return copy
@@ -188,7 +188,7 @@ def read(path: str) -> Any:
   except BaseException as error:
     # The library raises nothing more precise. Where it is not prepared for
     # what a file says, it writes a report to the standard error and raises
-    # what is no Exception.
+    # what is not an Exception.
     message = f"is not a tokenizer.json ({first_line(error)})"
     raise ValueError(message) from error
   largest = max(tokenizer.get_vocab().values(), default=0)

@@ -101,7 +101,8 @@ def require_text(field: str, value: str) -> None:
   try:
     value.encode()
   except UnicodeEncodeError:
-    require(False, field, value, "must be text; some of its bytes are no UTF-8")
+    reason = "must be text; some of its bytes are not UTF-8"
+    require(False, field, value, reason)
 
 
 def require_at_least(path: str, config: Any, low: float, *fields: str) -> None:
@@ -158,7 +159,7 @@ def require_regex(name: str, pattern: str) -> None:
   try:
     re.compile(pattern)
   except (re.error, RecursionError, OverflowError) as error:
-    require(False, name, pattern, f"is no regular expression: {error}")
+    require(False, name, pattern, f"is not a regular expression: {error}")
 
 
 def require_pattern(path: str, config: Any, *fields: str) -> None:

@@ -15,8 +15,8 @@ from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 from ultramem_jax.train.tables import is_table
 
-# Kinds of parameters that are no tables, by their paths; the first pattern that
-# matches wins.
+# Kinds of parameters that are not tables, by their paths; the first pattern
+# that matches wins.
 KINDS = {
   "embedding": r"^(embed|head)/",
   "norm": r"norm/",

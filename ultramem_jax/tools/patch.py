@@ -272,7 +272,7 @@ def read(path: str) -> Patch:
   """Reads a patch.
 
   Raises:
-    ConfigError: there is no such file, or it is no patch.
+    ConfigError: there is no such file, or it is not a patch.
   """
   require(pathlib.Path(path).is_file(), "patch", path, "no such file")
   try:

@@ -61,7 +61,7 @@ def plan(config: Config) -> Plan:
   """Compares the model of a run with that of config.init_from.
 
   Raises:
-    ConfigError: the source is no run, nothing of it fits, or a parameter has
+    ConfigError: the source is not a run, nothing of it fits, or a parameter has
       another shape or is stored in another form; nothing was read but its
       config.json.
     CheckpointError: it has no such checkpoint.

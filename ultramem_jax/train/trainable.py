@@ -50,7 +50,7 @@ def split(params: Any, pattern: str) -> tuple[Any, Any]:
 
 
 def stored_dtype(path: str, optim: OptimConfig) -> jnp.dtype:
-  """Returns the dtype in which a run holds a parameter that is no table."""
+  """Returns the dtype in which a run holds a parameter that is not a table."""
   frozen = not is_trainable(path, optim.trainable)
   narrow = frozen and not re.search(KEPT, path)
   return jnp.dtype(optim.frozen_dtype if narrow else jnp.float32)
