@@ -213,7 +213,9 @@ def train(
       return attempt(place)
     except skips.TooManySkips as error:
       if error.is_stopping:
-        logging.warning("%s. Stopped: the same command goes on", error)
+        logging.warning(
+          "%s. Stopped: run the same command again to continue", error
+        )
         return None
       place = error.place
       logging.warning("%s. Going back, %d rollbacks left", error, left - 1)
@@ -274,7 +276,10 @@ def train_once(
     checkpointer.freeze(state.frozen)
     state, results = run_to_end(run, state, restored, profiled)
   if results is None:
-    print(f"stopped at step {int(state.step)}; the same command goes on")
+    print(
+      f"stopped at step {int(state.step)}; run the same command again to "
+      "continue"
+    )
   else:
     try_sample(config, state, corpus, layout)
   return results

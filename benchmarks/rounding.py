@@ -6,7 +6,8 @@ A shrunk `151m_x12_16gib` on the embedded corpus, its tables updated sparsely:
 tables and moments in float32; both in bfloat16; and in bfloat16 with one
 second moment for each row, as that config has it. All else is equal, the order
 of the data included. Writes results/rounding.json and results/rounding.png;
-about 3 minutes on two cores. Stopped, the same command goes on.
+about 3 minutes on two cores. If it was stopped, run the same command again to
+continue.
 """
 
 import pathlib

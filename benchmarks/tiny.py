@@ -7,11 +7,12 @@ UltraMem and a dense model, each with and without a convolution of five taps:
 the same two blocks read. All have the same FLOPs per token, to 1 %, the same
 data in the same order and the same steps.
 
-Training takes about 2 minutes a run on two cores, half an hour in all; stopped,
-the same command goes on. The losses do not depend on what else the machine
-does. The times of a step do: they are measured first, the four models in turn,
-and stand for the time of the curves. Curves are of the beginning of the
-validation split, final losses of all of it. Writes results/tiny.json and .png.
+Training takes about 2 minutes a run on two cores, half an hour in all; if it
+was stopped, run the same command again to continue. The losses do not depend
+on what else the machine does. The times of a step do: they are measured first,
+the four models in turn, and stand for the time of the curves. Curves are of the
+beginning of the validation split, final losses of all of it. Writes
+results/tiny.json and .png.
 """
 
 import json

@@ -157,7 +157,7 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
   assert (status, other) == (0, 0), errors + quiet
   assert f"going on from the checkpoint of step {reached}" in errors
   stopped = max(sealed(workdir))
-  assert f"stopped at step {stopped}; the same command goes on" in output
+  assert f"stopped at step {stopped}; run the same command again to" in output
   assert silent == "" and "step" not in quiet
 
   # One process with all the devices does the same.

@@ -277,7 +277,7 @@ def test_stopped_and_killed_runs_end_as_the_unbroken_one(
   assert "SIGTERM: saving and stopping" in errors
   (stopped,) = saved_steps(workdir)
   assert 2 <= stopped < 20  # not a step at which one would be saved anyway
-  assert f"stopped at step {stopped}; the same command goes on" in output
+  assert f"stopped at step {stopped}; run the same command again to" in output
   assert "sample:" not in output
 
   seed = int(os.environ.get("KILL_SEED", "0"))

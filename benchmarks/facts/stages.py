@@ -214,4 +214,4 @@ def finish(c: Any, workdir: pathlib.Path) -> None:
   saved = workdir_lib.saved_steps(workdir / workdir_lib.CHECKPOINTS_NAME)
   is_due = max(saved, default=0) < config.steps
   if is_due and train.train(config, str(workdir)) is None:
-    raise SystemExit("the same command goes on")
+    raise SystemExit("run the same command again to continue")

@@ -3,17 +3,17 @@
   python -m benchmarks.faults [--count=300] [--seed=0] [--kinds=kill_save,...]
 
 Each fault disturbs a run of a tiny model: it is killed, stopped, starved, or
-its files are damaged. Then the fault is taken away, and the same command goes
-on until the run ends. A run survives if parameters, moments, the place in the
-data and metrics.jsonl equal those of a run that nothing disturbed, to the bit;
-if no more than the steps since its last save were taken again; and if what
+its files are damaged. Then the fault is taken away, and the same command is run
+again until the run ends. A run survives if parameters, moments, the place in
+the data and metrics.jsonl equal those of a run that nothing disturbed, to the
+bit; if no more than the steps since its last save were taken again; and if what
 ended it was a signal, or one line that names what to mend. A fault that does
 not come about, such as a kill after the end, is tried again; it counts for
 nothing.
 
 Kinds that need a disk of their own are left out where mounting is not allowed.
 A fault takes two starts of the run, and as many run at once as there are cores.
-Ctrl-C and kills lose nothing: the same command goes on. Writes
+Ctrl-C and kills lose nothing: run the same command again to continue. Writes
 results/faults.json.
 
   python -m benchmarks.faults --parts=sigterm [--count=50]
@@ -100,7 +100,8 @@ def faults(folder: pathlib.Path) -> None:
   except KeyboardInterrupt:
     print_table(list(campaign.faults.values()))
     raise SystemExit(
-      f"{len(campaign.faults)} of {count}; the same command goes on"
+      f"{len(campaign.faults)} of {count}; run the same command again to "
+      "continue"
     ) from None
   found = [campaign.faults[index] for index in range(count)]
   print_table(found)

@@ -19,8 +19,9 @@
 
 A study trains the cells that are missing, writes each to
 results/studies/cells.jsonl when it is done, and stops when told to (--minutes,
---cells, Ctrl-C): the same command goes on. Then it writes its table into
-docs/does-the-memory-pay.md and its plot into results/studies/STUDY.png.
+--cells, Ctrl-C): run the same command again to continue. Then it writes its
+table into docs/does-the-memory-pay.md and its plot into
+results/studies/STUDY.png.
 
 A cell is trained by one thread, so that its digits do not depend on the number
 of cores; on more of them, commands of different studies can run beside each

@@ -7,9 +7,9 @@
 The counts are what `optim.table_rows` compares a fine-tuning's text with, so
 the text should be of the general kind that the model has learned. By default
 it is the run's own, its train split; --data.FIELD=VALUE names another. The
-counts are kept in the workdir. The same command with more --batches counts on,
-as it does where it was stopped; other text is added; and so is what was
-counted elsewhere, by --merge=FILE.
+counts are kept in the workdir. Run the same command again to continue a count
+that was stopped, or with more --batches to count more. Other text is added,
+and so is what was counted elsewhere, by --merge=FILE.
 """
 
 import json

@@ -223,7 +223,7 @@ class Checkpointer(contextlib.AbstractContextManager):
       raise CheckpointError(
         f"{self._root} was deleted, renamed or replaced while the run used it: "
         "put it back, in place of what a save may have made there since, and "
-        "the same command continues from its newest checkpoint"
+        "run the same command again to continue from its newest checkpoint"
       )
 
   def add_loss(self, step: int, valid_loss: float) -> None:
@@ -281,8 +281,8 @@ class Checkpointer(contextlib.AbstractContextManager):
       except (OSError, ValueError) as error:  # TensorStore's are ValueErrors
         raise CheckpointError(
           f"a checkpoint cannot be written ({first_line(error)}); "
-          "earlier ones are whole, and the same command continues from the "
-          "newest"
+          "earlier ones are whole: run the same command again to continue from "
+          "the newest"
         ) from error
 
   def close(self) -> None:

@@ -87,7 +87,8 @@ class Watch:
       time.sleep(GRACE_SECONDS)
     console.show_at_once(
       f"error: process {gone} of {self._count} is gone, so process "
-      f"{self._index} ends; the same commands go on from the newest checkpoint"
+      f"{self._index} ends; run the same commands again to continue from the "
+      "newest checkpoint"
     )
     os._exit(STATUS)
 

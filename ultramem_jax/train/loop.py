@@ -221,8 +221,8 @@ def saver(
     if not are_finite(state):
       raise TrainingError(
         f"parameters or moments of step {n} are not finite, so it was not "
-        "saved; the same command goes on from the checkpoint before it. Try a "
-        "lower optim.learning_rate"
+        "saved; run the same command again to continue from the checkpoint "
+        "before it. Try a lower optim.learning_rate"
       )
     due = not results and validates(config, n)
     loss = results["loss"] if results else None
