@@ -344,7 +344,8 @@ def get_config() -> Any:
   c.sample.num_tokens = 256  # new tokens, at most; up to a million
   c.sample.temperature = 0.9  # divides the logits; 0 = the likeliest token
   c.sample.top_k = 0  # draw from the k likeliest tokens; 0 = from all
-  # Draw from the likeliest tokens that together have this probability, (0, 1].
+  # Draw from the fewest likeliest tokens whose probabilities sum to at least
+  # this, in (0, 1].
   c.sample.top_p = 0.9
 
   # Devices along each axis of the mesh.

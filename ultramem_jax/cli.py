@@ -134,7 +134,7 @@ def join_processes(stops_together: bool = False) -> None:
 def run(main: Callable[..., None]) -> None:
   """Parses the command line and calls main with its positional arguments.
 
-  The arguments must be as many as main has parameters. --help prints the
+  There must be one argument for each parameter of main. --help prints the
   docstring of main's module and the flags. UserError, OSError and Ctrl-C end
   the program with one line and status 2 or 130; other exceptions keep their
   traceback. All end it at once, whatever threads there are, and all of several

@@ -46,7 +46,7 @@ def test_model_and_buffers_are_handed_on():
 
 
 def test_prompts_alone_are_no_validation():
-  with pytest.raises(DataError, match="hold no text that counts"):
+  with pytest.raises(DataError, match="there is nothing to evaluate"):
     run([{"loss": 0.0, "tokens": 0.0, "bytes": 0}])
 
 

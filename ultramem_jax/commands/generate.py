@@ -37,7 +37,10 @@ def define_flags() -> None:
   flags.DEFINE_float("temperature", 0.7, "0 = always the likeliest token.")
   flags.DEFINE_integer("top_k", 0, "Keep the k likeliest tokens; 0 = all.")
   flags.DEFINE_float(
-    "top_p", 0.95, "Keep the likeliest tokens of this probability in all."
+    "top_p",
+    0.95,
+    "Keep the fewest likeliest tokens whose probabilities sum to at least "
+    "this.",
   )
   flags.DEFINE_integer("seed", 0, "Seed of the sampling.")
 

@@ -1,4 +1,4 @@
-"""What a record, a line of JSON or a row of a table, is as a document."""
+"""Turns a record (a line of JSON or a row of a table) into a document."""
 
 import functools
 import hashlib

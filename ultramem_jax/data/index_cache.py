@@ -48,7 +48,7 @@ class IndexCache:
     self._used: dict[str, Scan] = {}
 
   def key(self, path: str, form: str) -> str:
-    """Returns what a scan is remembered by; "" if it had better not be.
+    """Returns the cache key of a file; "" if it changed too recently to cache.
 
     Args:
       path: of the file.

@@ -8,8 +8,8 @@ from typing import Any
 
 from ultramem_jax.data.documents import Document, DocumentLane, Source
 
-# Of the circle on which a lane goes round in equal steps. A step of the golden
-# section spreads any number of places evenly.
+# A lane walks round a circle of _CIRCLE places in equal steps; steps of the
+# golden ratio spread any number of places evenly.
 _CIRCLE = 1 << 64
 _STEP = 0x9E3779B97F4A7C15
 

@@ -44,14 +44,14 @@ class TextSplits:
     """The documents to train on, whole."""
     if self._has_valid_path:
       return self._everything
-    return self._required(self._halves[0], "train")
+    return self._required(self._parts[0], "train")
 
   @functools.cached_property
   def valid(self) -> TextDocuments:
     """The documents to evaluate on."""
     if self._has_valid_path:
       return self._of_valid_path
-    return self._required(self._halves[1], "valid")
+    return self._required(self._parts[1], "valid")
 
   def remarks(self, mixed: Sequence[TextDocuments]) -> list[str]:
     """Returns what a user should know of both splits, a phrase each.
@@ -118,7 +118,7 @@ class TextSplits:
     return not splits and self._everything.can_be_cut()
 
   @functools.cached_property
-  def _halves(self) -> tuple[TextDocuments, TextDocuments]:
+  def _parts(self) -> tuple[TextDocuments, TextDocuments]:
     """The documents of `_everything` to train on, and those held out."""
     if self._cuts_off:
       return self._everything.cut_off(self._data.valid_fraction)
@@ -144,7 +144,7 @@ class TextSplits:
 def unread(
   texts: Iterable[TextDocuments], files: Iterable[find.Found]
 ) -> list[str]:
-  """Returns what files hold that is not read as it is, a phrase each."""
+  """Returns remarks on bytes that were replaced and files left out."""
   lost = sum(each.undecodable for each in texts)
   left_out = [path for each in files for path in each.left_out]
   found = [f"bytes that are not UTF-8: {lost}"] if lost else []

@@ -40,8 +40,8 @@ def run(
     sums = {name: total + float(part[name]) for name, total in sums.items()}
   if not sums["bytes"]:
     raise DataError(
-      "the validation batches hold no text that counts, but prompts whose "
-      "answers come later; raise eval_batches, batch_size or data.seq_len"
+      "the validation batches hold prompts without their answers, so there is "
+      "nothing to evaluate; raise eval_batches, batch_size or data.seq_len"
     )
   loss = sums["loss"] / sums["tokens"]
   return {

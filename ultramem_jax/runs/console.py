@@ -1,4 +1,4 @@
-"""The standard streams of a program: whatever the console, or without one."""
+"""Standard output and error that work with any console, or with none."""
 
 import contextlib
 import io

@@ -24,7 +24,7 @@ class TrainedModel(NamedTuple):
     devices and a batch_size that they divide.
   step: number of optimizer steps that the checkpoint had done.
   model, variables: logits_BTV = model.apply(variables, tokens_BT).
-  layout: where the variables are, as the model knows.
+  layout: how the variables lie on the mesh; the model has the same.
   """
 
   config: Config

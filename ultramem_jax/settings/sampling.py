@@ -19,8 +19,8 @@ class Sampling:
   num_tokens: the number of new tokens, at most.
   temperature: divides the logits; 0 always takes the likeliest token.
   top_k: keeps the k likeliest tokens; 0 keeps all.
-  top_p: of these keeps the likeliest whose probabilities first reach p, in
-    (0, 1]; the likeliest token always stays.
+  top_p: of these, keeps the fewest likeliest tokens whose probabilities sum to
+    at least p, in (0, 1].
   """
 
   num_tokens: int

@@ -265,7 +265,7 @@ def _add_reads(
 
 
 def _once(row_BTY: jax.Array, num_rows: int) -> jax.Array:
-  """Returns as many reads, which read each row of a text once, or none."""
-  row_BZ = jnp.sort(row_BTY.reshape(len(row_BTY), -1), axis=1)
-  again_BZ = jnp.pad(row_BZ[:, 1:] == row_BZ[:, :-1], ((0, 0), (1, 0)))
-  return jnp.where(again_BZ, num_rows, row_BZ).reshape(row_BTY.shape)
+  """Returns the reads with repeats of a row within a text set to num_rows."""
+  row_Bz = jnp.sort(row_BTY.reshape(len(row_BTY), -1), axis=1)
+  again_Bz = jnp.pad(row_Bz[:, 1:] == row_Bz[:, :-1], ((0, 0), (1, 0)))
+  return jnp.where(again_Bz, num_rows, row_Bz).reshape(row_BTY.shape)
