@@ -16,9 +16,9 @@ RESULTS = (
 SIZES = ("s", "m", "l", "xl", "xxl")
 
 
-def plot_name(study: str, size: str) -> str:
-  """Returns the name of a plot's file."""
-  return f"{study}.png" if size == SIZES[0] else f"{study}_{size}.png"
+def plot_name(name: str, size: str) -> str:
+  """Returns the name of the file of a study's plot."""
+  return f"{name}.png" if size == SIZES[0] else f"{name}_{size}.png"
 
 
 def blocks(studies: Mapping[str, Study], store: Store) -> dict[str, str]:

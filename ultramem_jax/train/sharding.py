@@ -114,7 +114,6 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
 def table_volumes(config: Config, shards: int) -> dict[str, float]:
   """Returns the bytes a device receives per token in each possible partition.
 
-
   They are those of the forward pass, for the table that is pooled; a second one
   (PEER's, pre-values) lies as that does.
   """
@@ -148,7 +147,6 @@ def make_layout(config: Config, mesh: Any) -> Layout:
   Args:
     config: the run.
     mesh: a Mesh; an AbstractMesh will do where nothing is placed on devices.
-
   Raises:
     ConfigError: the tables do not divide over the mesh.
   """
