@@ -59,13 +59,13 @@ def test_the_settings_of_every_method_fit(name, stages, monkeypatch):
   monkeypatch.setattr(stages_lib.Stages, "counted", lambda *_: None)
   c = stages.config("run", method, 1e-3, 0, [])
   config = parse(c)
-  trainable.require_some(config)
+  trainable.require_matching_patterns(config)
   assert bool(config.model.spans) == (method.memory is not None)
   assert len(trained) == bool(method.memory)
   for base, _ in trained:
     settings = parse(base)
     assert settings.model.memory == config.model.memory
-    trainable.require_some(settings)
+    trainable.require_matching_patterns(settings)
     assert settings.optim.trainable == "memory"
     steps = {"cold": 1, "warm": SCALE.warm_steps, "taught": SCALE.taught_steps}
     assert settings.steps == steps[method.memory.base]

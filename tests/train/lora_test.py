@@ -103,12 +103,12 @@ def test_parameters_and_flops():
 
 
 def test_targets_must_match_a_linear_map():
-  trainable.require_some(make_config())
+  trainable.require_matching_patterns(make_config())
   with pytest.raises(
     ConfigError,
     match=r"targets = 'q_proj': matches no linear map; there are "
     "block_0/attention/key, .*head",
   ):
-    trainable.require_some(
+    trainable.require_matching_patterns(
       make_config(model__lora__targets="q_proj", optim__trainable="all")
     )

@@ -89,9 +89,9 @@ def test_bytes_are_those_of_what_is_trained():
 
 
 def test_a_pattern_must_be_one_and_match():
-  trainable.require_some(make_config(optim__trainable="values$"))
+  trainable.require_matching_patterns(make_config(optim__trainable="values$"))
   with pytest.raises(ConfigError, match="matches no parameter; there are bl"):
-    trainable.require_some(make_config(optim__trainable="no_such"))
+    trainable.require_matching_patterns(make_config(optim__trainable="no_such"))
   with pytest.raises(ConfigError, match=r"optim.trainable = '\(': is not a r"):
     make_config(optim__trainable="(")
   with pytest.raises(ConfigError, match="must say what is trained"):
@@ -155,8 +155,10 @@ def test_a_new_memory_that_would_never_learn_is_refused(settings, field):
   """Where it is nought, the gradient of all others of its parameters is."""
   config = make_config(**settings, optim__trainable="memory_.*values")
   with pytest.raises(ConfigError, match=rf"model\.memory\.{field}: leaves mem"):
-    trainable.require_open(config)
+    trainable.require_memory_can_learn(config)
   # One that was trained before is open; and so is one that learns as a whole.
-  trainable.require_open(config, new=[])
-  trainable.require_open(make_config(**settings))
-  trainable.require_open(make_config(optim__trainable="memory_.*values"))
+  trainable.require_memory_can_learn(config, new=[])
+  trainable.require_memory_can_learn(make_config(**settings))
+  trainable.require_memory_can_learn(
+    make_config(optim__trainable="memory_.*values")
+  )

@@ -16,7 +16,7 @@ from ultramem_jax.data import encoding, packing, pipeline, sources
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.data.documents import Source, text_of
 from ultramem_jax.data.index_cache import IndexCache
-from ultramem_jax.data.text_files import content
+from ultramem_jax.data.text_files import fingerprint
 from ultramem_jax.data.tokenizer import Tokenizer
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import DataError
@@ -60,7 +60,7 @@ class Corpus:
     found = {"data.tokenizer": {}}
     for name, path in self.tokenizer_files().items():
       data = pathlib.Path(path).read_bytes()
-      found["data.tokenizer"][name] = content(len(data), data)
+      found["data.tokenizer"][name] = fingerprint(len(data), data)
     for split in splits:
       for field, files in self._splits.inputs(split).items():
         found[field] = found.get(field, {}) | files

@@ -119,7 +119,9 @@ class TextDocuments:
     numbers, starts = np.unique(self._places[:, FILE], return_index=True)
     parts = np.split(self._places[:, [LINE, LENGTH, DIGEST]], starts[1:])
     return {
-      self._files[number].name: content(int(part[:, 1].sum()), part.tobytes())
+      self._files[number].name: fingerprint(
+        int(part[:, 1].sum()), part.tobytes()
+      )
       for number, part in zip(numbers, parts, strict=True)
     }
 
@@ -207,8 +209,13 @@ def digest(data: bytes) -> int:
   return int.from_bytes(found, "big", signed=True)
 
 
-def content(size: int, data: bytes) -> str:
-  """Returns how the content of a file is recorded: its size and a digest."""
+def fingerprint(size: int, data: bytes) -> str:
+  """Returns the size of a file and a digest of data, as `inputs.json` has it.
+
+  Args:
+    size: of the file.
+    data: the file, or parts of it.
+  """
   found = hashlib.blake2b(data, digest_size=16).hexdigest()
   return f"{size} bytes, {found}"
 

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 
 from ultramem_jax.data import indexed, records
 from ultramem_jax.data.documents import Source
-from ultramem_jax.data.text_files import content
+from ultramem_jax.data.text_files import fingerprint
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.data import DataConfig
 from ultramem_jax.settings.errors import ConfigError, DataError, first_line
@@ -196,16 +196,16 @@ def inputs(data: DataConfig, split: str) -> dict[str, dict[str, str]]:
 
 
 def _sampled(path: str) -> str:
-  """Returns the `content` of a file, of parts if it is large."""
+  """Returns the `fingerprint` of a file, of parts if it is large."""
   size = os.path.getsize(path)
   with open(path, "rb") as file:
     if size <= _PARTS * _PART_BYTES:
-      return content(size, file.read())
+      return fingerprint(size, file.read())
     parts = []
     for part in range(_PARTS):
       file.seek((size - _PART_BYTES) * part // (_PARTS - 1))
       parts.append(file.read(_PART_BYTES))
-  return content(size, b"".join(parts))
+  return fingerprint(size, b"".join(parts))
 
 
 def _require_known_features(path: str) -> None:

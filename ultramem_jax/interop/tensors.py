@@ -54,7 +54,7 @@ class Entry(NamedTuple):
     return tensor.reshape(self.shape)
 
 
-def entry(
+def make_entry(
   *paths: Path,
   split: tuple[int, ...],
   axes: tuple[int, ...] | None = None,
@@ -73,7 +73,7 @@ def entry(
 
 def linear(path: Path, outputs: int, inputs: int) -> Entry:
   """Returns the Entry of a torch weight [out, in], our kernel [in, out]."""
-  return entry(path, split=(outputs, inputs), axes=(1, 0))
+  return make_entry(path, split=(outputs, inputs), axes=(1, 0))
 
 
 def on_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:

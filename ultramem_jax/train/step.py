@@ -190,7 +190,7 @@ def _gradients(
   return gradients, factors, aux
 
 
-def _of_rows(
+def _sparse_gradients(
   gradients, factors, tables: Tables, rarity, config: Config, layout
 ):
   """Returns (factors, reads, norm), where only rows are updated."""
@@ -232,7 +232,7 @@ def model_step(
     state, buffers, batch, config, layout
   )
   if optim.updates_rows(config):
-    table_gradients, reads, norm = _of_rows(
+    table_gradients, reads, norm = _sparse_gradients(
       gradients, table_gradients, state.tables, rarity, config, layout
     )
   else:

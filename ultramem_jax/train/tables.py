@@ -37,7 +37,7 @@ from ultramem_jax.ops.sharded.layout import Layout
 TABLE_COLLECTIONS = ("taps", "factors")
 
 Tables = dict[str, Table]
-Reads = tuple[jax.Array, jax.Array]
+SortedReads = tuple[jax.Array, jax.Array]
 
 
 class TableGradients(NamedTuple):
@@ -53,7 +53,7 @@ class TableGradients(NamedTuple):
   """
 
   gradients: dict[str, Any]
-  reads: dict[str, Reads]
+  reads: dict[str, SortedReads]
   scale: jax.Array
   step: jax.Array
   is_taken: jax.Array
@@ -190,20 +190,20 @@ def _factors(read, tap_gradients, tables: Tables, segment_BT):
 
 
 def rows_read(
-  read: Any, num_rows: Mapping[str, int], segment_BT: jax.Array
+  factors: Any, num_rows: Mapping[str, int], segment_BT: jax.Array
 ) -> dict[str, jax.Array]:
   """Returns the rows that a model has read, [B, T, Y] int32 by table.
 
   Args:
-    read: the model's collection "factors".
+    factors: the model's collection of that name.
     num_rows: I of each table, by path.
     segment_BT: [B, T] int32; 0 where there is padding, which reads row I.
   """
   parts = {path: [] for path in num_rows}
-  flat_reads: dict[str, Any] = traverse_util.flatten_dict(read, sep="/")
-  for name, (index,) in flat_reads.items():
+  flat_reads: dict[str, Any] = traverse_util.flatten_dict(factors, sep="/")
+  for name, (read,) in flat_reads.items():
     path = _table_of(name, num_rows)
-    _, row_BTY = _place(index["index_BTY"], segment_BT, num_rows[path])
+    _, row_BTY = _place(read["index_BTY"], segment_BT, num_rows[path])
     parts[path].append(row_BTY)
   return {path: jnp.concatenate(x, axis=-1) for path, x in parts.items()}
 
@@ -259,7 +259,7 @@ def choose_rows(
 
 def sorted_reads(
   factors: dict[str, Factors], tables: Tables, layout: Layout | None = None
-) -> dict[str, Reads]:
+) -> dict[str, SortedReads]:
   """Sorts the reads of each table by row: `ops/sharded/row_update.py`."""
   return {
     path: sharded_update.sort_reads(
@@ -273,7 +273,7 @@ def global_norm(
   gradients: Any,
   factors: dict[str, Factors],
   tables: Tables,
-  reads: dict[str, Reads] | None = None,
+  reads: dict[str, SortedReads] | None = None,
   layout: Layout | None = None,
 ) -> jax.Array:
   """Returns the norm of all gradients together, a float32 scalar.
@@ -300,7 +300,7 @@ def update_tables(
   rule: AdamW | Sgd,
   scale: Any = 1.0,
   seed: int = 0,
-  reads: dict[str, Reads] | None = None,
+  reads: dict[str, SortedReads] | None = None,
   layout: Layout | None = None,
 ) -> Tables:
   """Updates the rows that were read; all others stay as they are.

@@ -81,8 +81,8 @@ def require_trainable(config: Config) -> None:
   teacher would be, if the tables are int8, which are for serving only, or if
   a step reads a table too often to count the reads.
   """
-  require_some(config)
-  require_teacher(config)
+  require_matching_patterns(config)
+  require_fixed_teacher(config)
   reads = round(optim_lib.reads_per_row(config) * config.model.memory.num_rows)
   require(
     not optim_lib.updates_rows(config) or reads < INT_END,
@@ -101,7 +101,7 @@ def require_trainable(config: Config) -> None:
   )
 
 
-def require_some(config: Config) -> None:
+def require_matching_patterns(config: Config) -> None:
   """Raises ConfigError if a pattern of a run finds nothing to train.
 
   They are those of `optim.trainable`, `optim.rate_multipliers` and
@@ -144,7 +144,7 @@ def require_some(config: Config) -> None:
     )
 
 
-def require_teacher(config: Config) -> None:
+def require_fixed_teacher(config: Config) -> None:
   """Raises ConfigError if `optim.distillation` has a teacher that would move.
 
   The teacher is the model without its memories: only these may be trained.
@@ -166,7 +166,9 @@ def require_teacher(config: Config) -> None:
   )
 
 
-def require_open(config: Config, new: Collection[str] | None = None) -> None:
+def require_memory_can_learn(
+  config: Config, new: Collection[str] | None = None
+) -> None:
   """Raises ConfigError if a new memory adds nothing, and cannot learn to.
 
   Args:

@@ -10,7 +10,7 @@ from ultramem_jax.interop.official.settings import (
   require_value,
   required,
 )
-from ultramem_jax.interop.tensors import Entry, entry, linear
+from ultramem_jax.interop.tensors import Entry, linear, make_entry
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.imported import ImportedWeights
 from ultramem_jax.settings.memory import MemoryConfig
@@ -58,16 +58,16 @@ def meta_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
   query = (c.num_heads, 2, 1, c.key_dim)
   outputs = math.prod(query)
   entries = {
-    "keys": entry(
+    "keys": make_entry(
       ("params", "keys"),
       split=(c.num_heads, 2, c.grid_side, c.key_dim, 1),
       axes=(1, 0, 4, 2, 3),
       shape=(c.num_heads * 2 * c.grid_side, c.key_dim),
     ),
-    "values.weight": entry(
+    "values.weight": make_entry(
       ("params", "values"), split=(c.num_rows, c.value_dim)
     ),
-    "query_proj.query_mlps.0.weight": entry(
+    "query_proj.query_mlps.0.weight": make_entry(
       ("params", "query"),
       split=(*query, embed_dim),
       axes=(4, 1, 0, 2, 3),
@@ -75,17 +75,17 @@ def meta_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
     ),
   }
   if c.imported.query_bias:
-    entries["query_proj.query_mlps.0.bias"] = entry(
+    entries["query_proj.query_mlps.0.bias"] = make_entry(
       ("params", "query_bias"), split=query, axes=(1, 0, 2, 3), shape=(outputs,)
     )
   if c.value_projection:
-    entries["value_proj.weight"] = entry(
+    entries["value_proj.weight"] = make_entry(
       ("params", "value_projection"),
       split=(embed_dim, 1, c.value_dim),
       axes=(1, 2, 0),
       shape=(embed_dim, c.value_dim),
     )
-    entries["value_proj.bias"] = entry(
+    entries["value_proj.bias"] = make_entry(
       ("params", "value_projection_bias"), split=(embed_dim,)
     )
   if c.input_gate:
@@ -113,5 +113,5 @@ def _dense_entries(
   """Returns weight and bias of a torch linear map, our nn.Dense."""
   return {
     f"{tensor}.weight": linear(("params", array, "kernel"), outputs, inputs),
-    f"{tensor}.bias": entry(("params", array, "bias"), split=(outputs,)),
+    f"{tensor}.bias": make_entry(("params", array, "bias"), split=(outputs,)),
   }

@@ -16,7 +16,14 @@ from ultramem_jax.interop.official.settings import (
   required,
 )
 from ultramem_jax.interop.official.ultramem import norm_entries, table_entries
-from ultramem_jax.interop.tensors import Entry, Path, entry, linear, read, write
+from ultramem_jax.interop.tensors import (
+  Entry,
+  Path,
+  linear,
+  make_entry,
+  read,
+  write,
+)
 from ultramem_jax.model import Transformer
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
@@ -198,17 +205,17 @@ def _block_entries(c: ModelConfig) -> dict[str, Entry]:
   ]
   ups = [("params", "mlp", name, "kernel") for name in ("up", "gate")]
   entries = {
-    "att_proj.weight": entry(
+    "att_proj.weight": make_entry(
       *kernels[:3],
       split=(sum(parts), c.head_dim, width),
       parts=parts,
       axes=(2, 0, 1),
       shape=(sum(parts) * c.head_dim, width),
     ),
-    "attn_out.weight": entry(
+    "attn_out.weight": make_entry(
       kernels[3], split=(width, *heads), axes=(1, 2, 0), shape=(width, width)
     ),
-    "ff_proj.weight": entry(
+    "ff_proj.weight": make_entry(
       *ups, split=(2 * hidden, width), parts=(hidden, hidden), axes=(1, 0)
     ),
     "ff_out.weight": linear(("params", "mlp", "down", "kernel"), width, hidden),
@@ -229,7 +236,7 @@ def _model_entries(c: ModelConfig) -> dict[str, Entry]:
   """Returns the tensors of the whole model, by name."""
   width, vocabulary = c.embed_dim, c.vocab_size
   entries = {
-    "transformer.wte.weight": entry(
+    "transformer.wte.weight": make_entry(
       ("params", "embed", "embedding"), split=(vocabulary, width)
     ),
     **norm_entries(

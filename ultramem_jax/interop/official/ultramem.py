@@ -13,7 +13,7 @@ from ultramem_jax.interop.official.settings import (
   require_value,
   required,
 )
-from ultramem_jax.interop.tensors import Entry, Path, entry, linear
+from ultramem_jax.interop.tensors import Entry, Path, linear, make_entry
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.imported import ImportedWeights
 from ultramem_jax.settings.memory import MemoryConfig
@@ -121,7 +121,7 @@ def table_entries(c: MemoryConfig, prefix: str, *path: str) -> dict[str, Entry]:
   if c.pre_value_dim:
     widths["pre_values"] = c.pre_value_dim
   return {
-    f"{prefix}{name}_for_look_up": entry(
+    f"{prefix}{name}_for_look_up": make_entry(
       ("params", *path, name), split=(c.num_rows, width)
     )
     for name, width in widths.items()
@@ -134,7 +134,7 @@ def norm_entries(
   """Returns the weight of the norm `name` and, with a bias, the bias."""
   names = {"weight": "scale", "bias": "bias"} if bias else {"weight": "scale"}
   return {
-    f"{name}.{tensor}": entry((*path, array), split=(size,))
+    f"{name}.{tensor}": make_entry((*path, array), split=(size,))
     for tensor, array in names.items()
   }
 
@@ -201,19 +201,19 @@ def _common_entries(c: MemoryConfig, embed_dim: int) -> dict[str, Entry]:
   query = (c.num_queries, 2, 1, c.key_dim, embed_dim)
   keys = (c.num_heads, 2, c.grid_side, c.key_dim, c.rank)
   entries = {
-    "query_proj.weight": entry(
+    "query_proj.weight": make_entry(
       ("params", "query"),
       split=query,
       axes=(4, 1, 0, 2, 3),
       shape=(math.prod(query[:-1]), embed_dim),
     ),
-    "keys": entry(
+    "keys": make_entry(
       ("params", "keys"),
       split=keys,
       axes=(1, 0, 4, 2, 3),
       shape=keys if c.score == "tucker" else keys[:-1],
     ),
-    "values_proj.weight": entry(
+    "values_proj.weight": make_entry(
       ("params", "value_projection"),
       split=(embed_dim, c.projections, c.value_dim),
       axes=(1, 2, 0),
@@ -234,16 +234,16 @@ def _tucker_entries(c: MemoryConfig) -> dict[str, Entry]:
   """Returns the cores, filter vectors and shuffle of a layer."""
   heads, rank = c.num_heads, c.rank
   entries = {
-    f"tucker_core.{core}": entry(
+    f"tucker_core.{core}": make_entry(
       ("params", "core", core), split=(heads, rank, rank)
     )
     for core in range(c.num_cores)
   }
   for tensor, array in (("tucker_core_u", "u"), ("tucker_core_v", "t")):
-    entries[tensor] = entry(
+    entries[tensor] = make_entry(
       ("buffers", array), split=(heads, rank), shape=(1, heads, 1, rank)
     )
-  entries["shuffle_index"] = entry(
+  entries["shuffle_index"] = make_entry(
     ("buffers", "permutation"), split=(c.grid_side**2,)
   )
   return entries

@@ -12,7 +12,7 @@ from ultramem_jax.interop import files as files_lib
 from ultramem_jax.interop.pretrained import files, model, write
 from ultramem_jax.interop.pretrained.files import Tensor
 from ultramem_jax.interop.pretrained.write import Backbone
-from ultramem_jax.interop.tensors import Entry, Path, entry, on_devices
+from ultramem_jax.interop.tensors import Entry, Path, make_entry, on_devices
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.json_file import read_mapping
 from ultramem_jax.settings.lora import LoraConfig
@@ -63,14 +63,14 @@ def lora_entries(
     axes = next(
       n for n in range(1, len(shape)) if math.prod(shape[:n]) == inputs
     )
-    found[f"{PREFIX}{module}.{A}"] = entry(
+    found[f"{PREFIX}{module}.{A}"] = make_entry(
       (*path, "lora_a"),
       split=(lora.rank, *shape[:axes]),
       axes=(*range(1, axes + 1), 0),
       shape=(lora.rank, inputs),
     )
     last = len(shape) - axes
-    found[f"{PREFIX}{module}.{B}"] = entry(
+    found[f"{PREFIX}{module}.{B}"] = make_entry(
       (*path, "lora_b"),
       split=(*shape[axes:], lora.rank),
       axes=(last, *range(last)),

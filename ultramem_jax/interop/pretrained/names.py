@@ -2,7 +2,7 @@
 
 import math
 
-from ultramem_jax.interop.tensors import Entry, Path, entry, linear
+from ultramem_jax.interop.tensors import Entry, Path, linear, make_entry
 from ultramem_jax.settings.model import ModelConfig
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -19,8 +19,8 @@ def model_entries(c: ModelConfig, norms: tuple[str, str]) -> dict[str, Entry]:
   """
   vocabulary, width = c.vocab_size, c.embed_dim
   entries = {
-    EMBEDDING: entry(("embed", "embedding"), split=(vocabulary, width)),
-    "model.norm.weight": entry(("final_norm", "scale"), split=(width,)),
+    EMBEDDING: make_entry(("embed", "embedding"), split=(vocabulary, width)),
+    "model.norm.weight": make_entry(("final_norm", "scale"), split=(width,)),
   }
   if not c.tie_embeddings:
     entries[HEAD] = linear(("head", "kernel"), vocabulary, width)
@@ -37,28 +37,30 @@ def _layer_entries(
   width, hidden = c.embed_dim, c.mlp_dim
   outputs = c.num_heads * c.head_dim
   entries = {
-    f"{norm}.weight": entry((block, ours, "scale"), split=(width,))
+    f"{norm}.weight": make_entry((block, ours, "scale"), split=(width,))
     for norm, ours in zip(norms, ("attention_norm", "mlp_norm"), strict=True)
   }
   heads = {"query": c.num_heads, "key": c.num_kv_heads, "value": c.num_kv_heads}
   for name, count in heads.items():
     split, path = (count, c.head_dim), (block, "attention", name)
     tensor = f"self_attn.{name[0]}_proj"
-    entries[f"{tensor}.weight"] = entry(
+    entries[f"{tensor}.weight"] = make_entry(
       (*path, "kernel"),
       split=(*split, width),
       axes=(2, 0, 1),
       shape=(math.prod(split), width),
     )
     if c.qkv_bias:
-      entries[f"{tensor}.bias"] = entry(
+      entries[f"{tensor}.bias"] = make_entry(
         (*path, "bias"), split=split, shape=(math.prod(split),)
       )
     if c.qk_norm != "none" and name != "value":
       size = c.head_dim if c.qk_norm == "head" else math.prod(split)
       path: Path = (block, "attention", f"{name}_norm", "scale")
-      entries[f"self_attn.{name[0]}_norm.weight"] = entry(path, split=(size,))
-  entries["self_attn.o_proj.weight"] = entry(
+      entries[f"self_attn.{name[0]}_norm.weight"] = make_entry(
+        path, split=(size,)
+      )
+  entries["self_attn.o_proj.weight"] = make_entry(
     (block, "attention", "out", "kernel"),
     split=(width, c.num_heads, c.head_dim),
     axes=(1, 2, 0),
