@@ -35,10 +35,10 @@ def _backward(num_axes, saved, g):
   x, weight = saved
   # One axis each: a dot that contracts several axes transposes its operands.
   inputs = math.prod(weight.shape[:num_axes])
-  x_TI, g_TO = x.reshape(-1, inputs), g.reshape(-1, weight.size // inputs)
-  x_gradient_TI = jnp.tensordot(g_TO, weight.reshape(inputs, -1), (1, 1))
-  gradient_IO = jnp.tensordot(x_TI, g_TO, (0, 0))
-  return x_gradient_TI.reshape(x.shape), gradient_IO.reshape(weight.shape)
+  x_TD, g_TF = x.reshape(-1, inputs), g.reshape(-1, weight.size // inputs)
+  x_gradient_TD = jnp.tensordot(g_TF, weight.reshape(inputs, -1), (1, 1))
+  gradient_DF = jnp.tensordot(x_TD, g_TF, (0, 0))
+  return x_gradient_TD.reshape(x.shape), gradient_DF.reshape(weight.shape)
 
 
 apply_weight.defvjp(_forward, _backward)

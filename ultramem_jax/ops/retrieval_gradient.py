@@ -31,7 +31,7 @@ def gradients(
     gradient_BTPARM *= jnp.take_along_axis(
       scale_PARN, index_BTPAM[:, :, :, :, None], axis=-1
     )
-  query, keys = jax.lax.platform_dependent(
+  query_gradient_BTPGRK, keys_gradient_PGJRNK = jax.lax.platform_dependent(
     query_BTPGRK,
     keys_PGJRNK,
     index_BTPAM,
@@ -40,10 +40,11 @@ def gradients(
     default=_by_products,
   )
   if scale_PGJRN is None:
-    return query, keys, None
+    return query_gradient_BTPGRK, keys_gradient_PGJRNK, None
   # The score depends on the product of a key and its scale only.
-  products_PGJRNK = jnp.float32(keys) * jnp.float32(keys_PGJRNK)
-  return query, keys, products_PGJRNK.sum(-1) / scale_PGJRN
+  products_PGJRNK = jnp.float32(keys_gradient_PGJRNK) * jnp.float32(keys_PGJRNK)
+  scale_gradient_PGJRN = products_PGJRNK.sum(-1) / scale_PGJRN
+  return query_gradient_BTPGRK, keys_gradient_PGJRNK, scale_gradient_PGJRN
 
 
 def _by_rows(query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM):
@@ -72,14 +73,14 @@ def _by_rows(query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM):
     keys_PGJRNK,
     query_BTPGRK,
   )
-  keys, query = pullback(
+  keys_gradient_PGJRNK, query_gradient_BTPGRK = pullback(
     to_queries(
       gradient_BTPARM.reshape(
         *index_BTPGJ1M.shape[:5], *gradient_BTPARM.shape[4:]
       )
     )
   )
-  return query, keys
+  return query_gradient_BTPGRK, keys_gradient_PGJRNK
 
 
 def _by_products(query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM):
@@ -126,10 +127,10 @@ def _by_products(query_BTPGRK, keys_PGJRNK, index_BTPAM, gradient_BTPARM):
     query_BTPGRK.shape[1],
     4 * sides * groups * sharing * rank * num_keys,
   )
-  keys, query = chunks.scan_chunks(
+  keys_gradient_PGJRNK, query_gradient_BTPGRK = chunks.scan_chunks(
     add_chunk,
     jnp.zeros(keys_PGJRNK.shape, jnp.float32),
     (query_BTPGRK, index_BTPAM, gradient_BTPARM),
     positions,
   )
-  return query, keys.astype(keys_PGJRNK.dtype)
+  return query_gradient_BTPGRK, keys_gradient_PGJRNK.astype(keys_PGJRNK.dtype)

@@ -36,7 +36,7 @@ def frequencies(width: int, theta: float, scaling: RopeScaling) -> jax.Array:
     theta: base of the wavelengths, 2 pi theta^(2 i / width).
     scaling: how they are stretched.
   Returns:
-    [H] float32, of length width / 2.
+    [h] float32, half as many as the width of a head.
   """
   half = width // 2
   index_h = jnp.arange(half, dtype=jnp.float32)

@@ -165,12 +165,12 @@ def _add_scaling(settings: dict[str, Any], gguf: Any, factors: Any) -> None:
   theta = settings.get("rope_theta", 10_000.0)
   found = None
   known = isinstance(theta, float) and theta > 0
-  if known and len(held_H) == width // 2 and np.isfinite(held_H).all():
-    found = gguf_settings.llama3_scaling(held_H, theta, width)
+  if known and len(held_h) == width // 2 and np.isfinite(held_h).all():
+    found = gguf_settings.llama3_scaling(held_h, theta, width)
   if found is None or "rope_scaling" in settings:
     raise ConfigError(
       f"{FACTORS}: must be the factors of Llama 3's rotary scaling, with "
-      f"nothing besides them; begins with {held_H[:4].tolist()}"
+      f"nothing besides them; begins with {held_h[:4].tolist()}"
     )
   settings["rope_scaling"] = found
 
