@@ -25,17 +25,8 @@ def rounds(layout, num_rows, index_BTY):
   def plan(index_BTY):
     return fetch.plan(exchange, index_BTY % num_rows, held).rounds
 
-  return int(
-    jax.jit(
-      jax.shard_map(
-        plan,
-        mesh=layout.mesh,
-        in_specs=apart,
-        out_specs=jax.sharding.PartitionSpec(),
-        check_vma=False,
-      )
-    )(index_BTY)
-  )
+  whole = jax.sharding.PartitionSpec()
+  return int(jax.jit(layout.shard_map(plan, apart, whole))(index_BTY))
 
 
 @pytest.mark.parametrize(

@@ -138,18 +138,11 @@ def apply_sharded_experts(
     )
     return jax.lax.psum(y_BTD, experts + inside)
 
-  return jax.shard_map(
-    apply,
-    mesh=layout.mesh,
-    in_specs=(
-      tokens,
-      tokens,
-      tokens,
-      (into, PartitionSpec(experts, inside), into),
-    ),
-    out_specs=tokens,
-    check_vma=False,
-  )(x_BTD, expert_BTY, weight_BTY, matrices)
+  split_matrices = into, PartitionSpec(experts, inside), into
+  in_specs = tokens, tokens, tokens, split_matrices
+  return layout.shard_map(apply, in_specs, tokens)(
+    x_BTD, expert_BTY, weight_BTY, matrices
+  )
 
 
 class Moe(nn.Module):

@@ -61,6 +61,26 @@ class Layout:
     """Returns axes if their devices divide length, else no axes."""
     return axes if length % self.size(axes) == 0 else ()
 
+  def shard_map(
+    self, function: Callable[..., Any], in_specs: Any, out_specs: Any
+  ) -> Callable[..., Any]:
+    """Returns a function that each device applies to its parts of arrays.
+
+    Args:
+      function: of the parts that a device holds.
+      in_specs, out_specs: how arguments and results are split.
+    """
+    # Loops in `ops` begin with zeros, equal on all devices, and end with sums
+    # that differ. The check would have the ops cast such zeros to values that
+    # vary over the mesh, which they know nothing of.
+    return jax.shard_map(
+      function,
+      mesh=self.mesh,
+      in_specs=in_specs,
+      out_specs=out_specs,
+      check_vma=False,
+    )
+
 
 def spans_devices(layout: Layout | None) -> TypeGuard[Layout]:
   """Returns whether a layout splits anything: its mesh has several devices."""
@@ -104,10 +124,6 @@ def over_tokens(
   if not spans_devices(layout):
     return function(tokens, weights)
   spec = layout.tokens(*jax.tree.leaves(tokens)[0].shape[:2])
-  return jax.shard_map(
-    function,
-    mesh=layout.mesh,
-    in_specs=(spec, PartitionSpec()),
-    out_specs=spec,
-    check_vma=False,
-  )(tokens, weights)
+  return layout.shard_map(function, (spec, PartitionSpec()), spec)(
+    tokens, weights
+  )

@@ -255,13 +255,8 @@ def _run(
     out = form(exchange, table, *flat)
     return out.reshape(*index.shape[:2], *out.shape[2:])
 
-  return jax.shard_map(
-    local,
-    mesh=layout.mesh,
-    in_specs=(layout.table_spec(), spec, spec),
-    out_specs=spec,
-    check_vma=False,
-  )(table_IW, index, x)
+  in_specs = layout.table_spec(), spec, spec
+  return layout.shard_map(local, in_specs, spec)(table_IW, index, x)
 
 
 def slice_scores(

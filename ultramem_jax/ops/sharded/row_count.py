@@ -57,10 +57,5 @@ def count_rows(
     new_u = counts(own_BTY)
     return count_u + (jax.lax.psum(new_u, others) if others else new_u)
 
-  return jax.shard_map(
-    count,
-    mesh=layout.mesh,
-    in_specs=(PartitionSpec(axes), spec),
-    out_specs=PartitionSpec(axes),
-    check_vma=False,
-  )(count_U, slot_BTY)
+  held = PartitionSpec(axes)
+  return layout.shard_map(count, (held, spec), held)(count_U, slot_BTY)

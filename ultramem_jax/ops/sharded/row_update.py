@@ -43,7 +43,8 @@ def sort_reads(
     here_TY = (row_TY >= 0) & (row_TY < held)
     return row_order.sort_by_row(jnp.where(here_TY, row_TY, held), held + 1)
 
-  return _map(layout, sort, PartitionSpec(), _reads_spec(layout))(row_TY)
+  sorted_spec = _reads_spec(layout)
+  return layout.shard_map(sort, PartitionSpec(), sorted_spec)(row_TY)
 
 
 def squared_norm(
@@ -68,9 +69,9 @@ def squared_norm(
     part = row_update.squared_norm(_columns(layout, factors), reads, held)
     return jax.lax.psum(part, layout.table_axes)
 
-  return _map(
-    layout, norm, (PartitionSpec(), _reads_spec(layout)), PartitionSpec()
-  )(factors, reads)
+  whole = PartitionSpec()
+  in_specs = whole, _reads_spec(layout)
+  return layout.shard_map(norm, in_specs, whole)(factors, reads)
 
 
 def update_rows(
@@ -110,12 +111,10 @@ def update_rows(
     )
 
   whole = PartitionSpec()
-  return _map(
-    layout,
-    update,
-    (specs, whole, _reads_spec(layout), whole, whole, whole),
-    specs,
-  )(table, factors, reads, jnp.float32(scale), rule, key)
+  in_specs = specs, whole, _reads_spec(layout), whole, whole, whole
+  return layout.shard_map(update, in_specs, specs)(
+    table, factors, reads, jnp.float32(scale), rule, key
+  )
 
 
 def _by_rows(layout) -> bool:
@@ -124,16 +123,6 @@ def _by_rows(layout) -> bool:
 
 def _reads_spec(layout) -> PartitionSpec:
   return PartitionSpec(layout.table_axes if _by_rows(layout) else None)
-
-
-def _map(layout, function, in_specs, out_specs):
-  return jax.shard_map(
-    function,
-    mesh=layout.mesh,
-    in_specs=in_specs,
-    out_specs=out_specs,
-    check_vma=False,
-  )
 
 
 def _columns(layout, factors: Factors) -> Factors:
