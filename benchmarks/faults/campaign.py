@@ -209,7 +209,7 @@ def print_table(faults: list[Fault]) -> None:
     came = counts["survived"] + counts["lost"]
     numbers = (came, counts["survived"], told, counts["lost"], counts["missed"])
     rows.append([name, *map(str, numbers)])
-  header = "fault, came about, survived, told in one line, lost, missed"
+  header = "fault, came about, survived, error in one line, lost, missed"
   print(page.table(header.split(", "), rows))
   if faults:
     print(f"{statistics.mean(f['seconds'] for f in faults):.1f} s a fault")

@@ -160,7 +160,7 @@ def _add_scaling(settings: dict[str, Any], gguf: Any, factors: Any) -> None:
   Raises:
     ConfigError: no setting gives these factors, or they contradict one.
   """
-  held_H = gguf.dequantize(factors.data, factors.tensor_type).reshape(-1)
+  held_h = gguf.dequantize(factors.data, factors.tensor_type).reshape(-1)
   width = gguf_settings.head_width(settings)
   theta = settings.get("rope_theta", 10_000.0)
   found = None
