@@ -22,6 +22,7 @@ from matplotlib.figure import Figure
 from benchmarks.harness import plots, report
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.settings.config import MESH_AXES
 from ultramem_jax.tools import hlo
 from ultramem_jax.train import sharding
 
@@ -50,7 +51,7 @@ def measured(partition: str, shards: int, width: int) -> float:
   """Returns the same from the collectives of the compiled forward."""
   mesh = jax.make_mesh(
     (shards, 1, 1, 1),
-    sharding.AXES,
+    MESH_AXES,
     axis_types=(AxisType.Auto,) * 4,
     devices=jax.devices()[:shards],
   )

@@ -8,6 +8,7 @@ from jax.sharding import NamedSharding
 from ultramem_jax.ops import lookup
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
+from ultramem_jax.settings.config import MESH_AXES
 from ultramem_jax.train import sharding
 
 # Sizes of data, fsdp, tensor and table; the axes that the table is split over.
@@ -24,7 +25,7 @@ NUM_ROWS, WIDTH, POOLS, READS = 16, 24, 4, 5
 def make_layout(mesh, partition, dtype="float32"):
   sizes, axes = MESHES[mesh]
   made = jax.make_mesh(
-    sizes, sharding.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4
+    sizes, MESH_AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4
   )
   return layout_lib.Layout(
     made,

@@ -93,7 +93,9 @@ def count_text(
       feed.set_state(source["place"])
     while done < batches:
       several = min(batches - done, _most(config))
-      new = take(loaded.variables, itertools.islice(feed, several))
+      some = itertools.islice(feed, several)
+      on_devices = (sharding.to_devices(x, layout.mesh) for x in some)
+      new = take(loaded.variables, on_devices)
       done += several
       place = distributed.merged(feed.get_state())
       source = {**source, "batches": done, "place": place}
@@ -216,7 +218,7 @@ def _counter(
   def take(variables, batches):
     counts = zeros()
     for batch in batches:
-      counts = add(counts, variables, sharding.to_devices(batch, mesh))
+      counts = add(counts, variables, batch)
     num_texts, tables = jax.device_get(whole(counts))
     reads, texts = (
       {path: pair[i].astype(np.int64) for path, pair in tables.items()}
