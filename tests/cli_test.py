@@ -9,6 +9,8 @@ import subprocess
 import sys
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from ultramem_jax import cli, commands, data, testing
 from ultramem_jax.runs import checkpoint, workdir
@@ -394,6 +396,17 @@ def test_a_model_too_large_for_the_machine_is_refused_at_once(train, tmp_path):
   assert needed == pytest.approx(state + activations, rel=1e-3)
   assert result[3] < 60  # seconds: no step of it was compiled
   assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_named_by_its_config_file(monkeypatch):
+  """Not by the argument that the file is given."""
+  values = flags.FlagValues()
+  config_flags.DEFINE_config_file("config", flag_values=values)
+  monkeypatch.setattr(flags, "FLAGS", values)
+  for name, argument in (("tiny", ""), ("ablation", ":ive")):
+    file = testing.ROOT / "configs" / f"{name}.py"
+    values(["train.py", f"--config={file}{argument}"])
+    assert cli.config_name() == name
 
 
 def test_errors_are_one_line_whatever_they_quote():

@@ -233,6 +233,7 @@ def test_generate_prints_prompts_and_their_texts(unbroken):
         f"--workdir={workdir}",
         "--prompt=bal ",
         "--prompt=dor",
+        "--prompt=-",  # standard input, which is empty here
         "--num_tokens=20",
         "--temperature=0",
       ]
@@ -241,6 +242,7 @@ def test_generate_prints_prompts_and_their_texts(unbroken):
   assert status == 0, errors
   # Bytes that are not text become U+FFFD; a run this short may make some.
   assert output.startswith("bal ") and "\ndor" in output
+  assert "\n-" not in output
   assert len(output) > len("bal \ndor\n") + 10
 
 

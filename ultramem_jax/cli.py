@@ -79,7 +79,8 @@ def load_config() -> Config:
 def config_name() -> str:
   """Returns the name of the config file, such as "tiny"."""
   flag: Any = flags.FLAGS["config"]
-  return pathlib.Path(flag.config_filename).stem
+  file, _, _ = flag.config_filename.partition(":")  # its argument follows
+  return pathlib.Path(file).stem
 
 
 def define_section(name: str, values: Any, text: str) -> None:

@@ -132,6 +132,14 @@ def test_another_model_is_refused_not_set_aside(workdir, target, difference):
   assert listing(workdir) == ["10", "20"]
 
 
+def test_a_run_that_was_written_without_an_optimizer_is_not_continued(tmp_path):
+  items = make_items(20)
+  with checkpoint.Checkpointer(tmp_path, 5) as saver:
+    saver.save(20, {k: v for k, v in items.items() if k != "rest"}, {})
+    with pytest.raises(errors.TargetError, match="no state of an optimizer"):
+      saver.restore_latest(abstract(items))
+
+
 def test_restoring_into_a_changed_model_tells_what_differs(workdir):
   items = abstract(make_items(0))
   names = [f"block_{n}" for n in range(9)]

@@ -69,6 +69,8 @@ def test_bad_values_of_a_run_are_named(changes, field, allowed):
       for value in (0.0, 1.0)
     ),
     ({"data.path": 3}, "data.path", "of type str"),
+    ({"data.path": "a.txt"}, "data.path", "source = 'text'"),
+    ({"data.valid_path": "a.txt"}, "data.valid_path", "source = 'text'"),
     ({"data.source": "text"}, "data.path", "glob"),
     ({"data.source": "tfds"}, "data.tfds_name", "c4/en"),
   ]

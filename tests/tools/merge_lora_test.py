@@ -13,6 +13,7 @@ from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.lora import LoraConfig
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import merge_lora
+from ultramem_jax.train import trainable
 
 TOKENS_BT = np.arange(14).reshape(2, 7)
 CONFIG = testing.small_config(
@@ -52,3 +53,15 @@ def test_what_else_was_trained_goes_on_being_trained():
   merged = merge_lora.merged_config(config)
   assert merged.optim.trainable == "lora_|memory"
   assert merged.init_from == ""
+
+
+def test_rates_of_the_lora_are_dropped():
+  rates = "lora_=3,memory=0.1"
+  optim = dataclasses.replace(
+    CONFIG.optim, trainable="lora_|memory", rate_multipliers=rates
+  )
+  config = dataclasses.replace(CONFIG, optim=optim)
+  trainable.require_matching_patterns(config)
+  merged = merge_lora.merged_config(config)
+  assert merged.optim.rate_multipliers == "memory=0.1"
+  trainable.require_matching_patterns(merged)

@@ -14,6 +14,7 @@ import pytest
 import ultramem_jax
 from tests.train import small_steps
 from ultramem_jax import MemoryConfig, Transformer, UltraMem, testing
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim
 
@@ -209,6 +210,22 @@ def test_moments_are_zero_and_of_the_dtype_asked_for():
     assert (table.mean_IW.dtype, table.variance.dtype) == dtypes
     assert table.mean_IW.shape == (64, 4) and table.variance.shape == shape
     assert not table.mean_IW.any() and not table.variance.any()
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    lambda x: x.astype(jnp.bfloat16),  # as numbers, not as their bits
+    lambda x: x.astype(jnp.float16),
+    lambda x: jnp.stack([x, x]),  # of layers that nn.scan stacks
+  ],
+)
+def test_tables_that_cannot_be_updated_by_rows_are_refused(change):
+  _, variables, tables, _ = toy(Inner())
+  params = ultramem_jax.join_tables(variables["params"], tables)
+  params = jax.tree_util.tree_map(change, params)
+  with pytest.raises(ConfigError, match=r"memory/values = .* the plain"):
+    ultramem_jax.take_tables(params)
 
 
 def test_the_example_runs_and_its_loss_falls(capsys):

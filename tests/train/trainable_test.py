@@ -145,20 +145,21 @@ def test_multipliers_of_nothing_are_refused(text, pattern):
 
 
 @pytest.mark.parametrize(
-  ("settings", "field"),
+  ("settings", "pattern", "field"),
   [
-    ({"model__memory__output": "zero"}, "output = 'zero'"),
-    ({"model__memory__gate": "scalar"}, "gate_init = 'zero'"),
+    ({"model__memory__output": "zero"}, "memory.*values", "output = 'zero'"),
+    ({"model__memory__output": "empty"}, "memory.*key", "output = 'empty'"),
+    ({"model__memory__gate": "scalar"}, "memory.*values", "gate_init = 'zero'"),
   ],
 )
-def test_a_new_memory_that_would_never_learn_is_refused(settings, field):
+def test_a_new_memory_that_would_never_learn_is_refused(
+  settings, pattern, field
+):
   """Where it is nought, the gradient of all others of its parameters is."""
-  config = make_config(**settings, optim__trainable="memory_.*values")
+  config = make_config(**settings, optim__trainable=pattern)
   with pytest.raises(ConfigError, match=rf"model\.memory\.{field}: leaves mem"):
     trainable.require_memory_can_learn(config)
   # One that was trained before is open; and so is one that learns as a whole.
   trainable.require_memory_can_learn(config, new=[])
   trainable.require_memory_can_learn(make_config(**settings))
-  trainable.require_memory_can_learn(
-    make_config(optim__trainable="memory_.*values")
-  )
+  trainable.require_memory_can_learn(make_config(optim__trainable=pattern))

@@ -51,9 +51,7 @@ def main() -> None:
   sampling = Sampling(
     values.num_tokens, values.temperature, values.top_k, values.top_p
   )
-  prompts = values.prompt
-  if prompts == ["-"]:
-    prompts = [_read_input()]
+  prompts = [_read_input() if x == "-" else x for x in values.prompt]
   for prompt in prompts:
     require_text("--prompt", prompt)
   run = model_flags.load()

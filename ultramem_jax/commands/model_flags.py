@@ -71,6 +71,8 @@ def with_text(config: Config, asked: dict[str, Any], batch_size: int) -> Config:
   fields["batch_size"] = batch_size or config.batch_size
   if asked.keys() & {"source", "path", "tfds_name"}:
     fields["data"]["mixture"] = ""
+  if asked.get("source", "text") != "text":
+    fields["data"].update(path="", valid_path="")
   fields["data"] |= asked
   return config_lib.parse(fields)
 

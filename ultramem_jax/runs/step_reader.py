@@ -82,6 +82,11 @@ def _require_same_arrays(
       name for name in held if name not in wanted and not _is_fresh(name, fresh)
     ],
   }
+  if "rest" in items and not any(x.startswith("rest/") for x in held):
+    raise TargetError(
+      f"checkpoint {path} was written for use and has no state of an "
+      "optimizer: begin a new run from it, by --config=configs/from_run.py:DIR"
+    )
   if any(parts.values()):
     told = (f"{part}: {few(x)}" for part, x in parts.items() if x)
     raise TargetError(

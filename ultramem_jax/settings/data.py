@@ -55,6 +55,13 @@ class DataConfig:
       self.records,
       "needs data.source = 'text', or data.mixture",
     )
+    for field in ("path", "valid_path"):
+      require(
+        self.source == "text" or not getattr(self, field),
+        f"data.{field}",
+        getattr(self, field),
+        "needs data.source = 'text'",
+      )
     require(
       self.records == "text" or self.text_field not in ANSWER_FIELDS,
       "data.text_field",

@@ -21,8 +21,9 @@ from ultramem_jax.train import sharding, trainable
 def merged_config(config: Config) -> Config:
   """Returns a run's config without LoRA, to be trained from its own weights.
 
-  If the run trained nothing but the LoRA, the new one trains everything. What
-  it held in bfloat16 is float32, as the sums of `merge` are.
+  If the run trained nothing but the LoRA, the new one trains everything. Rates
+  of the LoRA alone are dropped. What was held in bfloat16 is float32, as the
+  sums of `merge` are.
 
   Raises:
     ConfigError: the run has no LoRA.
@@ -35,13 +36,16 @@ def merged_config(config: Config) -> Config:
     "must be above 0: this run has no LoRA to merge",
   )
   model = dataclasses.replace(config.model, lora=LoraConfig())
-  paths = ("/".join(path) for path in sharding.parameter_axes(model))
+  paths = ["/".join(path) for path in sharding.parameter_axes(model)]
   pattern = config.optim.trainable
   if not any(trainable.is_trainable(path, pattern) for path in paths):
     pattern = trainable.ALL
   optim = dataclasses.replace(
     config.optim, trainable=pattern, frozen_dtype="float32"
   )
+  deciding = trainable.deciding_multipliers(optim, paths)
+  rates = ",".join(f"{name}={factor!r}" for name, factor in deciding)
+  optim = dataclasses.replace(optim, rate_multipliers=rates)
   return dataclasses.replace(config, model=model, optim=optim, init_from="")
 
 

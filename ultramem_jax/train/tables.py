@@ -32,6 +32,7 @@ from ultramem_jax.ops import precision, row_choice
 from ultramem_jax.ops.row_update import AdamW, Factors, Sgd, Table
 from ultramem_jax.ops.sharded import row_update as sharded_update
 from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.settings.checks import require
 
 # The collections in which a lookup reports its gradient: `layers/tables.py`.
 TABLE_COLLECTIONS = ("taps", "factors")
@@ -91,8 +92,20 @@ def take_tables(
   Returns:
     (params, tables): the other parameters, out of the boxes that name their
     axes; and the tables by path, with moments of zero.
+  Raises:
+    ConfigError: a table is not [I, W] of float32 or uint16 (`precision`).
   """
   params, values = split_tables(nn.meta.unbox(params))
+  for path, values_IW in values.items():
+    held = f"{values_IW.dtype}{list(values_IW.shape)}"
+    require(
+      values_IW.ndim == 2 and values_IW.dtype in (jnp.float32, jnp.uint16),
+      path,
+      held,
+      "must be [rows, columns] of float32, or of bfloat16 as "
+      "`ops.precision` stores it, to be updated by rows; layers stacked by "
+      "nn.scan, and tables cast to another dtype, need the plain gradient",
+    )
   return params, {
     path: new_table(values_IW, moments, second_moment)
     for path, values_IW in values.items()

@@ -115,16 +115,10 @@ def require_matching_patterns(config: Config) -> None:
     pattern,
     f"matches no parameter; there are {few(sorted(paths))}",
   )
-  for i, (rate_pattern, _) in enumerate(config.optim.multipliers):
-    earlier = [x for x, _ in config.optim.multipliers[:i]]
+  deciding = deciding_multipliers(config.optim, paths)
+  for rate_pattern, factor in config.optim.multipliers:
     require(
-      any(
-        is_trainable(path, pattern)
-        and not is_table(path)
-        and re.search(rate_pattern, path)
-        and not any(re.search(x, path) for x in earlier)
-        for path in paths
-      ),
+      (rate_pattern, factor) in deciding,
       "optim.rate_multipliers",
       config.optim.rate_multipliers,
       f"{rate_pattern!r} decides the rate of no parameter that is trained, "
@@ -142,6 +136,31 @@ def require_matching_patterns(config: Config) -> None:
       lora.targets,
       f"matches no linear map; there are {few(sorted(maps), most=7)}",
     )
+
+
+def deciding_multipliers(
+  optim: OptimConfig, paths: Collection[str]
+) -> list[tuple[str, float]]:
+  """Returns those of `optim.multipliers` that decide the rate of a parameter.
+
+  Args:
+    optim: of the run.
+    paths: of the model's parameters.
+  """
+  deciding, left = (
+    [],
+    [
+      path
+      for path in paths
+      if is_trainable(path, optim.trainable) and not is_table(path)
+    ],
+  )
+  for pattern, factor in optim.multipliers:
+    rest = [path for path in left if not re.search(pattern, path)]
+    if len(rest) < len(left):
+      deciding.append((pattern, factor))
+    left = rest
+  return deciding
 
 
 def require_fixed_teacher(config: Config) -> None:
@@ -180,6 +199,8 @@ def require_memory_can_learn(
     field, part = "output", "value_projection"
   elif memory.gate != "none" and memory.gate_init == "zero":
     field, part = "gate_init", "gating"
+  elif memory.output == "empty":
+    field, part = "output", "values"
   else:
     return
   paths = [path for path in _paths(config.model) if path.startswith("memory")]
@@ -191,8 +212,8 @@ def require_memory_can_learn(
     f"model.memory.{field}",
     getattr(memory, field),
     f"leaves {', '.join(zero[:2])} at zero, as optim.trainable = {pattern!r} "
-    "does not train them: the memory would never learn; set "
-    "model.memory.output = 'empty', or train them",
+    "does not train them: the memory would never learn; train them, or set "
+    f"another model.memory.{field}",
   )
 
 

@@ -7,6 +7,7 @@ import pytest
 from safetensors import numpy as safetensors
 
 from ultramem_jax.interop.pretrained import files
+from ultramem_jax.settings import json_file
 from ultramem_jax.settings.errors import ConfigError
 
 
@@ -84,7 +85,7 @@ def test_folders_that_hold_no_model(tmp_path, monkeypatch):
   with pytest.raises(ConfigError, match=r"holds neither model\.safetensors no"):
     files.find_tensors(tmp_path)
   with pytest.raises(ConfigError, match=r"config\.json: no such file"):
-    files.read_json(tmp_path / "config.json")
+    json_file.read_mapping(tmp_path / "config.json")
   for text, fault in (
     ("{", "is not JSON"),
     ("[" * 9999, "is not JSON"),
@@ -92,7 +93,7 @@ def test_folders_that_hold_no_model(tmp_path, monkeypatch):
   ):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=fault):
-      files.read_json(tmp_path / "config.json")
+      json_file.read_mapping(tmp_path / "config.json")
   with pytest.raises(ConfigError, match=r"must be a folder with config\.json"):
     files.find_folder(str(tmp_path / "config.json"))
   monkeypatch.chdir(tmp_path)
