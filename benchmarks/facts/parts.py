@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts import general, known, recall
@@ -18,6 +19,7 @@ from benchmarks.facts.store import Cell
 from benchmarks.harness import runs, train_steps
 from ultramem_jax import data
 from ultramem_jax.runs import row_counts
+from ultramem_jax.runs.row_counts import RowCounts
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
 
@@ -92,17 +94,19 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
   """Teaches a model sets of facts, one after the other."""
   sets = facts_lib.draw(cell.facts, cell.seed, cell.sets)
   method = method_of(cell)
-  place, history, counts = None, [], None
+  place, history, counts, reads = None, [], None, []
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
     run = (name, method, cell.rate, cell.seed, facts)
     taught = stages.taught(*run, start=place, counts=counts)
-    if method.memory and method.protects:
+    if method.memory and method.counts:
       base = stages.base(method.memory, cell.seed)
-      if counts is None:
+      reads.append(stages.reads(base, name))
+      if method.protects:
         counts = stages.folder / f"{cell.name}_counts.safetensors"
-        shutil.copy(row_counts.find(base), counts)
-      stages.count(base, counts, name)
+        before = counts if number else row_counts.find(base)
+        held = row_counts.load(before, "counts")
+        row_counts.save(counts, row_counts.merged(held, reads[-1]))
     is_last = number == cell.sets - 1
     asked = {"first": sets[0]} | ({"newest": facts} if number else {})
     if is_last:
@@ -114,7 +118,17 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
     place = taught
   if place:
     shutil.rmtree(place)
-  return {"history": history}
+  alike = {"reads_alike": correlation(reads[0], reads[-1])} if reads else {}
+  return {"history": history, **alike}
+
+
+def correlation(one: RowCounts, other: RowCounts) -> float:
+  """Returns how alike two texts read the rows of tables, 1 at most."""
+  reads = (
+    np.concatenate([x.reads[path] for path in sorted(x.reads)])
+    for x in (one, other)
+  )
+  return float(np.corrcoef(*reads)[0, 1])
 
 
 def measure_capacity(stages: Stages, cell: Cell) -> Record:

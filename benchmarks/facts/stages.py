@@ -19,6 +19,7 @@ from benchmarks.harness import report
 from configs import from_run
 from ultramem_jax.runs import row_counts
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.row_counts import RowCounts
 from ultramem_jax.settings.config import parse
 
 # A cold memory is put into the model by a run of a step that changes nothing.
@@ -122,6 +123,12 @@ class Stages(NamedTuple):
       facts = self._file(name)
       command += [f"--data.path={facts}", f"--data.valid_path={facts}"]
     subprocess.run(command, cwd=report.ROOT, check=True)
+
+  def reads(self, base: pathlib.Path, name: str) -> RowCounts:
+    """Returns what the facts of a run read of a base's tables."""
+    path = self.folder / f"{name}_reads.safetensors"
+    self.count(base, path, name)
+    return row_counts.load(path, "reads")
 
   def config(
     self,

@@ -171,12 +171,13 @@ def continual_table(records: list[Record]) -> str:
         percent(x["all"]["seen"] for x in end),
         percent(x["all"]["unseen"] for x in end),
         *(_harm(group, records), _known(group)),
+        f"{one['reads_alike']:.3f}" if "reads_alike" in one else "",
       ]
     )
   header = (
     *("method", "rate", "steps a set", "seeds", "sets"),
     *("first set, at first", "first set, at last", "last set", "all sets"),
-    *("all, unseen", "perplexity", "capitals"),
+    *("all, unseen", "perplexity", "capitals", "reads alike"),
   )
   return page.table(header, rows)
 

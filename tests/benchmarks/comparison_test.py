@@ -3,16 +3,18 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
+from benchmarks.facts import parts, tables
 from benchmarks.facts import stages as stages_lib
 from benchmarks.facts import store as store_lib
-from benchmarks.facts import tables
 from benchmarks.facts.methods import METHODS, TAUGHT, WARM, Memory, block_at
 from benchmarks.facts.store import Cell
 from benchmarks.harness import page, report
 from configs import from_run
 from ultramem_jax import testing
+from ultramem_jax.runs.row_counts import RowCounts
 from ultramem_jax.settings.config import parse
 from ultramem_jax.train import trainable
 
@@ -77,6 +79,16 @@ def test_bases_of_other_memories_have_other_names():
   warm, taught = Memory(base=WARM), Memory(base=TAUGHT)
   others = (Memory(), taught, dataclasses.replace(warm, distillation=0.5))
   assert len({memory.name for memory in (warm, *others)}) == 4
+
+
+def test_texts_that_read_the_same_rows_are_alike():
+  def counts(*reads):
+    return RowCounts({"a": np.array(reads)}, {}, 1, 0, {})
+
+  assert parts.correlation(counts(1, 5, 0), counts(2, 10, 0)) == pytest.approx(
+    1
+  )
+  assert parts.correlation(counts(1, 5, 0), counts(5, 1, 0)) < 0.5
 
 
 def test_places_are_blocks_of_the_model():
@@ -167,7 +179,11 @@ def test_tables_of_sets_capacity_and_cost():
   cell = CELL._asdict()
   continual = cell | {"part": "continual", "history": [first, last]}
   told = "100 % | 100 % | 80 % | 100 % | 20 % |  | 50 % |"
-  assert f"| 30 | 1 | 2 of 100 | {told}" in tables.continual_table([continual])
+  assert f"| 30 | 1 | 2 of 100 | {told}  |" in tables.continual_table(
+    [continual]
+  )
+  alike = continual | {"reads_alike": 0.97}
+  assert f"{told} 0.970 |" in tables.continual_table([alike])
   stored = record(1e-3, 0, 0.5, 10.0) | {
     "part": "capacity",
     "rows": 256,
