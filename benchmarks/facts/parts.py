@@ -99,7 +99,9 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
     name = f"{cell.name}_set_{number}"
     run = (name, method, cell.rate, cell.seed, facts)
     taught = stages.taught(*run, start=place, counts=counts)
-    if method.memory and method.counts:
+    is_last = number == cell.sets - 1
+    if method.counts and (method.protects or is_last or not number):
+      assert method.memory
       base = stages.base(method.memory, cell.seed)
       reads.append(stages.reads(base, name))
       if method.protects:
@@ -107,7 +109,6 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
         before = counts if number else row_counts.find(base)
         held = row_counts.load(before, "counts")
         row_counts.save(counts, row_counts.merged(held, reads[-1]))
-    is_last = number == cell.sets - 1
     asked = {"first": sets[0]} | ({"newest": facts} if number else {})
     if is_last:
       asked["all"] = [fact for one in sets for fact in one]
