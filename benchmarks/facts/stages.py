@@ -120,8 +120,8 @@ class Stages(NamedTuple):
     command += [f"--workdir={base}", f"--output={counts}"]
     command += [f"--batches={self.scale.count_batches}"]
     if name:
-      facts = self._file(name)
-      command += [f"--data.path={facts}", f"--data.valid_path={facts}"]
+      fields = self._data(name)
+      command += [f"--data.{field}={value}" for field, value in fields.items()]
     subprocess.run(command, cwd=report.ROOT, check=True)
 
   def reads(self, base: pathlib.Path, name: str) -> RowCounts:
@@ -180,13 +180,19 @@ class Stages(NamedTuple):
     """Returns the file of the facts of a run."""
     return self.folder / f"{name}.jsonl"
 
+  def _data(self, name: str) -> dict[str, Any]:
+    """Returns the fields of `config.data` of a run on facts alone."""
+    path = str(self._file(name))
+    return {
+      **dict(source="text", path=path, valid_path=path, mixture=""),
+      **dict(records="answers", packing="examples"),
+      **dict(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0),
+    }
+
   def _teach(self, c: Any, name: str, facts: list[Fact]) -> None:
     """Changes the settings of a run into those of one on facts alone."""
-    path = str(self._file(name))
     facts_lib.write(self._file(name), facts)
-    c.data.update(source="text", path=path, valid_path=path)
-    c.data.update(records="answers", packing="examples", mixture="")
-    c.data.update(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0)
+    c.data.update(self._data(name))
     c.batch_size = self.scale.batch
     c.optim.distillation = 0.0
 
