@@ -74,11 +74,9 @@ def _harm(group: list[Record], records: list[Record]) -> str:
 
 
 def _known(group: list[Record]) -> str:
-  """Returns how many capitals are known at last; "" where none was asked."""
-  found = [last(record) for record in group]
-  if not all("known" in x for x in found):
-    return ""
-  return percent(x["known"] for x in found)
+  """Returns how many capitals are known at last, by the seeds asked."""
+  found = [x["known"] for x in map(last, group) if "known" in x]
+  return percent(found) if found else ""
 
 
 def groups(records: list[Record], part: str) -> dict[tuple, list[Record]]:
