@@ -154,9 +154,9 @@ def recall_table(records: list[Record]) -> str:
 
 
 def continual_table(records: list[Record]) -> str:
-  """Returns the table of the part "continual", of each method's best rate."""
+  """Returns the table of the part "continual": a row for each rate."""
   rows = []
-  for group in _by_method(best(records, "continual")):
+  for group in _by_method(groups(records, "continual")):
     one = group[0]
     first, end = ([r["history"][i]["recall"] for r in group] for i in (0, -1))
     rows.append(
