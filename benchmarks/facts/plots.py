@@ -63,9 +63,8 @@ def continual(result: dict[str, Any], model: str) -> Figure:
       for after in zip(*(record["history"] for record in group), strict=True)
     ]
     style = "--" if method.memory is None else "-"
-    axes.plot(
-      range(1, len(told) + 1), told, style, marker=".", label=method.label
-    )
+    label = f"{method.label}, sets of {group[0]['facts']}"
+    axes.plot(range(1, len(told) + 1), told, style, marker=".", label=label)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   axes.set(
     xlabel="sets learned", ylabel="recall of the first, %", ylim=(-3, 103)
