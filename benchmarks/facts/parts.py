@@ -125,11 +125,11 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
 
 def correlation(one: RowCounts, other: RowCounts) -> float:
   """Returns how alike two texts read the rows of tables, 1 at most."""
-  reads = (
+  reads = [
     np.concatenate([x.reads[path] for path in sorted(x.reads)])
     for x in (one, other)
-  )
-  return float(np.corrcoef(*reads)[0, 1])
+  ]
+  return float(np.corrcoef(reads)[0, 1])
 
 
 def measure_capacity(stages: Stages, cell: Cell) -> Record:
