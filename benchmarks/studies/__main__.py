@@ -176,8 +176,9 @@ def main(arguments: list[str]) -> None:
     if QUICK.value:
       print(f"\n{name}\n\n{STUDIES[name].table(store, size)}")
       continue
-    if figure := STUDIES[name].plot(store, size):
-      figure.savefig(results / docs.plot_name(name, size), dpi=150)
+    for shown in docs.tables(STUDIES[name], store):
+      if figure := STUDIES[name].plot(store, shown):
+        figure.savefig(results / docs.plot_name(name, shown), dpi=150)
   if not QUICK.value:
     docs.write(STUDIES, store)
 

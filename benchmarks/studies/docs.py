@@ -21,19 +21,30 @@ def plot_name(name: str, size: str) -> str:
   return f"{name}.png" if size == SIZES[0] else f"{name}_{size}.png"
 
 
+def tables(x: Study, store: Store) -> dict[str, str]:
+  """Returns the tables of a study by size, of those that have records.
+
+  That of a study which takes all sizes together stands there once.
+  """
+  found = {}
+  for size in SIZES:
+    table = x.table(store, size)
+    if table and table not in found.values():
+      found[size] = table
+  return found
+
+
 def blocks(studies: Mapping[str, Study], store: Store) -> dict[str, str]:
   """Returns the text of each block by name."""
   found = {"answer": anatomy.answer(store, SIZES[0])}
   for name, x in studies.items():
     parts = []
-    for size in SIZES:
-      # That of a study which takes all sizes together stands there once.
-      if (table := x.table(store, size)) and table not in parts:
-        plot = f"[The plot]({RESULTS}/{plot_name(name, size)})"
-        done = study.state(store, size, x)
-        parts += [f"Size {size}. {done}", table, plot]
-        if grid := study.grid(store, size, x):
-          parts += ["All rates that were tried:", grid]
+    for size, table in tables(x, store).items():
+      plot = f"[The plot]({RESULTS}/{plot_name(name, size)})"
+      done = study.state(store, size, x)
+      parts += [f"Size {size}. {done}", table, plot]
+      if grid := study.grid(store, size, x):
+        parts += ["All rates that were tried:", grid]
     found[name] = "\n\n".join(parts) or study.state(store, SIZES[0], x)
   return found
 
