@@ -219,7 +219,7 @@ def test_names_that_cannot_be_are_refused(load):
     ({}, {"pad": "<b>"}, "data.pad_token = '<b>': is not a token of "),
     ({"tokenizer_config.json": "{"}, {}, "tokenizer_config.json: is not JSON"),
     ({"tokenizer_config.json": "[" * 99999}, {}, "is not JSON"),
-    ({"special_tokens_map.json": "[]"}, {}, "is not an object"),
+    ({"special_tokens_map.json": "[]"}, {}, "must hold a mapping"),
   ]:
     with pytest.raises(ConfigError, match=message) as caught:
       load(made, beside, **given)

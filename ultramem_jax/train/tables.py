@@ -93,13 +93,13 @@ def take_tables(
     (params, tables): the other parameters, out of the boxes that name their
     axes; and the tables by path, with moments of zero.
   Raises:
-    ConfigError: a table is not [I, W] of float32 or uint16 (`precision`).
+    ConfigError: a table is not [I, W] of a dtype of `precision.DTYPES`.
   """
   params, values = split_tables(nn.meta.unbox(params))
   for path, values_IW in values.items():
     held = f"{values_IW.dtype}{list(values_IW.shape)}"
     require(
-      values_IW.ndim == 2 and values_IW.dtype in (jnp.float32, jnp.uint16),
+      values_IW.ndim == 2 and values_IW.dtype in precision.DTYPES.values(),
       path,
       held,
       "must be [rows, columns] of float32, or of bfloat16 as "
