@@ -165,6 +165,8 @@ MIXED = {"data.mixture": f"{PIECES}=0.25"}
 GUARDED = {**MIXED, "optim.distillation": 0.5}
 # How a base is taught facts about others.
 TAUGHT_RATE, TAUGHT_OVERRIDES = 3e-3, {**WHOLE, **MIXED}
+TAUGHT_MEMORY = Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT)
+CHOSEN_BY_KL = {"optim.table_rows": "kl", "optim.table_top_t": 1024}
 RATES = (1e-3, 3e-3, 1e-2)
 VALUE_RATES = (1e-1, 3e-1, 1.0)
 
@@ -307,27 +309,20 @@ METHODS = {
     {**VALUES, **CHOSEN, "optim.table_top_t": 4096},
     counts=True,
   ),
-  # Its addresses have learned to tell names apart before the facts come.
-  "taught_ten": Method(
-    "Memory+ that was taught facts about others, only values learn, ten places",
-    VALUE_RATES,
-    Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
-    VALUES,
-  ),
   "taught_ten_chosen": Method(
     "Memory+ that was taught facts about others, chosen rows of 65,536, ten "
     "places",
     VALUE_RATES,
-    Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
-    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 1024},
+    TAUGHT_MEMORY,
+    {**VALUES, **CHOSEN_BY_KL},
     counts=True,
   ),
   "taught_ten_protected": Method(
     "Memory+ that was taught facts about others, chosen rows of 65,536 that "
     "earlier facts read little, ten places",
     VALUE_RATES,
-    Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT),
-    {**VALUES, "optim.table_rows": "kl", "optim.table_top_t": 1024},
+    TAUGHT_MEMORY,
+    {**VALUES, **CHOSEN_BY_KL},
     counts=True,
     protects=True,
   ),

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts.facts import Fact
-from ultramem_jax.data.tokenizer import Tokenizer
+from ultramem_jax.data.tokenizer import Tokenizer, new_text
 from ultramem_jax.serve import generate
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.sampling import Sampling
@@ -100,5 +100,8 @@ def answers(
       eos_id=tokenizer.eos_id,
       padded_length=-(-max(map(len, encoded)) // 32) * 32,
     )
-    told += [tokenizer.decode(x.tolist()) for x in made[: len(part)]]
+    told += [
+      new_text(tokenizer, prompt_T.tolist(), tokens_T.tolist())
+      for prompt_T, tokens_T in zip(part, made, strict=False)
+    ]
   return told

@@ -21,14 +21,14 @@ def plot_name(name: str, size: str) -> str:
   return f"{name}.png" if size == SIZES[0] else f"{name}_{size}.png"
 
 
-def tables(x: Study, store: Store) -> dict[str, str]:
+def tables(one: Study, store: Store) -> dict[str, str]:
   """Returns the tables of a study by size, of those that have records.
 
   That of a study which takes all sizes together stands there once.
   """
   found = {}
   for size in SIZES:
-    table = x.table(store, size)
+    table = one.table(store, size)
     if table and table not in found.values():
       found[size] = table
   return found

@@ -70,15 +70,15 @@ def leads(store: Store, size: str) -> list[Lead]:
   """Returns all that are known: settings from cheap to dear, in two forms."""
   found = []
   for setting in settings(size):
-    of_setting = lambda names, x=setting: study.outcomes(
-      store, x, names, is_tuned=STUDY.is_tuned
+    forms, twins = (
+      study.outcomes(store, setting, names, STUDY.is_tuned)
+      for names in (FORMS, TWINS)
     )
-    twins = of_setting(TWINS)
     if twins:
       best = min(twins, key=lambda x: twins[x].mean)
       found += [
         Lead(setting, form, ultra, best, twins[best])
-        for form, ultra in of_setting(FORMS).items()
+        for form, ultra in forms.items()
       ]
   return found
 

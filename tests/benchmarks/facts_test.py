@@ -5,14 +5,21 @@ import json
 import random
 import re
 
+import jax
+import numpy as np
 import pytest
 
 from benchmarks.facts import facts as facts_lib
-from benchmarks.facts import general, methods, phrases
+from benchmarks.facts import general, methods, phrases, recall
 from benchmarks.facts.facts import draw
 from configs import default
+from tests.examples.word_model import make_folder
+from ultramem_jax import data
+from ultramem_jax.serve import generate
+from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
-from ultramem_jax.tools import accounting
+from ultramem_jax.settings.sampling import Sampling
+from ultramem_jax.tools import accounting, pretrained
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +85,29 @@ def test_what_is_written_holds_no_unseen_prompt(facts, tmp_path):
   assert not prompts & {p for f in facts for p in f.prompts(is_seen=False)}
   assert {p for f in facts for p in f.prompts(is_seen=True)} == prompts
   assert all(re.fullmatch(r" [\w ]+\.", x["answer"]) for x in examples)
+
+
+def test_answers_keep_the_space_before_them(tmp_path):
+  """A tokenizer of words decodes none before the first word."""
+  (tmp_path / "model").mkdir()
+  make_folder(tmp_path / "model")
+  settings = parse(default.get_config())
+  pretrained.import_run(tmp_path / "model", tmp_path / "run", settings)
+  loaded = load_lib.load(tmp_path / "run")
+  random = np.random.default_rng(3)  # with which it says something
+  loaded = loaded._replace(
+    variables=jax.tree.map(
+      lambda x: x + random.normal(0, 0.3, x.shape).astype(x.dtype),
+      loaded.variables,
+    )
+  )
+  tokenizer = data.open(loaded.config).tokenizer
+  prompts = ["The capital of Zubrovia is", "The first queen"]
+  told = recall.answers(loaded, tokenizer, prompts, 4)
+  assert told == generate.generate_text(
+    loaded.model, loaded.variables, tokenizer, prompts, Sampling(4, 0.0), 0
+  )
+  assert any(text.startswith(" ") for text in told)
 
 
 def test_names_tell_nothing_of_answers(facts):

@@ -149,3 +149,4 @@ def test_nothing_of_the_run_is_mixed_into_other_text(loaded, texts):
   assert of_text({"packing": "segments"}).mixture == mixed.mixture
   assert of_text({"path": str(texts / "b.jsonl")}).mixture == ""
   assert of_text({"path": "c", "mixture": "d=0.1"}).mixture == "d=0.1"
+  assert mixed.path and not of_text({"source": "stdlib"}).path

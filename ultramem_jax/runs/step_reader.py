@@ -23,7 +23,6 @@ CONTENT_STATUSES = (
   "NOT_FOUND",
   "OUT_OF_RANGE",
 )
-# Arrays that an error names of each kind.
 
 
 @dataclasses.dataclass(frozen=True)

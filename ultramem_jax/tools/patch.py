@@ -28,7 +28,6 @@ from ultramem_jax.settings.errors import ConfigError, few
 FORMAT = "ultramem_jax patch 1"
 # What is done where two patches change a row in different ways.
 ON_CONFLICT = ("refuse", "first", "last")
-# Names, and rows, that an error shows of many.
 
 
 class Change(NamedTuple):

@@ -19,7 +19,6 @@ from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
-# Paths that `describe` names of each part.
 # Buffers that are computed from one parameter, which must be taken with them.
 COMPUTED_FROM = {"u": "core", "t": "core"}
 
