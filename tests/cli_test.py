@@ -398,12 +398,13 @@ def test_a_model_too_large_for_the_machine_is_refused_at_once(train, tmp_path):
   assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_named_by_its_config_file(monkeypatch):
+def test_a_run_is_named_by_its_config_file(monkeypatch, tmp_path):
   """Not by the argument that the file is given."""
   values = flags.FlagValues()
   config_flags.DEFINE_config_file("config", flag_values=values)
   monkeypatch.setattr(flags, "FLAGS", values)
-  for name, argument in (("tiny", ""), ("ablation", ":ive")):
+  testing.save_run(tmp_path / "run", testing.small_config())
+  for name, argument in (("tiny", ""), ("from_run", f":{tmp_path}/run")):
     file = testing.ROOT / "configs" / f"{name}.py"
     values(["train.py", f"--config={file}{argument}"])
     assert cli.config_name() == name
