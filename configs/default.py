@@ -305,6 +305,9 @@ def get_config() -> Any:
   # How often other text reads each row, as python -m ultramem_jax count writes
   # it: a file, or the workdir that has it.
   c.optim.table_counts = ""
+  # Rows that a larger share of the counted texts read are never chosen: 0
+  # spares every row that they read, 1 none.
+  c.optim.table_max_share = 1.0
   c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2 in the loss
   # [w] share of the loss, in [0, 1], that keeps a model to what it says without
   # its memories: (1 - w) cross entropy + w KL(without || with). Then only

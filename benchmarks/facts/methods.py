@@ -25,6 +25,8 @@ EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
 PIECES = "{pieces}"
 COLD, WARM, TAUGHT = "cold", "warm", "taught"
+# Texts whose reads of a base's rows are counted.
+GENERAL, OTHERS = "general", "others"
 VALUES_AND_GATE = "memory_.*(values|gating)"
 
 
@@ -40,6 +42,7 @@ class Memory:
   kind: of `model.memory.kind`.
   places: depths of its blocks.
   num_keys: the table has the square of it as rows.
+  top_m: rows that each of 4 heads reads.
   output: what it adds at first, `model.memory.output`.
   gate: `model.memory.gate`.
   base: what the base has learned: nothing, `COLD`; general text, `WARM`; facts
@@ -50,6 +53,7 @@ class Memory:
   kind: str = "memory_plus"
   places: tuple[float, ...] = ONE_PLACE
   num_keys: int = 128
+  top_m: int = 16
   output: str = "empty"
   gate: str = "none"
   base: str = COLD
@@ -62,9 +66,8 @@ class Memory:
     base = self.base
     if self.distillation:
       base += f"_distilled_{self.distillation:g}"
-    return (
-      f"{self.kind}_{places}_{self.num_keys}_{self.output}_{self.gate}_{base}"
-    )
+    table = f"{self.num_keys}_{self.top_m}"
+    return f"{self.kind}_{places}_{table}_{self.output}_{self.gate}_{base}"
 
   def overrides(self, num_layers: int, embed_dim: int) -> Overrides:
     """Returns the fields of the model's config.
@@ -78,7 +81,7 @@ class Memory:
       "model.memory.num_keys": self.num_keys,
       "model.memory.key_dim": 32,
       "model.memory.value_dim": embed_dim // 2,
-      "model.memory.top_m": 16,
+      "model.memory.top_m": self.top_m,
       "model.memory.num_heads": 4,
       "model.memory.output": self.output,
       "model.memory.gate": self.gate,
@@ -95,9 +98,10 @@ class Method:
   rates: the learning rates that are tried.
   memory: that it adds; None: it adds none.
   overrides: other fields of the run on facts.
-  counts: whether the reads of the base's rows by its own text are needed.
-  protects: whether what was taught is counted with that text, so that rows that
-    earlier sets read are less likely to be chosen for later ones.
+  counts: the texts whose reads of the base's rows it needs: `GENERAL`, which
+    is the base's own text; `OTHERS`, facts about others.
+  protects: whether what was taught is counted with these texts, so that rows
+    that earlier sets read are chosen for later ones less likely, or never.
   dense_as: a memory in whose place it adds what `dense` says.
   """
 
@@ -105,7 +109,7 @@ class Method:
   rates: tuple[float, ...]
   memory: Memory | None = None
   overrides: Overrides = dataclasses.field(default_factory=dict)
-  counts: bool = False
+  counts: tuple[str, ...] = ()
   protects: bool = False
   dense_as: Memory | None = None
 
@@ -167,8 +171,16 @@ GUARDED = {**MIXED, "optim.distillation": 0.5}
 TAUGHT_RATE, TAUGHT_OVERRIDES = 3e-3, {**WHOLE, **MIXED}
 TAUGHT_MEMORY = Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT)
 CHOSEN_BY_KL = {"optim.table_rows": "kl", "optim.table_top_t": 1024}
+# A token reads few rows of many, where texts differ most.
+SPARSE_MEMORY = Memory(places=EARLY_PLACES, num_keys=1024, top_m=4)
+SPARED = {
+  "optim.table_rows": "tfidf",
+  "optim.table_top_t": SPARSE_MEMORY.num_keys**2,
+  "optim.table_max_share": 0.0,
+}
 RATES = (1e-3, 3e-3, 1e-2)
 VALUE_RATES = (1e-1, 3e-1, 1.0)
+SPARED_RATES = (1.0, 4.0, 16.0)
 
 METHODS = {
   "untouched": Method("untouched model", (0.0,)),
@@ -285,14 +297,14 @@ METHODS = {
     VALUE_RATES,
     Memory(),
     {**VALUES, **CHOSEN},
-    counts=True,
+    counts=(GENERAL,),
   ),
   "chosen_3": Method(
     "Memory+, chosen rows, three places",
     VALUE_RATES,
     Memory(places=THREE_PLACES),
     {**VALUES, **CHOSEN},
-    counts=True,
+    counts=(GENERAL,),
   ),
   # General text leaves more of a larger table alone.
   "chosen_3_large": Method(
@@ -300,14 +312,14 @@ METHODS = {
     VALUE_RATES,
     Memory(places=THREE_PLACES, num_keys=256),
     {**VALUES, **CHOSEN, "optim.table_top_t": 4096},
-    counts=True,
+    counts=(GENERAL,),
   ),
   "chosen_ten": Method(
     "Memory+, chosen rows of 65,536, ten places",
     VALUE_RATES,
     Memory(places=TEN_PLACES, num_keys=256),
     {**VALUES, **CHOSEN, "optim.table_top_t": 4096},
-    counts=True,
+    counts=(GENERAL,),
   ),
   "taught_ten_chosen": Method(
     "Memory+ that was taught facts about others, chosen rows of 65,536, ten "
@@ -315,7 +327,7 @@ METHODS = {
     VALUE_RATES,
     TAUGHT_MEMORY,
     {**VALUES, **CHOSEN_BY_KL},
-    counts=True,
+    counts=(OTHERS,),
   ),
   "taught_ten_protected": Method(
     "Memory+ that was taught facts about others, chosen rows of 65,536 that "
@@ -323,7 +335,17 @@ METHODS = {
     VALUE_RATES,
     TAUGHT_MEMORY,
     {**VALUES, **CHOSEN_BY_KL},
-    counts=True,
+    counts=(OTHERS,),
+    protects=True,
+  ),
+  # What a set reads and nothing else does: one set leaves another's rows alone.
+  "spared_early": Method(
+    "Memory+, of 1,048,576 rows only those that nothing else reads, three early "
+    "places",
+    SPARED_RATES,
+    SPARSE_MEMORY,
+    {**VALUES, **SPARED},
+    counts=(GENERAL, OTHERS),
     protects=True,
   ),
   "warm": Method(
@@ -342,7 +364,7 @@ METHODS = {
     VALUE_RATES,
     Memory(base=WARM),
     {**VALUES, **CHOSEN},
-    counts=True,
+    counts=(GENERAL,),
   ),
   "values_gated": Method(
     "Memory+, only values and a gate learn, general text mixed in",

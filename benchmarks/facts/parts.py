@@ -101,13 +101,11 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
     taught = stages.taught(*run, start=place, counts=counts)
     is_last = number == cell.sets - 1
     if method.counts and (method.protects or is_last or not number):
-      assert method.memory
-      base = stages.base(method.memory, cell.seed)
-      reads.append(stages.reads(base, name))
+      reads.append(stages.reads(method, cell.seed, name))
       if method.protects:
-        counts = stages.folder / f"{cell.name}_counts.safetensors"
-        before = counts if number else row_counts.find(base)
+        before = counts or stages.counted(method, cell.seed)
         held = row_counts.load(before, "counts")
+        counts = stages.folder / f"{cell.name}_counts.safetensors"
         row_counts.save(counts, row_counts.merged(held, reads[-1]))
     asked = {"first": sets[0]} | ({"newest": facts} if number else {})
     if is_last:

@@ -80,8 +80,7 @@ class Stages(NamedTuple):
     c, scale = self._config(self.backbone, seed), self.scale
     add_memory(c, memory)
     if memory.base == methods.TAUGHT:
-      (others,) = facts_lib.draw(OTHER_FACTS, OTHER_SEED + seed)
-      self._teach(c, workdir.name, others)
+      self._teach(c, self._others(seed))
       self._override(c, methods.TAUGHT_OVERRIDES)
       c.optim.learning_rate = methods.TAUGHT_RATE
       c.steps = scale.taught_steps
@@ -95,40 +94,45 @@ class Stages(NamedTuple):
     finish(c, workdir)
     return workdir
 
-  def counted(self, base: pathlib.Path, memory: Memory) -> None:
-    """Counts what a base's own text reads of it, if it was not done.
+  def counted(self, method: Method, seed: int) -> pathlib.Path:
+    """Returns the counts of what a method names; makes them if need be."""
+    assert method.memory
+    base = self.base(method.memory, seed)
+    path = self.folder / f"{base.name}_{'_'.join(method.counts)}.safetensors"
+    for text in method.counts:
+      name = self._others(seed) if text == methods.OTHERS else ""
+      self._count(base, path, self.scale.count_batches, name)
+    return path
 
-    Of a base that was taught facts, these are counted without the general text:
-    rows that all facts read are special to none only if nothing dilutes them.
-    """
-    if not row_counts.find(base).exists():
-      is_taught = memory.base == methods.TAUGHT
-      self.count(base, row_counts.find(base), base.name if is_taught else "")
+  def reads(self, method: Method, seed: int, name: str) -> RowCounts:
+    """Returns how all facts of a run read the tables of a method's base."""
+    assert method.memory
+    base = self.base(method.memory, seed)
+    path = self.folder / f"{name}_reads.safetensors"
+    examples = len(self._file(name).read_text().splitlines())
+    self._count(base, path, -(-examples // self.scale.batch), name)
+    return row_counts.load(path, "reads")
 
-  def count(
-    self, base: pathlib.Path, counts: pathlib.Path, name: str = ""
+  def _count(
+    self, base: pathlib.Path, counts: pathlib.Path, batches: int, name: str
   ) -> None:
     """Adds what text reads of a base's tables to a file of counts.
 
     Args:
       base: the workdir.
       counts: the file.
-      name: of a run that has taught facts, which are the text; "": it is that
-        of the base's own run.
+      batches: of the text.
+      name: of the file of facts that are the text; "": it is that of the base's
+        own run.
     """
     command = [sys.executable, "-m", "ultramem_jax", "count"]
     command += [f"--workdir={base}", f"--output={counts}"]
-    command += [f"--batches={self.scale.count_batches}"]
+    command += [f"--batches={batches}"]
     if name:
       fields = self._data(name)
       command += [f"--data.{field}={value}" for field, value in fields.items()]
+      command.append(f"--batch_size={self.scale.batch}")
     subprocess.run(command, cwd=report.ROOT, check=True)
-
-  def reads(self, base: pathlib.Path, name: str) -> RowCounts:
-    """Returns what the facts of a run read of a base's tables."""
-    path = self.folder / f"{name}_reads.safetensors"
-    self.count(base, path, name)
-    return row_counts.load(path, "reads")
 
   def config(
     self,
@@ -147,17 +151,17 @@ class Stages(NamedTuple):
       method, rate, seed: of the run.
       facts: what it teaches.
       start: the workdir that it begins with; None: the method's base.
-      counts: by which rows are chosen, if the method does so; None: those of
-        the base.
+      counts: by which rows are chosen, if the method does so; None: of the
+        texts that it names.
     """
     base = self.base(method.memory, seed) if method.memory else self.backbone
     c = self._config(start or base, seed)
-    self._teach(c, name, facts)
+    facts_lib.write(self._file(name), facts)
+    self._teach(c, name)
     c.optim.update(trainable="all", learning_rate=rate)
     c.steps = self.scale.steps
-    if method.memory and method.counts:
-      self.counted(base, method.memory)
-      c.optim.table_counts = str(counts or base)
+    if method.counts:
+      c.optim.table_counts = str(counts or self.counted(method, seed))
     if method.dense_as:
       with_memory = self._config(base, seed)
       add_memory(with_memory, method.dense_as)
@@ -189,9 +193,15 @@ class Stages(NamedTuple):
       **dict(seq_len=self.scale.seq_len, long_examples="cut", cut_bytes=0),
     }
 
-  def _teach(self, c: Any, name: str, facts: list[Fact]) -> None:
-    """Changes the settings of a run into those of one on facts alone."""
-    facts_lib.write(self._file(name), facts)
+  def _others(self, seed: int) -> str:
+    """Returns the name of a file of facts about others, which is written."""
+    name = f"others_{seed}"
+    (others,) = facts_lib.draw(OTHER_FACTS, OTHER_SEED + seed)
+    facts_lib.write(self._file(name), others)
+    return name
+
+  def _teach(self, c: Any, name: str) -> None:
+    """Changes the settings of a run into those of one on a file of facts."""
     c.data.update(self._data(name))
     c.batch_size = self.scale.batch
     c.optim.distillation = 0.0

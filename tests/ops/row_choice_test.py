@@ -70,6 +70,16 @@ def test_ties_go_to_the_lower_row(score):
   assert set(np.asarray(chosen_TY).ravel()) == {2, 4, 7, NUM_ROWS}
 
 
+@pytest.mark.parametrize("score", ["tfidf", "kl"])
+def test_rows_without_a_finite_rarity_are_never_chosen(score):
+  row_TY, rarity_I = make_reads(2)
+  rarity_I[: NUM_ROWS // 2] = -np.inf
+  chosen_TY = np.asarray(choose(row_TY, rarity_I, 1000, score))
+  np.testing.assert_array_equal(
+    chosen_TY, np.where(row_TY < NUM_ROWS // 2, NUM_ROWS, row_TY)
+  )
+
+
 def test_padding_is_neither_chosen_nor_counted():
   row_TY, rarity_I = make_reads(1)
   padded_TY = np.concatenate([row_TY, np.full_like(row_TY, NUM_ROWS)])

@@ -162,6 +162,51 @@ def test_rarity_is_read_from_the_counts_of_a_workdir(score, tmp_path):
   assert rarity.inputs(config) != before
 
 
+@pytest.mark.parametrize(("max_share", "most"), [(0.0, 0), (0.4, 3), (1.0, 9)])
+def test_rows_that_too_many_texts_read_are_never_chosen(
+  max_share, most, tmp_path
+):
+  texts_I = np.minimum(np.arange(256), 9)
+  save_counts(tmp_path / row_counts.FILE_NAME)
+  config = make_config(
+    optim__table_rows="kl",
+    optim__table_counts=str(tmp_path),
+    optim__table_max_share=max_share,
+  )
+  rarity_I = rarity.read(config)[PATH]
+  assert rarity_I.dtype == np.float32
+  np.testing.assert_array_equal(np.isfinite(rarity_I), texts_I <= most)
+
+
+def test_a_step_leaves_rows_that_other_text_reads_as_they_are(tmp_path):
+  """However many rows it may change."""
+  _, (plain, _), _ = steps()
+  read_I = plain.usage["memory_0"].slots > 0
+  held_I = np.arange(256) % 3 > 0  # read by the text that was counted
+  assert (read_I & held_I).any() and (read_I & ~held_I).any()
+  counts_I = held_I.astype(np.int64)
+  save_counts(
+    tmp_path / row_counts.FILE_NAME,
+    reads={PATH: counts_I},
+    texts={PATH: counts_I},
+  )
+  config = make_config(
+    optim__table_rows="tfidf",
+    optim__table_top_t=256,
+    optim__table_counts=str(tmp_path),
+    optim__table_max_share=0.0,
+  )
+  start = small_steps.first_state(config)
+  before = jax.device_get(start).tables[PATH]
+  run = TrainProgram(config, None, None, rarity.read(config))
+  state, _ = run(start, small_steps.make_batch(config))
+  after = jax.device_get(state).tables[PATH]
+  changed_I = (before.values_IW != after.values_IW).any(1)
+  np.testing.assert_array_equal(changed_I, read_I & ~held_I)
+  for old, new in zip(before, after, strict=True):
+    small_steps.assert_same_bits(new[held_I], old[held_I])
+
+
 def test_counts_that_do_not_fit_are_refused(tmp_path):
   path = tmp_path / "counts.safetensors"
   config = functools.partial(
@@ -189,6 +234,11 @@ def test_counts_that_do_not_fit_are_refused(tmp_path):
     (r"optim\.table_counts = ''.*count", {"optim__table_counts": ""}),
     (r"optim\.table_update = 'dense'", {"optim__table_update": "dense"}),
     (r"optim\.table_top_t = 0", {"optim__table_top_t": 0}),
+    (r"optim\.table_max_share = 1\.5", {"optim__table_max_share": 1.5}),
+    (
+      r"optim\.table_max_share = 0\.5.*table_rows = all",
+      {"optim__table_rows": "all", "optim__table_max_share": 0.5},
+    ),
     (
       r"optim\.table_rows = 'kl'.*without memory",
       {"model__memory__kind": "none", "model__memory__spans": ""},

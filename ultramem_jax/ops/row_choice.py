@@ -41,7 +41,7 @@ def choose_rows(
 
   Args:
     row_TY: int32 in [0, I]; I marks reads to ignore.
-    rarity_I: [I] float32, of `rarity`.
+    rarity_I: [I] float32, of `rarity`; -inf: the row is never chosen.
     top_t: how many rows are chosen, if that many are read. Where scores are
       equal, lower rows are.
     score: "tfidf" or "kl".

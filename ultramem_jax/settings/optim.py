@@ -48,6 +48,7 @@ class OptimConfig:
   table_rows: str = "all"
   table_top_t: int = 500
   table_counts: str = ""
+  table_max_share: float = 1.0
   distillation: float = 0.0
 
   def __post_init__(self):
@@ -81,6 +82,7 @@ class OptimConfig:
       "warmup_fraction",
       "init_fraction",
       "final_fraction",
+      "table_max_share",
       "distillation",
     )
     for field in ("beta1", "beta2"):
@@ -127,6 +129,12 @@ class OptimConfig:
     require_choice("optim", self, "table_rows", "all", "tfidf", "kl")
     require_at_least("optim", self, 1, "table_top_t")
     if not self.chooses_rows:
+      require(
+        self.table_max_share == 1,
+        "optim.table_max_share",
+        self.table_max_share,
+        "must be 1 with optim.table_rows = all, which needs no counts",
+      )
       return
     require(
       self.table_update != "dense",

@@ -84,9 +84,14 @@ def describe_table_update(config: Config) -> str:
   form = "sparse" if updates_rows(config) else "dense"
   optim = config.optim
   low = ", in low precision" if config.has_low_precision_tables else ""
+  spared = (
+    f" and read by at most {optim.table_max_share:.4g} of all texts counted"
+    if optim.table_max_share < 1
+    else ""
+  )
   rows = (
     f", of the {optim.table_top_t} rows of a table that are most special to "
-    f"a step by {optim.table_rows}"
+    f"a step by {optim.table_rows}{spared}"
     if optim.chooses_rows
     else ""
   )

@@ -42,7 +42,8 @@ def read(config: Config) -> dict[str, np.ndarray]:
   """Reads how rare the rows of each table are; {} if a run chooses none.
 
   Returns:
-    [I] float32 by path, of `row_choice.rarity`.
+    [I] float32 by path, of `row_choice.rarity`; -inf: the row is never chosen,
+    as too many texts read it.
   Raises:
     ConfigError: no table is trained; or the counts are absent, damaged or of
       other tables.
@@ -73,8 +74,13 @@ def read(config: Config) -> dict[str, np.ndarray]:
   else:
     kind = counts.reads
     totals = {path: int(count_I.sum()) for path, count_I in kind.items()}
+  most = optim.table_max_share * counts.num_texts
   return {
-    path: row_choice.rarity(kind[path], optim.table_rows, totals[path])
+    path: np.where(
+      counts.texts[path] <= most,
+      row_choice.rarity(kind[path], optim.table_rows, totals[path]),
+      np.float32(-np.inf),
+    )
     for path in rows
   }
 
