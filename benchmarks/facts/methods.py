@@ -340,8 +340,8 @@ METHODS = {
   ),
   # What a set reads and nothing else does: one set leaves another's rows alone.
   "spared_early": Method(
-    "Memory+, of 1,048,576 rows only those that nothing else reads, three early "
-    "places",
+    "Memory+, of 1,048,576 rows only those that nothing else reads, three "
+    "early places",
     SPARED_RATES,
     SPARSE_MEMORY,
     {**VALUES, **SPARED},

@@ -101,7 +101,10 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
     taught = stages.taught(*run, start=place, counts=counts)
     is_last = number == cell.sets - 1
     if method.counts and (method.protects or is_last or not number):
-      reads.append(stages.reads(method, cell.seed, name))
+      assert method.memory
+      base = stages.base(method.memory, cell.seed)
+      # What is to stay is what the set reads now that it has been learned.
+      reads.append(stages.reads(taught if method.protects else base, name))
       if method.protects:
         before = counts or stages.counted(method, cell.seed)
         held = row_counts.load(before, "counts")

@@ -104,29 +104,27 @@ class Stages(NamedTuple):
       self._count(base, path, self.scale.count_batches, name)
     return path
 
-  def reads(self, method: Method, seed: int, name: str) -> RowCounts:
-    """Returns how all facts of a run read the tables of a method's base."""
-    assert method.memory
-    base = self.base(method.memory, seed)
+  def reads(self, workdir: pathlib.Path, name: str) -> RowCounts:
+    """Returns how all facts of a file read the tables of a workdir's model."""
     path = self.folder / f"{name}_reads.safetensors"
     examples = len(self._file(name).read_text().splitlines())
-    self._count(base, path, -(-examples // self.scale.batch), name)
+    self._count(workdir, path, -(-examples // self.scale.batch), name)
     return row_counts.load(path, "reads")
 
   def _count(
-    self, base: pathlib.Path, counts: pathlib.Path, batches: int, name: str
+    self, workdir: pathlib.Path, counts: pathlib.Path, batches: int, name: str
   ) -> None:
-    """Adds what text reads of a base's tables to a file of counts.
+    """Adds what text reads of a model's tables to a file of counts.
 
     Args:
-      base: the workdir.
+      workdir: of the model.
       counts: the file.
       batches: of the text.
-      name: of the file of facts that are the text; "": it is that of the base's
-        own run.
+      name: of the file of facts that are the text; "": it is that of the
+        model's own run.
     """
     command = [sys.executable, "-m", "ultramem_jax", "count"]
-    command += [f"--workdir={base}", f"--output={counts}"]
+    command += [f"--workdir={workdir}", f"--output={counts}"]
     command += [f"--batches={batches}"]
     if name:
       fields = self._data(name)
