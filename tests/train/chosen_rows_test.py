@@ -207,6 +207,39 @@ def test_a_step_leaves_rows_that_other_text_reads_as_they_are(tmp_path):
     small_steps.assert_same_bits(new[held_I], old[held_I])
 
 
+def test_text_whose_rows_stay_is_answered_as_before(tmp_path):
+  """A batch is learned; the loss of another keeps its bits."""
+  settings = {
+    "model__memory__num_keys": 64,
+    "model__memory__top_m": 1,
+    "optim__trainable": "memory_tables/values",
+  }
+  plain = make_config(**settings)
+  start = jax.device_get(small_steps.first_state(plain))
+  new, known = (small_steps.make_batch(plain, seed) for seed in (0, 1))
+  measure = TrainProgram(plain)
+  loss = lambda state, batch: measure(jax.device_put(state), batch)[1]["loss"]
+  state, _ = measure(jax.device_put(start), known)
+  read_I = (np.asarray(state.usage["memory_0"].slots) > 0).astype(np.int64)
+  save_counts(
+    tmp_path / row_counts.FILE_NAME, reads={PATH: read_I}, texts={PATH: read_I}
+  )
+  config = make_config(
+    **settings,
+    optim__table_rows="kl",
+    optim__table_top_t=64**2,
+    optim__table_counts=str(tmp_path),
+    optim__table_max_share=0.0,
+  )
+  learn = TrainProgram(config, None, None, rarity.read(config))
+  learned = jax.device_put(start)
+  for _ in range(3):
+    learned, _ = learn(learned, new)
+  learned = jax.device_get(learned)
+  assert loss(learned, known) == loss(start, known)
+  assert loss(learned, new) < loss(start, new)
+
+
 def test_counts_that_do_not_fit_are_refused(tmp_path):
   path = tmp_path / "counts.safetensors"
   config = functools.partial(
