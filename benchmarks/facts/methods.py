@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from configs import ablation
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools import accounting
 
@@ -25,6 +26,21 @@ EVERY_MEMORY = "memory"
 ONLY_VALUES = "memory_.*values"
 PIECES = "{pieces}"
 COLD, WARM, TAUGHT = "cold", "warm", "taught"
+# Plain product keys, with a table and normalized queries in each place.
+PRODUCT_KEYS = "product_keys"
+_PRODUCT_KEYS = {
+  field: ablation.ROWS["pkm"][field]
+  for field in (
+    "kind",
+    "heads_per_query",
+    "score",
+    "softmax",
+    "num_cores",
+    "expansion",
+    "shuffle",
+    "init",
+  )
+}
 # Texts whose reads of a base's rows are counted.
 GENERAL, OTHERS = "general", "others"
 VALUES_AND_GATE = "memory_.*(values|gating)"
@@ -39,8 +55,10 @@ def block_at(depth: float, num_layers: int) -> int:
 class Memory:
   """A memory that is added, and how it is trained.
 
-  kind: of `model.memory.kind`.
-  places: depths of its blocks.
+  kind: of `model.memory.kind`, or `PRODUCT_KEYS`.
+  places: depths of the blocks to which it is added.
+  reads: depths of the blocks where it reads; (): the same.
+  query_conv: taps of the convolution in the queries of `PRODUCT_KEYS`.
   num_keys: the table has the square of it as rows.
   top_m: rows that each of 4 heads reads.
   output: what it adds at first, `model.memory.output`.
@@ -52,6 +70,8 @@ class Memory:
 
   kind: str = "memory_plus"
   places: tuple[float, ...] = ONE_PLACE
+  reads: tuple[float, ...] = ()
+  query_conv: int = 0
   num_keys: int = 128
   top_m: int = 16
   output: str = "empty"
@@ -62,22 +82,34 @@ class Memory:
   @property
   def name(self) -> str:
     """What tells its base from those of others."""
-    places = "-".join(f"{x:g}" for x in self.places)
+    places, reads = (
+      "-".join(f"{x:.2g}" for x in depths)
+      for depths in (self.places, self.reads)
+    )
     base = self.base
     if self.distillation:
       base += f"_distilled_{self.distillation:g}"
+    kind = self.kind + f"_{self.query_conv}" * bool(self.query_conv)
+    places += f"_of_{reads}" * bool(reads)
     table = f"{self.num_keys}_{self.top_m}"
-    return f"{self.kind}_{places}_{table}_{self.output}_{self.gate}_{base}"
+    return f"{kind}_{places}_{table}_{self.output}_{self.gate}_{base}"
 
   def overrides(self, num_layers: int, embed_dim: int) -> Overrides:
-    """Returns the fields of the model's config.
-
-    Memories read and are added in the same blocks.
-    """
-    blocks = sorted({block_at(x, num_layers) for x in self.places})
+    """Returns the fields of the model's config."""
+    # By where it reads: in one block, one memory does.
+    spans = {
+      block_at(read, num_layers): block_at(place, num_layers)
+      for read, place in zip(
+        self.reads or self.places, self.places, strict=True
+      )
+    }
+    kind = {"model.memory.kind": self.kind}
+    if self.kind == PRODUCT_KEYS:
+      kind = {f"model.memory.{k}": v for k, v in _PRODUCT_KEYS.items()}
+      kind["model.memory.query_conv"] = self.query_conv
     return {
-      "model.memory.kind": self.kind,
-      "model.memory.spans": "/".join(f"{i}:{i}" for i in blocks),
+      **kind,
+      "model.memory.spans": "/".join(f"{i}:{j}" for i, j in spans.items()),
       "model.memory.num_keys": self.num_keys,
       "model.memory.key_dim": 32,
       "model.memory.value_dim": embed_dim // 2,
@@ -173,9 +205,18 @@ TAUGHT_MEMORY = Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT)
 CHOSEN_BY_KL = {"optim.table_rows": "kl", "optim.table_top_t": 1024}
 # A token reads few rows of many, where texts differ most.
 SPARSE_MEMORY = Memory(places=EARLY_PLACES, num_keys=1024, top_m=4)
+# It reads what is almost the tokens alone, three at a time.
+NAMES_MEMORY = Memory(
+  kind=PRODUCT_KEYS,
+  places=EARLY_PLACES,
+  reads=(1 / 30, 2 / 30, 3 / 30),
+  query_conv=3,
+  num_keys=512,
+  top_m=4,
+)
 SPARED = {
   "optim.table_rows": "tfidf",
-  "optim.table_top_t": SPARSE_MEMORY.num_keys**2,
+  "optim.table_top_t": 2**20,
   "optim.table_max_share": 0.0,
 }
 RATES = (1e-3, 3e-3, 1e-2)
@@ -344,6 +385,16 @@ METHODS = {
     "early places",
     SPARED_RATES,
     SPARSE_MEMORY,
+    {**VALUES, **SPARED},
+    counts=(GENERAL, OTHERS),
+    protects=True,
+  ),
+  # Queries that see three tokens tell names apart, whatever is before them.
+  "spared_names": Method(
+    "product keys of three tokens, of 262,144 rows in each of three early "
+    "places only those that nothing else reads",
+    SPARED_RATES,
+    NAMES_MEMORY,
     {**VALUES, **SPARED},
     counts=(GENERAL, OTHERS),
     protects=True,
