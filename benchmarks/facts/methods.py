@@ -211,7 +211,7 @@ NAMES_MEMORY = Memory(
   places=EARLY_PLACES,
   reads=(1 / 30, 2 / 30, 3 / 30),
   query_conv=3,
-  num_keys=512,
+  num_keys=768,
   top_m=4,
 )
 SPARED = {
@@ -391,7 +391,7 @@ METHODS = {
   ),
   # Queries that see three tokens tell names apart, whatever is before them.
   "spared_names": Method(
-    "product keys of three tokens, of 262,144 rows in each of three early "
+    "product keys of three tokens, of 589,824 rows in each of three early "
     "places only those that nothing else reads",
     SPARED_RATES,
     NAMES_MEMORY,
