@@ -24,7 +24,8 @@ def get_config() -> Any:
   # A workdir, or workdir@step: a new run begins with its parameters of the same
   # path and shape, and a new optimizer; "" = all are new.
   c.init_from = ""
-  # A regular expression that is searched for in paths: not taken from there.
+  # A regular expression: parameters in whose path it is found are not taken
+  # from init_from, but start anew.
   c.init_skip = ""
   c.steps = 1000  # optimizer steps of the whole run
   # Sequences per step, over all devices and processes; less than 2^31 tokens.
@@ -43,7 +44,8 @@ def get_config() -> Any:
   # yours) | tfds (TensorFlow Datasets).
   c.data.source = "stdlib"
   # text: a file, a glob or a folder (all text below it). Text in UTF-8 is a
-  # document a file; .jsonl, .jsonlines, .ndjson and .json a document a line;
+  # document a file; .jsonl, .jsonlines and .ndjson a document a line, and .json
+  # if its first lines are records (text_field, or what data.records needs);
   # .parquet and .arrow a document a row, as in the folder of a dataset that
   # save_to_disk of Hugging Face wrote. .gz, .zst, .bz2 and .xz are unpacked.
   c.data.path = ""
@@ -65,7 +67,7 @@ def get_config() -> Any:
   # JSON lines, Parquet and tfds: the field that holds the text.
   c.data.text_field = "text"
   # What JSON lines and rows of Parquet are: text (in text_field) | answers
-  # (prompt and answer, or messages, of which answers alone are learned; or
+  # (prompt and answer, or messages, of which only the answers are learned; or
   # text).
   c.data.records = "text"
   # bytes | path of a Hugging Face tokenizer.json, or of its folder.
@@ -129,8 +131,8 @@ def get_config() -> Any:
   # Share of activations that is dropped in embedding, attention, MLP and
   # memory; [0, 1].
   c.model.dropout_rate = 0.0
-  # Of matrix products: float32 | bfloat16. Parameters, scores, norms, softmaxes
-  # and losses are always float32.
+  # Dtype of matrix products: float32 | bfloat16. Parameters, scores, norms,
+  # softmaxes and losses are always float32.
   c.model.dtype = "float32"
   c.model.attention = "xla"  # xla | cudnn (flash attention; GPU, bfloat16)
   # What the backward pass recomputes to save memory: none | block (every
@@ -174,8 +176,8 @@ def get_config() -> Any:
   # is None, each kind has its own (ultramem_jax/settings/kinds.py); the comment
   # gives that of kind "ultramem".
   c.model.memory = ConfigDict()
-  # none (a dense model) | ultramem | ultramem_v2 (the memories share a ring of
-  # tables) | memory_plus (product keys and a gate; the memories share a table)
+  # none (a dense model) | ultramem | ultramem_v2 (the memories share one table,
+  # a ring of rows) | memory_plus (product keys and a gate; the memories share a table)
   # | peer (every row is a one-neuron expert).
   c.model.memory.kind = "none"
   # Where memories stand, "i:j/i:j/...", blocks counted from 1: each reads in
@@ -305,8 +307,8 @@ def get_config() -> Any:
   # How often other text reads each row, as python -m ultramem_jax count writes
   # it: a file, or the workdir that has it.
   c.optim.table_counts = ""
-  # Rows that a larger share of the counted texts read are never chosen: 0
-  # spares every row that they read, 1 none.
+  # Rows that more than this share of the counted texts read are never updated:
+  # 0 = no row that any of them reads, 1 = no limit.
   c.optim.table_max_share = 1.0
   c.optim.z_loss = 0.0  # weight of log(sum exp logits)^2 in the loss
   # [w] share of the loss, in [0, 1], that keeps a model to what it says without
@@ -318,10 +320,12 @@ def get_config() -> Any:
   # paths of parameters, such as memory, memory_.*/values, head|embed. The
   # others stay as they are, without gradient, moments or decay.
   c.optim.trainable = "all"
-  # The others in memory and checkpoints: float32 | bfloat16, rounded when a run
-  # begins. Norms, routers and what is of memories stay float32.
+  # Dtype of the parameters that are not trained, in memory and in the workdir's
+  # frozen/: float32 | bfloat16, rounded when a run begins. Norms, routers and
+  # memories stay float32.
   c.optim.frozen_dtype = "float32"
-  # Factors on the rates of parameters but tables, PATTERN=FACTOR joined by ",",
+  # Factors on the learning rates of all parameters except tables,
+  # PATTERN=FACTOR joined by ",",
   # such as embed=0.1,memory=5; the first pattern that is found decides.
   c.optim.rate_multipliers = ""
 

@@ -19,7 +19,7 @@ def get_config(workdir: str) -> Any:
   """Returns the ConfigDict of a run, with init_from and its own tokenizer.
 
   Args:
-    workdir: of the run, or DIR@STEP: a certain checkpoint, or @best.
+    workdir: of the run; DIR@STEP or DIR@best names a checkpoint of it.
   Raises:
     ConfigError: it holds no run.
   """

@@ -2,7 +2,8 @@
 
   python train.py --config=configs/tiny_ultramem_v2.py
 
-The four memories share a ring of tables, a quarter of `tiny.py`'s rows each.
+The four memories share one table, a ring to which each adds a quarter of
+`tiny.py`'s rows.
 """
 
 from configs import tiny

@@ -1,7 +1,7 @@
 """Compiles a run's training and decoding step without running them.
 
-  python -m ultramem_jax compile --config=configs/151m_x12.py \\
-      --topology=v5e:16x16
+  python -m ultramem_jax compile --config=configs/151m_dense.py \\
+      --topology=v5e:2x2 --config.batch_size=32 --config.model.num_layers=4
 
 The devices need not be here (--topology): a TPU's compiler is in libtpu, a
 GPU's in JAX's plugin for CUDA, and a machine without either device can have

@@ -1,4 +1,4 @@
-"""Writes the model of a run as a folder of Hugging Face.
+"""Writes the model of a run as a Hugging Face folder.
 
   python -m ultramem_jax export --workdir=runs/smol --output=SmolLM2-mine
 

@@ -1,4 +1,4 @@
-"""Makes a run of a pretrained model of Hugging Face.
+"""Turns a pretrained Hugging Face model into a run.
 
   hf download HuggingFaceTB/SmolLM2-135M --local-dir SmolLM2-135M
   python -m ultramem_jax import --from=SmolLM2-135M --workdir=runs/smol
@@ -24,7 +24,7 @@ from ultramem_jax.tools import accounting, pretrained
 def define_flags() -> None:
   cli.define_config("default")
   flags.DEFINE_string(
-    "from", None, "Folder of the pretrained model, or a file .gguf."
+    "from", None, "Folder of the pretrained model, or a .gguf file."
   )
   flags.DEFINE_string("workdir", None, "Directory of the new run.")
   flags.DEFINE_string(

@@ -1,4 +1,4 @@
-"""Takes what a fine-tuning has changed of a memory as a patch.
+"""Writes what a fine-tuning has changed in a memory to a file, or applies it.
 
   python -m ultramem_jax patch create --base=runs/a --tuned=runs/facts \\
       --output=facts.safetensors
