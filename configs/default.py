@@ -177,8 +177,8 @@ def get_config() -> Any:
   # gives that of kind "ultramem".
   c.model.memory = ConfigDict()
   # none (a dense model) | ultramem | ultramem_v2 (the memories share one table,
-  # a ring of rows) | memory_plus (product keys and a gate; the memories share a table)
-  # | peer (every row is a one-neuron expert).
+  # a ring of rows) | memory_plus (product keys and a gate; the memories share a
+  # table) | peer (every row is a one-neuron expert).
   c.model.memory.kind = "none"
   # Where memories stand, "i:j/i:j/...", blocks counted from 1: each reads in
   # block i and is added after block j. "full" = i:i in every block.
