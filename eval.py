@@ -56,9 +56,10 @@ cli.define_processes()
 def load_run() -> TrainedModel:
   """Loads the model, with the text and batches that the flags name."""
   run = model_flags.load()
-  config = model_flags.with_text(
-    run.config, model_flags.text(), flags.FLAGS.batch_size
-  )
+  asked = model_flags.text()
+  if "path" in asked:  # the run's own split is not of it
+    asked = {"valid_path": "", **asked}
+  config = model_flags.with_text(run.config, asked, flags.FLAGS.batch_size)
   config = dataclasses.replace(config, eval_batches=BATCHES.value)
   fit.check_evaluation(config, run.layout.mesh.size)
   return run._replace(config=config)
@@ -94,6 +95,12 @@ def evaluate_tasks() -> None:
 
 def main() -> None:
   cli.join_processes()
+  require(
+    not TASKS.value or BATCHES.value == BATCHES.default,
+    f"--{BATCHES.name}",
+    BATCHES.value,
+    "is for the loss, not for --tasks",
+  )
   for flag in (TASKS_DIR, NUM_FEWSHOT, LIMIT):
     require(
       bool(TASKS.value) or flag.value is None,

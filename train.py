@@ -252,6 +252,7 @@ def train_once(
   rows = sharding.process_rows(config, layout.mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
+    checkpoint.require_idle(workdir)
     bind_workdir(workdir, config, corpus, described, accepted)
     announce(config, layout, memory, described, workdir)
     if source:

@@ -29,7 +29,7 @@ from ultramem_jax import (
 )
 
 OPTIMIZER = optax.adamw(1e-3)  # of all parameters but the table
-RULE = AdamW(0.9, 0.95, eps=1e-8, weight_decay=0.1, rate=1e-2, step=0)
+RULE = AdamW(0.9, 0.95, eps=1e-8, weight_decay=0.1, rate=1e-2, step=1)
 
 
 class Net(nn.Module):

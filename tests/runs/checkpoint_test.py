@@ -194,6 +194,17 @@ def test_second_run_in_a_workdir_is_refused(workdir):
   assert restore_latest(workdir).step == 20
 
 
+def test_a_workdir_in_use_is_refused_and_one_without_a_run_is_not(workdir):
+  refused = pytest.raises(errors.CheckpointError, match="another process")
+  with checkpoint.Checkpointer(workdir, 5), refused:
+    checkpoint.require_idle(workdir)
+  for path in (workdir, workdir / "none"):
+    checkpoint.require_idle(path)
+    assert path == workdir or not path.exists()
+  with checkpoint.Checkpointer(workdir, 5):  # nothing holds the lock
+    pass
+
+
 def stored_chunk(workdir, step):
   """Shape of the chunks of params/table on the disk."""
   metadata = ocp.checkpointables_metadata(workdir / f"checkpoints/{step}")

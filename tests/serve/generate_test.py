@@ -190,6 +190,25 @@ def test_cache_holds_attention_and_convolution():
   assert not any(leaf.any() for leaf in jax.tree.leaves(cache))
 
 
+def test_a_token_beyond_the_cache_has_no_logits():
+  model, variables = make_model()
+  cache = generate.init_cache(model, 1, 4)
+  token_BT, segment_BT = jnp.full((1, 1), 7), jnp.ones((1, 1), jnp.int32)
+  is_finite = []
+  for place in range(6):
+    cache, logits_BV = generate.decode_step(
+      model, variables, cache, token_BT, segment_BT, jnp.full((1, 1), place)
+    )
+    is_finite.append(bool(jnp.isfinite(logits_BV).all()))
+    assert is_finite[-1] or jnp.isnan(logits_BV).all()
+  assert is_finite == [True] * 4 + [False] * 2
+
+
+def test_a_prompt_longer_than_it_is_padded_to_is_refused():
+  with pytest.raises(ConfigError, match="padded_length = 2: must be at least"):
+    successors([[1], [1, 2, 3]], 4, padded_length=2)
+
+
 DRAWS = 40_000
 LOGITS = np.log([0.4, 0.3, 0.2, 0.1])
 

@@ -135,7 +135,7 @@ def test_one_command_at_a_time_counts(tmp_path):
   refused = pytest.raises(ConfigError, match="another command is counting")
   with row_counts.locked(path), refused, row_counts.locked(path):
     pass
-  with row_counts.locked(path):
+  with row_counts.locked(path), row_counts.locked(tmp_path / "others"):
     pass
 
 
@@ -150,3 +150,5 @@ def test_nothing_of_the_run_is_mixed_into_other_text(loaded, texts):
   assert of_text({"path": str(texts / "b.jsonl")}).mixture == ""
   assert of_text({"path": "c", "mixture": "d=0.1"}).mixture == "d=0.1"
   assert mixed.path and not of_text({"source": "stdlib"}).path
+  dataset = of_text({"tfds_name": "c4/en", "packing": "segments"})
+  assert (dataset.source, dataset.path) == ("tfds", "")

@@ -49,10 +49,12 @@ def test_a_merged_run_computes_the_same_without_lora(tmp_path):
 
 def test_what_else_was_trained_goes_on_being_trained():
   optim = dataclasses.replace(CONFIG.optim, trainable="lora_|memory")
-  config = dataclasses.replace(CONFIG, optim=optim, init_from="runs/base")
+  config = dataclasses.replace(
+    CONFIG, optim=optim, init_from="runs/base", init_skip="^memory"
+  )
   merged = merge_lora.merged_config(config)
   assert merged.optim.trainable == "lora_|memory"
-  assert merged.init_from == ""
+  assert merged.init_from == merged.init_skip == ""
 
 
 def test_rates_of_the_lora_are_dropped():

@@ -153,7 +153,23 @@ def test_patches_are_listed_by_size(tmp_path):
   assert [line.split()[4] for line in lines] == [paths[1], paths[0]]
   assert "memory_0/values 30" in lines[0]
   (tmp_path / "none").write_bytes(b"nothing")
-  for name, match in (("none", "is not a patch"), ("absent", "no such file")):
+  small = patch_lib.read(paths[0])
+  broken = {
+    "elsewhere": small._replace(base={}),
+    "list": small._replace(base=list(small.base)),
+    "rows": small._replace(
+      changes={
+        name: change._replace(rows=change.rows[:0])
+        for name, change in small.changes.items()
+      }
+    ),
+  }
+  for name, patch in broken.items():
+    patch_lib.write(str(tmp_path / name), patch)
+  for name, match in (
+    *dict.fromkeys(("none", *broken), "is not a patch").items(),
+    ("absent", "no such file"),
+  ):
     with pytest.raises(ConfigError, match=match):
       patch_lib.read(str(tmp_path / name))
 

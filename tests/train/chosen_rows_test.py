@@ -157,6 +157,8 @@ def test_rarity_is_read_from_the_counts_of_a_workdir(score, tmp_path):
   np.testing.assert_array_equal(rarity.read(config)[PATH], expected)
   assert rarity.read(ALL) == rarity.inputs(ALL) == {}
   before = rarity.inputs(config)
+  save_counts(tmp_path / row_counts.FILE_NAME)  # whatever order it has
+  assert rarity.inputs(config) == before
   save_counts(tmp_path / row_counts.FILE_NAME, num_texts=10)
   assert before.keys() == {"optim.table_counts"}
   assert rarity.inputs(config) != before
@@ -259,6 +261,9 @@ def test_counts_that_do_not_fit_are_refused(tmp_path):
     )
   with pytest.raises(ConfigError, match=r"no table is trained"):
     rarity.read(config(optim__trainable="head"))
+  save_counts(path, texts={PATH: np.full(256, 1)})
+  with pytest.raises(ConfigError, match=r"table_max_share = 0\.0: leaves no"):
+    rarity.read(config(optim__table_max_share=0.0))
 
 
 @pytest.mark.parametrize(

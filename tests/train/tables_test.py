@@ -14,6 +14,7 @@ import pytest
 import ultramem_jax
 from tests.train import small_steps
 from ultramem_jax import MemoryConfig, Transformer, UltraMem, testing
+from ultramem_jax.layers.tables import SharedTables
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim
@@ -195,6 +196,55 @@ def test_a_table_read_twice_by_one_call_is_refused():
     jax.eval_shape(
       ultramem_jax.sparse_value_and_grad(loss_fn), variables, tables, x_BTD
     )
+
+
+class Named(nn.Module):
+  """A layer of its own that calls a parameter `values`."""
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    scale = self.param("values", nn.initializers.ones, (1, x_BTD.shape[-1]))
+    return Inner(name="inner")(x_BTD * scale[0, 0])
+
+
+def test_a_parameter_that_is_only_called_values_is_named():
+  loss_fn, variables, tables, x_BTD = toy(Named())
+  with pytest.raises(ValueError, match=r"^values: no memory layer .* reads"):
+    jax.eval_shape(
+      ultramem_jax.sparse_value_and_grad(loss_fn), variables, tables, x_BTD
+    )
+
+
+class Around(nn.Module):
+  """A model with memories that share a table, inside another module."""
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    config = MemoryConfig(8, 4, 4, 2, kind="memory_plus")
+    tables = SharedTables(config, 1, name="memory_tables")()
+    layer = ultramem_jax.MemoryPlus(config, x_BTD.shape[-1], name="memory_0")
+    return layer(x_BTD, tables=tables)
+
+
+class Outermost(nn.Module):
+  @nn.compact
+  def __call__(self, x_BTD):
+    return Around(name="inside")(x_BTD)
+
+
+def test_a_shared_table_is_found_however_deep():
+  loss_fn, variables, tables, x_BTD = toy(Outermost())
+  _, _, factors = jax.eval_shape(
+    ultramem_jax.sparse_value_and_grad(loss_fn), variables, tables, x_BTD
+  )
+  assert set(factors) == set(tables) == {"inside/memory_tables/values"}
+
+
+def test_a_step_before_the_first_is_refused():
+  *_, tables, _ = toy(Inner())
+  rule = ultramem_jax.AdamW(0.9, 0.95, 1e-8, 0.1, 0.1, step=0)
+  with pytest.raises(ValueError, match="step = 0: must be 1 at the first"):
+    ultramem_jax.update_tables(tables, {}, rule)
 
 
 def test_moments_are_zero_and_of_the_dtype_asked_for():

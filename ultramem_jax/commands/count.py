@@ -27,7 +27,7 @@ def define_flags() -> None:
   model_flags.define()
   model_flags.define_text("train")
   flags.DEFINE_integer(
-    "batches", 1000, "Batches of this text to count in all.", lower_bound=0
+    "batches", 1000, "Batches of this text to count in all.", lower_bound=1
   )
   flags.DEFINE_string(
     "output", None, "The file of the counts, if not the one in the workdir."

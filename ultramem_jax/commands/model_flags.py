@@ -67,6 +67,8 @@ def with_text(config: Config, asked: dict[str, Any], batch_size: int) -> Config:
     asked: of `text`. Nothing of the run's own is mixed into other text.
     batch_size: sequences at a time; 0: the run's.
   """
+  if "tfds_name" in asked:
+    asked = {"source": "tfds", **asked}
   fields = config_lib.to_dict(config)
   fields["batch_size"] = batch_size or config.batch_size
   if asked.keys() & {"source", "path", "tfds_name"}:

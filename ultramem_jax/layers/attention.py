@@ -122,7 +122,7 @@ class Attention(nn.Module):
           cache[name].value, x, start, axis=-2 if x.ndim == 4 else 1
         )
       index.value = start + segment_BT.shape[1]
-    return cached_attention.attend(
+    y_BTQH = cached_attention.attend(
       query_BTQH,
       cache["cached_key"].value,
       cache["cached_value"].value,
@@ -131,3 +131,6 @@ class Attention(nn.Module):
       start,
       self.config.sliding_window,
     )
+    # A full cache would overwrite what it holds.
+    room = cache["cached_segment"].value.shape[1]
+    return jnp.where(start + segment_BT.shape[1] <= room, y_BTQH, jnp.nan)

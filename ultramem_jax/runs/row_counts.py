@@ -122,18 +122,19 @@ def locked(path: pathlib.Path) -> Iterator[None]:
   if jax.process_index() > 0:
     yield
     return
-  folder = os.open(path.parent, os.O_RDONLY)
+  # A file of its own, as that of the counts is replaced by every save.
+  held = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT)
   try:
     try:
       # The kernel releases the lock when the process ends, however it ends.
-      fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise ConfigError(
         f"output = {str(path)!r}: another command is counting there"
       ) from error
     yield
   finally:
-    os.close(folder)
+    os.close(held)
 
 
 def empty(num_rows: Mapping[str, int], step: int) -> RowCounts:

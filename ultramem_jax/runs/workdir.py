@@ -290,6 +290,13 @@ def require_unused(flag: str, workdir: str | os.PathLike) -> None:
     os.fspath(workdir),
     "must be an empty directory, or absent",
   )
+  require(
+    not path.is_mount(),
+    flag,
+    os.fspath(workdir),
+    "must not be where a file system is mounted, but a folder in it: it is "
+    "renamed when all is written",
+  )
 
 
 def require_claimed(workdir: str | os.PathLike) -> None:

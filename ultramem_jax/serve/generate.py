@@ -100,7 +100,10 @@ def decode_step(
   segment_BT: jax.Array,
   position_BT: jax.Array,
 ) -> tuple[Any, jax.Array]:
-  """Does what `apply_cached` does, compiled; updates the cache in place."""
+  """Does what `apply_cached` does, compiled; updates the cache in place.
+
+  Beyond the length of the cache all logits are NaN.
+  """
   return apply_cached(
     model, variables, cache, tokens_BT, segment_BT, position_BT
   )
@@ -282,7 +285,8 @@ def generate(
     The new tokens of each sequence, int32, without eos. A sequence that is
     finished may have more tokens than it needs.
   Raises:
-    ConfigError: no prompt, an empty one, or an id beyond the vocabulary.
+    ConfigError: no prompt, an empty one, one longer than padded_length, or an
+      id beyond the vocabulary.
   """
   _require_prompts(prompts, model.config.vocab_size)
   num_tokens = sampling.num_tokens
@@ -291,6 +295,12 @@ def generate(
   lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
   multiples = math.ceil(lengths_B.max() / PROMPT_MULTIPLE)
   padded_length = padded_length or multiples * PROMPT_MULTIPLE
+  require(
+    padded_length >= lengths_B.max(),
+    "padded_length",
+    padded_length,
+    f"must be at least the {lengths_B.max()} tokens of the longest prompt",
+  )
   cache, logits_BV = _prefill(
     model, variables, prompts, padded_length, room=len(starts) * part
   )

@@ -46,7 +46,9 @@ def merged_config(config: Config) -> Config:
   deciding = trainable.deciding_multipliers(optim, paths)
   rates = ",".join(f"{name}={factor!r}" for name, factor in deciding)
   optim = dataclasses.replace(optim, rate_multipliers=rates)
-  return dataclasses.replace(config, model=model, optim=optim, init_from="")
+  return dataclasses.replace(
+    config, model=model, optim=optim, init_from="", init_skip=""
+  )
 
 
 def merge(params: Any, lora: LoraConfig) -> Any:

@@ -285,7 +285,13 @@ def read(path: str) -> Patch:
       name: Change(*(tensors[f"{kind}/{name}"] for kind in Change._fields))
       for name in names
     }
-    return Patch(json.loads(facts["base"]), changes)
+    base = json.loads(facts["base"])
+    if not (isinstance(base, dict) and changes.keys() <= base.keys()):
+      raise ValueError("it changes what its base does not have")
+    for name, change in changes.items():
+      if len({len(x) for x in change}) > 1:
+        raise ValueError(f"the rows of {name} and their values do not match")
+    return Patch(base, changes)
   except (safetensors.SafetensorError, KeyError, ValueError) as error:
     raise ConfigError(
       f"patch = {path!r}: is not a patch ({type(error).__name__}: {error})"

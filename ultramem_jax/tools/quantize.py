@@ -84,9 +84,10 @@ def quantize_run(
     "step", "dtype", and the validation losses "loss_before", "loss" and
     "change", their difference.
   Raises:
-    ConfigError: the run has no tables, or they are not float32; or its
-      validation split has changed.
+    ConfigError: output holds something; the run has no tables, or they are not
+      float32; or its validation split has changed.
   """
+  workdir_lib.require_unused("output", output)
   config = quantized_config(workdir_lib.load_config(workdir), dtype)
   corpus = data.open(loaded.config)
   inputs.require_same(workdir, corpus.inputs("valid"), accept_changed_data)

@@ -45,8 +45,8 @@ def read(config: Config) -> dict[str, np.ndarray]:
     [I] float32 by path, of `row_choice.rarity`; -inf: the row is never chosen,
     as too many texts read it.
   Raises:
-    ConfigError: no table is trained; or the counts are absent, damaged or of
-      other tables.
+    ConfigError: no table is trained; the counts are absent, damaged or of
+      other tables; or no row is left to choose.
   """
   optim = config.optim
   if not optim.chooses_rows:
@@ -75,9 +75,17 @@ def read(config: Config) -> dict[str, np.ndarray]:
     kind = counts.reads
     totals = {path: int(count_I.sum()) for path, count_I in kind.items()}
   most = optim.table_max_share * counts.num_texts
+  is_free = {path: counts.texts[path] <= most for path in rows}
+  require(
+    any(free_I.any() for free_I in is_free.values()),
+    "optim.table_max_share",
+    optim.table_max_share,
+    f"leaves no row to update: more of the texts of {optim.table_counts} read "
+    "every row. Take a larger share, or a larger table",
+  )
   return {
     path: np.where(
-      counts.texts[path] <= most,
+      is_free[path],
       row_choice.rarity(kind[path], optim.table_rows, totals[path]),
       np.float32(-np.inf),
     )
@@ -86,16 +94,21 @@ def read(config: Config) -> dict[str, np.ndarray]:
 
 
 def inputs(config: Config) -> dict[str, dict[str, str]]:
-  """Returns the file of counts as `runs.inputs` records what a run reads.
+  """Returns the counts as `runs.inputs` records what a run reads.
 
   Raises:
-    OSError: it cannot be read.
+    ConfigError: of `row_counts.load`.
   """
   if not config.optim.chooses_rows:
     return {}
   path = row_counts.find(config.optim.table_counts)
-  digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
-  return {FIELD: {path.name: f"{path.stat().st_size} bytes, {digest}"}}
+  counts = row_counts.load(path, FIELD)
+  # Files with the same counts need not have the same bytes.
+  digest = hashlib.blake2b(digest_size=16)
+  for kind in (counts.reads, counts.texts):
+    for name, count_I in sorted(kind.items()):
+      digest.update(name.encode() + count_I.tobytes())
+  return {FIELD: {path.name: f"{counts.num_texts} texts, {digest.hexdigest()}"}}
 
 
 def abstract(config: Config, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:

@@ -33,6 +33,7 @@ from ultramem_jax.ops.row_update import AdamW, Factors, Sgd, Table
 from ultramem_jax.ops.sharded import row_update as sharded_update
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.errors import few
 
 # The collections in which a lookup reports its gradient: `layers/tables.py`.
 TABLE_COLLECTIONS = ("taps", "factors")
@@ -196,6 +197,12 @@ def _factors(read, tap_gradients, tables: Tables, segment_BT):
     parts[path].append(
       _factors_of_read(reads[0], gradient, segment_BT, num_rows)
     )
+  unread = [path for path, of_layers in parts.items() if not of_layers]
+  if unread:
+    raise ValueError(
+      f"{few(unread)}: no memory layer of the model reads this table. If the "
+      "parameter is none, give it another name than `values`"
+    )
   return {
     path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
     for path, of_layers in parts.items()
@@ -231,7 +238,8 @@ def _place(index_BTY, segment_BT, num_rows):
 
 def _table_of(name: str, tables: Mapping[str, Any]) -> str:
   """Returns the path of the table that a read is of; "": it is not trained."""
-  shared = f"memory_tables/{name.rpartition('/')[-1]}"  # by all layers
+  *outer, _, values = ("", *name.split("/"))
+  shared = "/".join(filter(None, (*outer, "memory_tables", values)))
   return next((path for path in (name, shared) if path in tables), "")
 
 
@@ -336,7 +344,11 @@ def update_tables(
     layout: of the tables on a mesh; None: one device.
   Returns:
     The tables after the step.
+  Raises:
+    ValueError: the rule's step is below 1.
   """
+  if not isinstance(rule.step, jax.core.Tracer) and rule.step < 1:
+    raise ValueError(f"step = {rule.step}: must be 1 at the first step")
   reads = reads or sorted_reads(factors, tables, layout)
   key = jax.random.fold_in(jax.random.key(seed), 2)
   keys = jax.random.bits(
