@@ -52,11 +52,10 @@ def english(is_held_out: bool) -> list[str]:
 
 
 def write(folder: pathlib.Path) -> None:
-  """Writes english.jsonl, english_held_out.jsonl and pieces.jsonl.
+  """Writes english.jsonl, english_held_out.jsonl and pieces.jsonl to a folder.
 
   Pieces are of both texts, in equal numbers, and of no held-out part.
   """
-  folder.mkdir(parents=True, exist_ok=True)
   train = english(is_held_out=False)
   source = sources.Splits(parse(default.get_config()).data).train
   python = [text_of(document) for document in source.documents()]

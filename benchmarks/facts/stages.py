@@ -20,6 +20,7 @@ from configs import from_run
 from ultramem_jax.runs import row_counts
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.row_counts import RowCounts
+from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.settings.config import parse
 
 # A cold memory is put into the model by a run of a step that changes nothing.
@@ -72,7 +73,8 @@ class Stages(NamedTuple):
   def prepare(self) -> None:
     """Writes the general text."""
     if not self.general.exists():
-      general.write(self.general)
+      with written_whole(self.general) as partial:
+        general.write(partial)
 
   def base(self, memory: Memory, seed: int) -> pathlib.Path:
     """Returns the workdir of the model with a memory, made if it is missing."""

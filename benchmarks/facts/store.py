@@ -5,12 +5,12 @@ that is killed, and started again, goes on with the cells that are missing.
 """
 
 import json
-import os
 import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.harness import report
+from ultramem_jax.runs.workdir import write_atomically
 
 
 class Cell(NamedTuple):
@@ -81,6 +81,5 @@ class Store:
   def _write(self) -> None:
     self._read()  # what another command has measured meanwhile
     self._path.parent.mkdir(parents=True, exist_ok=True)
-    partial = self._path.with_suffix(".partial")
-    partial.write_text(json.dumps(self.result(), indent=1) + "\n")
-    os.replace(partial, self._path)
+    text = json.dumps(self.result(), indent=1) + "\n"
+    write_atomically(self._path, text.encode())
