@@ -1,6 +1,8 @@
 """The parts of the comparison: what is measured of a method."""
 
 import dataclasses
+import functools
+import json
 import math
 import pathlib
 import shutil
@@ -20,6 +22,7 @@ from benchmarks.harness import runs, train_steps
 from ultramem_jax import data
 from ultramem_jax.runs import row_counts
 from ultramem_jax.runs.row_counts import RowCounts
+from ultramem_jax.runs.workdir import write_atomically
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
 
@@ -91,36 +94,48 @@ def measure_recall(stages: Stages, cell: Cell) -> Record:
 
 
 def measure_continual(stages: Stages, cell: Cell) -> Record:
-  """Teaches a model sets of facts, one after the other."""
+  """Teaches a model sets of facts, one after the other.
+
+  What is known is kept set by set: a command that was killed goes on with the
+  set after it.
+  """
   sets = facts_lib.draw(cell.facts, cell.seed, cell.sets)
   method = method_of(cell)
-  place, history, counts, reads = None, [], None, []
+  known_file = stages.folder / f"{cell.name}_known.json"
+  history = json.loads(known_file.read_text()) if known_file.exists() else []
+  counts, reads = None, []
+  if method.counts:
+    base_counts = row_counts.load(stages.counted(method, cell.seed), "counts")
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
-    run = (name, method, cell.rate, cell.seed, facts)
-    taught = stages.taught(*run, start=place, counts=counts)
-    is_last = number == cell.sets - 1
+    place = stages.folder / name
+    before = stages.folder / f"{cell.name}_set_{number - 1}"
+    is_new, is_last = number >= len(history), number == cell.sets - 1
+    if is_new:
+      run = (name, method, cell.rate, cell.seed, facts)
+      start = before if number else None
+      stages.taught(*run, start=start, counts=counts)
     if method.counts and (method.protects or is_last or not number):
       assert method.memory
       base = stages.base(method.memory, cell.seed)
       # What is to stay is what the set reads now that it has been learned.
-      reads.append(stages.reads(taught if method.protects else base, name))
+      reader = place if method.protects else base
+      reads.append(stages.reads(reader if is_new else None, name))
       if method.protects:
-        before = counts or stages.counted(method, cell.seed)
-        held = row_counts.load(before, "counts")
         counts = stages.folder / f"{cell.name}_counts.safetensors"
-        row_counts.save(counts, row_counts.merged(held, reads[-1]))
-    asked = {"first": sets[0]} | ({"newest": facts} if number else {})
-    if is_last:
-      asked["all"] = [fact for one in sets for fact in one]
-    history.append(examine(stages, taught, asked, measures_harm=is_last))
-    print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)
-    if place:
-      shutil.rmtree(place)
-    place = taught
-  if place:
-    shutil.rmtree(place)
+        merged = functools.reduce(row_counts.merged, reads, base_counts)
+        row_counts.save(counts, merged)
+    if is_new:
+      asked = {"first": sets[0]} | ({"newest": facts} if number else {})
+      if is_last:
+        asked["all"] = [fact for one in sets for fact in one]
+      history.append(examine(stages, place, asked, measures_harm=is_last))
+      write_atomically(known_file, json.dumps(history).encode())
+      print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)
+      if number:
+        shutil.rmtree(before)
   alike = {"reads_alike": correlation(reads[0], reads[-1])} if reads else {}
+  stages.forget(cell.name)
   return {"history": history, **alike}
 
 

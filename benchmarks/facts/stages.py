@@ -6,6 +6,7 @@ the cell has been measured. A stage that is finished is not taken again.
 """
 
 import pathlib
+import shutil
 import subprocess
 import sys
 from typing import Any, NamedTuple
@@ -106,12 +107,26 @@ class Stages(NamedTuple):
       self._count(base, path, self.scale.count_batches, name)
     return path
 
-  def reads(self, workdir: pathlib.Path, name: str) -> RowCounts:
-    """Returns how all facts of a file read the tables of a workdir's model."""
+  def reads(self, workdir: pathlib.Path | None, name: str) -> RowCounts:
+    """Returns how all facts of a file read the tables of a workdir's model.
+
+    Args:
+      workdir: None: they were counted before.
+      name: of the file.
+    """
     path = self.folder / f"{name}_reads.safetensors"
-    examples = len(self._file(name).read_text().splitlines())
-    self._count(workdir, path, -(-examples // self.scale.batch), name)
+    if workdir:
+      examples = len(self._file(name).read_text().splitlines())
+      self._count(workdir, path, -(-examples // self.scale.batch), name)
     return row_counts.load(path, "reads")
+
+  def forget(self, name: str) -> None:
+    """Deletes all workdirs and files whose names begin like this."""
+    for path in self.folder.glob(f"{name}_*"):
+      if path.is_dir():
+        shutil.rmtree(path)
+      else:
+        path.unlink()
 
   def _count(
     self, workdir: pathlib.Path, counts: pathlib.Path, batches: int, name: str
