@@ -103,9 +103,9 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
   method = method_of(cell)
   known_file = stages.folder / f"{cell.name}_known.json"
   history = json.loads(known_file.read_text()) if known_file.exists() else []
-  counts, reads = None, []
-  if method.counts:
-    base_counts = row_counts.load(stages.counted(method, cell.seed), "counts")
+  counts, held, reads = None, None, []
+  if method.protects:
+    held = row_counts.load(stages.counted(method, cell.seed), "counts")
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
     place = stages.folder / name
@@ -121,9 +121,9 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
       # What is to stay is what the set reads now that it has been learned.
       reader = place if method.protects else base
       reads.append(stages.reads(reader if is_new else None, name))
-      if method.protects:
+      if held:
         counts = stages.folder / f"{cell.name}_counts.safetensors"
-        merged = functools.reduce(row_counts.merged, reads, base_counts)
+        merged = functools.reduce(row_counts.merged, reads, held)
         row_counts.save(counts, merged)
     if is_new:
       asked = {"first": sets[0]} | ({"newest": facts} if number else {})
