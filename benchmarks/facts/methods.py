@@ -203,9 +203,8 @@ GUARDED = {**MIXED, "optim.distillation": 0.5}
 TAUGHT_RATE, TAUGHT_OVERRIDES = 3e-3, {**WHOLE, **MIXED}
 TAUGHT_MEMORY = Memory(places=TEN_PLACES, num_keys=256, base=TAUGHT)
 CHOSEN_BY_KL = {"optim.table_rows": "kl", "optim.table_top_t": 1024}
-# A token reads few rows of many, where texts differ most.
-SPARSE_MEMORY = Memory(places=EARLY_PLACES, num_keys=1024, top_m=4)
-# It reads what is almost the tokens alone, three at a time.
+# In the first blocks it reads little else than the tokens, three at a time. A
+# token reads few rows of many, most of which nothing else reads.
 NAMES_MEMORY = Memory(
   kind=PRODUCT_KEYS,
   places=EARLY_PLACES,
@@ -370,25 +369,7 @@ METHODS = {
     {**VALUES, **CHOSEN_BY_KL},
     counts=(OTHERS,),
   ),
-  "taught_ten_protected": Method(
-    "Memory+ that was taught facts about others, chosen rows of 65,536 that "
-    "earlier facts read little, ten places",
-    VALUE_RATES,
-    TAUGHT_MEMORY,
-    {**VALUES, **CHOSEN_BY_KL},
-    counts=(OTHERS,),
-    protects=True,
-  ),
-  # What a set reads and nothing else does: one set leaves another's rows alone.
-  "spared_early": Method(
-    "Memory+, of 1,048,576 rows only those that nothing else reads, three "
-    "early places",
-    SPARED_RATES,
-    SPARSE_MEMORY,
-    {**VALUES, **SPARED},
-    counts=(GENERAL, OTHERS),
-    protects=True,
-  ),
+  # One set leaves another's rows alone: what it reads, and nothing else does.
   # Queries that see three tokens tell names apart, whatever is before them.
   "spared_names": Method(
     "product keys of three tokens, of 589,824 rows in each of three early "
