@@ -137,6 +137,8 @@ def check_python(words):
       known = flags_of(
         command, "ultramem_jax/commands/model_flags.py", "ultramem_jax/cli.py"
       )
+      if name == "count":
+        known |= {"data"}
     else:
       known = flags_of_benchmark(target.replace(".", "/"))
   elif target.endswith(".py"):
