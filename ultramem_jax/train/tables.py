@@ -347,7 +347,7 @@ def update_tables(
   Raises:
     ValueError: the rule's step is below 1.
   """
-  if not isinstance(rule.step, jax.core.Tracer) and rule.step < 1:
+  if isinstance(rule.step, int) and rule.step < 1:
     raise ValueError(f"step = {rule.step}: must be 1 at the first step")
   reads = reads or sorted_reads(factors, tables, layout)
   key = jax.random.fold_in(jax.random.key(seed), 2)
