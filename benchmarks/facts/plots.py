@@ -57,13 +57,13 @@ def continual(result: dict[str, Any], model: str) -> Figure:
     f"{model}: what is left of the first set of facts", result
   )
   for group in tables.best(records, "continual").values():
-    method = METHODS[group[0]["method"]]
+    name, facts = group[0]["method"], group[0]["facts"]
     told = [
       100 * statistics.mean(x["recall"]["first"]["seen"] for x in after)
       for after in zip(*(record["history"] for record in group), strict=True)
     ]
-    style = "--" if method.memory is None else "-"
-    label = f"{method.label}, sets of {group[0]['facts']}"
+    style = "--" if METHODS[name].memory is None else "-"
+    label = f"{name}, sets of {facts}"
     axes.plot(range(1, len(told) + 1), told, style, marker=".", label=label)
   axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
   axes.set(
