@@ -96,7 +96,7 @@ def evaluate_tasks() -> None:
 def main() -> None:
   cli.join_processes()
   require(
-    not TASKS.value or BATCHES.value == BATCHES.default,
+    not (TASKS.value and BATCHES.value),
     f"--{BATCHES.name}",
     BATCHES.value,
     "is for the loss, not for --tasks",

@@ -160,7 +160,9 @@ def bind_workdir(
   Raises:
     ConfigError: the workdir holds another run, or its data have changed, and
       that is not accepted.
+    CheckpointError: another process is training there.
   """
+  checkpoint.require_idle(workdir)
   read = read_by(config, corpus)
   inputs.require_same(workdir, read, accepted.data)  # before it is written to
   workdir_lib.claim(workdir, config, described, accepted.settings)
@@ -252,7 +254,6 @@ def train_once(
   rows = sharding.process_rows(config, layout.mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
-    checkpoint.require_idle(workdir)
     bind_workdir(workdir, config, corpus, described, accepted)
     announce(config, layout, memory, described, workdir)
     if source:

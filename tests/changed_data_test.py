@@ -3,16 +3,17 @@
 import dataclasses
 import json
 import os
+import pathlib
 
 import pytest
 
 import train
 from ultramem_jax import data, testing
 from ultramem_jax.data import train_bpe
-from ultramem_jax.runs import row_counts
+from ultramem_jax.runs import checkpoint, row_counts
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
-from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.settings.errors import CheckpointError, ConfigError
 from ultramem_jax.tools import quantize
 
 TEXT = "a line of text\n"
@@ -68,6 +69,22 @@ def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
   )
   assert message in capsys.readouterr().out
   train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+
+
+def test_a_run_that_is_trained_elsewhere_keeps_its_settings(run):
+  """Even with --override: its own command would be refused later."""
+  config, workdir = run
+  corpus, described = train.open_corpus(config, workdir)
+  longer = dataclasses.replace(config, steps=config.steps + 1)
+  accepted = train.Accepted(settings=True, data=True)
+  record = pathlib.Path(workdir, "config.json")
+  before = record.read_bytes()
+  with checkpoint.Checkpointer(workdir, 1):
+    with pytest.raises(CheckpointError, match="another process"):
+      train.bind_workdir(workdir, longer, corpus, described, accepted)
+    assert record.read_bytes() == before
+  train.bind_workdir(workdir, longer, corpus, described, accepted)
+  assert record.read_bytes() != before
 
 
 def test_training_names_counts_of_rows_that_have_changed(run, tmp_path):

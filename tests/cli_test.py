@@ -204,6 +204,10 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
       "data.sorce = 'text': no such field; known: source, path,",
     ),
     ("eval.py --limit=3", "--limit = 3: is for --tasks"),
+    (
+      "eval.py --tasks=arc_easy --batches=3",
+      "--batches = 3: is for the loss, not for --tasks",
+    ),
     ("eval.py", "--workdir = None: must name a run's directory"),
     ("ultramem generate --mesh.tabel 2", "tabel"),
     ("ultramem generate more", "unexpected arguments: more"),

@@ -103,24 +103,23 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
   method = method_of(cell)
   known_file = stages.folder / f"{cell.name}_known.json"
   history = json.loads(known_file.read_text()) if known_file.exists() else []
-  counts, held, reads = None, None, []
+  place, counts, held, reads = None, None, None, []
   if method.protects:
     held = row_counts.load(stages.counted(method, cell.seed), "counts")
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
-    place = stages.folder / name
-    before = stages.folder / f"{cell.name}_set_{number - 1}"
+    before, place = place, stages.folder / name
     is_new, is_last = number >= len(history), number == cell.sets - 1
     if is_new:
       run = (name, method, cell.rate, cell.seed, facts)
-      start = before if number else None
-      stages.taught(*run, start=start, counts=counts)
+      stages.taught(*run, start=before, counts=counts)
     if method.counts and (method.protects or is_last or not number):
       assert method.memory
       base = stages.base(method.memory, cell.seed)
-      # What is to stay is what the set reads now that it has been learned.
-      reader = place if method.protects else base
-      reads.append(stages.reads(reader if is_new else None, name))
+      if is_new:
+        # What is to stay is what the set reads now that it has been learned.
+        stages.count_facts(place if method.protects else base, name)
+      reads.append(stages.reads(name))
       if held:
         counts = stages.folder / f"{cell.name}_counts.safetensors"
         merged = functools.reduce(row_counts.merged, reads, held)
@@ -132,7 +131,7 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
       history.append(examine(stages, place, asked, measures_harm=is_last))
       write_atomically(known_file, json.dumps(history).encode())
       print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)
-      if number:
+      if before:
         shutil.rmtree(before)
   alike = {"reads_alike": correlation(reads[0], reads[-1])} if reads else {}
   stages.forget(cell.name)

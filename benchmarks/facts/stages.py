@@ -15,7 +15,8 @@ import train
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts import general, methods
 from benchmarks.facts.facts import Fact
-from benchmarks.facts.methods import EVERY_MEMORY, Memory, Method, Overrides
+from benchmarks.facts.memory import TAUGHT, WARM, Memory, Overrides
+from benchmarks.facts.methods import EVERY_MEMORY, Method
 from benchmarks.harness import report
 from configs import from_run
 from ultramem_jax.runs import row_counts
@@ -82,13 +83,13 @@ class Stages(NamedTuple):
     workdir = self.folder / f"base_{memory.name}_{seed}"
     c, scale = self._config(self.backbone, seed), self.scale
     add_memory(c, memory)
-    if memory.base == methods.TAUGHT:
+    if memory.base == TAUGHT:
       self._teach(c, self._others(seed))
       self._override(c, methods.TAUGHT_OVERRIDES)
       c.optim.learning_rate = methods.TAUGHT_RATE
       c.steps = scale.taught_steps
     else:
-      is_warm = memory.base == methods.WARM
+      is_warm = memory.base == WARM
       c.data.update(general.settings(self.general), seq_len=scale.warm_len)
       c.optim.update(trainable=EVERY_MEMORY, distillation=memory.distillation)
       c.optim.learning_rate = WARM_RATE if is_warm else NO_RATE
@@ -107,18 +108,15 @@ class Stages(NamedTuple):
       self._count(base, path, self.scale.count_batches, name)
     return path
 
-  def reads(self, workdir: pathlib.Path | None, name: str) -> RowCounts:
-    """Returns how all facts of a file read the tables of a workdir's model.
+  def count_facts(self, workdir: pathlib.Path, name: str) -> None:
+    """Counts how all facts of a file read the tables of a workdir's model."""
+    examples = len(self._file(name).read_text().splitlines())
+    batches = -(-examples // self.scale.batch)
+    self._count(workdir, self._reads(name), batches, name)
 
-    Args:
-      workdir: None: they were counted before.
-      name: of the file.
-    """
-    path = self.folder / f"{name}_reads.safetensors"
-    if workdir:
-      examples = len(self._file(name).read_text().splitlines())
-      self._count(workdir, path, -(-examples // self.scale.batch), name)
-    return row_counts.load(path, "reads")
+  def reads(self, name: str) -> RowCounts:
+    """Returns what `count_facts` has counted."""
+    return row_counts.load(self._reads(name), "reads")
 
   def forget(self, name: str) -> None:
     """Deletes all workdirs and files whose names begin like this."""
@@ -194,6 +192,10 @@ class Stages(NamedTuple):
     workdir = self.folder / name
     finish(self.config(name, *run, **options), workdir)
     return workdir
+
+  def _reads(self, name: str) -> pathlib.Path:
+    """Returns the file of what the facts of a run read."""
+    return self.folder / f"{name}_reads.safetensors"
 
   def _file(self, name: str) -> pathlib.Path:
     """Returns the file of the facts of a run."""

@@ -9,7 +9,8 @@ import pytest
 from benchmarks.facts import parts, tables
 from benchmarks.facts import stages as stages_lib
 from benchmarks.facts import store as store_lib
-from benchmarks.facts.methods import METHODS, TAUGHT, WARM, Memory, block_at
+from benchmarks.facts.memory import TAUGHT, WARM, Memory, block_at
+from benchmarks.facts.methods import METHODS
 from benchmarks.facts.store import Cell
 from benchmarks.harness import page, report
 from configs import from_run

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts import general, methods, phrases, recall
 from benchmarks.facts.facts import draw
+from benchmarks.facts.memory import THREE_PLACES, Memory
 from configs import default
 from tests.examples.word_model import make_folder
 from ultramem_jax import data
@@ -172,7 +173,7 @@ def test_a_dense_addition_does_the_work_of_the_memory(activation):
     c.update_from_flattened_dict(overrides)
     return parse(c).model
 
-  memory = methods.Memory(places=methods.THREE_PLACES)
+  memory = Memory(places=THREE_PLACES)
   c = default.get_config()
   overrides = memory.overrides(c.model.num_layers, c.model.embed_dim)
   with_memory = model_of(overrides)

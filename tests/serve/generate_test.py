@@ -205,7 +205,7 @@ def test_a_token_beyond_the_cache_has_no_logits():
 
 
 def test_a_prompt_longer_than_it_is_padded_to_is_refused():
-  with pytest.raises(ConfigError, match="padded_length = 2: must be at least"):
+  with pytest.raises(ConfigError, match="padded_length = 2: must be 0, or at"):
     successors([[1], [1, 2, 3]], 4, padded_length=2)
 
 

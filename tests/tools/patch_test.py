@@ -157,12 +157,15 @@ def test_patches_are_listed_by_size(tmp_path):
   broken = {
     "elsewhere": small._replace(base={}),
     "list": small._replace(base=list(small.base)),
-    "rows": small._replace(
-      changes={
-        name: change._replace(rows=change.rows[:0])
-        for name, change in small.changes.items()
-      }
-    ),
+    **{
+      str(shape): small._replace(
+        changes={
+          name: change._replace(rows=np.zeros(shape, np.int32))
+          for name, change in small.changes.items()
+        }
+      )
+      for shape in ((0,), (1, 1), ())
+    },
   }
   for name, patch in broken.items():
     patch_lib.write(str(tmp_path / name), patch)

@@ -123,7 +123,8 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     yield
     return
   # A file of its own, as that of the counts is replaced by every save.
-  held = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT)
+  lock = path.with_name(f".{path.name}.lock")
+  held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     try:
       # The kernel releases the lock when the process ends, however it ends.

@@ -280,7 +280,7 @@ def require_unused(flag: str, workdir: str | os.PathLike) -> None:
   """Requires that a new run can have a workdir, which a flag names.
 
   Raises:
-    ConfigError: of `require_name`, or it holds something.
+    ConfigError: of `require_name`; or it holds something, or is a mount point.
   """
   require_name(workdir)
   path = pathlib.Path(workdir)

@@ -234,12 +234,20 @@ def _prefill(
   return decode_step(model, variables, cache, *_pad_left(prompts, length))
 
 
-def _require_prompts(prompts: Sequence[np.ndarray], vocab_size: int) -> None:
-  """Raises ConfigError unless every prompt holds tokens of the vocabulary."""
+def _require_prompts(
+  prompts: Sequence[np.ndarray], vocab_size: int, padded_length: int
+) -> None:
+  """Raises the errors of `generate`."""
   require(len(prompts) > 0, "prompts", list(prompts), "must not be empty")
   lengths = [len(prompt) for prompt in prompts]
   require(
     min(lengths) > 0, "prompts", lengths, "every prompt must hold a token"
+  )
+  require(
+    padded_length == 0 or padded_length >= max(lengths),
+    "padded_length",
+    padded_length,
+    f"must be 0, or at least the {max(lengths)} tokens of the longest prompt",
   )
   tokens_T = np.concatenate(prompts)
   # The embedding would take the nearest id that it has.
@@ -288,19 +296,13 @@ def generate(
     ConfigError: no prompt, an empty one, one longer than padded_length, or an
       id beyond the vocabulary.
   """
-  _require_prompts(prompts, model.config.vocab_size)
+  _require_prompts(prompts, model.config.vocab_size, padded_length)
   num_tokens = sampling.num_tokens
   part = min(num_tokens, CHECK_EVERY) if finished else num_tokens
   starts = range(0, num_tokens, max(part, 1))
   lengths_B = np.array([len(prompt) for prompt in prompts], np.int32)
   multiples = math.ceil(lengths_B.max() / PROMPT_MULTIPLE)
   padded_length = padded_length or multiples * PROMPT_MULTIPLE
-  require(
-    padded_length >= lengths_B.max(),
-    "padded_length",
-    padded_length,
-    f"must be at least the {lengths_B.max()} tokens of the longest prompt",
-  )
   cache, logits_BV = _prefill(
     model, variables, prompts, padded_length, room=len(starts) * part
   )

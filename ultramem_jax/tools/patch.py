@@ -289,7 +289,7 @@ def read(path: str) -> Patch:
     if not (isinstance(base, dict) and changes.keys() <= base.keys()):
       raise ValueError("it changes what its base does not have")
     for name, change in changes.items():
-      if len({len(x) for x in change}) > 1:
+      if change.rows.ndim != 1 or len({x.shape[:1] for x in change}) > 1:
         raise ValueError(f"the rows of {name} and their values do not match")
     return Patch(base, changes)
   except (safetensors.SafetensorError, KeyError, ValueError) as error:

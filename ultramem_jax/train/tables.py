@@ -140,7 +140,8 @@ def sparse_value_and_grad(loss_fn: Callable) -> Callable:
     `loss_fn` finds in their places. segment_BT [B, T] int32 is 0 where there
     is padding, whose reads are ignored. aux comes without `TABLE_COLLECTIONS`;
     gradients are those of variables["params"]; factors, by path, those of the
-    tables.
+    tables. It raises ValueError if a table is read twice by one call of the
+    model, or by none of its layers.
   """
 
   def function(variables, tables: Tables, *args, segment_BT=None):
@@ -200,8 +201,8 @@ def _factors(read, tap_gradients, tables: Tables, segment_BT):
   unread = [path for path, of_layers in parts.items() if not of_layers]
   if unread:
     raise ValueError(
-      f"{few(unread)}: no memory layer of the model reads this table. If the "
-      "parameter is none, give it another name than `values`"
+      f"{few(unread)}: no memory layer of the model reads this table. If it is "
+      "another parameter, give it another name than `values`"
     )
   return {
     path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
