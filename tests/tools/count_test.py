@@ -137,6 +137,9 @@ def test_one_command_at_a_time_counts(tmp_path):
     pass
   with row_counts.locked(path), row_counts.locked(tmp_path / "others"):
     pass
+  absent = pytest.raises(ConfigError, match="its folder does not exist")
+  with absent, row_counts.locked(tmp_path / "none" / "counts"):
+    pass
 
 
 def test_nothing_of_the_run_is_mixed_into_other_text(loaded, texts):

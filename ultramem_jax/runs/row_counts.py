@@ -117,11 +117,14 @@ def locked(path: pathlib.Path) -> Iterator[None]:
   """Lets one command at a time change the file of counts at path.
 
   Raises:
-    ConfigError: another one is at it.
+    ConfigError: another one is at it, or there is no such folder.
   """
   if jax.process_index() > 0:
     yield
     return
+  require(
+    path.parent.is_dir(), "output", str(path), "its folder does not exist"
+  )
   # A file of its own, as that of the counts is replaced by every save.
   lock = path.with_name(f".{path.name}.lock")
   held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
