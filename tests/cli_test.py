@@ -230,6 +230,10 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
       "ultramem quantize --workdir=absent --output=README.md",
       "--output = 'README.md': must be an empty directory, or absent",
     ),
+    (
+      "ultramem count --workdir=absent --merge=b --data.source=stdlib",
+      "merge = 'b': adds counts in place of text",
+    ),
   ],
 )
 def test_bad_flags_of_other_commands_are_told_in_one_line(

@@ -20,6 +20,7 @@ from absl import flags
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import inputs, row_counts
+from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import count
 
 
@@ -45,6 +46,13 @@ def define_flags() -> None:
 def main() -> None:
   cli.join_processes()
   values = flags.FLAGS
+  asked = model_flags.text()
+  require(
+    not (values.merge and asked),
+    "merge",
+    ", ".join(values.merge),
+    "adds counts in place of text: leave out --data, or --merge",
+  )
   loaded = model_flags.load()
   path = pathlib.Path(values.output or values.workdir)
   path = row_counts.find(path)
@@ -53,7 +61,6 @@ def main() -> None:
       like = row_counts.empty(count.table_rows(loaded), loaded.step)
       counts = count.merge_files(path, values.merge, like)
     else:
-      asked = model_flags.text()
       config = model_flags.with_text(loaded.config, asked, values.batch_size)
       corpus = data.open(config)
       if not asked:

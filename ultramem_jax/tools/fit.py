@@ -72,7 +72,9 @@ def check(config: Config, num_devices: int = 1) -> str:
   Raises:
     ConfigError: the same line, and what to do.
   """
-  need, have = training_bytes(config, num_devices), available_bytes()
+  platform = distributed.devices()[0].platform
+  need = training_bytes(config, num_devices, platform)
+  have = available_bytes()
   if not fits(need["total"], have):
     raise ConfigError(
       f"{describe(need, have)}: use more devices, a smaller model "
@@ -176,12 +178,15 @@ def _table_bytes(config: Config, shape: tuple[int, ...]) -> tuple[int, int]:
   return values, sum(moments)
 
 
-def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
+def training_bytes(
+  config: Config, num_devices: int = 1, platform: str = ""
+) -> dict[str, int]:
   """Returns the bytes that a training step holds on each device, by purpose.
 
   Args:
     config: the run.
     num_devices: devices of the mesh, which config.mesh must fit.
+    platform: of the devices; "": an accelerator.
   Returns:
     "parameters"; "optimizer", the moments of those that are trained;
     "gradients" of these (twice when they are accumulated; of tables with a
@@ -229,21 +234,22 @@ def training_bytes(config: Config, num_devices: int = 1) -> dict[str, int]:
     * len(config.model.spans)
     * (config.model.memory.num_heads * config.model.memory.top_m)
   )
-  parts["activations"] = activation_bytes_per_token(config) * (
+  parts["activations"] = activation_bytes_per_token(config, platform) * (
     tokens // config.accumulation_steps
   )
   parts["exchange"] = exchange_bytes(config, layout)
   return {**parts, "total": sum(parts.values())}
 
 
-def activation_bytes_per_token(config: Config) -> int:
+def activation_bytes_per_token(config: Config, platform: str) -> int:
   """Estimates what the backward pass keeps, in bytes per token.
 
   It keeps logits and their gradient, and with distillation the logits and the
   probabilities of the teacher; the input of each block; and what blocks
-  and memories hold inside, or one block when they are recomputed. The estimate
-  is within 25 % of what XLA compiles in float32 without recomputing. A CPU
-  needs less, as its attention keeps no scores (`ops/attention.py`).
+  and memories hold inside, or one block when they are recomputed. On a CPU,
+  attention holds the scores of one block only (`ops/attention.py`). In float32,
+  without recomputing, the estimate is within 25 % of what XLA compiles for an
+  accelerator; for a CPU of many layers it compiles up to half as much again.
   """
   m = config.model
   size = jnp.dtype(m.dtype).itemsize
@@ -254,13 +260,16 @@ def activation_bytes_per_token(config: Config) -> int:
   hidden += m.adapter_dim * len(m.adapter_layers)
   hidden /= m.num_layers
   inside = int(size * (4 * m.embed_dim + attended + 3 * hidden))
+  scores = 0
   if m.attention == "xla":  # scores, softmax and gradient are float32 arrays
-    inside += 3 * 4 * m.num_heads * config.data.seq_len
+    scores = 3 * 4 * m.num_heads * config.data.seq_len
   memory = 2 * 4 * m.memory.expansion * m.memory.value_dim  # the pooled rows
   if m.remat == "none":
     inside = m.num_layers * inside + len(m.spans) * memory
+    scores *= 1 if platform == "cpu" else m.num_layers
   rows = 4 if config.optim.distillation else 2  # of float32, as wide as V
-  return rows * 4 * m.vocab_size + size * m.num_layers * m.embed_dim + inside
+  inputs = size * m.num_layers * m.embed_dim
+  return rows * 4 * m.vocab_size + inputs + inside + scores
 
 
 def exchange_bytes(config: Config, layout: Layout) -> int:
