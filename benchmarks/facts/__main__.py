@@ -59,7 +59,9 @@ SMALL_STEPS = 500  # of the small model's own training
 RUNS = flags.DEFINE_string("runs", "runs/facts", "Folder of the runs.")
 QUICK = flags.DEFINE_bool("quick", False, "A small model, made in minutes.")
 PRETRAINED = flags.DEFINE_string(
-  "pretrained", "", "Workdir of an imported model in place of SmolLM2."
+  "pretrained",
+  "",
+  "Workdir of an imported model in place of SmolLM2; results have its name.",
 )
 CHOSEN = flags.DEFINE_list(
   "methods", list(methods.COMPARED), "Methods, of those in methods.py."

@@ -94,6 +94,8 @@ class Stages(NamedTuple):
       c.optim.update(trainable=EVERY_MEMORY, distillation=memory.distillation)
       c.optim.learning_rate = WARM_RATE if is_warm else NO_RATE
       c.steps = scale.warm_steps if is_warm else 1
+      # What learns nothing needs no moments, which are larger than the table.
+      c.optim.table_rule = "adamw" if is_warm else "sgd"
       c.batch_size = scale.warm_batch
     finish(c, workdir)
     return workdir
@@ -102,10 +104,14 @@ class Stages(NamedTuple):
     """Returns the counts of what a method names; makes them if need be."""
     assert method.memory
     base = self.base(method.memory, seed)
-    path = self.folder / f"{base.name}_{'_'.join(method.counts)}.safetensors"
+    batches = self.scale.count_batches
+    name = "_".join((base.name, *method.counts, str(method.times_counted)))
+    path = self.folder / f"{name}.safetensors"
     for text in method.counts:
-      name = self._others(seed) if text == methods.OTHERS else ""
-      self._count(base, path, self.scale.count_batches, name)
+      if text == methods.OTHERS:
+        self._count(base, path, batches, self._others(seed))
+      else:
+        self._count(base, path, batches * method.times_counted, "")
     return path
 
   def count_facts(self, workdir: pathlib.Path, name: str) -> None:
@@ -233,6 +239,7 @@ class Stages(NamedTuple):
     c.sample.num_tokens = 0
     c.checkpoint.keep = 1
     c.optim.update(warmup_fraction=0.05, final_fraction=0.1, beta2=0.99)
+    c.optim.table_rule = "adamw"
     return c
 
 
