@@ -1,9 +1,13 @@
 """Runs with LoRA, to and from folders of peft."""
 
 import dataclasses
+import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from ultramem_jax import testing
@@ -51,6 +55,44 @@ def test_a_lora_alone_is_no_run_that_trained_more(imported, tmp_path):
   optim = dataclasses.replace(config.optim, trainable="lora_")
   testing.save_run(tmp_path / "lora", dataclasses.replace(config, optim=optim))
   export_run(tmp_path / "lora", tmp_path / "out")
+
+
+def moved(variables, by):
+  """With a weight of the transformer changed."""
+  flat = traverse_util.flatten_dict(variables)
+  path = ("params", "block_0", "mlp", "up", "kernel")
+  flat[path] = flat[path].at[0, 0].add(by)
+  return traverse_util.unflatten_dict(flat)
+
+
+def test_a_lora_of_a_transformer_that_was_trained_before_is_named(
+  imported, tmp_path
+):
+  loaded = load_lib.load(imported)
+  changed = loaded._replace(variables=moved(loaded.variables, 0.1))
+  with pytest.raises(ConfigError, match="belongs to another transformer than"):
+    export.export_run(changed, imported, tmp_path / "out")
+  assert not (tmp_path / "out").exists()
+  # Kept in bfloat16 it is the same.
+  rounded = jax.tree.map(
+    lambda x: x.astype(jnp.bfloat16).astype(x.dtype), loaded.variables
+  )
+  export.export_run(
+    loaded._replace(variables=rounded), imported, tmp_path / "rounded"
+  )
+
+
+def test_a_lora_is_imported_into_its_own_transformer_only(imported, tmp_path):
+  written = export_run(imported, tmp_path / "lora")
+  pretrained.import_run(str(BASE), tmp_path / "run", START, lora=str(written))
+  other = shutil.copytree(BASE, tmp_path / "other")
+  (file,) = other.glob("*.safetensors")
+  tensors = safetensors.load_file(file)
+  tensors[min(tensors)] += 1
+  safetensors.save_file(tensors, file, {"format": "pt"})
+  with pytest.raises(ConfigError, match="the LoRA belongs to a model with"):
+    pretrained.import_run(str(other), tmp_path / "no", START, lora=str(written))
+  assert not (tmp_path / "no").exists()
 
 
 def test_a_new_lora_is_not_imported(tmp_path):

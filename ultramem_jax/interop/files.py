@@ -134,6 +134,7 @@ def write_safetensors(
   path: pathlib.Path,
   tensors: Mapping[str, Header],
   read: Callable[[str], np.ndarray],
+  facts: Mapping[str, str] | None = None,
 ) -> None:
   """Writes a .safetensors file, one tensor after another, to the disk.
 
@@ -141,10 +142,11 @@ def write_safetensors(
     path: of the file.
     tensors: what it holds, by name.
     read: returns the tensor of a name, of that shape and dtype.
+    facts: what else its header says.
   """
   # The largest elements first, so that every tensor is aligned.
   names = sorted(tensors, key=lambda x: (-DTYPES[tensors[x].dtype].itemsize, x))
-  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  header: dict[str, Any] = {"__metadata__": {"format": "pt", **(facts or {})}}
   end = 0
   for name in names:
     start, end = end, end + tensors[name].num_bytes

@@ -18,7 +18,7 @@ from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
-from ultramem_jax.tools.pretrained import CONFIG, DTYPES
+from ultramem_jax.tools.pretrained import BACKBONE, CONFIG, DIGEST, DTYPES
 from ultramem_jax.train import sharding, trainable
 
 
@@ -40,8 +40,8 @@ def export_run(
     memory_only: writes the memories only, and which transformer they are for.
   Raises:
     ConfigError: output holds something; the transformer is of no known family;
-      memory_only is set and the model has no memory; a run with LoRA trained
-      the transformer, too; or numbers are too large for the dtype.
+      memory_only is set and the model has no memory; the transformer that a
+      LoRA belongs to was trained, too; or numbers are too large for the dtype.
   """
   workdir_lib.require_unused("output", output)
   c = loaded.config.model
@@ -57,6 +57,15 @@ def export_run(
     c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
   )
   held = origin.read(workdir, DTYPES)
+  if c.lora.rank:
+    digest = pretrained_lib.backbone_digest(c, loaded.variables, settings)
+    require(
+      digest == origin.read(workdir, BACKBONE).get(DIGEST, digest),
+      "workdir",
+      str(workdir),
+      "its LoRA belongs to another transformer than the one that was imported, "
+      "as that was trained further: run merge-lora first, for a whole model",
+    )
 
   def dtype_of(name):
     return pretrained_lib.ASKED[dtype] if dtype else held.get(name, "F32")
@@ -95,7 +104,7 @@ def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:
   others = {
     name: path
     for name, path in origin.files(workdir).items()
-    if name not in (CONFIG, DTYPES)
+    if name not in (CONFIG, DTYPES, BACKBONE)
   }
   if tokenizer.is_dir():
     others |= {path.name: path for path in tokenizer.iterdir()}

@@ -29,8 +29,9 @@ from ultramem_jax.train import state as state_lib
 
 TOKENIZER = "tokenizer.json"
 # What a run keeps of the folder: the model's settings, the dtype of each tensor
-# in its files, and what other programs read.
-CONFIG, DTYPES = "config.json", "dtypes.json"
+# in its files, a digest of the transformer, and what other programs read.
+CONFIG, DTYPES, BACKBONE = "config.json", "dtypes.json", "backbone.json"
+DIGEST = "sha256_in_bfloat16"  # the key in BACKBONE
 OTHERS = ("generation_config.json", "chat_template.jinja")
 
 
@@ -77,6 +78,7 @@ def import_run(
         inputs.bind(partial, read, corpus.tokenizer_files(), False)
       origin.keep(partial, _kept(pretrained))
       variables = _read_variables(config, opened)
+      origin.keep(partial, {BACKBONE: _digested(partial, config, variables)})
       with checkpoint.Checkpointer(partial, keep=1) as checkpointer:
         checkpointer.save(0, variables, {}, None)
   return config
@@ -165,6 +167,17 @@ def _kept(pretrained: Pretrained) -> dict[str, bytes]:
   kept = {path.name: path.read_bytes() for path in there if path.exists()}
   dtypes = {name: tensor.dtype for name, tensor in pretrained.tensors.items()}
   return kept | {DTYPES: json.dumps(dtypes, indent=1).encode()}
+
+
+def _digested(
+  workdir: pathlib.Path, config: Config, variables: dict[str, Any]
+) -> bytes:
+  """Returns what a run keeps of its transformer's digest."""
+  settings = pretrained_lib.make_settings(
+    config.model, origin.read(workdir, CONFIG), config.data.seq_len
+  )
+  digest = pretrained_lib.backbone_digest(config.model, variables, settings)
+  return json.dumps({DIGEST: digest}).encode()
 
 
 def _read_variables(config: Config, source: Opened) -> dict[str, Any]:

@@ -89,7 +89,14 @@ def test_maps_of_some_layers_are_named_in_full(read, tmp_path):
   lora = LoraConfig(2, 3.5, "block_1/attention/query|head")
   config = dataclasses.replace(read[0].config, lora=lora)
   model = Transformer(config)
-  variables = testing.random_variables(model, np.zeros((1, 1), np.int32))
+  drawn = testing.random_variables(model, np.zeros((1, 1), np.int32))["params"]
+  # A LoRA is for one transformer.
+  params = flat(drawn) | {
+    path: x
+    for path, x in flat(read[1]["params"]).items()
+    if "lora_" not in path
+  }
+  variables = {"params": traverse_util.unflatten_dict(params, sep="/")}
   interop.to_pretrained(tmp_path / "out", model, variables)
   said = settings(tmp_path / "out")
   assert said["target_modules"] == [

@@ -19,6 +19,7 @@ from ultramem_jax.interop.pretrained.model import (
 )
 from ultramem_jax.interop.pretrained.variables import (
   Opened,
+  backbone_digest,
   from_pretrained,
   opened,
   read_variables,
@@ -31,6 +32,7 @@ __all__ = [
   "ASKED",
   "Opened",
   "Pretrained",
+  "backbone_digest",
   "entries",
   "from_pretrained",
   "make_settings",

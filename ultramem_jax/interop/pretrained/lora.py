@@ -18,6 +18,8 @@ from ultramem_jax.settings.json_file import read_mapping
 from ultramem_jax.settings.lora import LoraConfig
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+# In the header of the tensors' file: which transformer they are for.
+BACKBONE = "backbone_sha256"
 PREFIX, A, B = "base_model.model.", "lora_A.weight", "lora_B.weight"
 # Settings that change nothing that the LoRA computes, or that the names of
 # its tensors repeat. Others must be off.
@@ -37,11 +39,14 @@ class LoraFolder(NamedTuple):
   """The LoRA of a folder; of its tensors only headers are read.
 
   entries: of the tensors, by name.
+  backbone: `Backbone.rounded_digest` of the transformer; "": it does not say.
   """
 
+  folder: pathlib.Path
   lora: LoraConfig
   entries: dict[str, Entry]
   tensors: Mapping[str, Tensor]
+  backbone: str
 
 
 def lora_entries(
@@ -151,7 +156,12 @@ def write_lora(
   )
   dtypes = {name: dtype_of(name) for name in found}
   held = Backbone(found, backbone.params, dtypes)
-  files_lib.write_safetensors(folder / TENSORS, held.headers(), held.tensor)
+  files_lib.write_safetensors(
+    folder / TENSORS,
+    held.headers(),
+    held.tensor,
+    {BACKBONE: backbone.rounded_digest()},
+  )
 
 
 def open_lora(folder: pathlib.Path, entries: Mapping[str, Entry]) -> LoraFolder:
@@ -188,12 +198,33 @@ def open_lora(folder: pathlib.Path, entries: Mapping[str, Entry]) -> LoraFolder:
   if not (folder / TENSORS).is_file():
     raise ConfigError(f"{folder}: holds no {TENSORS}")
   tensors = files.tensors_of(folder / TENSORS)
+  with files_lib.open_safetensors(folder / TENSORS) as file:
+    backbone = (file.metadata() or {}).get(BACKBONE, "")
   lora = LoraConfig(
     held["r"], float(held["lora_alpha"]), _targets(tensors, entries)
   )
   wanted = lora_entries(entries, lora)
   _require_fit(folder / TENSORS, wanted, tensors)
-  return LoraFolder(lora, wanted, tensors)
+  return LoraFolder(folder, lora, wanted, tensors, backbone)
+
+
+def require_backbone(lora: LoraFolder, backbone: Backbone, source: str) -> None:
+  """Requires a transformer to be the one that a LoRA was trained in.
+
+  Args:
+    lora: of `open_lora`.
+    backbone: the transformer.
+    source: where it comes from, for the message.
+  Raises:
+    ConfigError: the LoRA says that it is another one.
+  """
+  digest = lora.backbone and backbone.rounded_digest()
+  if digest != lora.backbone:
+    raise ConfigError(
+      f"{lora.folder / TENSORS}: the LoRA belongs to a model with "
+      f"{BACKBONE} = {lora.backbone:.12}... in bfloat16; that of {source} is "
+      f"{digest:.12}..."
+    )
 
 
 def _targets(

@@ -116,7 +116,7 @@ def read_variables(
       parameters take its dtypes.
   Raises:
     ConfigError: of `read_params`, `read_lora` and `read_memory`; or the
-      memories belong to another model.
+      LoRA or the memories belong to another model.
   """
   pretrained, memories, lora = source
   flat: Any = traverse_util.flatten_dict(dict(abstract))
@@ -131,15 +131,30 @@ def read_variables(
     for path, x in flat.items()
     if path[0] == "params" and path[1:] in arrays
   }
+  entries = model_lib.entries(pretrained, c)
+  exact = Backbone(entries, params, dict.fromkeys(entries, "F32"))
+  if lora:
+    lora_lib.require_backbone(lora, exact, str(pretrained.source))
   if memories:
-    entries = model_lib.entries(pretrained, c)
-    exact = Backbone(entries, params, dict.fromkeys(entries, "F32"))
     memory_lib.require_backbone(
       memories, exact.digest(), str(pretrained.source)
     )
     rest = {path: x for path, x in flat.items() if path not in read}
     read |= memory_lib.read_memory(memories, rest)
   return {**abstract, **traverse_util.unflatten_dict(read)}
+
+
+def backbone_digest(
+  c: ModelConfig, variables: Mapping[str, Any], settings: Mapping[str, Any]
+) -> str:
+  """Returns `Backbone.rounded_digest` of a model.
+
+  Args:
+    c, variables, settings: as for `write_variables`.
+  """
+  entries = model_lib.family_entries(c, settings)
+  params: Any = traverse_util.flatten_dict(variables["params"])
+  return Backbone(entries, params, {}).rounded_digest()
 
 
 def write_variables(

@@ -58,6 +58,13 @@ class Backbone(NamedTuple):
     """Returns the `digest` of the tensors as they are written."""
     return digest((name, self.tensor(name)) for name in self.entries)
 
+  def rounded_digest(self) -> str:
+    """Returns the `digest` of the tensors in bfloat16.
+
+    It is the same where a run keeps them so (`optim.frozen_dtype`).
+    """
+    return self._replace(dtypes=dict.fromkeys(self.entries, "BF16")).digest()
+
 
 def digest(tensors: Iterable[tuple[str, np.ndarray]]) -> str:
   """Returns the sha256 of tensors by name, whatever their order and dtype.
