@@ -12,8 +12,10 @@ from flax import traverse_util
 from configs import from_run
 from ultramem_jax import testing
 from ultramem_jax.model import Transformer
+from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import CheckpointError, ConfigError
+from ultramem_jax.tools import quantize
 from ultramem_jax.train import init_from, sharding
 
 SIZES = {"model__num_layers": 2, "optim__table_update": "dense"}
@@ -50,6 +52,23 @@ def loaded(config):
     jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),
   )
   return init_from.load(init_from.plan(config), fresh, mesh), fresh
+
+
+def test_tables_in_int8_are_left_out_where_init_skip_names_them(tmp_path):
+  storage = "model__memory__storage__table_dtype"
+  theirs = dict(model__memory__spans="1:2", eval_batches=1)
+  source = testing.small_config(**SIZES | theirs, **{storage: "float32"})
+  testing.save_run(tmp_path / "run", source)
+  run = load_lib.load(tmp_path / "run")
+  quantize.quantize_run(run, tmp_path / "run", tmp_path / "int8", "int8")
+  with pytest.raises(ConfigError, match="int8 and those here float32: set"):
+    init_from.plan(with_memory(tmp_path / "int8"))
+  config = with_memory(tmp_path / "int8", init_skip="^memory_0/values")
+  variables, fresh = loaded(config)
+  held = flat(run.variables["params"])
+  for path, array in flat(variables["params"]).items():
+    expected = flat(fresh["params"]) if "values" in path else held
+    np.testing.assert_array_equal(array, expected[path])
 
 
 @pytest.mark.parametrize("step", ["", "@7", "@newest"])

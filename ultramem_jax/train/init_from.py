@@ -18,6 +18,7 @@ from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
+from ultramem_jax.train.tables import is_table
 
 # Buffers that are computed from one parameter, which must be taken with them.
 COMPUTED_FROM = {"u": "core", "t": "core"}
@@ -144,17 +145,13 @@ def _require_fit(config: Config, source: Config, taken, theirs, ours) -> None:
       f"{path} has the shape {shapes[0]} there and {shapes[1]} here: change "
       "the model, or name it in init_skip",
     )
-  stored = [
-    c.model.memory.storage.table_dtype
-    for c in (source, config)
-    if c.model.spans
-  ]
+  stored = [c.model.memory.storage.table_dtype for c in (source, config)]
   require(
-    len(set(stored)) < 2,
+    stored[0] == stored[1] or not any(map(is_table, taken)),
     "init_from",
     config.init_from,
     f"its tables are {' and those here '.join(stored)}: set "
-    "model.memory.storage.table_dtype to the same",
+    "model.memory.storage.table_dtype to the same, or name them in init_skip",
   )
   require(
     bool(taken),
