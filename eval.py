@@ -74,6 +74,7 @@ def evaluate_loss() -> None:
   if not model_flags.text():
     accepted = flags.FLAGS.accept_changed_data
     inputs.require_same(workdir, corpus.inputs("valid"), accepted)
+  corpus.count_cut("valid")  # refuses an example that does not fit
   validate = loss_lib.on_validation_split(run.config, corpus, run.layout)
   result = validate(run.variables)
   report = metrics.plain({"step": run.step, **result})

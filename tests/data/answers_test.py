@@ -1,5 +1,6 @@
 """Prompts with answers: which tokens count, and what is refused."""
 
+import datetime
 import json
 import pathlib
 
@@ -190,6 +191,16 @@ def test_bad_rows_are_named(settings, assert_refused):
   assert_refused(f"{given['path']}, row 2: the answer is empty", **given)
   given = settings(pairs([("a", "b"), (None, "b")]), "b.parquet")
   assert_refused("b.parquet, row 2", **given)
+  given = settings(pairs([(b"a", "b")]), "bytes.parquet")
+  assert_refused("bytes.parquet, row 1: prompt is not a string", **given)
+  day = datetime.date(2000, 1, 1)
+  given = settings(pairs([("a", day)]), "day.parquet")
+  assert_refused("day.parquet, row 1: answer is not a string", **given)
+  given = settings(pairs([("a", "b")]), "latin.parquet")
+  latin = pa.array([b"\xe9"]).view(pa.string())
+  table = pa.table({"prompt": latin, "answer": ["b"]})
+  parquet.write_table(table, given["path"])
+  assert_refused("latin.parquet: holds text that is not UTF-8", **given)
   given = settings([{"prompt": "a", "answer": "b", "n": 1}], "c.parquet")
   assert_refused("fields there: prompt, answer, n", **given)
 

@@ -37,7 +37,11 @@ def test_the_last_part_of_a_single_file_is_held_out(
   half = make_data("input.txt", valid_fraction=0.5, cut_bytes=90)
   assert len(texts_of(half, "train")) == 5
   assert texts_of(half, "valid") == [lines[450:]]
-  # One line: between two characters.
+  # A line that ends long before the part: between two characters.
+  (tmp_path / "long.txt").write_text("title\n" + "word " * 100)
+  settings = make_data("long.txt")
+  assert texts_of(settings, "valid") == ["word " * 4]
+  # One line.
   (tmp_path / "euro").write_text("\u20ac" * 50)
   settings = make_data("euro", valid_fraction=0.1)
   assert texts_of(settings, "train") == ["\u20ac" * 45]

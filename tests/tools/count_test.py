@@ -142,6 +142,21 @@ def test_one_command_at_a_time_counts(tmp_path):
     pass
 
 
+def test_text_of_which_a_part_is_held_out_is_another(loaded, tmp_path):
+  """A place in it says nothing of the text as a whole."""
+  lines = [json.dumps({"text": f"{i}"}) for i in range(200)]
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  asked = {"source": "text", "path": str(tmp_path / "a.jsonl")}
+  for valid_path, sources in (("", 1), (asked["path"], 2), ("", 2)):
+    config = model_flags.with_text(
+      loaded.config, asked | {"valid_path": valid_path}, 0
+    )
+    counts = count.count_text(
+      loaded._replace(config=config), data.open(config), tmp_path / "counts", 1
+    )
+    assert len(counts.sources) == sources
+
+
 def test_nothing_of_the_run_is_mixed_into_other_text(loaded, texts):
   mixed = dataclasses.replace(
     loaded.config.data, mixture=f"{texts / 'b.jsonl'}=0.5"

@@ -22,6 +22,7 @@ from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import inputs, row_counts
 from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import count
+from ultramem_jax.train import sharding
 
 
 def define_flags() -> None:
@@ -62,10 +63,12 @@ def main() -> None:
       counts = count.merge_files(path, values.merge, like)
     else:
       config = model_flags.with_text(loaded.config, asked, values.batch_size)
+      sharding.mesh_shape(config, loaded.layout.mesh.size)
       corpus = data.open(config)
       if not asked:
         read, accepted = corpus.inputs("train"), values.accept_changed_data
         inputs.require_same(values.workdir, read, accepted)
+      corpus.count_cut("train")  # refuses an example that does not fit
       counts = count.count_text(
         loaded._replace(config=config), corpus, path, values.batches, print
       )

@@ -88,18 +88,25 @@ class Corpus:
     looked_at = map(text_of, itertools.islice(train.documents(), _COMPARED))
     if changed := tokenizer_lib.change(self.tokenizer, looked_at):
       remarks.append(changed)
-    if data.packing == "examples" and (count := self._count_cut()):
+    if count := sum(map(self.count_cut, ("train", "valid"))):
       remarks.append(f"examples that are cut to fit into a row: {count}")
     return f"{label}: {'; '.join(sizes + remarks)}"
 
-  def _count_cut(self) -> int:
-    """Returns how many documents are longer than a row of their own.
+  def count_cut(self, split: str) -> int:
+    """Returns how many examples of a split are longer than a row of their own.
 
+    All of them are encoded, with `data.packing = "examples"`; other rows fit.
+
+    Args:
+      split: "train" or "valid".
     Raises:
+      ConfigError: the split cannot be opened.
       DataError: one may not be cut; names its place.
     """
+    if self._config.data.packing != "examples":
+      return 0
     count = 0
-    for texts in self._splits.texts():
+    for texts in self._splits.texts(split):
       for index in range(len(texts)):
         encoded = encoding.encode(texts[index], self.tokenizer)
         try:

@@ -43,7 +43,10 @@ def rows(path: str, form: Form) -> Iterator[bytes]:
       for batch in batches(columns):
         if form.has_answers:
           lines = map(_present, batch.to_pylist())
-          yield from (json.dumps(line).encode() for line in lines)
+          # What JSON cannot say is not text: the reader of the line names it.
+          yield from (
+            json.dumps(line, default=lambda _: None).encode() for line in lines
+          )
           continue
         for value in batch.column(0).cast(pa.large_binary()).to_pylist():
           row += 1
@@ -58,6 +61,10 @@ def rows(path: str, form: Form) -> Iterator[bytes]:
     cause = first_line(error)
     name = "Parquet" if _is_parquet(path) else "Arrow"
     raise ValueError(f"{path}: is not a whole {name} file ({cause})") from error
+  except UnicodeDecodeError as error:
+    raise ValueError(
+      f"{path}: holds text that is not UTF-8 ({error})"
+    ) from error
 
 
 def _is_parquet(path: str) -> bool:

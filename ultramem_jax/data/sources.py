@@ -68,13 +68,17 @@ class Splits:
     limit = self._data.cut_bytes and text_index.MAX_DOCUMENT_BYTES
     return whole.cut(limit) if limit else whole
 
-  def texts(self) -> list[TextDocuments]:
-    """Returns the documents of both splits, which are not a dataset's.
+  def texts(self, split: str) -> list[TextDocuments]:
+    """Returns the documents of a split, which are not a dataset's.
 
+    Args:
+      split: "train" or "valid".
     Raises:
       ConfigError: a split cannot be opened.
     """
-    return [self._cut_train, *self._cut_mixed, self._cut_valid]
+    if split == "valid":
+      return [self._cut_valid]
+    return [self._cut_train, *self._cut_mixed]
 
   def _source(
     self, whole: TextDocuments, cut: TextDocuments

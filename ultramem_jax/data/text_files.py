@@ -181,7 +181,9 @@ class TextDocuments:
     for place in self._places.tolist():
       length = place[LENGTH]
       goal = length - max(1, round(length * fraction))
-      cut += _pieces(place, [_end_before(self._reader(place), goal)])
+      # A line that ends earlier would hold out more than twice the share.
+      least = max(0, 2 * goal - length)
+      cut += _pieces(place, [_end_before(self._reader(place), goal, least)])
     places = np.array(cut, np.int64)
     has_text = places[:, LENGTH] > 0
     begins = np.arange(len(places)) % 2 == 0
@@ -250,11 +252,16 @@ def _piece_ends(
     yield start
 
 
-def _end_before(read: Callable[[int, int], bytes], goal: int) -> int:
-  """Returns the last place up to goal where a text is best cut in two."""
+def _end_before(
+  read: Callable[[int, int], bytes], goal: int, least: int
+) -> int:
+  """Returns the last place up to goal where a text is best cut in two.
+
+  It is the end of a line, if one lies between least and goal.
+  """
   start = max(0, goal - _WINDOW_BYTES)
   data = read(start, goal + 1 - start)
-  end = data.rfind(b"\n", 0, goal - start) + 1
+  end = data.rfind(b"\n", max(0, least - start), goal - start) + 1
   if not end:
     end = goal - start
     while end > 0 and data[end] & 0xC0 == 0x80:
