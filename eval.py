@@ -23,7 +23,6 @@ from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.runs import inputs, metrics
 from ultramem_jax.serve.load import TrainedModel
-from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import fit
 
 BATCHES = flags.DEFINE_integer(
@@ -96,22 +95,14 @@ def evaluate_tasks() -> None:
 
 def main() -> None:
   cli.join_processes()
-  require(
-    not (TASKS.value and BATCHES.value),
-    f"--{BATCHES.name}",
-    BATCHES.value,
-    "is for the loss, not for --tasks",
-  )
-  for flag in (TASKS_DIR, NUM_FEWSHOT, LIMIT):
-    require(
-      bool(TASKS.value) or flag.value is None,
-      f"--{flag.name}",
-      flag.value,
-      "is for --tasks",
-    )
   if TASKS.value:
+    why = "is for the loss, not for --tasks"
+    cli.require_unset([BATCHES.name, inputs.ACCEPT_FLAG], why)
+    model_flags.require_no_text(why, but=("seq_len", "tokenizer"))
     evaluate_tasks()
   else:
+    unread = TASKS_DIR.name, NUM_FEWSHOT.name, LIMIT.name
+    cli.require_unset(unread, "is for --tasks")
     evaluate_loss()
 
 

@@ -232,7 +232,27 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
     ),
     (
       "ultramem count --workdir=absent --merge=b --data.source=stdlib",
-      "merge = 'b': adds counts in place of text",
+      "--data.source = 'stdlib': is for text, in place of which --merge adds",
+    ),
+    (
+      "ultramem count --workdir=absent --merge=b --batches=3",
+      "--batches = 3: is for text, in place of which --merge adds",
+    ),
+    (
+      "ultramem export --workdir=a --output=b --memory_only --dtype=float16",
+      "--dtype = 'float16': is for the transformer, which --memory_only",
+    ),
+    (
+      "ultramem patch apply --workdir=a --patch=b --on_conflict=last",
+      "--on_conflict = 'last': is not for `patch apply`",
+    ),
+    (
+      "ultramem patch list --patch=b --output=c",
+      "--output = 'c': is not for `patch list`",
+    ),
+    (
+      "eval.py --workdir=absent --tasks=arc_easy --data.source=stdlib",
+      "--data.source = 'stdlib': is for the loss, not for --tasks",
     ),
   ],
 )

@@ -7,7 +7,7 @@ import inspect
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import flags, logging
@@ -122,6 +122,18 @@ def define_accept_changed_data() -> None:
     "Go on although the files of data or tokenizer are not those that the run "
     "began with.",
   )
+
+
+def require_unset(names: Iterable[str], why: str) -> None:
+  """Raises ConfigError if the command line has a flag that is not read.
+
+  Args:
+    names: of the flags.
+    why: what follows the flag and its value.
+  """
+  for name in names:
+    flag = flags.FLAGS[name]
+    require(not flag.present, f"--{name}", flag.value, why)
 
 
 def join_processes(stops_together: bool = False) -> None:

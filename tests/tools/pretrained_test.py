@@ -106,6 +106,19 @@ def test_the_run_is_evaluated_and_continues_text(run):
   assert set(text.split()) <= set(WORDS)
 
 
+def test_a_token_that_there_is_not_is_none(folder, text, tmp_path):
+  """Early models number their padding -1."""
+  copy = shutil.copytree(folder, tmp_path / "model")
+  settings = json.loads((copy / "config.json").read_text())
+  (copy / "config.json").write_text(
+    json.dumps(settings | {"pad_token_id": -1, "bos_token_id": 2**40})
+  )
+  config = small_config(data__source="text", data__path=str(text))
+  made = pretrained.import_run(str(copy), tmp_path / "run", config)
+  assert not made.data.pad_token and not made.data.bos_token
+  assert made.data.eos_token
+
+
 def test_the_run_trains_on(run, tmp_path):
   """From its weights, by train.py without a config."""
   workdir = tmp_path / "copy"

@@ -8,10 +8,12 @@ ultramem_jax/tools/fit.py. Nothing is allocated.
 """
 
 import json
+import math
 
 from absl import flags
 
 from ultramem_jax import cli
+from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import accounting, fit
 
 
@@ -42,6 +44,9 @@ def main() -> None:
   if values.memory is None:
     have = fit.available_bytes()
   else:
+    require(
+      math.isfinite(values.memory), "--memory", values.memory, "must be finite"
+    )
     have = int(values.memory * fit.GIB)
   if values.json:
     report = accounting.report(config.model, values.batch)

@@ -20,7 +20,6 @@ from absl import flags
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import inputs, row_counts
-from ultramem_jax.settings.checks import require
 from ultramem_jax.tools import count
 from ultramem_jax.train import sharding
 
@@ -48,12 +47,10 @@ def main() -> None:
   cli.join_processes()
   values = flags.FLAGS
   asked = model_flags.text()
-  require(
-    not (values.merge and asked),
-    "merge",
-    ", ".join(values.merge),
-    "adds counts in place of text: leave out --data, or --merge",
-  )
+  if values.merge:
+    why = "is for text, in place of which --merge adds counts"
+    cli.require_unset(["batches", "batch_size", inputs.ACCEPT_FLAG], why)
+    model_flags.require_no_text(why)
   loaded = model_flags.load()
   path = pathlib.Path(values.output or values.workdir)
   path = row_counts.find(path)

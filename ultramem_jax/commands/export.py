@@ -14,6 +14,7 @@ For a run with LoRA, only the LoRA is written, as a folder that `peft` loads and
 
 from absl import flags
 
+from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
 from ultramem_jax.interop import pretrained
 from ultramem_jax.tools import export
@@ -35,6 +36,9 @@ def define_flags() -> None:
 def main() -> None:
   values = flags.FLAGS
   model_flags.require_output("a folder to write")
+  if values.memory_only:
+    why = "is for the transformer, which --memory_only leaves out"
+    cli.require_unset(["dtype"], why)
   loaded = model_flags.load()
   export.export_run(
     loaded, values.workdir, values.output, values.dtype, values.memory_only

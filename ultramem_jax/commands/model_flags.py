@@ -1,6 +1,7 @@
 """Flags of the programs that use a trained model: which one, on which mesh."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 from absl import flags
@@ -57,6 +58,17 @@ def define_text(split: str) -> None:
 def text() -> dict[str, Any]:
   """Returns the fields of the text that flags give; {}: the run's own."""
   return config_flags.get_override_values(flags.FLAGS["data"])
+
+
+def require_no_text(why: str, but: Collection[str] = ()) -> None:
+  """Raises ConfigError if flags give a field of the text.
+
+  Args:
+    why: what follows the flag and its value.
+    but: fields that may be given.
+  """
+  for name, value in text().items():
+    require(name in but, f"--data.{name}", value, why)
 
 
 def with_text(config: Config, asked: dict[str, Any], batch_size: int) -> Config:

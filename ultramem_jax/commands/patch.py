@@ -19,6 +19,7 @@ from typing import Any
 
 from absl import flags
 
+from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
@@ -43,6 +44,9 @@ MUST_NAME = {
 }
 
 
+ON_CONFLICT = "on_conflict"  # of merge
+
+
 def define_flags() -> None:
   flags.DEFINE_string("base", None, f"Names {MUST_NAME['base']}.")
   flags.DEFINE_string("tuned", None, f"Names {MUST_NAME['tuned']}.")
@@ -52,7 +56,7 @@ def define_flags() -> None:
     "patch", [], "The file of a patch; merge and list take several."
   )
   flags.DEFINE_enum(
-    "on_conflict",
+    ON_CONFLICT,
     "refuse",
     patch_lib.ON_CONFLICT,
     "Whose rows merge takes where patches differ.",
@@ -65,6 +69,9 @@ def main(action: str) -> None:
   require(
     action in NEEDS, "ACTION", action, f"must be one of {', '.join(NEEDS)}"
   )
+  read = [*NEEDS[action]] + [ON_CONFLICT] * (action == "merge")
+  unread = [name for name in (*MUST_NAME, ON_CONFLICT) if name not in read]
+  cli.require_unset(unread, f"is not for `patch {action}`")
   for name in NEEDS[action]:
     value = values[name].value
     require(bool(value), f"--{name}", value, f"must name {MUST_NAME[name]}")

@@ -9,7 +9,6 @@ module raises ConfigError.
 """
 
 import difflib
-import json
 import os
 import pathlib
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ import jax
 
 from ultramem_jax.evaluation.scoring import Scorer
 from ultramem_jax.runs import distributed, metrics
+from ultramem_jax.runs.record_file import RecordFile
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
@@ -223,5 +223,6 @@ def evaluate(
 def append(workdir: str | os.PathLike, record: dict[str, Any]) -> None:
   """Adds a line to the workdir's tasks.jsonl, on process 0."""
   if jax.process_index() == 0:
-    with open(pathlib.Path(workdir) / RESULTS_NAME, "a") as f:
-      f.write(json.dumps(record, allow_nan=False) + "\n")
+    file = RecordFile(pathlib.Path(workdir) / RESULTS_NAME)
+    file.append(record)
+    file.close()

@@ -40,8 +40,9 @@ def export_run(
     memory_only: writes the memories only, and which transformer they are for.
   Raises:
     ConfigError: output holds something; the transformer is of no known family;
-      memory_only is set and the model has no memory; the transformer that a
-      LoRA belongs to was trained, too; or numbers are too large for the dtype.
+      memory_only is set and the model has no memory, or has a LoRA; the
+      transformer that a LoRA belongs to was trained, too; or numbers are too
+      large for the dtype.
   """
   workdir_lib.require_unused("output", output)
   c = loaded.config.model
@@ -50,6 +51,13 @@ def export_run(
     "memory_only",
     memory_only,
     f"the model of {workdir} has no memory",
+  )
+  require(
+    not (memory_only and c.lora.rank),
+    "memory_only",
+    memory_only,
+    f"would leave out the LoRA of {workdir}, with which its memories were "
+    "trained: export both without it, or run merge-lora first",
   )
   if c.lora.rank and loaded.step > 0:
     _require_frozen(c, workdir)

@@ -134,7 +134,7 @@ def configs():
     "hidden_size": [2**62, 33, 0],
     "vocab_size": [10**12],
     "auto_map": [{"AutoModelForCausalLM": "evil.Model"}],
-    "rope_parameters": [{"rope_type": "dynamic"}],
+    "rope_parameters": [{"rope_type": "dynamic"}, {"rope_theta": 10**400}],
   }
   for field, values in changes.items():
     for value in values:

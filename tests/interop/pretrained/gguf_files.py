@@ -92,8 +92,9 @@ def write(path, name, kind="F32", change=None, factors=rope_factors, **extra):
   writer.add_token_merges(["a b", "\u0120 ab"])
   writer.add_bos_token_id(0)
   writer.add_eos_token_id(1)
+  add = {int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
   for key, value in extra.items():
-    writer.add_uint32(key.replace("__", "."), value)
+    add[type(value)](key.replace("__", "."), value)
   if c["rope_parameters"]["rope_type"] == "llama3":
     writer.add_tensor("rope_freqs.weight", factors(c))
   held = safetensors.load_file(GOLDENS / name / "model.safetensors")

@@ -128,6 +128,8 @@ def test_a_memory_lies_beside_the_lora(read, tmp_path):
     BASE, memory=tmp_path / "narrow", lora=tmp_path / "narrow"
   )
   interop.to_pretrained(tmp_path / "out", model, made)
+  with pytest.raises(ConfigError, match="out: its memories were trained with"):
+    interop.from_pretrained(BASE, memory=tmp_path / "out")
   again, held = interop.from_pretrained(
     BASE, memory=tmp_path / "out", lora=tmp_path / "out"
   )

@@ -58,13 +58,13 @@ def config_json(
   kind = values.get("general.type", "model")
   if kind != "model":
     raise ConfigError(f"general.type = {kind!r}: must be 'model'")
-  if values.get("split.count", 1) > 1:
+  if values.get("split.count", 1) not in (0, 1):
     raise ConfigError(
       f"split.count = {values['split.count']}: must be 1; join the files by "
       "llama-gguf-split --merge"
     )
   name = values.get("general.architecture")
-  if name not in ARCHITECTURES:
+  if not isinstance(name, str) or name not in ARCHITECTURES:
     raise ConfigError(
       f"general.architecture = {name!r}: must be one of "
       f"{', '.join(ARCHITECTURES)}"
@@ -130,9 +130,12 @@ def llama3_scaling(
 
 def head_width(settings: dict[str, Any]) -> int:
   """Returns the width of a head; 0 where the settings are wrong."""
-  width, heads = settings.get("head_dim"), settings.get("num_attention_heads")
-  if width is None and type(heads) is int and heads:
-    width = settings.get("hidden_size", 0) // heads
+  width, heads, whole = (
+    settings.get(name)
+    for name in ("head_dim", "num_attention_heads", "hidden_size")
+  )
+  if width is None and type(heads) is type(whole) is int and heads:
+    width = whole // heads
   return width if type(width) is int else 0
 
 

@@ -104,7 +104,8 @@ def make_pretrained(
   for role in ROLES:
     named = settings.get(f"{role}_token_id")
     first = named[0] if isinstance(named, list) and named else named
-    if type(first) is int:
+    # Some models have -1 for none.
+    if type(first) is int and 0 <= first < fields["vocab_size"]:
       ids[role] = first
   return Pretrained(source, folder, family, fields, length, ids, find_tensors())
 

@@ -1,5 +1,6 @@
 """Reads the `config.json` of a pretrained model, every setting of it."""
 
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -140,7 +141,7 @@ class Settings:
   def number(self, name: str, default: float | None = None) -> float:
     """Returns a number above 0; default where it is absent or null."""
     value = self._given(name, default)
-    if type(value) in (int, float) and value > 0:
+    if type(value) in (int, float) and 0 < value <= sys.float_info.max:
       return float(value)
     self.refuse(name, value, "must be a number above 0")
     return 1.0

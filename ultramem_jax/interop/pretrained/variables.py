@@ -68,7 +68,8 @@ def opened(
     lora: folder with a LoRA for the model, as `peft` writes it.
   Raises:
     ConfigError: of `open_folder`, `open_file`, `open_memory` and
-      `open_lora`; or there is no memory in that folder.
+      `open_lora`; there is no memory in that folder; or it has a LoRA, too,
+      which is not asked for.
   """
   source = os.fspath(source)
   with tempfile.TemporaryDirectory() as folder:
@@ -85,6 +86,11 @@ def opened(
     elif memory:
       raise ConfigError(
         f"{memory}: must be a folder that `export` wrote, with memory.json"
+      )
+    if memories and not lora and (beside / lora_lib.SETTINGS).exists():
+      raise ConfigError(
+        f"{beside}: its memories were trained with the LoRA beside them: "
+        f"import both, lora = {str(beside)!r} too"
       )
     lora_folder = None
     if lora:
