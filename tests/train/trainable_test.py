@@ -46,6 +46,21 @@ def test_what_is_frozen_stays_bit_equal_without_moments(update):
   assert {x.split("/")[0] for x in flat(moments)} == {"memory_0"}
 
 
+@pytest.mark.parametrize("pattern, stays", [("values", True), ("core", False)])
+def test_a_frozen_memory_reads_the_same_rows(pattern, stays):
+  """Its buffers may be of the core before the last update."""
+  config = make_config(optim__trainable=f"memory_0/{pattern}")
+  state = small_steps.first_state(config)
+  lagging = jax.tree.map(lambda x: x + 0.1 * (x > 0), state.buffers)
+  state = state.replace(buffers=lagging)
+  after, _ = small_steps.train_step(
+    state, small_steps.make_batch(config), config
+  )
+  for name in ("u", "t"):
+    now, before = (x["memory_0"][name] for x in (after.buffers, lagging))
+    assert np.array_equal(now, before) == stays
+
+
 def test_a_frozen_table_has_no_moments_and_no_update():
   config = make_config(optim__trainable="memory_0/query$")
   moved, _, state = changed(config)

@@ -16,17 +16,20 @@ def refresh_buffers(params: Any, buffers: Any) -> Any:
 
   Args:
     params, buffers: the collections of a model that holds UltraMem layers, or
-      of one such layer.
+      of one such layer. Where params have no core, as it is not trained, the
+      vectors stay as they are.
   Returns:
     buffers of the same structure, with u and t replaced.
   """
+  if "u" in buffers and "core" not in params:
+    return buffers
   if "u" in buffers:
     # A parameter that `init` returned is still in the box of its axes' names.
     core_CARR = nn.unbox(params["core"])
     u_AR, t_AR = tucker.refresh_filter(core_CARR, buffers["u"], buffers["t"])
     return {**buffers, "u": u_AR, "t": t_AR}
   return {
-    name: refresh_buffers(params[name], child)
+    name: refresh_buffers(params.get(name, {}), child)
     if isinstance(child, dict)
     else child
     for name, child in buffers.items()

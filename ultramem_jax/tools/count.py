@@ -172,8 +172,8 @@ def _digest(config: Config, corpus: Corpus) -> str:
     if name not in ELSEWHERE
   }
   settings["seed"] = str(config.seed)
-  # If it names files, all of data.path is to train on.
-  settings["valid_path"] = str(bool(config.data.valid_path))
+  if config.data.valid_path:  # then all of data.path is to train on
+    settings["valid_path"] = "True"
   return inputs.digest({**corpus.inputs("train"), "settings": settings})
 
 

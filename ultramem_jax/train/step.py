@@ -225,9 +225,8 @@ def model_step(
     (state, gradients, metrics): the state with its tables as they were, which
     `table_step` updates by the gradients; float32 scalars by name.
   """
-  buffers = refresh_buffers(
-    trainable.join(state.params, state.frozen), state.buffers
-  )
+  # Of a frozen core they stay: they may be of the core before its last update.
+  buffers = refresh_buffers(state.params, state.buffers)
   gradients, table_gradients, aux = _gradients(
     state, buffers, batch, config, layout
   )
