@@ -262,6 +262,8 @@ def train_once(
     checkpointer = stack.enter_context(
       checkpoint.Checkpointer(workdir, config.checkpoint.keep)
     )
+    # Another start may have bound it before this one locked it.
+    workdir_lib.claim(workdir, config, described)
     train_step = compile_step(config, layout, rare)
     run = Run(
       config, workdir, layout, corpus, batches, checkpointer, train_step

@@ -274,7 +274,8 @@ def get_config() -> Any:
   c.optim = ConfigDict()
   c.optim.learning_rate = 1e-3  # peak; above 0, at most 1000
   c.optim.warmup_fraction = 0.01  # share of steps with a rising rate, below 1
-  c.optim.init_fraction = 0.0  # rate at the first step, as a share of the peak
+  # Share of the peak before the first step, from which the warm-up rises.
+  c.optim.init_fraction = 0.0
   c.optim.final_fraction = 0.1  # rate at the last step, as a share of the peak
   c.optim.beta1 = 0.9  # decay of the first moments; [0, 0.999999]
   c.optim.beta2 = 0.95  # decay of the second moments; [0, 0.999999]
@@ -283,8 +284,8 @@ def get_config() -> Any:
   # Decay biases, weights of norms and the numbers of memories' gates as well.
   c.optim.decay_norms = False
   c.optim.clip_norm = 1.0  # largest norm of the whole gradient; 0 = no limit
-  # [k] factor on the rate of value tables at the first step, falling linearly
-  # to 1.
+  # [k] factor on the rate of value tables before the first step, from which it
+  # falls linearly to 1.
   c.optim.value_lr_multiplier = 10.0
   c.optim.value_lr_horizon = 1.0  # share of steps until it is 1; (0, 1]
   # Which rows of value tables a step updates: dense (all) | sparse (those that

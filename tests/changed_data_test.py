@@ -87,6 +87,20 @@ def test_a_run_that_is_trained_elsewhere_keeps_its_settings(run):
   assert record.read_bytes() != before
 
 
+def test_settings_that_change_before_the_workdir_is_locked_are_named(
+  run, monkeypatch
+):
+  config, workdir = run
+  other = dataclasses.replace(config, steps=config.steps + 1)
+
+  def another_start(config, layout, memory, described, workdir):
+    workdir_lib.claim(workdir, other, described, override=True)
+
+  monkeypatch.setattr(train, "announce", another_start)
+  with pytest.raises(ConfigError, match=f"steps = {config.steps}, held: "):
+    train.train(config, workdir)
+
+
 def test_training_names_counts_of_rows_that_have_changed(run, tmp_path):
   config, _ = run
   path = tmp_path / row_counts.FILE_NAME

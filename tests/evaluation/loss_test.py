@@ -1,5 +1,6 @@
 """Tests of the evaluation's sums, by hand."""
 
+import json
 import math
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.settings.errors import DataError
-from ultramem_jax.train import sharding, step
+from ultramem_jax.train import sharding, state, step
 
 
 def fake_eval_step(variables, batch):
@@ -48,6 +49,23 @@ def test_model_and_buffers_are_handed_on():
 def test_prompts_alone_are_no_validation():
   with pytest.raises(DataError, match="there is nothing to evaluate"):
     run([{"loss": 0.0, "tokens": 0.0, "bytes": 0}])
+
+
+def test_prompts_alone_are_refused_before_training(tmp_path):
+  line = json.dumps({"prompt": "x" * 99, "answer": " y"})
+  (tmp_path / "a.jsonl").write_text(line + "\n")
+  config = testing.small_config(
+    data__source="text",
+    data__path=str(tmp_path / "a.jsonl"),
+    data__valid_path=str(tmp_path / "a.jsonl"),
+    data__records="answers",
+    data__packing="segments",
+    eval_batches=1,
+  )
+  layout = sharding.make_layout(config, sharding.make_mesh(config))
+  variables = state.abstract_state(config, layout).variables()
+  with pytest.raises(DataError, match="there is nothing to evaluate"):
+    loss_lib.on_validation_split(config, data.open(config), layout, variables)
 
 
 def test_perplexity_of_a_hopeless_model_is_finite():

@@ -60,6 +60,12 @@ def test_what_only_needs_to_be_asked_for_says_so(workdir):
     workdir_lib.claim(workdir, make_config(steps=301), CORPUS)
 
 
+def test_settings_that_may_differ_are_not_changed(workdir):
+  given = make_config(steps=500, mesh__data=4, checkpoint__keep=9)
+  workdir_lib.claim(workdir, given, CORPUS, override=True)
+  assert workdir_lib.load_config(workdir) == make_config(steps=500)
+
+
 @pytest.mark.parametrize(
   ("name", "value"),
   [

@@ -1,5 +1,7 @@
 """Patches: exact both ways, merged, and refused where they do not fit."""
 
+import pathlib
+
 import jax
 import numpy as np
 import pytest
@@ -169,8 +171,12 @@ def test_patches_are_listed_by_size(tmp_path):
   }
   for name, patch in broken.items():
     patch_lib.write(str(tmp_path / name), patch)
+  content = bytearray(pathlib.Path(paths[0]).read_bytes())
+  content[-1] ^= 1  # a bit of a number
+  (tmp_path / "damaged").write_bytes(content)
   for name, match in (
     *dict.fromkeys(("none", *broken), "is not a patch").items(),
+    ("damaged", "its sha256 is another"),
     ("absent", "no such file"),
   ):
     with pytest.raises(ConfigError, match=match):

@@ -278,6 +278,10 @@ def test_counts_that_do_not_fit_are_refused(tmp_path):
       {"optim__table_rows": "all", "optim__table_max_share": 0.5},
     ),
     (
+      r"optim\.table_counts = 'x'.*table_rows = all",
+      {"optim__table_rows": "all"},
+    ),
+    (
       r"optim\.table_rows = 'kl'.*without memory",
       {"model__memory__kind": "none", "model__memory__spans": ""},
     ),

@@ -71,6 +71,16 @@ def test_tables_in_int8_are_left_out_where_init_skip_names_them(tmp_path):
     np.testing.assert_array_equal(array, expected[path])
 
 
+def test_the_moments_of_a_source_do_not_decide_how_its_tables_lie(tmp_path):
+  """Rows have one second moment, so that their columns are not split."""
+  odd = {"model__memory__num_keys": 9, "mesh__table": 2}
+  row = {"optim__table_second_moment": "row", "optim__table_update": "auto"}
+  testing.save_run(tmp_path, with_memory("", **odd | row | {"mesh__table": 1}))
+  plan = init_from.plan(with_memory(tmp_path, **odd))
+  mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), sharding.MESH_AXES)
+  assert sharding.make_layout(plan.config, mesh).partition == "columns"
+
+
 @pytest.mark.parametrize("step", ["", "@7", "@newest"])
 def test_what_both_models_have_is_taken(backbone, step):
   config = with_memory(f"{backbone}{step}")

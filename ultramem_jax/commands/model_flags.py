@@ -1,6 +1,7 @@
 """Flags of the programs that use a trained model: which one, on which mesh."""
 
 import dataclasses
+import pathlib
 from collections.abc import Collection
 from typing import Any
 
@@ -101,6 +102,18 @@ def load() -> load_lib.TrainedModel:
     "must name a run's directory",
   )
   return load_lib.load(values.workdir, values.step, mesh())
+
+
+def require_output_file() -> pathlib.Path:
+  """Returns --output; raises ConfigError unless a file can be written there."""
+  output = pathlib.Path(flags.FLAGS.output)
+  require(
+    output.parent.is_dir() and not output.is_dir(),
+    "--output",
+    str(output),
+    "must be a file of an existing directory",
+  )
+  return output
 
 
 def require_output(meaning: str) -> None:

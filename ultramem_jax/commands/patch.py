@@ -75,6 +75,8 @@ def main(action: str) -> None:
   for name in NEEDS[action]:
     value = values[name].value
     require(bool(value), f"--{name}", value, f"must name {MUST_NAME[name]}")
+  if action in ("create", "merge"):
+    model_flags.require_output_file()
   if action == "list":
     print(patch_lib.describe(values.patch))
   elif action == "merge":

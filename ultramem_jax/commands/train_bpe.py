@@ -9,14 +9,12 @@ read: take a slice of a large TFDS dataset, such as
 --config.data.train_split='train[:1%]'.
 """
 
-import pathlib
-
 from absl import flags
 
 from ultramem_jax import cli
+from ultramem_jax.commands import model_flags
 from ultramem_jax.data import sources, train_bpe
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.settings.checks import require
 
 
 def define_flags() -> None:
@@ -29,13 +27,7 @@ def define_flags() -> None:
 
 def main() -> None:
   values = flags.FLAGS
-  output = pathlib.Path(values.output)
-  require(
-    output.parent.is_dir() and not output.is_dir(),
-    "--output",
-    values.output,
-    "must be a file of an existing directory",
-  )
+  output = model_flags.require_output_file()
   data = cli.load_config().data
   source = sources.Splits(data).train
   print(f"{source.num_documents} documents of {data.source}", flush=True)

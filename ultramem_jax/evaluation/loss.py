@@ -9,9 +9,15 @@ import jax.numpy as jnp
 
 from ultramem_jax.data import Corpus
 from ultramem_jax.ops.sharded.layout import Layout
+from ultramem_jax.runs import distributed
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import DataError
 from ultramem_jax.train import sharding, step
+
+NO_TEXT = (
+  "the validation batches hold prompts without their answers, so there is "
+  "nothing to evaluate; raise eval_batches, batch_size or data.seq_len"
+)
 
 
 def run(
@@ -39,10 +45,7 @@ def run(
     part = jax.device_get(eval_step(variables, batch))
     sums = {name: total + float(part[name]) for name, total in sums.items()}
   if not sums["bytes"]:
-    raise DataError(
-      "the validation batches hold prompts without their answers, so there is "
-      "nothing to evaluate; raise eval_batches, batch_size or data.seq_len"
-    )
+    raise DataError(NO_TEXT)
   loss = sums["loss"] / sums["tokens"]
   return {
     "loss": loss,
@@ -65,6 +68,7 @@ def on_validation_split(
       and now; None: when it is first called.
   Raises:
     ConfigError: the validation split cannot be opened.
+    DataError: no text of the batches counts, where the program is compiled.
   """
   mesh = layout.mesh
   batches = corpus.valid(sharding.process_rows(config, mesh))
@@ -73,6 +77,8 @@ def on_validation_split(
   )
 
   if variables is not None:
+    if not distributed.any_process(any(x["weights"].any() for x in batches)):
+      raise DataError(NO_TEXT)
     batch = step.abstract_batch(config)
     batch["bytes"] = jax.ShapeDtypeStruct(batch["tokens"].shape, jnp.int32)
     places = sharding.batch_sharding(mesh)

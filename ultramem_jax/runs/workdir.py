@@ -18,6 +18,7 @@ import secrets
 from typing import Any
 
 import jax
+from ml_collections import ConfigDict
 
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import INT_END, require, require_text
@@ -194,7 +195,10 @@ def _require_same(
   )
   if changes and jax.process_index() == 0:
     overrides = [*record.get("overrides", []), {"step": step, **changes}]
-    _write(workdir, record["corpus"], config, overrides)
+    # Of the others the file keeps the values that the run began with.
+    bound = ConfigDict(config_lib.to_dict(load_config(workdir)))
+    bound.update_from_flattened_dict({k: x["to"] for k, x in changes.items()})
+    _write(workdir, record["corpus"], config_lib.parse(bound), overrides)
 
 
 def saved_steps(folder: pathlib.Path) -> list[int]:

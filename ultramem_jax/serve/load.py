@@ -93,6 +93,8 @@ def on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
   split = max(1, devices // (inside.tensor * inside.table))
   fields["batch_size"] += -fields["batch_size"] % split
   fields["accumulation_steps"] = 1
+  # No moments are loaded, whose form would decide how tables lie.
+  fields["optim"]["table_second_moment"] = "element"
   if jax.default_backend() != "gpu":
     fields["model"]["attention"] = "xla"
   return config_lib.parse(fields)

@@ -135,6 +135,12 @@ class OptimConfig:
         self.table_max_share,
         "must be 1 with optim.table_rows = all, which needs no counts",
       )
+      require(
+        not self.table_counts,
+        "optim.table_counts",
+        self.table_counts,
+        "is not read with optim.table_rows = all: choose rows by tfidf or kl",
+      )
       return
     require(
       self.table_update != "dense",

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -255,6 +255,14 @@ def _differing(one: dict[str, str], other: dict[str, str]) -> str:
   return ", ".join(x for x in names if one.get(x) != other.get(x))
 
 
+def _content(changes: Mapping[str, Change]) -> str:
+  """Returns the sha256 of changes."""
+  lines = [
+    f"{name} {' '.join(map(digest, changes[name]))}" for name in sorted(changes)
+  ]
+  return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
 def write(path: str, patch: Patch) -> None:
   """Writes a patch to a .safetensors file, whole or not at all."""
   tensors = {
@@ -262,7 +270,11 @@ def write(path: str, patch: Patch) -> None:
     for name, change in patch.changes.items()
     for kind, array in change._asdict().items()
   }
-  facts = {"format": FORMAT, "base": json.dumps(patch.base)}
+  facts = {
+    "format": FORMAT,
+    "base": json.dumps(patch.base),
+    "sha256": _content(patch.changes),
+  }
   content = safetensors.numpy.save(tensors, facts)
   write_atomically(pathlib.Path(path), content)
 
@@ -271,7 +283,7 @@ def read(path: str) -> Patch:
   """Reads a patch.
 
   Raises:
-    ConfigError: there is no such file, or it is not a patch.
+    ConfigError: there is no such file, or it is not a patch, or damaged.
   """
   require(pathlib.Path(path).is_file(), "patch", path, "no such file")
   try:
@@ -291,6 +303,8 @@ def read(path: str) -> Patch:
     for name, change in changes.items():
       if change.rows.ndim != 1 or len({x.shape[:1] for x in change}) > 1:
         raise ValueError(f"the rows of {name} and their values do not match")
+    if facts["sha256"] != _content(changes):
+      raise ValueError("it is damaged: its sha256 is another")
     return Patch(base, changes)
   except (safetensors.SafetensorError, KeyError, ValueError) as error:
     raise ConfigError(

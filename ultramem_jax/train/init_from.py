@@ -67,8 +67,11 @@ def plan(config: Config) -> Plan:
     CheckpointError: it has no such checkpoint.
   """
   workdir, step = workdir_lib.split_step(config.init_from)
+  held = workdir_lib.load_config(workdir)
+  # Of its tables no moments are read, whose form would decide how they lie.
   source = dataclasses.replace(
-    workdir_lib.load_config(workdir),
+    held,
+    optim=dataclasses.replace(held.optim, table_second_moment="element"),
     mesh=config.mesh,
     batch_size=config.batch_size,
     accumulation_steps=config.accumulation_steps,

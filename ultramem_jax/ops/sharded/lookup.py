@@ -118,7 +118,8 @@ def pool_rows(
   """Computes `lookup.pool_rows` of a table that the devices of a mesh share.
 
   Arguments and result are global arrays, which the layout splits. Scores and
-  pooled vectors travel in its dtype, and devices sum them in float32.
+  pooled vectors travel in its dtype, and are summed over devices in it; a
+  device sums its own rows in float32.
   """
   if not layout_lib.spans_devices(layout):
     return lookup.pool_rows(table_IW, index_BTY, score_BTYC, num_pools, kernels)
