@@ -181,6 +181,36 @@ def test_a_conversation_is_what_its_template_writes(
   assert encoded.tokens_T[:first].tolist() == prompts[0].tolist()
 
 
+def test_an_answer_ends_with_its_turn(opened, monkeypatch):
+  """As of models whose eos ends documents only."""
+
+  def of_documents():
+    made, files = chatml()
+    made.add_special_tokens(["<|endoftext|>"])
+    return made, files | {
+      "tokenizer_config.json": {"eos_token": "<|endoftext|>"}
+    }
+
+  config = opened(of_documents)
+  template = forms.open_template(config.data)
+  assert template.end_of_turn() == "<|im_end|>"
+  loaded = data.open(config).tokenizer
+  (document,) = Splits(config.data).valid.documents()
+  whole = encoding.encode(document, loaded).tokens_T
+  start = encoding.encode(document, loaded).learned[0][0]
+
+  def answer(model, variables, prompts, *rest, eos_id, finished):
+    assert eos_id == loaded.eos_id
+    assert finished([whole[start:], whole[start : start + 2]]) == [True, False]
+    return [whole[start:]]  # it goes on with the turns after its own
+
+  monkeypatch.setattr(generate, "generate", answer)
+  (text,) = generate.generate_text(
+    None, None, loaded, ["a"], Sampling(9), seed=0, chat=template
+  )
+  assert text.strip() == "yes é"
+
+
 def test_tokens_that_settings_name_are_in_the_text(opened):
   beside = {"tokenizer_config.json": None, "chat_template.jinja": LLAMA}
   config = opened(llama, beside=beside, bos_token="</s>", eos_token="<s>")

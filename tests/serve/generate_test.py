@@ -317,7 +317,7 @@ def test_texts_begin_documents_and_end_with_them(monkeypatch):
     [257, 0xC3, 0xA9],
     [257],
   ]
-  assert given == {"sampling": sampling, "eos_id": 258}
+  assert given == {"sampling": sampling, "eos_id": 258, "finished": None}
 
 
 def test_a_model_is_traced_once_for_the_caches_of_a_shape(monkeypatch):

@@ -115,11 +115,33 @@ class Template:
           "split the conversation up"
         )
       turn = after[len(before) :]
-      ends = [turn.rfind(x) + len(x) for x in self._specials if x in turn]
-      stop = len(before) + max(ends, default=len(turn))
-      answers.append((len(before), stop))
+      stop = max(map(len, self._ends(turn)), default=len(turn))
+      answers.append((len(before), len(before) + stop))
       size += len(message["content"].encode())
     return Example(text, tuple(answers), size, is_chat=True)
+
+  def _ends(self, turn: str) -> dict[str, str]:
+    """Returns the turn up to each special token in it, and its name."""
+    return {
+      turn[: turn.rfind(name) + len(name)]: name
+      for name in self._specials
+      if name in turn
+    }
+
+  def end_of_turn(self) -> str:
+    """Returns the special token with which an answer ends; "": none does.
+
+    Raises:
+      ConfigError: as for `example`.
+    """
+    messages = [
+      {"role": "user", "content": "a"},
+      {"role": "assistant", "content": "b"},
+    ]
+    example = self.example(messages, "the end of a turn")
+    ((start, stop),) = example.answers
+    ends = self._ends(example.text[start:stop])
+    return ends[max(ends, key=len)] if ends else ""
 
   def prompt(self, message: str, where: str) -> str:
     """Returns what a model goes on from to answer a user's message.

@@ -260,9 +260,9 @@ def _require_prompts(
   )
 
 
-def _before(tokens_T: np.ndarray, eos_id: int) -> np.ndarray:
-  """Returns the tokens before the first eos."""
-  (places,) = np.nonzero(tokens_T == eos_id)
+def _before(tokens_T: np.ndarray, end_id: int) -> np.ndarray:
+  """Returns the tokens before the first one that ends a text."""
+  (places,) = np.nonzero(tokens_T == end_id)
   return tokens_T[: places[0]] if places.size else tokens_T
 
 
@@ -353,7 +353,10 @@ def generate_text(
     ConfigError: of `generate`, or of `Template.prompt`.
   """
   require_seed("seed", seed)
+  eos_id = end_id = tokenizer.eos_id
   if chat:
+    if end := chat.end_of_turn():  # which is not eos for all models
+      (end_id,) = tokenizer.encode(end, names_specials=True).tolist()
     written = (chat.prompt(prompt, "prompt") for prompt in prompts)
     encoded = [tokenizer.encode(text, names_specials=True) for text in written]
   else:
@@ -367,9 +370,12 @@ def generate_text(
     encoded,
     sampling,
     jax.random.key(seed),
-    eos_id=tokenizer.eos_id,
+    eos_id=eos_id,
+    finished=None
+    if end_id == eos_id
+    else lambda made: [end_id in tokens_T for tokens_T in made],
   )
   return [
-    new_text(tokenizer, prompt_T.tolist(), tokens_T.tolist())
+    new_text(tokenizer, prompt_T.tolist(), _before(tokens_T, end_id).tolist())
     for prompt_T, tokens_T in zip(encoded, new, strict=True)
   ]

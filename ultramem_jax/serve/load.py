@@ -89,7 +89,7 @@ def on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
     fields["mesh"] = {}
   fields["mesh"] = {**fields["mesh"], "data": -1, **mesh}
   inside = config_lib.parse(fields).mesh
-  # A batch that the devices divide; no result depends on its size.
+  # A batch that the devices divide: with `eval_batches`, that is more text.
   split = max(1, devices // (inside.tensor * inside.table))
   fields["batch_size"] += -fields["batch_size"] % split
   fields["accumulation_steps"] = 1
