@@ -6,7 +6,7 @@ Tables and their first moments are bfloat16, rounded at random, with one second
 moment per row: 4 bytes per value, where float32 with a dense update takes 16.
 The process takes at most 11.9 GiB, also while it saves, and 12.3 GiB when it
 resumes; a step takes 10 s on two CPU cores (`python -m benchmarks.x12`). It
-trains on the embedded corpus at byte level, 512 tokens per step. For another
+trains on the bytes of Python source, 512 tokens per step. For another
 corpus set `data` and `model.vocab_size` as in `151m_x12.py`.
 """
 

@@ -40,7 +40,7 @@ def get_config() -> Any:
 
   # Data: text -> tokens -> rows of seq_len tokens.
   c.data = ConfigDict()
-  # stdlib (the standard library of this Python, embedded) | text (files of
+  # stdlib (the source code of the Python that runs) | text (files of
   # yours) | tfds (TensorFlow Datasets).
   c.data.source = "stdlib"
   # text: a file, a glob or a folder (all text below it). Text in UTF-8 is a
@@ -57,8 +57,8 @@ def get_config() -> Any:
   # `source`. Nothing of them is held out.
   c.data.mixture = ""
   # Share of documents held out for validation, chosen by a hash, where the
-  # source has no validation split; strictly between 0 and 1. Of a single file,
-  # the last part.
+  # source has no validation split; strictly between 0 and 1. Of a single text
+  # file, the last part; lines of JSON are not cut.
   c.data.valid_fraction = 0.04
   c.data.tfds_name = ""  # tfds: name[/config][:version], such as c4/en:3.0.1
   c.data.tfds_dir = ""  # tfds: data directory; "" = ~/tensorflow_datasets
@@ -131,8 +131,9 @@ def get_config() -> Any:
   # Share of activations that is dropped in embedding, attention, MLP and
   # memory; [0, 1].
   c.model.dropout_rate = 0.0
-  # Dtype of matrix products: float32 | bfloat16. Parameters, scores, norms,
-  # softmaxes and losses are always float32.
+  # Dtype of matrix products: float32 | bfloat16. Scores, norms, softmaxes and
+  # losses are always float32, and so are parameters, apart from tables
+  # (storage.table_dtype) and what is frozen (optim.frozen_dtype).
   c.model.dtype = "float32"
   c.model.attention = "xla"  # xla | cudnn (flash attention; GPU, bfloat16)
   # What the backward pass recomputes to save memory: none | block (every
@@ -349,7 +350,7 @@ def get_config() -> Any:
   # The sample that is printed when training ends.
   c.sample = ConfigDict()
   c.sample.prompt = "class Reader:\n    def __init__(self, "  # its beginning
-  c.sample.num_tokens = 256  # new tokens, at most; up to a million
+  c.sample.num_tokens = 256  # new tokens, at most a million; 0 = none
   c.sample.temperature = 0.9  # divides the logits; 0 = the likeliest token
   c.sample.top_k = 0  # draw from the k likeliest tokens; 0 = from all
   # Draw from the fewest likeliest tokens whose probabilities sum to at least

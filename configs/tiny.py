@@ -1,4 +1,4 @@
-"""The embedded default: a small UltraMem language model of Python source.
+"""The default: a small UltraMem language model of Python source.
 
   python train.py --config=configs/tiny.py
 

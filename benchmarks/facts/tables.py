@@ -226,7 +226,7 @@ def blocks(records: list[Record], models: Iterable[str]) -> dict[str, str]:
   """Returns the text of each block of the page, PART_MODEL, by name."""
   return {
     f"{part}_{model}": table([x for x in records if x["model"] == model])
-    or "Nothing has been measured yet."
+    or f"{part.capitalize()}: nothing has been measured yet."
     for part, table in TABLES.items()
     for model in models
   }
