@@ -21,7 +21,7 @@ from absl import flags
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.evaluation import loss as loss_lib
-from ultramem_jax.runs import inputs, metrics
+from ultramem_jax.runs import distributed, inputs, metrics
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.tools import fit
 
@@ -70,9 +70,11 @@ def evaluate_loss() -> None:
   workdir = flags.FLAGS.workdir
   cache = data.IndexCache(pathlib.Path(workdir, inputs.INDEX_NAME))
   corpus = data.open(run.config, cache)
-  if not model_flags.text():
+  read = corpus.inputs("valid")
+  distributed.require_same("config or data", f"{run.config} {read}")
+  if model_flags.is_own_text():
     accepted = flags.FLAGS.accept_changed_data
-    inputs.require_same(workdir, corpus.inputs("valid"), accepted)
+    inputs.require_same(workdir, read, accepted)
   corpus.count_cut("valid")  # refuses an example that does not fit
   validate = loss_lib.on_validation_split(run.config, corpus, run.layout)
   result = validate(run.variables)

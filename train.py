@@ -247,7 +247,9 @@ def train_once(
   is_new = not checkpoint.any_saved(workdir)
   source = init_from.plan(config) if config.init_from and is_new else None
   if is_new:
-    trainable.require_memory_can_learn(config, source.new if source else None)
+    trainable.require_new_parts_can_learn(
+      config, source.new if source else None
+    )
   rare = rarity.read(config)
   memory = fit.check(config, layout.mesh.size)
   corpus, described = open_corpus(config, workdir)

@@ -1,5 +1,6 @@
 """Buffers are refreshed from the cores."""
 
+import flax
 import flax.linen as nn
 import jax
 import numpy as np
@@ -35,6 +36,25 @@ def test_buffers_of_stacked_layers_are_refreshed_by_vmap():
   stale = jax.tree.map(lambda x: 0.5 * x, buffers)
   refreshed = jax.jit(jax.vmap(refresh_buffers))(params, stale)
   assert_close(refreshed, buffers)
+
+
+def test_frozen_dicts_are_refreshed_too():
+  layer = layer_of()
+  variables = variables_of(layer)
+  nested = {name: {"memory": x} for name, x in variables.items()}
+  nested["params"]["memory"] = {
+    **variables["params"],
+    "core": np.random.default_rng(0).uniform(
+      size=variables["params"]["core"].shape
+    ),
+  }
+  plain, frozen = (
+    refresh_buffers(kind(nested["params"]), kind(nested["buffers"]))
+    for kind in (dict, flax.core.freeze)
+  )
+  before = nested["buffers"]["memory"]["u"]
+  assert abs(plain["memory"]["u"] - before).max() > 0.01
+  assert_close(frozen["memory"]["u"], plain["memory"]["u"])
 
 
 def test_refresh_buffers():

@@ -1,5 +1,7 @@
 """A run is bound to what it reads, and keeps its tokenizer."""
 
+import pathlib
+
 import pytest
 
 from ultramem_jax import testing
@@ -41,6 +43,20 @@ def test_the_same_inputs_are_accepted(workdir, tokenizer):
   assert inputs.require_same(workdir, part, False) == ""
 
 
+def test_what_else_lies_beside_the_tokenizer_is_left_alone(workdir, tokenizer):
+  """A folder of one's own, or a link to it, from which the run reads."""
+  published = pathlib.Path(tokenizer["tokenizer.json"]).parent
+  (published / "model.safetensors").write_text("weights")
+  (workdir / "tokenizer").symlink_to(published)
+  read = {"data.tokenizer": {"my.json": "1 bytes, x"}}
+  inputs.bind(workdir, read, {"my.json": str(published / "my.json")}, False)
+  before = {path.name for path in published.iterdir()}
+  changed = {"data.tokenizer": {"my.json": "2 bytes, y"}}
+  inputs.bind(workdir, changed, {"my.json": str(published / "my.json")}, True)
+  assert {path.name for path in published.iterdir()} == before
+  assert "model.safetensors" in before
+
+
 def test_changes_are_named_and_can_be_accepted(workdir, tokenizer):
   inputs.bind(workdir, HELD, tokenizer, False)
   files = {**FILES, "a.txt": "9 bytes, z", "g.txt": "1 bytes, g"}
@@ -68,6 +84,8 @@ def test_changes_are_named_and_can_be_accepted(workdir, tokenizer):
   assert copy.read_text() == "other"
   assert inputs.bind(workdir, given, tokenizer, False) == ""
   # A file beside the tokenizer that is gone is not part of the copy either.
+  given["data.tokenizer"] = dict.fromkeys(tokenizer, "2 bytes, y")
+  assert inputs.bind(workdir, given, tokenizer, True)
   given["data.tokenizer"] = {"tokenizer.json": "2 bytes, y"}
   del tokenizer["tokenizer_config.json"]
   assert inputs.bind(workdir, given, tokenizer, True)

@@ -120,6 +120,15 @@ def test_what_else_differs_is_named():
     patch_lib.difference(nested(base), nested(base))
 
 
+def test_settings_are_no_part_of_a_patch():
+  base = testing.small_config().model
+  other = testing.small_config(model__memory__top_m=2).model
+  with pytest.raises(ConfigError, match=r"top_m = 2 \(there 3\)"):
+    patch_lib.require_same_settings(base, other)
+  harmless = testing.small_config(model__memory__aux_loss_weight=0.5).model
+  patch_lib.require_same_settings(base, harmless)
+
+
 def test_merging_makes_the_changes_of_both_and_names_conflicts():
   base = variables()
   one, two = make_patch(base, [5, 9]), make_patch(base, [2, 40], seed=2)

@@ -270,6 +270,27 @@ def test_evaluation_uses_the_buffers_as_they_are():
   small_steps.assert_same_bits(state.buffers, before)
 
 
+def test_evaluation_in_parts_sums_the_same():
+  batch = {**small_steps.make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
+  variables = small_steps.first_state().variables()
+  whole, parts = (
+    eval_step(config)(variables, batch)
+    for config in (CONFIG, small_steps.TWO_PARTS)
+  )
+  assert whole["tokens"] == parts["tokens"] and parts["bytes"] == 32
+  np.testing.assert_allclose(whole["loss"], parts["loss"], rtol=1e-6)
+  # It holds the logits of a part only.
+  temporary = [
+    eval_step(config)
+    .lower(variables, batch)
+    .compile()
+    .memory_analysis()
+    .temp_size_in_bytes
+    for config in (CONFIG, small_steps.TWO_PARTS)
+  ]
+  assert temporary[1] < temporary[0]
+
+
 def test_evaluation_has_no_dropout():
   batch = {**small_steps.make_batch(), "bytes": jnp.ones((4, 8), jnp.int32)}
   state = small_steps.first_state(DROPOUT)

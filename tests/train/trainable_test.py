@@ -160,6 +160,24 @@ def test_multipliers_of_nothing_are_refused(text, pattern):
 
 
 @pytest.mark.parametrize(
+  ("settings", "field"),
+  [
+    ({"model__lora__rank": 2}, "lora.rank = 2: adds block_0/"),
+    ({"model__adapter_dim": 4}, "adapter_dim = 4: adds block_0/adapter/down"),
+    ({"model__memory__output": "zero"}, "memory.output = 'zero': leaves mem"),
+  ],
+)
+def test_a_new_part_that_nothing_trains_is_refused(settings, field):
+  config = make_config(**settings, optim__trainable="head")
+  with pytest.raises(ConfigError, match=rf"model\.{field}"):
+    trainable.require_new_parts_can_learn(config)
+  trainable.require_new_parts_can_learn(config, new=[])
+  trainable.require_new_parts_can_learn(
+    make_config(**settings, optim__trainable="lora_|adapter|memory")
+  )
+
+
+@pytest.mark.parametrize(
   ("settings", "pattern", "field"),
   [
     ({"model__memory__output": "zero"}, "memory.*values", "output = 'zero'"),
@@ -173,8 +191,8 @@ def test_a_new_memory_that_would_never_learn_is_refused(
   """Where it is nought, the gradient of all others of its parameters is."""
   config = make_config(**settings, optim__trainable=pattern)
   with pytest.raises(ConfigError, match=rf"model\.memory\.{field}: leaves mem"):
-    trainable.require_memory_can_learn(config)
+    trainable.require_new_parts_can_learn(config)
   # One that was trained before is open; and so is one that learns as a whole.
-  trainable.require_memory_can_learn(config, new=[])
-  trainable.require_memory_can_learn(make_config(**settings))
-  trainable.require_memory_can_learn(make_config(optim__trainable=pattern))
+  trainable.require_new_parts_can_learn(config, new=[])
+  trainable.require_new_parts_can_learn(make_config(**settings))
+  trainable.require_new_parts_can_learn(make_config(optim__trainable=pattern))

@@ -62,7 +62,7 @@ def main() -> None:
       config = model_flags.with_text(loaded.config, asked, values.batch_size)
       sharding.mesh_shape(config, loaded.layout.mesh.size)
       corpus = data.open(config)
-      if not asked:
+      if model_flags.is_own_text():
         read, accepted = corpus.inputs("train"), values.accept_changed_data
         inputs.require_same(values.workdir, read, accepted)
       corpus.count_cut("train")  # refuses an example that does not fit

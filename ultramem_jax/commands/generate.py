@@ -14,6 +14,7 @@ from absl import flags
 from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.data import forms
+from ultramem_jax.runs import distributed
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.checks import require_text
@@ -54,6 +55,8 @@ def main() -> None:
   prompts = [_read_input() if x == "-" else x for x in values.prompt]
   for prompt in prompts:
     require_text("--prompt", prompt)
+  asked = repr([prompts, sampling, values.seed, values.chat])
+  distributed.require_same("prompts or flags", asked)
   run = model_flags.load()
   tokenizer = data.open(run.config).tokenizer
   chat = forms.open_template(run.config.data) if values.chat else None

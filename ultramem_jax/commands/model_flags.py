@@ -16,6 +16,13 @@ from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config, MeshConfig
 
+# Fields of the text that decide which documents are read.
+TEXT_FIELDS = {
+  *("source", "path", "valid_path", "mixture", "valid_fraction"),
+  *("tfds_name", "tfds_dir", "train_split", "valid_split"),
+  *("records", "text_field", "tokenizer"),
+}
+
 
 def define() -> None:
   """Defines --workdir, --step and --mesh.FIELD."""
@@ -59,6 +66,11 @@ def define_text(split: str) -> None:
 def text() -> dict[str, Any]:
   """Returns the fields of the text that flags give; {}: the run's own."""
   return config_flags.get_override_values(flags.FLAGS["data"])
+
+
+def is_own_text() -> bool:
+  """Returns whether flags leave the text of the run as it is."""
+  return not text().keys() & TEXT_FIELDS
 
 
 def require_no_text(why: str, but: Collection[str] = ()) -> None:

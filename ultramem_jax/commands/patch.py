@@ -86,6 +86,7 @@ def main(action: str) -> None:
     print(patch_lib.describe([values.output]))
   elif action == "create":
     base, tuned = (_load(values[name].value) for name in ("base", "tuned"))
+    patch_lib.require_same_settings(base.config.model, tuned.config.model)
     patch = patch_lib.difference(base.variables, tuned.variables)
     patch_lib.write(values.output, patch)
     print(patch_lib.describe([values.output]))

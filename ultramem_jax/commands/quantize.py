@@ -21,6 +21,9 @@ def define_flags() -> None:
   model_flags.define()
   cli.define_accept_changed_data()
   flags.DEFINE_string("output", None, "Directory of the new run.")
+  flags.DEFINE_integer(
+    "batch_size", 0, "Sequences to evaluate at a time; 0 = the run's."
+  )
   flags.DEFINE_enum("dtype", "int8", quantize.DTYPES, "Dtype of the tables.")
 
 
@@ -28,6 +31,8 @@ def main() -> None:
   values = flags.FLAGS
   model_flags.require_output("a directory for the quantized run")
   loaded = model_flags.load()
+  config = model_flags.with_text(loaded.config, {}, values.batch_size)
+  loaded = loaded._replace(config=config)
   report = quantize.quantize_run(
     loaded,
     values.workdir,

@@ -1,5 +1,6 @@
 """Buffers of memory layers: state that training refreshes in every step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -30,7 +31,7 @@ def refresh_buffers(params: Any, buffers: Any) -> Any:
     return {**buffers, "u": u_AR, "t": t_AR}
   return {
     name: refresh_buffers(params.get(name, {}), child)
-    if isinstance(child, dict)
+    if isinstance(child, Mapping)
     else child
     for name, child in buffers.items()
   }

@@ -11,7 +11,7 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import jax
 
@@ -50,21 +50,32 @@ def bind(
   changes = require_same(workdir, inputs, accept_changed)
   is_new = not (workdir / INPUTS_NAME).exists()
   if jax.process_index() == 0 and (is_new or changes):
+    held = _read(workdir / INPUTS_NAME) or {}
     if tokenizer_files:
-      _copy_tokenizer(workdir / TOKENIZER_NAME, tokenizer_files)
+      _copy_tokenizer(
+        workdir / TOKENIZER_NAME,
+        tokenizer_files,
+        held.get("data.tokenizer", {}).keys(),
+      )
     text = json.dumps(inputs, indent=1) + "\n"
     write_atomically(workdir / INPUTS_NAME, text.encode())
   return changes
 
 
-def _copy_tokenizer(folder: pathlib.Path, files: Mapping[str, str]) -> None:
-  """Makes a folder hold copies of files, and no others."""
+def _copy_tokenizer(
+  folder: pathlib.Path, files: Mapping[str, str], held: Collection[str]
+) -> None:
+  """Makes a folder hold copies of files, and none that it held before.
+
+  What else a user has put there is left alone.
+  """
   folder.mkdir(exist_ok=True)
   for name, path in files.items():
-    write_atomically(folder / name, pathlib.Path(path).read_bytes())
-  for path in folder.iterdir():
-    if path.name not in files:
-      path.unlink()
+    copy = folder / name
+    if not (copy.exists() and copy.samefile(path)):
+      write_atomically(copy, pathlib.Path(path).read_bytes())
+  for name in set(held) - files.keys():
+    (folder / name).unlink(missing_ok=True)
 
 
 def require_same(

@@ -79,6 +79,7 @@ def count_text(
     row_counts.require_like(held, counts, "output", path)
     counts = held
   text = _digest(config, corpus)
+  distributed.require_same("data", text)
   source = counts.sources.get(text) or _new_source(config)
   require(
     source["batch_size"] == config.batch_size,
@@ -138,6 +139,7 @@ def merge_files(
       f"counts text that {path} has counted already: {', '.join(twice)}",
     )
     counts = row_counts.merged(counts, found)
+  distributed.any_process(False)  # all have read what is written now
   if jax.process_index() == 0:
     row_counts.save(path, counts)
   return counts

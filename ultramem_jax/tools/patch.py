@@ -24,6 +24,8 @@ from flax import traverse_util
 from ultramem_jax.runs.workdir import write_atomically
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError, few
+from ultramem_jax.settings.model import ModelConfig
+from ultramem_jax.train import init_from
 
 FORMAT = "ultramem_jax patch 1"
 # What is done where two patches change a row in different ways.
@@ -71,6 +73,17 @@ def digest(x: Any) -> str:
   found = hashlib.sha256(f"{x.dtype}{list(x.shape)}".encode())
   found.update(_bytes(x).data)
   return found.hexdigest()
+
+
+def require_same_settings(base: ModelConfig, tuned: ModelConfig) -> None:
+  """Raises ConfigError if the numbers of two models mean different things."""
+  changed = init_from.changes(base, tuned, ["memory", "/moe/"])
+  require(
+    not changed,
+    "tuned",
+    few(changed),
+    "is another setting than the base's: a patch holds numbers only",
+  )
 
 
 def difference(base: Any, tuned: Any) -> Patch:

@@ -16,7 +16,7 @@ from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.tools import derived_run
+from ultramem_jax.tools import derived_run, fit
 from ultramem_jax.train.tables import is_table
 
 DTYPES = ("int8", "bfloat16")
@@ -85,10 +85,12 @@ def quantize_run(
     "change", their difference.
   Raises:
     ConfigError: output holds something; the run has no tables, or they are not
-      float32; or its validation split has changed.
+      float32; a batch needs more memory than there is; or the validation split
+      of the run has changed.
   """
   workdir_lib.require_unused("output", output)
   config = quantized_config(workdir_lib.load_config(workdir), dtype)
+  fit.check_evaluation(loaded.config, loaded.layout.mesh.size)
   corpus = data.open(loaded.config)
   inputs.require_same(workdir, corpus.inputs("valid"), accept_changed_data)
   variables = {

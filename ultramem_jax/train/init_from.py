@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from ultramem_jax.runs import checkpoint
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import few
@@ -67,11 +68,14 @@ def plan(config: Config) -> Plan:
     CheckpointError: it has no such checkpoint.
   """
   workdir, step = workdir_lib.split_step(config.init_from)
-  held = workdir_lib.load_config(workdir)
-  # Of its tables no moments are read, whose form would decide how they lie.
+  held = config_lib.to_dict(workdir_lib.load_config(workdir))
+  # Its tables lie as those of the new run, and no moments are read, whose form
+  # would decide it.
+  held["optim"]["table_second_moment"] = "element"
+  partition = config.model.memory.storage.partition
+  held["model"]["memory"]["storage"]["partition"] = partition
   source = dataclasses.replace(
-    held,
-    optim=dataclasses.replace(held.optim, table_second_moment="element"),
+    config_lib.parse(held),
     mesh=config.mesh,
     batch_size=config.batch_size,
     accumulation_steps=config.accumulation_steps,
@@ -101,11 +105,11 @@ def plan(config: Config) -> Plan:
     sorted(taken),
     sorted(new),
     sorted(left),
-    _changes(source.model, config.model, taken),
+    changes(source.model, config.model, taken),
   )
 
 
-def _changes(
+def changes(
   theirs: ModelConfig, ours: ModelConfig, taken: list[str]
 ) -> list[str]:
   """Returns the settings that differ, of what two models have in common."""

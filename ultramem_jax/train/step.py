@@ -169,11 +169,7 @@ def _gradients(
     sums = jax.tree.map(jnp.add, sums, (gradients, aux["losses"], stats))
     return sums, (factors, aux["slots"], aux["cells"])
 
-  # Part i takes the rows i, i + parts, ..., so that every device finds its
-  # share of each part among its own rows.
-  batches = jax.tree.map(
-    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
-  )
+  batches = _parts(batch, parts)
   gradients, _, aux = jax.eval_shape(
     part, 0, jax.tree.map(lambda x: x[0], batches)
   )
@@ -321,16 +317,37 @@ def table_step(
 def eval_step(
   variables: Any, batch: Batch, *, config: Config, layout: Layout | None = None
 ) -> dict[str, jax.Array]:
-  """Returns sums over a batch: "loss" in nats, "tokens", "bytes" of text."""
-  logits_BTV: Any = Transformer(config.model, layout).apply(
-    variables, batch["tokens"], batch["segments"], batch["positions"]
+  """Returns sums over a batch: "loss" in nats, "tokens", "bytes" of text.
+
+  It is taken in config.accumulation_steps parts, as in training.
+  """
+
+  def part(batch):
+    logits_BTV: Any = Transformer(config.model, layout).apply(
+      variables, batch["tokens"], batch["segments"], batch["positions"]
+    )
+    loss_BT, _ = losses_lib.token_losses(logits_BTV, batch["targets"])
+    return {
+      "loss": (loss_BT * batch["weights"]).sum(),
+      "tokens": batch["weights"].sum(),
+      "bytes": batch["bytes"].sum(),
+    }
+
+  if config.accumulation_steps == 1:
+    return part(batch)
+  sums = jax.lax.map(part, _parts(batch, config.accumulation_steps))
+  return {name: x.sum() for name, x in sums.items()}
+
+
+def _parts(batch: Batch, parts: int) -> Batch:
+  """Returns a batch in parts, [parts, B / parts, T].
+
+  Part i takes the rows i, i + parts, ..., so that every device finds its share
+  of each part among its own rows.
+  """
+  return jax.tree.map(
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
   )
-  loss_BT, _ = losses_lib.token_losses(logits_BTV, batch["targets"])
-  return {
-    "loss": (loss_BT * batch["weights"]).sum(),
-    "tokens": batch["weights"].sum(),
-    "bytes": batch["bytes"].sum(),
-  }
 
 
 def jitted(

@@ -185,15 +185,38 @@ def require_fixed_teacher(config: Config) -> None:
   )
 
 
-def require_memory_can_learn(
+def require_new_parts_can_learn(
   config: Config, new: Collection[str] | None = None
 ) -> None:
-  """Raises ConfigError if a new memory adds nothing, and cannot learn to.
+  """Raises ConfigError if a new part adds nothing, and cannot learn to.
+
+  Parts are memories, adapters and LoRA.
 
   Args:
     config: the run.
     new: paths of the parameters that no other run gives it; None: all.
   """
+  _require_memory_can_learn(config, new)
+  pattern = config.optim.trainable
+  fresh = _paths(config.model) if new is None else new
+  for field, value, end in (
+    ("model.lora.rank", config.model.lora.rank, "/lora_b"),
+    ("model.adapter_dim", config.model.adapter_dim, "/adapter/down/kernel"),
+  ):
+    zero = [path for path in fresh if path.endswith(end)]
+    require(
+      not zero or any(is_trainable(path, pattern) for path in zero),
+      field,
+      value,
+      f"adds {', '.join(sorted(zero)[:2])}, which are zero, and which "
+      f"optim.trainable = {pattern!r} does not train",
+    )
+
+
+def _require_memory_can_learn(
+  config: Config, new: Collection[str] | None
+) -> None:
+  """Raises ConfigError if a new memory adds nothing, and cannot learn to."""
   memory, pattern = config.model.memory, config.optim.trainable
   if memory.output == "zero":
     field, part = "output", "value_projection"
@@ -208,7 +231,7 @@ def require_memory_can_learn(
   fresh = paths if new is None else [path for path in new if path in paths]
   zero = [path for path in fresh if f"/{part}" in path]
   require(
-    not (zero and learns) or any(f"/{part}" in path for path in learns),
+    not zero or any(f"/{part}" in path for path in learns),
     f"model.memory.{field}",
     getattr(memory, field),
     f"leaves {', '.join(zero[:2])} at zero, as optim.trainable = {pattern!r} "
