@@ -82,6 +82,17 @@ def test_a_lora_of_a_transformer_that_was_trained_before_is_named(
   )
 
 
+def test_a_lora_of_other_settings_is_named(imported, tmp_path):
+  loaded = load_lib.load(imported)
+  model = dataclasses.replace(loaded.config.model, rope_theta=5e5)
+  config = dataclasses.replace(loaded.config, model=model)
+  with pytest.raises(ConfigError, match=r"model\.rope_theta = 500000\.0: was "):
+    export.export_run(
+      loaded._replace(config=config), imported, tmp_path / "out"
+    )
+  assert not (tmp_path / "out").exists()
+
+
 def test_a_lora_is_imported_into_its_own_transformer_only(imported, tmp_path):
   written = export_run(imported, tmp_path / "lora")
   pretrained.import_run(str(BASE), tmp_path / "run", START, lora=str(written))

@@ -5,6 +5,7 @@ For a run with LoRA, only the LoRA is written, as `peft` does.
 `tools.pretrained` reads what is written here.
 """
 
+import dataclasses
 import os
 import pathlib
 import re
@@ -15,6 +16,7 @@ from ultramem_jax.runs import inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.serve.load import TrainedModel
+from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
@@ -39,7 +41,8 @@ def export_run(
       each has that of the pretrained model that it comes from, or float32.
     memory_only: writes the memories only, and which transformer they are for.
   Raises:
-    ConfigError: output holds something; the transformer is of no known family;
+    ConfigError: output holds something; the transformer is of no known family,
+      or is written without, and has other settings than when it was imported;
       memory_only is set and the model has no memory, or has a LoRA; the
       transformer that a LoRA belongs to was trained, too; or numbers are too
       large for the dtype.
@@ -59,6 +62,8 @@ def export_run(
     f"would leave out the LoRA of {workdir}, with which its memories were "
     "trained: export both without it, or run merge-lora first",
   )
+  if memory_only or c.lora.rank:
+    _require_imported_settings(c, workdir)
   if c.lora.rank and loaded.step > 0:
     _require_frozen(c, workdir)
   settings = pretrained_lib.make_settings(
@@ -84,6 +89,30 @@ def export_run(
     )
     if not (memory_only or c.lora.rank):
       _copy_files(folder, workdir)
+
+
+def _require_imported_settings(
+  model: ModelConfig, workdir: str | os.PathLike
+) -> None:
+  """Requires a transformer to be set as it was imported, if it was."""
+  values = origin.read(workdir, CONFIG)
+  if not values:
+    return
+  path = pathlib.Path(workdir, origin.FOLDER, CONFIG)
+  imported = pretrained_lib.make_pretrained(
+    path, path, path.parent, values, dict
+  )
+  fields = {**dataclasses.asdict(model), **imported.fields}
+  there = config_lib.build(ModelConfig, fields, "model")
+  for name in imported.fields:
+    held, now = getattr(there, name), getattr(model, name)
+    require(
+      now == held,
+      f"model.{name}",
+      now,
+      f"was {held!r} when the transformer was imported, to which what is "
+      "written would be put: export the whole model",
+    )
 
 
 def _require_frozen(model: ModelConfig, workdir: str | os.PathLike) -> None:

@@ -14,6 +14,7 @@ from ultramem_jax.interop.pretrained.gguf_file import open_file
 from ultramem_jax.interop.pretrained.model import (
   Pretrained,
   entries,
+  make_pretrained,
   open_folder,
   read_params,
 )
@@ -35,6 +36,7 @@ __all__ = [
   "backbone_digest",
   "entries",
   "from_pretrained",
+  "make_pretrained",
   "make_settings",
   "open_file",
   "open_folder",
