@@ -129,6 +129,18 @@ def test_estimate_is_near_what_xla_compiles(platform):
   )
 
 
+def test_a_cpu_is_not_refused_what_it_holds():
+  """Long rows, whose scores an accelerator keeps for all blocks."""
+  c = tiny_dense.get_config()
+  c.update(batch_size=1)
+  c.data.seq_len = 1024
+  run = config.parse(c)
+  held = TrainProgram(run).programs["train"].memory_analysis()
+  need = fit.training_bytes(run, platform="cpu")
+  assert need["gradients"] + need["activations"] < held.temp_size_in_bytes
+  assert need["activations"] < 0.5 * fit.training_bytes(run)["activations"]
+
+
 def test_24_gib_refuse_the_full_model_and_take_a_shrunk_one(monkeypatch):
   monkeypatch.setattr(fit, "available_bytes", lambda: 24 * fit.GIB)
   full = importlib.import_module("configs.151m_x12").get_config()
