@@ -75,7 +75,7 @@ def evaluate_loss() -> None:
   if model_flags.is_own_text():
     accepted = flags.FLAGS.accept_changed_data
     inputs.require_same(workdir, read, accepted)
-  corpus.count_cut("valid")  # refuses an example that does not fit
+  corpus.count_cut("valid")  # Refuses an example that does not fit.
   validate = loss_lib.on_validation_split(run.config, corpus, run.layout)
   result = validate(run.variables)
   report = metrics.plain({"step": run.step, **result})

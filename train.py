@@ -224,6 +224,21 @@ def train(
   return attempt(place)
 
 
+def plan_start(config: Config, workdir: str) -> init_from.Plan | None:
+  """Returns what a run takes from another one; None: it is new, or goes on.
+
+  Raises:
+    ConfigError: a new part could never learn, or of `init_from.plan`.
+    CheckpointError: of `init_from.plan`.
+  """
+  if checkpoint.any_saved(workdir):
+    return None
+  source = init_from.plan(config) if config.init_from else None
+  new = source.new if source else None
+  trainable.require_new_parts_can_learn(config, new)
+  return source
+
+
 def train_once(
   config: Config, workdir: str, profiled: range, accepted: Accepted, place: Any
 ) -> Metrics | None:
@@ -244,12 +259,7 @@ def train_once(
   """
   trainable.require_trainable(config)
   layout = sharding.make_layout(config, sharding.make_mesh(config))
-  is_new = not checkpoint.any_saved(workdir)
-  source = init_from.plan(config) if config.init_from and is_new else None
-  if is_new:
-    trainable.require_new_parts_can_learn(
-      config, source.new if source else None
-    )
+  source = plan_start(config, workdir)
   rare = rarity.read(config)
   memory = fit.check(config, layout.mesh.size)
   corpus, described = open_corpus(config, workdir)

@@ -239,7 +239,7 @@ class Stages(NamedTuple):
     c.sample.num_tokens = 0
     c.checkpoint.keep = 1
     c.optim.update(warmup_fraction=0.05, final_fraction=0.1, beta2=0.99)
-    c.optim.table_rule = "adamw"
+    c.optim.table_rule = "adamw"  # That of a cold base is another.
     return c
 
 

@@ -267,6 +267,16 @@ def test_other_models_are_refused(overrides, message):
     pretrained_lib.make_settings(c, {}, 8)
 
 
+def test_memories_are_not_written_without_their_lora(tmp_path):
+  config = testing.small_config(
+    model__lora__rank=2, optim__trainable="lora_|memory"
+  )
+  testing.save_run(tmp_path / "run", config)
+  with pytest.raises(ConfigError, match="would leave out the LoRA of"):
+    export_run(tmp_path / "run", tmp_path / "out", memory_only=True)
+  assert not (tmp_path / "out").exists()
+
+
 def test_what_is_not_there_cannot_be_exported(with_memory, narrow, tmp_path):
   workdir = import_run(narrow, tmp_path / "run")
   with pytest.raises(ConfigError, match=r"memory_only = True: the model of"):

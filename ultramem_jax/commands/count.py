@@ -60,12 +60,13 @@ def main() -> None:
       counts = count.merge_files(path, values.merge, like)
     else:
       config = model_flags.with_text(loaded.config, asked, values.batch_size)
+      # Refuses a batch that the devices do not divide.
       sharding.mesh_shape(config, loaded.layout.mesh.size)
       corpus = data.open(config)
       if model_flags.is_own_text():
         read, accepted = corpus.inputs("train"), values.accept_changed_data
         inputs.require_same(values.workdir, read, accepted)
-      corpus.count_cut("train")  # refuses an example that does not fit
+      corpus.count_cut("train")  # Refuses an example that does not fit.
       counts = count.count_text(
         loaded._replace(config=config), corpus, path, values.batches, print
       )

@@ -115,18 +115,22 @@ class Template:
           "split the conversation up"
         )
       turn = after[len(before) :]
-      stop = max(map(len, self._ends(turn)), default=len(turn))
+      stop, _ = self._end(turn)
       answers.append((len(before), len(before) + stop))
       size += len(message["content"].encode())
     return Example(text, tuple(answers), size, is_chat=True)
 
-  def _ends(self, turn: str) -> dict[str, str]:
-    """Returns the turn up to each special token in it, and its name."""
-    return {
-      turn[: turn.rfind(name) + len(name)]: name
+  def _end(self, turn: str) -> tuple[int, str]:
+    """Returns where the last special token in a turn ends, and its name.
+
+    If there is none, they are the end of the turn and "".
+    """
+    ends = (
+      (turn.rfind(name) + len(name), name)
       for name in self._specials
       if name in turn
-    }
+    )
+    return max(ends, default=(len(turn), ""))
 
   def end_of_turn(self) -> str:
     """Returns the special token with which an answer ends; "": none does.
@@ -140,8 +144,8 @@ class Template:
     ]
     example = self.example(messages, "the end of a turn")
     ((start, stop),) = example.answers
-    ends = self._ends(example.text[start:stop])
-    return ends[max(ends, key=len)] if ends else ""
+    _, name = self._end(example.text[start:stop])
+    return name
 
   def prompt(self, message: str, where: str) -> str:
     """Returns what a model goes on from to answer a user's message.

@@ -10,6 +10,8 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Mapping
+from typing import Any
 
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.runs import inputs, origin
@@ -71,14 +73,7 @@ def export_run(
   )
   held = origin.read(workdir, DTYPES)
   if c.lora.rank:
-    digest = pretrained_lib.backbone_digest(c, loaded.variables, settings)
-    require(
-      digest == origin.read(workdir, BACKBONE).get(DIGEST, digest),
-      "workdir",
-      str(workdir),
-      "its LoRA belongs to another transformer than the one that was imported, "
-      "as that was trained further: run merge-lora first, for a whole model",
-    )
+    _require_imported_weights(loaded, workdir, settings)
 
   def dtype_of(name):
     return pretrained_lib.ASKED[dtype] if dtype else held.get(name, "F32")
@@ -113,6 +108,22 @@ def _require_imported_settings(
       f"was {held!r} when the transformer was imported, to which what is "
       "written would be put: export the whole model",
     )
+
+
+def _require_imported_weights(
+  loaded: TrainedModel, workdir: str | os.PathLike, settings: Mapping[str, Any]
+) -> None:
+  """Requires a transformer to be the one that was imported, if it was."""
+  digest = pretrained_lib.backbone_digest(
+    loaded.config.model, loaded.variables, settings
+  )
+  require(
+    digest == origin.read(workdir, BACKBONE).get(DIGEST, digest),
+    "workdir",
+    str(workdir),
+    "its LoRA belongs to another transformer than the one that was imported, "
+    "as that was trained further: run merge-lora first, for a whole model",
+  )
 
 
 def _require_frozen(model: ModelConfig, workdir: str | os.PathLike) -> None:
