@@ -8,7 +8,7 @@
              in training and in others, and to questions that need two facts;
              perplexity of general text beside the untouched model's
   continual  several sets, one after the other: what is left of the first
-  capacity   larger sets in larger tables
+  capacity   larger sets in larger tables, until they are not stored
   cost       the time of a step, and bytes that the program holds
 
 Each cell (a method, at a rate, with a seed) is written to results/facts.json
@@ -22,15 +22,11 @@ import pathlib
 
 from absl import app, flags
 
-from benchmarks.facts import backbone, methods, parts, plots, tables
+from benchmarks.facts import backbone, capacity, methods, parts, plots, tables
 from benchmarks.facts.stages import Scale, Stages
 from benchmarks.facts.store import Cell, Store
 from benchmarks.harness import page, report
 from ultramem_jax.runs import compilation_cache
-
-# Rows of tables and facts of a set in the part "capacity".
-TABLES = (16_384, 65_536, 262_144, 1_048_576)
-LOADS = (100, 400, 1600, 6400)
 
 SMALL = Scale(
   steps=300,
@@ -70,8 +66,15 @@ SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds.", lower_bound=1)
 RATES = flags.DEFINE_list(
   "rates", [], "Learning rates of all methods, in place of each one's three."
 )
-FACTS = flags.DEFINE_integer("facts", 100, "Facts of a set.", lower_bound=1)
-STEPS = flags.DEFINE_integer("steps", 0, "Steps of a run; 0: the model's own.")
+FACTS = flags.DEFINE_integer(
+  "facts", 100, "Facts of a set, but in the part capacity.", lower_bound=1
+)
+STEPS = flags.DEFINE_integer(
+  "steps",
+  0,
+  "Steps of a run, of the smallest set in the part capacity; 0: the model's "
+  "own.",
+)
 SETS = flags.DEFINE_integer(
   "sets", 10, "Sets of the part continual.", lower_bound=2
 )
@@ -111,21 +114,8 @@ def cells(model: str, part: str, steps: int) -> list[Cell]:
         cell = Cell(model, part, name, rate, seed, steps, FACTS.value)
         if part == "continual":
           cell = cell._replace(sets=SETS.value)
-        made += capacities(cell) if part == "capacity" else [cell]
+        made += capacity.cells(cell) if part == "capacity" else [cell]
   return made
-
-
-def capacities(cell: Cell) -> list[Cell]:
-  """Returns cells of larger sets in larger tables; steps grow with the set."""
-  if methods.METHODS[cell.method].memory is None:
-    return []
-  return [
-    cell._replace(
-      facts=facts, steps=cell.steps * facts // min(LOADS), rows=rows
-    )
-    for rows in TABLES
-    for facts in LOADS
-  ]
 
 
 MEASURES = {
@@ -163,6 +153,9 @@ def main(_: list[str]) -> None:
       print(f"{part}: {len(planned)} cells, {steps:,} steps at most")
       for number, cell in enumerate(planned):
         print(f"[{number + 1}/{len(planned)}] {cell.name}", flush=True)
+        if part == "capacity" and capacity.is_beyond(cell, store.records()):
+          print("  left out: this table did not store a smaller set")
+          continue
         measure = lambda c=cell, part=part: MEASURES[part](made, c)
         print(tables.line(store.measured(cell, measure)), flush=True)
   draw(store)

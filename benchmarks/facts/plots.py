@@ -3,9 +3,10 @@
 import statistics
 from typing import Any
 
-from matplotlib import ticker
+from matplotlib import colormaps, ticker
 from matplotlib.figure import Figure
 
+from benchmarks.facts import capacity as capacity_lib
 from benchmarks.facts import tables
 from benchmarks.facts.methods import METHODS
 from benchmarks.harness import plots
@@ -73,4 +74,41 @@ def continual(result: dict[str, Any], model: str) -> Figure:
   return figure
 
 
-PARTS = {"recall": recall, "continual": continual}
+def capacity(result: dict[str, Any], model: str) -> Figure:
+  """Draws the recall of larger sets, and how many facts each table stores."""
+  records = [x for x in result["cells"].values() if x["model"] == model]
+  figure, (by_facts, by_rows) = plots.figure(
+    f"{model}: facts that are taught at once, and stored", result, panels=2
+  )
+  found, lines = capacity_lib.groups(records), {}
+  shades = colormaps["viridis"].resampled(len(capacity_lib.TABLES) + 1)
+  for key, group in sorted(found.items()):
+    one = next(iter(group.values()))
+    told = [100 * x["recall"]["all"]["seen"] for x in group.values()]
+    by_facts.plot(
+      list(group),
+      told,
+      marker=".",
+      color=shades(capacity_lib.TABLES.index(one["rows"])),
+      label=f"{one['method']}, {one['rows']:,} rows",
+    )
+    name = f"{one['method']}, {key[-1]:g} steps a fact"
+    lines.setdefault(name, {})[one["rows"]] = capacity_lib.stored(group)
+  for name, line in lines.items():
+    by_rows.plot(list(line), list(line.values()), marker="o", label=name)
+  least = 100 * capacity_lib.STORED
+  by_facts.axhline(least, color=plots.GREY, linestyle=":")
+  plots.log_x(by_facts, [x for group in found.values() for x in group])
+  plots.log_x(by_rows, [rows for line in lines.values() for rows in line])
+  by_facts.set(xlabel="facts of a set", ylabel="recalled, %", ylim=(-3, 103))
+  by_rows.set(
+    xlabel="rows of a table",
+    ylabel=f"facts of the largest set with {least:.0f} %",
+    ylim=(0, None),
+  )
+  for axes in (by_facts, by_rows):
+    axes.legend(fontsize=7)
+  return figure
+
+
+PARTS = {"recall": recall, "continual": continual, "capacity": capacity}

@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Iterable
 from typing import Any
 
+from benchmarks.facts import capacity
 from benchmarks.facts.general import TEXTS
 from benchmarks.facts.methods import METHODS
 from benchmarks.harness import page, report
@@ -182,21 +183,27 @@ def continual_table(records: list[Record]) -> str:
 
 def capacity_table(records: list[Record]) -> str:
   """Returns the table of the part "capacity": recall by rows and facts."""
+  found = capacity.groups(records)
+  loads = sorted({facts for group in found.values() for facts in group})
   rows = []
-  for record in records:
-    if record["part"] == "capacity":
-      share = record["recall"]["all"]
-      facts = record["facts"] * share["seen"]
-      rows.append(
-        [
-          *(_method(record), f"{record['rate']:g}"),
-          *(f"{record[name]:,}" for name in ("rows", "facts", "steps")),
-          *(percent([share[kind]]) for kind in ("seen", "unseen")),
-          f"{record['table_bytes'] / facts:,.0f}" if facts else "",
-        ]
-      )
-  header = ["method", "rate", "rows", "facts", "steps", "seen", "unseen"]
-  return page.table([*header, "bytes of the table, a fact recalled"], rows)
+  for key, group in sorted(found.items()):
+    one, facts = next(iter(group.values())), capacity.stored(group)
+    recalls = [group[x]["recall"]["all"] if x in group else {} for x in loads]
+    rows.append(
+      [
+        *(_method(one), f"{one['rate']:g}", f"{key[-1]:g}", f"{one['rows']:,}"),
+        *(
+          f"{percent([x['seen']])} / {percent([x['unseen']])}" if x else ""
+          for x in recalls
+        ),
+        f"{facts:,}",
+        f"{one['table_bytes'] / facts:,.0f}" if facts else "",
+        _harm([group[facts]], records) if facts else "",
+      ]
+    )
+  header = ["method", "rate", "steps a fact", "rows"]
+  header += [f"{x:,} facts" for x in loads]
+  return page.table([*header, "stored", "bytes a fact", "perplexity"], rows)
 
 
 def cost_table(records: list[Record]) -> str:

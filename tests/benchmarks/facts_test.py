@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 
+from benchmarks.facts import capacity, general, methods, phrases, recall
 from benchmarks.facts import facts as facts_lib
-from benchmarks.facts import general, methods, phrases, recall
 from benchmarks.facts.facts import draw
 from benchmarks.facts.memory import THREE_PLACES, Memory
+from benchmarks.facts.store import Cell
 from configs import default
 from tests.examples.word_model import make_folder
 from ultramem_jax import data
@@ -163,6 +164,43 @@ def test_pieces_are_of_their_texts_and_short():
   for piece in pieces:
     assert 0 < len(piece) <= general.PIECE
     assert any(piece in text for text in texts)
+
+
+def capacity_records(recalls):
+  """Returns records of the cells that have a recall, by facts and rows."""
+  first = Cell("small", "capacity", "values_3", 1.0, 0, 800, 100)
+  return [
+    {**cell._asdict(), "recall": {"all": {"seen": recalls[place]}}}
+    for cell in capacity.cells(first)
+    if (place := (cell.facts, cell.rows)) in recalls
+  ]
+
+
+def test_a_table_stores_the_largest_set_that_is_recalled():
+  records = capacity_records(
+    {(100, 16_384): 0.95, (200, 16_384): 0.9, (400, 16_384): 0.89}
+    | {(100, 65_536): 0.2}
+  )
+  by_rows = {
+    next(iter(group.values()))["rows"]: capacity.stored(group)
+    for group in capacity.groups(records).values()
+  }
+  assert by_rows == {16_384: 200, 65_536: 0}
+
+
+def test_sets_larger_than_one_that_is_not_stored_are_left_out():
+  first = Cell("small", "capacity", "values_3", 1.0, 0, 800, 100)
+  cells = capacity.cells(first)
+  records = capacity_records({(100, 16_384): 0.95, (100, 65_536): 0.5})
+  beyond = {(x.facts, x.rows) for x in cells if capacity.is_beyond(x, records)}
+  assert beyond == {(x, 65_536) for x in capacity.LOADS[1:]}
+  # As many steps for each fact as the smallest set has.
+  assert {cell.steps / cell.facts for cell in cells} == {8.0}
+  longer = first._replace(steps=1600, facts=200, rows=65_536)
+  assert capacity.is_beyond(longer, records)
+  # Of another seed, or with more steps for each fact, it might be.
+  assert not capacity.is_beyond(longer._replace(seed=1), records)
+  assert not capacity.is_beyond(longer._replace(steps=3200), records)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "swiglu"])
