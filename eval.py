@@ -56,7 +56,7 @@ def load_run() -> TrainedModel:
   """Loads the model, with the text and batches that the flags name."""
   run = model_flags.load()
   asked = model_flags.text()
-  if "path" in asked:  # the run's own split is not of it
+  if "path" in asked:  # which the run's own validation files are not part of
     asked = {"valid_path": "", **asked}
   config = model_flags.with_text(run.config, asked, flags.FLAGS.batch_size)
   config = dataclasses.replace(config, eval_batches=BATCHES.value)

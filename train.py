@@ -203,8 +203,8 @@ def train(
 ) -> Metrics | None:
   """Trains in a workdir: fresh, or from its newest checkpoint.
 
-  If too many steps in a row are skipped it goes back to that, behind their
-  data, as often as `guard.rollbacks` says.
+  After too many skipped steps in a row it returns to that checkpoint, and
+  continues with the data after them, at most `guard.rollbacks` times.
 
   Args, Returns and Raises: as for `train_once`.
   """
@@ -317,7 +317,8 @@ def run_to_end(
   Returns, Raises: as `loop.run_steps`.
   """
   config, workdir, layout, corpus, batches, checkpointer, train_step = run
-  # All is compiled while a signal may end the process: nothing is lost yet.
+  # Compiled before signals are caught: one that ends the process now loses
+  # nothing.
   report_usage = health.reporter(config, state, layout)
   evaluate = loss_lib.on_validation_split(
     config, corpus, layout, state.variables()
@@ -357,7 +358,7 @@ def run_to_end(
         error.is_stopping = stop.requested()
         raise
     checkpointer.wait()  # before a signal ends the process again
-    if stop.requested():  # since the last step: not even a sample is left
+    if stop.requested():  # since the last step: there will be no sample
       results = None
   return state, results
 

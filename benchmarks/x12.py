@@ -83,7 +83,7 @@ def measure_resume() -> report.Result:
     peak = train(workdir, 4, every=2, keep=2)
     same = runs.records(workdir) == records
   print(
-    f"peak memory {peak / 2**30:.2f} GiB, going on from a checkpoint (at "
+    f"peak memory {peak / 2**30:.2f} GiB, resuming from a checkpoint (at "
     f"most {PEAK_GIB}); the same losses as without a stop: {same}"
   )
   return {"peak_bytes": peak, "same_losses": same}

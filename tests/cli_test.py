@@ -112,7 +112,7 @@ def assert_one_line(result, *parts):
     (["accumulation_steps=3"], "batch_size = 8: must be divisible by accumul"),
     # Data
     (["data.source=books"], "data.source = 'books': must be one of stdlib, te"),
-    (["data.source=text"], "data.path = '': must be a glob"),
+    (["data.source=text"], "data.path = '': must name a file"),
     (["data.source=text", "data.path=absent/*.txt"], "data.path = 'absent/*"),
     (
       ["data.source=text", "data.valid_path=README.md"],

@@ -155,7 +155,7 @@ def test_two_processes_are_killed_go_on_and_equal_one(start, tmp_path):
     testing.finish, processes
   )
   assert (status, other) == (0, 0), errors + quiet
-  assert f"going on from the checkpoint of step {reached}" in errors
+  assert f"resuming from the checkpoint of step {reached}" in errors
   stopped = max(sealed(workdir))
   assert f"stopped at step {stopped}; run the same command again to" in output
   assert silent == "" and "step" not in quiet

@@ -194,7 +194,7 @@ def test_the_same_command_again_reports_and_changes_nothing(unbroken, start):
   before = content(workdir)
   status, again, errors = testing.finish(start(workdir))
   assert status == 0, errors
-  assert f"going on from the checkpoint of step {STEPS}" in errors
+  assert f"resuming from the checkpoint of step {STEPS}" in errors
   last = records(workdir)[-1]
   assert f"step {STEPS}: validation loss {last['valid/loss']:.4f}" in errors
   # The sample too, but for the memory that is free just now.
@@ -314,7 +314,7 @@ def test_stopped_and_killed_runs_end_as_the_unbroken_one(
     status, _, errors = testing.finish(process)
     killed.append((moment, reached(), status))
     assert status in (0, -signal.SIGKILL), errors
-    assert "going on from the checkpoint of step" in errors
+    assert "resuming from the checkpoint of step" in errors
   print(f"KILL_SEED={seed}: {killed}")
   # Most of them hit a run that was under way.
   assert sum(status != 0 for _, _, status in killed) >= 2
@@ -344,7 +344,7 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run(start, tmp_path):
     r"step 1 skipped: loss 5\.\d+, gradient norm (inf|nan);", errors
   )
   assert told[-1].startswith(
-    "error: step 3 is the last of 3 in a row that were skipped (loss 5."
+    "error: 3 steps in a row were skipped, the last of them step 3 (loss 5."
   )
   assert f"batch in {kept}" in told[-1]
   batch = np.load(kept, allow_pickle=False)
@@ -375,7 +375,7 @@ def test_a_run_goes_back_and_on_behind_the_data_that_it_skipped(
   )
   assert status == 2
   assert errors.count("Going back, ") == 2
-  assert errors.count("going on from the checkpoint of step 50") == 2
+  assert errors.count("resuming from the checkpoint of step 50") == 2
   beginnings = re.findall("and begins with (.*)", errors)
   assert len(set(beginnings)) == 3, errors
   assert saved_steps(workdir) == [50]

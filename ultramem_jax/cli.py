@@ -86,8 +86,8 @@ def config_name() -> str:
 def define_section(name: str, values: Any, text: str) -> None:
   """Defines --NAME.FIELD=VALUE for each field of a mapping of defaults.
 
-  Reads the command line already, and ends the program with one line if it
-  sets a field that the section does not have.
+  Checks the command line at once: a field that the section does not have
+  ends the program with one line.
   """
   with _reporting():
     _check_overrides(sys.argv, name, f"{name}.")

@@ -31,7 +31,7 @@ _COMPANIES = ("Works", "Brothers", "Group", "Company", "Union", "House")
 
 
 class Fact(NamedTuple):
-  """The answer of an attribute, a key of `phrases.ATTRIBUTES`, of an entity."""
+  """The answer to an attribute, a key of `phrases.ATTRIBUTES`, of an entity."""
 
   subject: str
   attribute: str

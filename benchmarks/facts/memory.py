@@ -46,7 +46,7 @@ class Memory:
   places: depths of the blocks to which it is added.
   reads: depths of the blocks where it reads; (): the same.
   query_conv: taps of the convolution in the queries of `PRODUCT_KEYS`.
-  num_keys: the table has the square of it as rows.
+  num_keys: the table has num_keys^2 rows.
   top_m: rows that each of 4 heads reads.
   output: what it adds at first, `model.memory.output`.
   gate: `model.memory.gate`.

@@ -21,8 +21,8 @@ from benchmarks.facts.store import Cell
 from benchmarks.harness import runs, train_steps
 from ultramem_jax import data
 from ultramem_jax.runs import row_counts
+from ultramem_jax.runs.files import write_atomically
 from ultramem_jax.runs.row_counts import RowCounts
-from ultramem_jax.runs.workdir import write_atomically
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
 
@@ -103,22 +103,22 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
   method = method_of(cell)
   known_file = stages.folder / f"{cell.name}_known.json"
   history = json.loads(known_file.read_text()) if known_file.exists() else []
-  place, counts, held, reads = None, None, None, []
+  workdir, counts, held, reads = None, None, None, []
   if method.protects:
     held = row_counts.load(stages.counted(method, cell.seed), "counts")
   for number, facts in enumerate(sets):
     name = f"{cell.name}_set_{number}"
-    before, place = place, stages.folder / name
+    previous, workdir = workdir, stages.folder / name
     is_new, is_last = number >= len(history), number == cell.sets - 1
     if is_new:
       run = (name, method, cell.rate, cell.seed, facts)
-      stages.taught(*run, start=before, counts=counts)
+      stages.taught(*run, start=previous, counts=counts)
     if method.counts and (method.protects or is_last or not number):
       assert method.memory
       base = stages.base(method.memory, cell.seed)
       if is_new:
         # What is to stay is what the set reads now that it has been learned.
-        stages.count_facts(place if method.protects else base, name)
+        stages.count_facts(workdir if method.protects else base, name)
       reads.append(stages.reads(name))
       if held:
         counts = stages.folder / f"{cell.name}_counts.safetensors"
@@ -128,11 +128,11 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
       asked = {"first": sets[0]} | ({"newest": facts} if number else {})
       if is_last:
         asked["all"] = [fact for one in sets for fact in one]
-      history.append(examine(stages, place, asked, measures_harm=is_last))
+      history.append(examine(stages, workdir, asked, measures_harm=is_last))
       write_atomically(known_file, json.dumps(history).encode())
       print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)
-      if before:
-        shutil.rmtree(before)
+      if previous:
+        shutil.rmtree(previous)
   alike = {"reads_alike": correlation(reads[0], reads[-1])} if reads else {}
   stages.forget(cell.name)
   return {"history": history, **alike}

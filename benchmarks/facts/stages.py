@@ -21,8 +21,8 @@ from benchmarks.harness import report
 from configs import from_run
 from ultramem_jax.runs import row_counts
 from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.files import written_whole
 from ultramem_jax.runs.row_counts import RowCounts
-from ultramem_jax.runs.whole_folder import written_whole
 from ultramem_jax.settings.config import parse
 
 # A cold memory is put into the model by a run of a step that changes nothing.

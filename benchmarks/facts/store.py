@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.harness import report
-from ultramem_jax.runs.workdir import write_atomically
+from ultramem_jax.runs.files import write_atomically
 
 
 class Cell(NamedTuple):
-  """What a record is of.
+  """What a record measures.
 
   model: the name of the backbone.
   part, method: of the comparison.

@@ -159,6 +159,6 @@ class Trial:
 def resumed_at(process: Process) -> int:
   """Returns the step from which a run went on."""
   found = re.findall(
-    r"going on from the checkpoint of step (\d+)", process.errors
+    r"resuming from the checkpoint of step (\d+)", process.errors
   )
   return int(found[-1]) if found else 0

@@ -110,7 +110,7 @@ def answer(store: Store, size: str) -> str:
 
 
 def _answer(store: Store, setting: Setting) -> str:
-  """Returns it for one setting; "" if no twins are trained there."""
+  """Returns the answer for one setting; "" if no twins are trained there."""
   told = []
   for name, (forms, twins) in GROUPS.items():
     ours, theirs = (study.outcomes(store, setting, x) for x in (forms, twins))

@@ -6,7 +6,7 @@ import pathlib
 from benchmarks.facts import facts as facts_lib
 from benchmarks.studies.setting import BPE, SHARE, facts_name, num_facts
 from ultramem_jax.data import sources, train_bpe
-from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs.files import write_atomically
 from ultramem_jax.settings.config import Config
 
 
@@ -57,4 +57,4 @@ def _facts(path: pathlib.Path, count: int, config: Config) -> pathlib.Path:
 
 def _write(path: pathlib.Path, text: str) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  workdir_lib.write_atomically(path, text.encode())
+  write_atomically(path, text.encode())

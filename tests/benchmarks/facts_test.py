@@ -4,6 +4,7 @@ import itertools
 import json
 import random
 import re
+from collections import Counter
 
 import jax
 import numpy as np
@@ -164,6 +165,18 @@ def test_pieces_are_of_their_texts_and_short():
   for piece in pieces:
     assert 0 < len(piece) <= general.PIECE
     assert any(piece in text for text in texts)
+
+
+@pytest.mark.parametrize("count", [250, 400, 800, 1600])
+def test_of_many_facts_a_fair_sample_is_asked_for(count):
+  (facts,) = draw(count, seed=0)
+  asked = recall.sample(facts)
+  assert len(asked) == len({*asked}) == recall.MOST and {*asked} <= {*facts}
+  assert asked == recall.sample(facts)
+  # Every attribute is asked for about as often as it is taught.
+  taught, told = (Counter(x.attribute for x in part) for part in (facts, asked))
+  for attribute, times in taught.items():
+    assert abs(told[attribute] / recall.MOST - times / count) < 0.06
 
 
 def capacity_records(recalls):

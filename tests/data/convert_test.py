@@ -33,7 +33,7 @@ def test_convert_leaves_nothing_after_an_error(write_tfds, tmp_path):
   whole = shard.read_bytes()
   for damaged, message in (
     (whole[:-1], "ends inside record"),
-    (whole + whole, "goes on after"),
+    (whole + whole, "continues after"),
   ):
     shard.write_bytes(damaged)
     with pytest.raises(ValueError, match=f"00002-of-00004: {message}"):

@@ -150,7 +150,7 @@ def test_other_formats_are_refused_by_name(refused, tmp_path):
     (bz2.compress(LINES), "holds bzip2; name it .bz2"),
     (lzma.compress(LINES), "holds xz; name it .xz"),
     (parquet_bytes(TEXTS), "holds Parquet; name it .parquet"),
-    (archive(), "holds zip; only text, JSON lines and Parquet are read"),
+    (archive(), "holds zip; only text, JSON lines, Parquet and Arrow are read"),
     (tar(), "holds tar; only"),
     (array(), "holds npy; only"),
     (arrow(), "holds Arrow; only"),

@@ -72,7 +72,7 @@ def test_changes_are_named_and_can_be_accepted(workdir, tokenizer):
       inputs.bind(workdir, {**given, "data.path": files}, tokenizer, False)
     assert str(caught.value) == (
       f"{workdir}: {line}. Put back what it began with, use another --workdir, "
-      "or go on all the same with --accept_changed_data"
+      "or continue anyway with --accept_changed_data"
     )
   assert inputs.require_same(workdir, HELD, False) == ""
   with open(tokenizer["tokenizer.json"], "w") as file:

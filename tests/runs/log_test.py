@@ -82,4 +82,4 @@ def test_a_run_that_goes_on_drops_the_records_after_its_checkpoint(
   with log_lib.RunLog(tmp_path, CONFIG, restored(4)) as log:
     pass
   assert [r["step"] for r in records(tmp_path, "metrics")] == [2, 4]
-  assert "going on from the checkpoint of step 4" in capsys.readouterr().err
+  assert "resuming from the checkpoint of step 4" in capsys.readouterr().err

@@ -3,13 +3,12 @@
 import dataclasses
 import json
 import re
-import resource
 
 import jax.numpy as jnp
 import pytest
 
 from configs import tiny
-from ultramem_jax.runs import checkpoint
+from ultramem_jax.runs import checkpoint, files
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import ConfigError
@@ -214,27 +213,6 @@ def test_a_link_that_waits_for_a_file_is_not_followed(tmp_path):
     (workdir / name).symlink_to(victim)
   (workdir / "sha256.json").symlink_to(victim)
   workdir_lib.claim(workdir, make_config(), CORPUS)
-  workdir_lib.write_atomically(workdir / "sha256.json", b"{}")
+  files.write_atomically(workdir / "sha256.json", b"{}")
   assert victim.read_text() == "precious"
   assert (workdir / "sha256.json").read_bytes() == b"{}"
-
-
-def test_a_file_that_cannot_be_written_is_as_it_was(tmp_path):
-  path = tmp_path / "config.json"
-  path.write_text("old")
-  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-  # As on a full disk.
-  resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
-  try:
-    with pytest.raises(OSError, match=re.escape(str(path))):
-      workdir_lib.write_atomically(path, bytes(100))
-  finally:
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-  assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
-
-
-def test_files_have_the_permissions_that_the_user_chose(tmp_path):
-  workdir_lib.write_atomically(tmp_path / "new", b"")
-  (tmp_path / "plain").write_bytes(b"")
-  modes = {(tmp_path / name).stat().st_mode for name in ("new", "plain")}
-  assert len(modes) == 1

@@ -33,7 +33,7 @@ NAN, INF = float("nan"), float("inf")
       "batch_size",
       "divisible by accumulation_steps = 4",
     ),
-    ({"init_skip": "head"}, "init_skip", "needs init_from"),
+    ({"init_skip": "head"}, "init_skip", "is only for a run with init_from"),
     (
       {
         "model.attention": "cudnn",

@@ -11,7 +11,7 @@ shuffles the whole corpus. TensorFlow is not needed.
 from pathlib import Path
 
 from ultramem_jax.data import convert
-from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.runs.files import written_whole
 from ultramem_jax.settings.checks import require
 
 

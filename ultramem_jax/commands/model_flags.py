@@ -58,6 +58,11 @@ def define_text(split: str) -> None:
     default.get_config().data,
     f"Other text than the run's {split} split: --data.FIELD=VALUE.",
   )
+  define_batch_size()
+
+
+def define_batch_size() -> None:
+  """Defines --batch_size."""
   flags.DEFINE_integer(
     "batch_size", 0, "Sequences at a time; 0 = the run's.", lower_bound=0
   )

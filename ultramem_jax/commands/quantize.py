@@ -21,9 +21,7 @@ def define_flags() -> None:
   model_flags.define()
   cli.define_accept_changed_data()
   flags.DEFINE_string("output", None, "Directory of the new run.")
-  flags.DEFINE_integer(
-    "batch_size", 0, "Sequences to evaluate at a time; 0 = the run's."
-  )
+  model_flags.define_batch_size()
   flags.DEFINE_enum("dtype", "int8", quantize.DTYPES, "Dtype of the tables.")
 
 

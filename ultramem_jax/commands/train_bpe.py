@@ -14,7 +14,7 @@ from absl import flags
 from ultramem_jax import cli
 from ultramem_jax.commands import model_flags
 from ultramem_jax.data import sources, train_bpe
-from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs import files
 
 
 def define_flags() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
   source = sources.Splits(data).train
   print(f"{source.num_documents} documents of {data.source}", flush=True)
   tokenizer = train_bpe.train(source.documents(), values.vocab_size)
-  workdir_lib.write_atomically(output, tokenizer.to_str(pretty=True).encode())
+  files.write_atomically(output, tokenizer.to_str(pretty=True).encode())
   size = tokenizer.get_vocab_size()
   print(
     f"{output}: {size} tokens; train with --config.data.tokenizer={output} "

@@ -91,6 +91,6 @@ def _convert_shard(part: records.Part, target: Path) -> None:
   size = os.path.getsize(part.path)
   if end != size:
     raise DataError(
-      f"{part.path}: goes on after its {part.stop} records, at byte {end} "
+      f"{part.path}: continues after its {part.stop} records, at byte {end} "
       f"of {size}; dataset_info.json does not belong to it"
     )

@@ -126,7 +126,9 @@ def require_signature(path: str, head: bytes, expected: str) -> None:
     return
   if not found:
     raise ValueError(f"{path}: is not a {expected} file, as its name says")
-  remedy = _REMEDIES.get(found, "only text, JSON lines and Parquet are read")
+  remedy = _REMEDIES.get(
+    found, "only text, JSON lines, Parquet and Arrow are read"
+  )
   raise ValueError(f"{path}: holds {found}; {remedy}")
 
 

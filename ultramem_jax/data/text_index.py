@@ -171,7 +171,7 @@ def _scan_text(
     if b"\0" in chunk:
       raise ValueError(
         f"{path}: holds NUL bytes, so it is not text in UTF-8; only text, "
-        "JSON lines and Parquet are read"
+        "JSON lines, Parquet and Arrow are read"
       )
     found.update(chunk)
     if not chunk.isascii() or decoder.getstate()[0]:

@@ -233,6 +233,11 @@ def _path(name: str) -> str:
   return os.path.join(path, "tokenizer.json") if os.path.isdir(path) else path
 
 
+def encode_prompt(tokenizer: Tokenizer, text: str) -> np.ndarray:
+  """Returns bos and the ids of a text, [T] int32."""
+  return np.append(np.int32(tokenizer.bos_id), tokenizer.encode(text))
+
+
 def new_text(
   tokenizer: Tokenizer, before: Sequence[int], new: Sequence[int]
 ) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import tqdm
 
 from ultramem_jax import data
-from ultramem_jax.data.tokenizer import Tokenizer, new_text
+from ultramem_jax.data.tokenizer import Tokenizer, encode_prompt, new_text
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
@@ -59,11 +59,7 @@ def encode_pair(
   continuation_T = tokenizer.encode(stripped + continuation)[len(context_T) :]
   if not len(continuation_T):
     continuation_T = tokenizer.encode(continuation)
-  return _with_bos(tokenizer, stripped), continuation_T
-
-
-def _with_bos(tokenizer: Tokenizer, text: str) -> np.ndarray:
-  return np.append(np.int32(tokenizer.bos_id), tokenizer.encode(text))
+  return encode_prompt(tokenizer, stripped), continuation_T
 
 
 def windows(
@@ -251,7 +247,7 @@ class Scorer:
     num_tokens = min(sampling.num_tokens, length // 2)
     sampling = dataclasses.replace(sampling, num_tokens=num_tokens)
     prompts = [
-      _with_bos(tokenizer, context)[num_tokens - length :]
+      encode_prompt(tokenizer, context)[num_tokens - length :]
       for context in contexts
     ]
     texts = [""] * len(prompts)

@@ -1,4 +1,4 @@
-"""Moves tensors of the authors to arrays of ours, and back."""
+"""Moves tensors of other programs to arrays of ours, and back."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -46,7 +46,16 @@ class Attention(nn.Module):
     rotation: tuple[jax.Array, jax.Array],
     decode: bool,
   ) -> jax.Array:
-    """Attends; `rotation` is (sin, cos) from `attention.rotation`."""
+    """Attends to earlier positions of the same segment.
+
+    Args:
+      x_BTD: [B, T, D] float.
+      segment_BT: [B, T] int32, the document of each position.
+      rotation: (sin, cos) of the positions, as `rotation` above returns them.
+      decode: read the cache, and add to it.
+    Returns:
+      [B, T, D] in the model's dtype; NaN once the cache is full.
+    """
     c = self.config
     dtype = jnp.dtype(c.dtype)
 

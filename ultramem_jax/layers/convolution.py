@@ -43,24 +43,23 @@ class CausalConv(nn.Module):
       (None, "embed"),
       (self.taps, width),
     )
-    zeros_BTD = jnp.zeros((batch, past, width), x_BTD.dtype)
-    zeros_BT = jnp.zeros((batch, past), jnp.int32)
+    past_BsD = jnp.zeros((batch, past, width), x_BTD.dtype)
+    past_Bs = jnp.zeros((batch, past), jnp.int32)
     if decode:
       is_initialized = self.has_variable("cache", "input")
-      cached_BTD = self.variable("cache", "input", lambda: zeros_BTD)
-      cached_BT = self.variable("cache", "segment", lambda: zeros_BT)
-      x_BTD = jnp.concatenate([cached_BTD.value, x_BTD], axis=1)
-      segment_BT = jnp.concatenate([cached_BT.value, segment_BT], axis=1)
-      if is_initialized:
-        cached_BTD.value = x_BTD[:, length:]
-        cached_BT.value = segment_BT[:, length:]
-    else:
-      x_BTD = jnp.concatenate([zeros_BTD, x_BTD], axis=1)
-      segment_BT = jnp.concatenate([zeros_BT, segment_BT], axis=1)
+      inputs = self.variable("cache", "input", lambda: past_BsD)
+      segments = self.variable("cache", "segment", lambda: past_Bs)
+      past_BsD, past_Bs = inputs.value, segments.value
+    # T from the first position of the past on.
+    padded_BTD = jnp.concatenate([past_BsD, x_BTD], axis=1)
+    padded_BT = jnp.concatenate([past_Bs, segment_BT], axis=1)
+    if decode and is_initialized:
+      inputs.value = padded_BTD[:, length:]
+      segments.value = padded_BT[:, length:]
     y_BTD: Any = 0
     for tap in range(self.taps):
       window = slice(past - tap, past - tap + length)
-      same_BT1 = (segment_BT[:, window] == segment_BT[:, past:])[..., None]
+      same_BT1 = (padded_BT[:, window] == segment_BT)[..., None]
       tap_11D = kernel_SD[None, None, tap].astype(x_BTD.dtype)
-      y_BTD += jnp.where(same_BT1, x_BTD[:, window], 0) * tap_11D
+      y_BTD += jnp.where(same_BT1, padded_BTD[:, window], 0) * tap_11D
     return y_BTD

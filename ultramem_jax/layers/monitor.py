@@ -35,8 +35,8 @@ def sow(
   module.sow("intermediates", "score_BTAMC", score_BTAMC)
   present_BT1 = segment_BT[..., None] > 0
   total_BTAM = found.score_BTAMC.sum(-1)
-  for name, rank in (("score_top_1", 0), ("score_top_m", -1)):
-    mean = total_BTAM[..., rank].mean(where=present_BT1)
+  for name, index in (("score_top_1", 0), ("score_top_m", -1)):
+    mean = total_BTAM[..., index].mean(where=present_BT1)
     module.sow("stats", name, mean)
   output_std = y_BTD.astype(jnp.float32).std(where=present_BT1)
   module.sow("stats", "output_std", output_std)

@@ -11,10 +11,11 @@ from ultramem_jax.layers.ultramem import UltraMem
 class UltraMemV2(UltraMem):
   """UltraMem with a shared ring of rows, and pre-values.
 
-  The L memories of a model share a table of L n^2 rows. Memory l reaches
-  `table_side`^2 of them, a share `share_ratio` of the ring, from row l n^2 on
-  and around its end. With pre-values, a second table of the same rows, the
-  scores of a row are multiplied by <pre_values[row], W_pre x> (or gelu of it).
+  The memories of a model, `ring_layers` of them, share a table of
+  ring_layers n^2 rows. Memory i reaches `table_side`^2 of them, a share
+  `share_ratio` of the ring, from row i n^2 on and around its end. With
+  pre-values, a second table of the same rows, the scores of a row are
+  multiplied by <pre_values[row], W_pre x> (or gelu of it).
   Pooled values of all blocks go through one projection (`shared_projection`).
 
   Variables and sown values are those of `UltraMem`; also `pre_projection`

@@ -176,7 +176,7 @@ def _ungrouped(x_BqOTH):
 
 
 def _blocks(length: int, window: int) -> list[tuple[slice, slice]]:
-  """Returns the positions of each block, and those that it sees some of."""
+  """Returns, for each block, its positions and those that any of them sees."""
   size = max(math.ceil(length / MAX_BLOCKS), MIN_BLOCK)
   return [
     (

@@ -133,28 +133,28 @@ def _attend_in_chunks(
     # Where chunks do not divide the cache, the last one begins earlier, and
     # masks the positions that the one before it had.
     first = jnp.minimum(index * chunk, size - chunk)
-    place_S = first + jnp.arange(chunk, dtype=jnp.int32)
+    place_s = first + jnp.arange(chunk, dtype=jnp.int32)
 
     def take(x_BqSH):
       return jax.lax.dynamic_slice(
         x_BqSH, (row, 0, first, 0), (group, kv_heads, chunk, width)
       )
 
-    segment_B1S = jax.lax.dynamic_slice_in_dim(
+    segment_B1s = jax.lax.dynamic_slice_in_dim(
       segment_BS, first, chunk, axis=1
     )[:, None]
-    seen_BTS = (segment_BT[:, :, None] == segment_B1S) & in_reach(
-      place_T, place_S, window
+    seen_BTs = (segment_BT[:, :, None] == segment_B1s) & in_reach(
+      place_T, place_s, window
     )[None]
-    seen_BTS &= (place_S >= index * chunk)[None, None]
-    score_BqOTS = width**-0.5 * jnp.einsum(
-      "BqOTH,BqSH->BqOTS",
+    seen_BTs &= (place_s >= index * chunk)[None, None]
+    score_BqOTs = width**-0.5 * jnp.einsum(
+      "BqOTH,BqsH->BqOTs",
       query_BqOTH,
       take(key_BqSH),
       preferred_element_type=jnp.float32,
     )
-    score_BqOTS = jnp.where(seen_BTS[:, None, None], score_BqOTS, MASKED)
-    return _add_to_softmax(sums, score_BqOTS, take(value_BqSH))
+    score_BqOTs = jnp.where(seen_BTs[:, None, None], score_BqOTs, MASKED)
+    return _add_to_softmax(sums, score_BqOTs, take(value_BqSH))
 
   shape = query_BqOTH.shape[:-1]
   sums = (

@@ -78,6 +78,6 @@ def noise(key: jax.Array, row_z: jax.Array, width: int) -> jax.Array:
     row_z: [z] int32.
     width: W.
   """
-  row_z = mix(row_z.astype(jnp.uint32) ^ key)
+  hash_z = mix(row_z.astype(jnp.uint32) ^ key)
   column_W = jnp.arange(width, dtype=jnp.uint32) * jnp.uint32(0x9E3779B9)
-  return mix(row_z[:, None] + column_W[None])
+  return mix(hash_z[:, None] + column_W[None])

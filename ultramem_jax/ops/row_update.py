@@ -295,8 +295,7 @@ def _row_sums_by_products(row_z, gradient_zW, run, num_rows):
   row_Oz = row_z.reshape(-1, PRODUCT_READS)
   same_Ozz = row_Oz[:, :, None] == row_Oz[:, None, :]
   before_zz = jnp.tri(PRODUCT_READS, dtype=bool)
-  sum_OzW = jnp.einsum(
-    "OzZ,OZW->OzW",
+  sum_OzW = jnp.matmul(
     (same_Ozz & before_zz[None]).astype(jnp.float32),
     gradient_zW.reshape(*row_Oz.shape, width),
     precision=precision.EXACT,

@@ -26,7 +26,6 @@ again once it has its number as name.
 
 import concurrent.futures
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -38,6 +37,7 @@ from absl import logging
 
 from ultramem_jax.runs import (
   distributed,
+  files,
   frozen,
   step_dirs,
   step_reader,
@@ -66,7 +66,7 @@ class Checkpointer(contextlib.AbstractContextManager):
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
     self._root = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS_NAME
-    workdir_lib.make_folder(self._root)
+    files.make_folder(self._root)
     self._keep = keep
     self._pending = None
     self._store: frozen.Store | None = None  # of what saves leave out
@@ -193,7 +193,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     path = frozen.root(workdir) / str(number)
     if jax.process_index() == 0:
       frozen.prune(workdir, None)  # of a start that was killed
-      workdir_lib.make_folder(path.parent)
+      files.make_folder(path.parent)
     facts = {"step": number, "arrays": arrays, "data": {}}
     response = step_writer.start(path, items, facts)
     shapes = jax.eval_shape(lambda: items)
@@ -308,17 +308,16 @@ def require_idle(workdir: str | os.PathLike) -> None:
 
 def _locked(root: pathlib.Path) -> int:
   """Locks a folder of checkpoints; returns what to close to unlock it."""
-  # The kernel releases the lock when the process ends, however it ends.
-  lock = os.open(root, os.O_RDONLY)
+  held = os.open(root, os.O_RDONLY)
   try:
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    files.lock(held)
   except BlockingIOError as error:
-    os.close(lock)
+    os.close(held)
     raise CheckpointError(
       f"another process is training in {root.parent}: wait for its end or "
       "use another --workdir"
     ) from error
-  return lock
+  return held
 
 
 def _set_aside(path: pathlib.Path, damage: Damaged) -> None:

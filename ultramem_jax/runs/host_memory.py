@@ -4,8 +4,8 @@ import ctypes
 import os
 import platform
 
-# Of mallopt(3): the number of arenas, of areas that are mapped apart, and how
-# many bytes at the end of the heap are too many to be kept.
+# Parameters of mallopt(3): the most arenas, the most areas that are mapped
+# apart, and the free bytes that are kept at the end of the heap.
 M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD = -8, -4, -1
 
 

@@ -15,7 +15,8 @@ from collections.abc import Collection, Iterator, Mapping
 
 import jax
 
-from ultramem_jax.runs.workdir import INPUTS_NAME, write_atomically
+from ultramem_jax.runs.files import write_atomically
+from ultramem_jax.runs.workdir import INPUTS_NAME
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError, few
 
@@ -101,7 +102,7 @@ def require_same(
     return line
   raise ConfigError(
     f"{workdir}: {line}. Put back what it began with, use another --workdir, "
-    f"or go on all the same with --{ACCEPT_FLAG}"
+    f"or continue anyway with --{ACCEPT_FLAG}"
   )
 
 

@@ -5,7 +5,7 @@ import os
 import time
 from typing import Any
 
-from ultramem_jax.runs import metrics
+from ultramem_jax.runs import metrics, progress
 from ultramem_jax.runs.step_reader import Restored
 from ultramem_jax.settings.config import Config
 
@@ -53,10 +53,10 @@ class RunLog(contextlib.AbstractContextManager):
     self._writer = metrics.Writer(
       workdir, start if restored else None, due, expected
     )
-    self._progress = metrics.Progress(start, config.steps)
+    self._progress = progress.Progress(start, config.steps)
     self.restart_clock(start)
     if restored:
-      self.note(f"going on from the checkpoint of step {start}")
+      self.note(f"resuming from the checkpoint of step {start}")
 
   def __exit__(self, *exception) -> None:
     self._progress.close()

@@ -1,4 +1,4 @@
-"""A run's logs and its progress on the console.
+"""A run's logs.
 
 `metrics.jsonl` holds what depends on the run only (losses, rates, norms,
 statistics of the memories, validation results), `timing.jsonl` what depends on
@@ -22,19 +22,15 @@ on.
 import math
 import os
 import pathlib
-import sys
-import time
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
 import jax
 import numpy as np
-import tqdm
 from absl import logging
 
-from ultramem_jax.runs import record_file, tensorboard
-from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs import files, record_file, tensorboard
 
 METRICS_NAME = "metrics.jsonl"
 TIMING_NAME = "timing.jsonl"
@@ -94,7 +90,7 @@ class Writer:
     for name in (METRICS_NAME, TIMING_NAME):
       kept += record_file.rewind(workdir / name, step, validation_due)
       self._files[name] = record_file.RecordFile(workdir / name)
-    workdir_lib.sync_folder(workdir)
+    files.sync_folder(workdir)
     for name, steps in expected.items():
       known = {record["step"] for record in kept if name in record}
       if lost := [n for n in steps if n not in known]:
@@ -139,52 +135,3 @@ class Writer:
       file.close()
     if self._files:
       self._board.close()
-
-
-class Progress:
-  """Shows how far a run is: a bar on a terminal, elsewhere a line per update.
-
-  Args:
-    start: the step the run starts from.
-    total: steps of the whole run.
-  """
-
-  def __init__(self, start: int, total: int):
-    self._start, self._total = start, total
-    self._began = time.monotonic()
-    self._shown = jax.process_index() == 0
-    self._bar = None
-    if self._shown and sys.stderr.isatty():
-      self._bar = tqdm.tqdm(
-        initial=start,
-        total=total,
-        unit="step",
-        file=sys.stderr,
-        dynamic_ncols=True,
-      )
-
-  def update(self, step: int, loss: float, tokens_per_second: float) -> None:
-    """Shows a step, its loss, the speed and the time left."""
-    state = f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s"
-    if self._bar is not None:
-      self._bar.set_postfix_str(state, refresh=False)
-      self._bar.update(step - self._bar.n)
-      return
-    done = max(step - self._start, 1)
-    left = (self._total - step) * (time.monotonic() - self._began) / done
-    self.note(
-      f"step {step}/{self._total}: {state}, "
-      f"{tqdm.tqdm.format_interval(left)} left"
-    )
-
-  def note(self, text: str) -> None:
-    """Shows a line, above the bar if there is one."""
-    if self._bar is not None:
-      self._bar.write(text, file=sys.stderr)
-    elif self._shown:
-      print(text, file=sys.stderr, flush=True)
-
-  def close(self) -> None:
-    """Ends the bar."""
-    if self._bar is not None:
-      self._bar.close()

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from ultramem_jax.runs.workdir import write_atomically
+from ultramem_jax.runs.files import write_atomically
 from ultramem_jax.settings.json_file import read_mapping
 
 FOLDER = "pretrained"

@@ -83,7 +83,7 @@ class Watch:
     if gone == BYE or not self._ending.acquire(blocking=False):
       return
     self._send(gone)
-    if gone != 0:  # without which JAX aborts this process, and says not why
+    if gone != 0:  # without process 0, JAX aborts this one and says not why
       time.sleep(GRACE_SECONDS)
     console.show_at_once(
       f"error: process {gone} of {self._count} is gone, so process "

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl import logging
 
-from ultramem_jax.runs import workdir as workdir_lib
+from ultramem_jax.runs import files
 
 
 def parse(line: bytes) -> dict[str, Any] | None:
@@ -52,7 +52,7 @@ def rewind(
         kept[number] = record
   if strange:
     logging.warning("%s: dropped %d lines that are not records", path, strange)
-  workdir_lib.write_atomically(path, b"".join(lines[n] for n in kept))
+  files.write_atomically(path, b"".join(lines[n] for n in kept))
   return list(kept.values())
 
 

@@ -1,7 +1,6 @@
 """Files that say how often text reads the rows of tables."""
 
 import contextlib
-import fcntl
 import json
 import os
 import pathlib
@@ -13,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from ultramem_jax.runs.workdir import write_atomically
+from ultramem_jax.runs import files
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
 
@@ -109,7 +108,7 @@ def save(path: pathlib.Path, counts: RowCounts) -> None:
     "step": str(counts.step),
     "sources": json.dumps(counts.sources),
   }
-  write_atomically(path, safetensors.numpy.save(tensors, facts))
+  files.write_atomically(path, safetensors.numpy.save(tensors, facts))
 
 
 @contextlib.contextmanager
@@ -126,12 +125,11 @@ def locked(path: pathlib.Path) -> Iterator[None]:
     path.parent.is_dir(), "output", str(path), "its folder does not exist"
   )
   # A file of its own, as that of the counts is replaced by every save.
-  lock = path.with_name(f".{path.name}.lock")
-  held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
+  beside = path.with_name(f".{path.name}.lock")
+  held = os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
   try:
     try:
-      # The kernel releases the lock when the process ends, however it ends.
-      fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      files.lock(held)
     except BlockingIOError as error:
       raise ConfigError(
         f"output = {str(path)!r}: another command is counting there"

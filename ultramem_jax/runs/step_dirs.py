@@ -21,6 +21,7 @@ from typing import Any
 
 from absl import logging
 
+from ultramem_jax.runs import files
 from ultramem_jax.runs import workdir as workdir_lib
 
 SEAL = "sha256.json"
@@ -56,12 +57,12 @@ def _flush(path: pathlib.Path) -> None:
   """Forces a committed step to the disk: its files, their names, its own."""
   for entry in sorted(path.rglob("*")):
     if entry.is_dir():
-      workdir_lib.sync_folder(entry)
+      files.sync_folder(entry)
     else:
       with open(entry, "rb") as f:
         os.fsync(f.fileno())
-  workdir_lib.sync_folder(path)
-  workdir_lib.sync_folder(path.parent)
+  files.sync_folder(path)
+  files.sync_folder(path.parent)
 
 
 def is_sealed(path: pathlib.Path) -> bool:
@@ -73,7 +74,7 @@ def seal(path: pathlib.Path) -> None:
   """Forces a committed step to the disk, and records every file's digest."""
   _flush(path)
   digests = {name: digest(file) for name, file in _files(path).items()}
-  workdir_lib.write_atomically(path / SEAL, json.dumps(digests).encode())
+  files.write_atomically(path / SEAL, json.dumps(digests).encode())
 
 
 def verify(path: pathlib.Path) -> bool:
@@ -155,7 +156,7 @@ def set_aside(path: pathlib.Path) -> pathlib.Path:
 
 def add_loss(path: pathlib.Path, loss: float | None) -> None:
   """Adds a validation loss to a step that was saved without."""
-  workdir_lib.write_atomically(path / LOSS, json.dumps(loss).encode())
+  files.write_atomically(path / LOSS, json.dumps(loss).encode())
 
 
 def valid_loss(path: pathlib.Path) -> tuple[float | None, bool]:

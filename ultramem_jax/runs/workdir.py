@@ -8,18 +8,17 @@ Whoever continues the run must give the same; evaluation and generation read
 the configuration from the workdir.
 """
 
-import contextlib
 import fnmatch
 import json
 import os
 import pathlib
 import re
-import secrets
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from ultramem_jax.runs.files import make_folder, write_atomically
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import INT_END, require, require_text
 from ultramem_jax.settings.config import Config
@@ -65,45 +64,6 @@ OVERRIDABLE_FIELDS = (
   "optim.z_loss",
   "steps",
 )
-
-
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-  """Writes a file so that a crash leaves its old or its new content, whole.
-
-  Raises:
-    OSError: it cannot be written, and is as it was.
-  """
-  # A name that nobody knows, so that no link waits there, and a hidden one: a
-  # kill may leave the file behind.
-  partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-  try:
-    with open(partial, "xb") as f:
-      f.write(content)
-      f.flush()
-      os.fsync(f.fileno())
-    os.replace(partial, path)
-  except OSError as error:
-    with contextlib.suppress(OSError):
-      partial.unlink()
-    raise OSError(error.errno, error.strerror, str(path)) from error
-  sync_folder(path.parent)
-
-
-def sync_folder(path: pathlib.Path) -> None:
-  """Forces the names in a folder to the disk: new files, and renamed ones."""
-  folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-  try:
-    os.fsync(folder)
-  finally:
-    os.close(folder)
-
-
-def make_folder(path: pathlib.Path) -> None:
-  """Makes a folder and its parents, and forces their names to the disk."""
-  new = [folder for folder in (path, *path.parents) if not folder.exists()]
-  path.mkdir(parents=True, exist_ok=True)
-  for folder in new:
-    sync_folder(folder.parent)
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -195,7 +155,7 @@ def _require_same(
   )
   if changes and jax.process_index() == 0:
     overrides = [*record.get("overrides", []), {"step": step, **changes}]
-    # Of the others the file keeps the values that the run began with.
+    # For other fields the file keeps the values that the run began with.
     bound = ConfigDict(config_lib.to_dict(load_config(workdir)))
     bound.update_from_flattened_dict({k: x["to"] for k, x in changes.items()})
     _write(workdir, record["corpus"], config_lib.parse(bound), overrides)

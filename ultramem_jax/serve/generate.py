@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from ultramem_jax.data.chat import Template
-from ultramem_jax.data.tokenizer import Tokenizer, new_text
+from ultramem_jax.data.tokenizer import Tokenizer, encode_prompt, new_text
 from ultramem_jax.model import Transformer
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.settings.checks import require, require_seed
@@ -360,10 +360,7 @@ def generate_text(
     written = (chat.prompt(prompt, "prompt") for prompt in prompts)
     encoded = [tokenizer.encode(text, names_specials=True) for text in written]
   else:
-    encoded = [
-      np.concatenate([[tokenizer.bos_id], tokenizer.encode(prompt)])
-      for prompt in prompts
-    ]
+    encoded = [encode_prompt(tokenizer, prompt) for prompt in prompts]
   new = generate(
     model,
     variables,

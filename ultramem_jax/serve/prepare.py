@@ -57,7 +57,7 @@ def prepare(
 
 
 def _cast(model: nn.Module, params: dict[str, Any]) -> dict[str, Any]:
-  """Parameters by path in the model's dtype, if it has one."""
+  """Returns parameters by path, in the model's dtype if it has one."""
   config = getattr(model, "config", None)
   dtype = jnp.dtype(getattr(config, "dtype", jnp.float32))
   if dtype == jnp.float32:

@@ -142,8 +142,7 @@ class Config:
       self.batch_size * self.data.seq_len < INT_END,
       "batch_size",
       self.batch_size,
-      f"must be less than 2^31 tokens, rows of data.seq_len = "
-      f"{self.data.seq_len}",
+      f"times data.seq_len = {self.data.seq_len} must be less than 2^31 tokens",
     )
     require(
       self.model.attention != "cudnn" or self.data.seq_len % 2 == 0,
@@ -155,7 +154,8 @@ class Config:
       bool(self.init_from) or not self.init_skip,
       "init_skip",
       self.init_skip,
-      "needs init_from, of whose parameters it leaves out some",
+      "is only for a run with init_from: it names parameters that are not "
+      "taken from there",
     )
     require(
       self.batch_size % self.accumulation_steps == 0,

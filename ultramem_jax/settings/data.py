@@ -91,7 +91,7 @@ class DataConfig:
       self.source != "text" or bool(self.path or self.valid_path),
       "data.path",
       self.path,
-      "must be a glob of text files with data.source = 'text'",
+      "must name a file, a folder or a glob with data.source = 'text'",
     )
     require(
       self.source != "tfds" or bool(self.tfds_name),

@@ -231,8 +231,8 @@ class MemoryConfig:
       self.output == "plain" or self.gate == "none" or self.gate_init == "open",
       named(_PATH, "gate_init"),
       self.gate_init,
-      f"must be 'open' with output = {self.output!r}: of a product of two "
-      "zeros, neither has a gradient",
+      f"must be 'open' with output = {self.output!r}: in a product of two "
+      "zeros, neither factor has a gradient",
     )
     require(
       self.output != "empty" or self.kind != "peer",
@@ -320,7 +320,7 @@ class MemoryConfig:
     )
 
 
-# Of a model without memory.
+# The memory settings of a model without memory.
 NO_MEMORY = MemoryConfig(
   kind="none", num_keys=1, key_dim=2, value_dim=1, top_m=1, num_cores=1
 )

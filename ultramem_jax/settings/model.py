@@ -114,7 +114,7 @@ class ModelConfig:
     self._require_ranges()
     self._require_choices()
     self._resolve_heads()
-    # Of cuDNN; GPUs before Hopper take no more than 128.
+    # cuDNN's limits; GPUs before Hopper take at most 128.
     require(
       self.attention != "cudnn"
       or (self.head_dim % 8 == 0 and self.head_dim <= 256),
@@ -202,7 +202,7 @@ class ModelConfig:
       self.num_heads % kv_heads == 0,
       "model.num_kv_heads",
       kv_heads,
-      f"must divide num_heads = {self.num_heads}; 0 is as many",
+      f"must divide num_heads = {self.num_heads}; 0 means num_heads",
     )
     object.__setattr__(self, "num_kv_heads", kv_heads)
 

@@ -153,9 +153,9 @@ class OptimConfig:
       bool(self.table_counts),
       "optim.table_counts",
       self.table_counts,
-      f"must name a workdir with row counts, which optim.table_rows = "
-      f"{self.table_rows} needs: python -m ultramem_jax count --workdir=DIR "
-      "makes them",
+      "must name a file of row counts, or a workdir that has one, which "
+      f"optim.table_rows = {self.table_rows} needs: python -m ultramem_jax "
+      "count --workdir=DIR makes them",
     )
 
   @property

@@ -13,7 +13,7 @@ from typing import Any
 
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
-from ultramem_jax.train.tables import is_table
+from ultramem_jax.train.tables import is_memory, is_table
 
 # Kinds of parameters that are not tables, by their paths; the first pattern
 # that matches wins.
@@ -58,8 +58,8 @@ def parameters(model: ModelConfig) -> dict[str, int]:
 
 def part(path: str) -> str:
   """Returns the part of the model at path: "attention", "memory.keys" ..."""
-  module, *names = path.split("/")
-  if module.startswith("memory"):
+  _, *names = path.split("/")
+  if is_memory(path):
     return f"memory.{names[0]}"
   if names[0] == "moe":
     return f"moe.{names[1].split('_')[0]}"
@@ -84,7 +84,7 @@ def table_widths(model: ModelConfig) -> list[int]:
   widths = {
     path.split("/")[-1]: shape[-1]
     for path, shape in parameter_shapes(model).items()
-    if path.endswith("values")
+    if is_table(path)
   }
   return list(widths.values())
 

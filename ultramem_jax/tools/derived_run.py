@@ -6,7 +6,7 @@ from typing import Any
 
 from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.runs.files import written_whole
 from ultramem_jax.settings.config import Config
 
 

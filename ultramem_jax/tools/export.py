@@ -16,7 +16,7 @@ from typing import Any
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.runs import inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.runs.files import written_whole
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
@@ -24,6 +24,7 @@ from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools.pretrained import BACKBONE, CONFIG, DIGEST, DTYPES
 from ultramem_jax.train import sharding, trainable
+from ultramem_jax.train.tables import is_memory
 
 
 def export_run(
@@ -135,7 +136,8 @@ def _require_frozen(model: ModelConfig, workdir: str | os.PathLike) -> None:
       path
       for path in paths
       if trainable.is_trainable(path, pattern)
-      and not re.search(r"^memory|/lora_[ab]$", path)
+      and not is_memory(path)
+      and not re.search(r"/lora_[ab]$", path)
     ]
     require(
       not trained,

@@ -27,7 +27,7 @@ from ultramem_jax.train import optim, sharding, trainable
 from ultramem_jax.train import tables as tables_lib
 
 GIB = 2**30
-CACHE_OF_1 = "total_inactive_file"  # of control groups of version 1
+CGROUP1_CACHE = "total_inactive_file"  # of control groups of version 1
 
 GPU_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
 # Memory of one device that a program can have, by its kind. TPUs: what
@@ -326,7 +326,7 @@ def host_bytes(root: str = "/") -> int | None:
     left
     for folder, limit, usage, cache in (
       (groups, "max", "current", "inactive_file"),  # cgroup 2
-      (groups / "memory", "limit_in_bytes", "usage_in_bytes", CACHE_OF_1),
+      (groups / "memory", "limit_in_bytes", "usage_in_bytes", CGROUP1_CACHE),
     )
     if (left := _group_bytes(folder, limit, usage, cache)) is not None
   ]

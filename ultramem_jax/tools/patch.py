@@ -21,11 +21,12 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from ultramem_jax.runs.workdir import write_atomically
+from ultramem_jax.runs.files import write_atomically
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError, few
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import init_from
+from ultramem_jax.train.tables import is_memory
 
 FORMAT = "ultramem_jax patch 1"
 # What is done where two patches change a row in different ways.
@@ -55,7 +56,7 @@ def _may_change(name: str) -> bool:
   """Returns whether a patch may change an array of this name."""
   collection, _, path = name.partition("/")
   # Only memories have buffers.
-  return collection == "buffers" or path.startswith("memory")
+  return collection == "buffers" or is_memory(path)
 
 
 def _flatten(variables: Any) -> dict[str, Any]:
@@ -115,9 +116,10 @@ def difference(base: Any, tuned: Any) -> Patch:
     not others,
     "tuned",
     few(others),
-    "differs from the base and is of no memory: a patch holds memories only; "
-    "train these alone, by --config.optim.trainable='memory.*values' or "
-    "'memory', in the dtype of the base (optim.frozen_dtype)",
+    "differs from the base but belongs to no memory, and a patch holds only "
+    "memories: train these alone, with "
+    "--config.optim.trainable='memory.*values' or 'memory', in the dtype of "
+    "the base (optim.frozen_dtype)",
   )
   if not changes:
     raise ConfigError(
@@ -227,7 +229,8 @@ def merged(patches: list[Patch], on_conflict: str) -> Patch:
       whole.base == other.base,
       "patch",
       _differing(whole.base, other.base),
-      "is another base there: patches of one base are merged",
+      "differs between the bases of the patches: only patches of one base can "
+      "be merged",
     )
     changes, conflicts = dict(whole.changes), []
     for name, change in other.changes.items():

@@ -17,7 +17,7 @@ from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.interop.pretrained import Opened, Pretrained
 from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.runs.files import written_whole
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require

@@ -104,7 +104,7 @@ def _cpu_devices(name, layout):
     len(found) == int(layout),
     "topology",
     name,
-    f"JAX runs already, with {len(found)} CPU devices",
+    f"JAX is already initialized with {len(found)} CPU devices",
   )
   return found
 

@@ -19,7 +19,7 @@ from ultramem_jax.settings.errors import few
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
-from ultramem_jax.train.tables import is_table
+from ultramem_jax.train.tables import is_memory, is_table
 
 # Buffers that are computed from one parameter, which must be taken with them.
 COMPUTED_FROM = {"u": "core", "t": "core"}
@@ -117,12 +117,16 @@ def changes(
   if not (theirs.lora.rank and ours.lora.rank):
     harmless.add("lora")  # of which one has no parameters
   changes = _differing("model", theirs, ours, harmless)
-  for name, part in (("memory", r"^memory"), ("moe", r"/moe/")):
-    if any(re.search(part, path) for path in taken):
+  for name, is_part in (("memory", is_memory), ("moe", _is_expert)):
+    if any(map(is_part, taken)):
       there, here = getattr(theirs, name), getattr(ours, name)
       harmless = {*HARMLESS_OF_PARTS[name]}
       changes += _differing(f"model.{name}", there, here, harmless)
   return changes
+
+
+def _is_expert(path: str) -> bool:
+  return "/moe/" in path
 
 
 def _differing(path: str, theirs: Any, ours: Any, left_out: set[str]):

@@ -70,7 +70,7 @@ def total_loss(losses: Mapping[str, jax.Array], config: Config) -> jax.Array:
   return jnp.asarray(sum(losses.values()))
 
 
-def parts(
+def terms(
   logits_BTV: jax.Array,
   teacher_BTV: jax.Array | None,
   sown: Mapping[str, Any],
@@ -78,7 +78,7 @@ def parts(
   total_weight: jax.Array,
   config: Config,
 ) -> dict[str, Any]:
-  """Returns the parts of `total_loss` by name, scalars in nats per token.
+  """Returns the terms of `total_loss` by name, scalars in nats per token.
 
   Args:
     logits_BTV: of the model.

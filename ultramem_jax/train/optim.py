@@ -195,7 +195,7 @@ def update_all_rows(
     {path: table.variance for path, table in tables.items()},
   )
   updates: Any = {
-    path: gradients.scale * x for path, x in gradients.gradients.items()
+    path: gradients.scale * x for path, x in gradients.by_path.items()
   }
   if optim.table_rule == "adamw":
     adam = optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps)

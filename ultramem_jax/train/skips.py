@@ -9,8 +9,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from ultramem_jax.runs import files
 from ultramem_jax.runs import log as log_lib
-from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import TrainingError
 from ultramem_jax.train.loop import Feed
@@ -23,7 +23,7 @@ SHOWN = 30
 class TooManySkips(TrainingError):
   """So many steps in a row were skipped that a run would learn nothing.
 
-  place: where the data go on behind them.
+  place: where the data after them begin.
   is_stopping: whether the run is to stop, so that it does not go back.
   """
 
@@ -78,9 +78,9 @@ class Skips:
     )
     if in_a_row >= self._limit:
       raise TooManySkips(
-        f"step {n} is the last of {in_a_row} in a row that were skipped "
-        f"({cause}; batch in {path}): try a lower optim.learning_rate, or "
-        "guard.rollbacks to go on behind this part of the data",
+        f"{in_a_row} steps in a row were skipped, the last of them step {n} "
+        f"({cause}; batch in {path}): lower optim.learning_rate, or set "
+        "guard.rollbacks to continue after this part of the data",
         self._feed.place,
       )
 
@@ -91,7 +91,7 @@ class Skips:
     np.savez(content, allow_pickle=False, **batch)
     try:
       self._folder.mkdir(exist_ok=True)
-      workdir_lib.write_atomically(path, content.getvalue())
+      files.write_atomically(path, content.getvalue())
     except OSError as error:
       return f"no file ({error})"
     return str(path)

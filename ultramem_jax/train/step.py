@@ -65,7 +65,7 @@ def loss_fn(
     collections: others of the model that are wanted, such as
       `tables.TABLE_COLLECTIONS`.
   Returns:
-    (loss, aux): aux has "losses", the `losses.parts` of the loss by name;
+    (loss, aux): aux has "losses", the `losses.terms` of the loss by name;
     "stats", monitoring scalars by "module/name"; "slots" and "cells", by
     memory, the virtual rows and the cells of its grid that it read,
     [B, T, A, M]; and the collections asked for.
@@ -85,7 +85,7 @@ def loss_fn(
     teacher_BTV = losses_lib.backbone_logits(
       variables["params"], batch, config, layout
     )
-  losses = losses_lib.parts(
+  losses = losses_lib.terms(
     logits_BTV, teacher_BTV, sown, batch, total_weight, config
   )
   stats: dict[str, Any] = traverse_util.flatten_dict(
@@ -105,10 +105,10 @@ def _sown_by_memories(sown, name: str) -> dict[str, jax.Array]:
   return {memory: values[name][0] for memory, values in intermediates.items()}
 
 
-def _part_gradients(
+def _microbatch_gradients(
   state: TrainState, buffers, batch, key, total_weight, config, layout
 ):
-  """Returns (gradients, factors, aux) of a part of the batch.
+  """Returns (gradients, factors, aux) of a microbatch.
 
   Where the update of tables is dense there are no factors, and the gradients
   hold those of the tables. Frozen parameters are constants: the backward ends
@@ -144,13 +144,13 @@ def _part_gradients(
 def _gradients(
   state: TrainState, buffers, batch: Batch, config: Config, layout
 ):
-  """Returns (gradients, factors, aux) of all parts of the batch."""
-  parts = config.accumulation_steps
+  """Returns (gradients, factors, aux) of all microbatches of a batch."""
+  count = config.accumulation_steps
   total_weight = jnp.maximum(batch["weights"].sum(), 1.0)
   key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
 
-  def part(index, batch):
-    return _part_gradients(
+  def microbatch(index, batch):
+    return _microbatch_gradients(
       state,
       buffers,
       batch,
@@ -160,25 +160,25 @@ def _gradients(
       layout,
     )
 
-  if parts == 1:
-    return part(0, batch)
+  if count == 1:
+    return microbatch(0, batch)
 
   def accumulate(sums, inputs):
-    gradients, factors, aux = part(*inputs)
-    stats = jax.tree.map(lambda x: x / parts, aux["stats"])
+    gradients, factors, aux = microbatch(*inputs)
+    stats = jax.tree.map(lambda x: x / count, aux["stats"])
     sums = jax.tree.map(jnp.add, sums, (gradients, aux["losses"], stats))
     return sums, (factors, aux["slots"], aux["cells"])
 
-  batches = _parts(batch, parts)
+  batches = _microbatches(batch, count)
   gradients, _, aux = jax.eval_shape(
-    part, 0, jax.tree.map(lambda x: x[0], batches)
+    microbatch, 0, jax.tree.map(lambda x: x[0], batches)
   )
   zeros = jax.tree.map(
     lambda x: jnp.zeros(x.shape, x.dtype),
     (gradients, aux["losses"], aux["stats"]),
   )
   (gradients, losses, stats), (factors, *reads) = jax.lax.scan(
-    accumulate, zeros, (jnp.arange(parts), batches)
+    accumulate, zeros, (jnp.arange(count), batches)
   )
   reads = jax.tree.map(lambda x: x.swapaxes(0, 1), reads)
   factors, (slots, cells) = tables_lib.merge_leading((factors, reads))
@@ -212,7 +212,8 @@ def model_step(
 
   Args:
     state: before the step.
-    batch: of `abstract_batch`; rows cut into config.accumulation_steps parts.
+    batch: of `abstract_batch`; its rows are cut into
+      config.accumulation_steps microbatches.
     rarity: of the rows of each table, where only some are updated
       (`optim.table_rows`): `rarity.read`.
     config: static.
@@ -221,7 +222,8 @@ def model_step(
     (state, gradients, metrics): the state with its tables as they were, which
     `table_step` updates by the gradients; float32 scalars by name.
   """
-  # Of a frozen core they stay: they may be of the core before its last update.
+  # The vectors of a frozen core stay: they may belong to the core before its
+  # last update.
   buffers = refresh_buffers(state.params, state.buffers)
   gradients, table_gradients, aux = _gradients(
     state, buffers, batch, config, layout
@@ -305,7 +307,7 @@ def table_step(
     return optim.update_all_rows(tables, gradients, config.optim, config.steps)
   return tables_lib.update_tables(
     tables,
-    gradients.gradients,
+    gradients.by_path,
     optim.table_rule(config.optim, config.steps, gradients.step),
     gradients.scale,
     config.seed,
@@ -319,10 +321,10 @@ def eval_step(
 ) -> dict[str, jax.Array]:
   """Returns sums over a batch: "loss" in nats, "tokens", "bytes" of text.
 
-  It is taken in config.accumulation_steps parts, as in training.
+  It is taken in config.accumulation_steps microbatches, as in training.
   """
 
-  def part(batch):
+  def microbatch(batch):
     logits_BTV: Any = Transformer(config.model, layout).apply(
       variables, batch["tokens"], batch["segments"], batch["positions"]
     )
@@ -334,19 +336,21 @@ def eval_step(
     }
 
   if config.accumulation_steps == 1:
-    return part(batch)
-  sums = jax.lax.map(part, _parts(batch, config.accumulation_steps))
+    return microbatch(batch)
+  sums = jax.lax.map(
+    microbatch, _microbatches(batch, config.accumulation_steps)
+  )
   return {name: x.sum() for name, x in sums.items()}
 
 
-def _parts(batch: Batch, parts: int) -> Batch:
-  """Returns a batch in parts, [parts, B / parts, T].
+def _microbatches(batch: Batch, count: int) -> Batch:
+  """Returns a batch cut into microbatches, [count, B / count, T].
 
-  Part i takes the rows i, i + parts, ..., so that every device finds its share
-  of each part among its own rows.
+  Microbatch i takes the rows i, i + count, ..., so that every device finds its
+  share of each among its own rows.
   """
   return jax.tree.map(
-    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    lambda x: x.reshape(-1, count, *x.shape[1:]).swapaxes(0, 1), batch
   )
 
 

@@ -45,7 +45,7 @@ SortedReads = tuple[jax.Array, jax.Array]
 class TableGradients(NamedTuple):
   """What `step.model_step` leaves for `step.table_step` to do.
 
-  gradients: by path, the gradient of each table: `Factors` where the update is
+  by_path: by path, the gradient of each table: `Factors` where the update is
     sparse, [I, W] float32 where it is dense.
   reads: by path, the reads of each table in the order of its rows, as
     `sorted_reads` returns them; empty where the update is dense.
@@ -54,7 +54,7 @@ class TableGradients(NamedTuple):
   is_taken: bool scalar, whether the tables change at all.
   """
 
-  gradients: dict[str, Any]
+  by_path: dict[str, Any]
   reads: dict[str, SortedReads]
   scale: jax.Array
   step: jax.Array
@@ -64,6 +64,11 @@ class TableGradients(NamedTuple):
 def is_table(path: str) -> bool:
   """Returns whether the parameter at path, joined by "/", is a value table."""
   return bool(re.search(r"(^|/)((pre|up|down)_)?values$", path))
+
+
+def is_memory(path: str) -> bool:
+  """Returns whether the parameter at path, joined by "/", is of a memory."""
+  return path.startswith("memory")
 
 
 def split_tables(params: Any) -> tuple[Any, dict[str, jax.Array]]:
@@ -346,8 +351,11 @@ def update_tables(
   Returns:
     The tables after the step.
   Raises:
-    ValueError: the rule's step is below 1.
+    ValueError: the rule's step is below 1, or a table is int8.
   """
+  for path, table in tables.items():
+    if table.values_IW.dtype == jnp.int8:
+      raise ValueError(f"{path} is int8: such tables are for serving only")
   if isinstance(rule.step, int) and rule.step < 1:
     raise ValueError(f"step = {rule.step}: must be 1 at the first step")
   reads = reads or sorted_reads(factors, tables, layout)

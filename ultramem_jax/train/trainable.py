@@ -16,13 +16,10 @@ from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.settings.optim import OptimConfig
 from ultramem_jax.train import optim as optim_lib
 from ultramem_jax.train import sharding
-from ultramem_jax.train.tables import is_table
+from ultramem_jax.train.tables import is_memory, is_table
 
 ALL = "all"
 LORA = "/lora_a"
-# Never held in bfloat16: parameters that even a bfloat16 model reads as they
-# are stored, and memories, which are exported with their exact numbers.
-KEPT = rf"^memory|{READ_AS_STORED}"
 
 
 def is_trainable(path: str, pattern: str) -> bool:
@@ -52,7 +49,10 @@ def split(params: Any, pattern: str) -> tuple[Any, Any]:
 def stored_dtype(path: str, optim: OptimConfig) -> jnp.dtype:
   """Returns the dtype in which a run holds a parameter that is not a table."""
   frozen = not is_trainable(path, optim.trainable)
-  narrow = frozen and not re.search(KEPT, path)
+  # Parameters that even a bfloat16 model reads as they are stored, and
+  # memories, which are exported with their exact numbers, stay float32.
+  kept = is_memory(path) or re.search(READ_AS_STORED, path)
+  narrow = frozen and not kept
   return jnp.dtype(optim.frozen_dtype if narrow else jnp.float32)
 
 
@@ -174,7 +174,7 @@ def require_fixed_teacher(config: Config) -> None:
   moved = [
     path
     for path in sorted(_paths(config.model))
-    if is_trainable(path, pattern) and not path.startswith("memory")
+    if is_trainable(path, pattern) and not is_memory(path)
   ]
   require(
     not moved,
@@ -226,7 +226,7 @@ def _require_memory_can_learn(
     field, part = "output", "values"
   else:
     return
-  paths = [path for path in _paths(config.model) if path.startswith("memory")]
+  paths = [path for path in _paths(config.model) if is_memory(path)]
   learns = [path for path in paths if is_trainable(path, pattern)]
   fresh = paths if new is None else [path for path in new if path in paths]
   zero = [path for path in fresh if f"/{part}" in path]

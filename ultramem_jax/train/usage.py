@@ -18,7 +18,7 @@ KEY_STRIDE = 8
 
 
 class Reads(NamedTuple):
-  """Of one memory, an entry for everything that can be read.
+  """The reads of one memory: an entry for everything that can be read.
 
   slots: [U], by virtual row; a few more where `row_multiple` says so.
   keys: [2 A N], by side, head and key.

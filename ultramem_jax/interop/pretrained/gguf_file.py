@@ -18,7 +18,7 @@ from ultramem_jax.interop.pretrained.model import Pretrained, make_pretrained
 from ultramem_jax.settings.errors import ConfigError
 
 SUFFIX = ".gguf"
-# Of the lists of a file, which are about its vocabulary.
+# The longest list that a file may hold: its lists describe the vocabulary.
 LONGEST = 2**21
 FACTORS = "rope_freqs.weight"  # of rotary wavelengths
 # Types of tensors, and the dtype that holds their numbers.

@@ -27,7 +27,7 @@ from ultramem_jax.interop.pretrained.model import Pretrained
 from ultramem_jax.interop.pretrained.write import Backbone
 from ultramem_jax.model import Transformer
 from ultramem_jax.runs import workdir as workdir_lib
-from ultramem_jax.runs.whole_folder import written_whole
+from ultramem_jax.runs.files import written_whole
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError

@@ -45,7 +45,8 @@ def room_for(reads: int, rows_held: int, shards: int) -> int:
 class Plan(NamedTuple):
   """Which rows a device asks of which other device, and in which round.
 
-  row_Z: the rows, each once, in order; so those of one device are together.
+  row_Z: the rows, each once, by the device that holds them, and counted from
+    its first row.
   start_O: where the rows of each device start.
   device_BTY: the device of each read.
   rank_BTY: the place of each read's row among the rows of its device.
@@ -109,7 +110,8 @@ def plan(exchange: Exchange, row_BTY: jax.Array, rows_held: int) -> Plan:
       strict=True,
     )
   )
-  # Of devices with the same tokens, each asks only the devices on its own line.
+  # Devices with the same tokens share the work: each asks only the devices on
+  # its own line.
   devices = exchange.count(exchange.token_axes)
   device_BTY = jnp.zeros_like(row_BTY)
   for axis in exchange.token_axes:
