@@ -1,4 +1,4 @@
-"""Training steps of models at equal FLOPs.
+"""Training steps of the models that the paper compares.
 
   python -m benchmarks.training [--full]
 
@@ -97,9 +97,17 @@ def plot(result: report.Result) -> Figure:
   dense = models["dense"]["tokens_per_second"]
   share = {k: 100 * m["tokens_per_second"] / dense for k, m in models.items()}
   size = "151M models" if result["full"] else "151M models, shrunk"
+  work = {
+    k: m["flops_utilisation"] / m["tokens_per_second"]
+    for k, m in models.items()
+  }
+  told = [
+    f"{label} at {share[label]:.0f} %, with "
+    f"{work[label] / work['dense']:.2f} times its FLOPs"
+    for label in ("UltraMem", "MoE")
+  ]
   figure, panels = plots.figure(
-    f"At equal FLOPs, UltraMem trains at {share['UltraMem']:.0f} % of the "
-    f"dense model's speed, MoE at {share['MoE']:.0f} % ({size})",
+    f"Of the dense model's speed, {told[0]}; {told[1]} ({size})",
     result,
     panels=3,
     size=(3.5, 2.8),

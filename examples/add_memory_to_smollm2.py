@@ -13,14 +13,13 @@ import pathlib
 
 from absl import flags
 
-import train
 from configs import default, from_run
 from ultramem_jax import cli, data
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
 from ultramem_jax.settings.sampling import Sampling
-from ultramem_jax.tools import pretrained
+from ultramem_jax.tools import pretrained, training
 
 PRETRAINED = flags.DEFINE_string(
   "pretrained", None, "Folder of the pretrained model.", required=True
@@ -79,7 +78,7 @@ def main() -> None:
   c.update(steps=STEPS.value, batch_size=len(FACTS), log_every=10)
   c.update(eval_every=STEPS.value)
   c.sample.num_tokens = 0
-  train.train(parse(c), taught)
+  training.train(parse(c), taught)
   print("after:")
   say(taught)
 

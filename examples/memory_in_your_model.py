@@ -50,7 +50,7 @@ def loss_fn(variables, tokens_BT):
   loss_BT = optax.softmax_cross_entropy_with_integer_labels(
     logits_BTV, tokens_BT[:, 1:]
   )
-  return loss_BT.mean() + sum(jax.tree.leaves(sown["losses"])), sown
+  return loss_BT.mean() + sum(jax.tree.leaves(sown.get("losses", {}))), sown
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -74,7 +74,7 @@ def main() -> None:
   tokens_BT = jax.random.randint(jax.random.key(0), (8, 33), 0, 64)
   variables = jax.jit(Net().init)(jax.random.key(1), tokens_BT)
   params, tables = take_tables(variables["params"])
-  state = params, variables["buffers"], OPTIMIZER.init(params)
+  state = params, variables.get("buffers", {}), OPTIMIZER.init(params)
   for step in range(1, 51):
     state, factors, loss = model_step(state, tables, tokens_BT)
     tables = table_step(tables, factors, step)

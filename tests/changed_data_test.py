@@ -7,14 +7,13 @@ import pathlib
 
 import pytest
 
-import train
 from ultramem_jax import data, testing
 from ultramem_jax.data import train_bpe
 from ultramem_jax.runs import checkpoint, row_counts
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import CheckpointError, ConfigError
-from ultramem_jax.tools import quantize
+from ultramem_jax.tools import quantize, training
 
 TEXT = "a line of text\n"
 LONG_AGO = 10**18  # nanoseconds
@@ -32,9 +31,9 @@ def run(tmp_path):
     data__tokenizer=str(tmp_path / "tokenizer.json"),
   )
   workdir = str(tmp_path / "run")
-  corpus, described = train.open_corpus(config, workdir)
+  corpus, described = training.open_corpus(config, workdir)
   testing.save_run(workdir, config, described)
-  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
   return config, workdir
 
 
@@ -49,41 +48,41 @@ def permute(path):
 @pytest.mark.parametrize("changed", ["data.path", "data.tokenizer"])
 def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
   config, workdir = run
-  corpus, described = train.open_corpus(config, workdir)
-  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  corpus, described = training.open_corpus(config, workdir)
+  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
   if changed == "data.path":
     (tmp_path / "input.txt").write_text(TEXT.swapcase() * 99)
     file = "input.txt"
   else:
     permute(tmp_path / "tokenizer.json")
     file = "tokenizer.json"
-  corpus, described_now = train.open_corpus(config, workdir)
+  corpus, described_now = training.open_corpus(config, workdir)
   assert described_now == described  # sizes and counts do not tell
   with pytest.raises(ConfigError) as caught:
-    train.train(config, workdir)
+    training.train(config, workdir)
   message = f"the data of this run have changed: {changed}: {file} has changed"
   assert message in str(caught.value)
   assert "--accept_changed_data" in str(caught.value)
-  train.bind_workdir(
-    workdir, config, corpus, described, train.Accepted(data=True)
+  training.bind_workdir(
+    workdir, config, corpus, described, training.Accepted(data=True)
   )
   assert message in capsys.readouterr().out
-  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
 
 
 def test_a_run_that_is_trained_elsewhere_keeps_its_settings(run):
   """Even with --override: its own command would be refused later."""
   config, workdir = run
-  corpus, described = train.open_corpus(config, workdir)
+  corpus, described = training.open_corpus(config, workdir)
   longer = dataclasses.replace(config, steps=config.steps + 1)
-  accepted = train.Accepted(settings=True, data=True)
+  accepted = training.Accepted(settings=True, data=True)
   record = pathlib.Path(workdir, "config.json")
   before = record.read_bytes()
   with checkpoint.Checkpointer(workdir, 1):
     with pytest.raises(CheckpointError, match="another process"):
-      train.bind_workdir(workdir, longer, corpus, described, accepted)
+      training.bind_workdir(workdir, longer, corpus, described, accepted)
     assert record.read_bytes() == before
-  train.bind_workdir(workdir, longer, corpus, described, accepted)
+  training.bind_workdir(workdir, longer, corpus, described, accepted)
   assert record.read_bytes() != before
 
 
@@ -96,9 +95,9 @@ def test_settings_that_change_before_the_workdir_is_locked_are_named(
   def another_start(config, layout, memory, described, workdir):
     workdir_lib.claim(workdir, other, described, override=True)
 
-  monkeypatch.setattr(train, "announce", another_start)
+  monkeypatch.setattr(training, "announce", another_start)
   with pytest.raises(ConfigError, match=f"steps = {config.steps}, held: "):
-    train.train(config, workdir)
+    training.train(config, workdir)
 
 
 def test_training_names_counts_of_rows_that_have_changed(run, tmp_path):
@@ -111,16 +110,16 @@ def test_training_names_counts_of_rows_that_have_changed(run, tmp_path):
   )
   config = dataclasses.replace(config, optim=optim)
   workdir = str(tmp_path / "chosen")
-  corpus, described = train.open_corpus(config, workdir)
-  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  corpus, described = training.open_corpus(config, workdir)
+  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
   row_counts.save(path, counts._replace(num_texts=5))
   with pytest.raises(ConfigError, match=r"table_counts: .* has changed"):
-    train.train(config, workdir)
+    training.train(config, workdir)
   path.unlink()
   with pytest.raises(
     ConfigError, match=r"optim\.table_counts = .*no such file"
   ):
-    train.train(config, workdir)
+    training.train(config, workdir)
 
 
 def test_a_model_is_served_with_the_tokenizer_that_it_learned(run, tmp_path):
@@ -157,25 +156,25 @@ def test_evaluation_names_what_has_changed(run, tmp_path):
 def test_the_index_is_kept_in_the_workdir(run, tmp_path):
   config, workdir = run
   os.utime(tmp_path / "input.txt", ns=(LONG_AGO, LONG_AGO))
-  corpus, described = train.open_corpus(config, workdir)
-  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  corpus, described = training.open_corpus(config, workdir)
+  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
   assert os.path.exists(f"{workdir}/index.npz")
-  assert train.open_corpus(config, workdir)[1] == described
+  assert training.open_corpus(config, workdir)[1] == described
 
 
 def test_a_run_goes_on_with_its_own_tokenizer_if_the_other_is_gone(
   run, tmp_path
 ):
   config, workdir = run
-  before, _ = train.open_corpus(config, workdir)
+  before, _ = training.open_corpus(config, workdir)
   (tmp_path / "tokenizer.json").unlink()
-  corpus, described = train.open_corpus(config, workdir)
+  corpus, described = training.open_corpus(config, workdir)
   assert (
     corpus.tokenizer.encode("a line") == before.tokenizer.encode("a line")
   ).all()
-  train.bind_workdir(workdir, config, corpus, described, train.NOTHING)
+  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
   with pytest.raises(ConfigError, match="no such file"):
-    train.open_corpus(config, str(tmp_path / "another"))
+    training.open_corpus(config, str(tmp_path / "another"))
 
 
 def test_changed_data_leave_the_settings_of_a_run_as_they_were(run, tmp_path):
@@ -184,5 +183,5 @@ def test_changed_data_leave_the_settings_of_a_run_as_they_were(run, tmp_path):
   (tmp_path / "input.txt").write_text(TEXT.swapcase() * 99)
   longer = dataclasses.replace(config, steps=config.steps + 1)
   with pytest.raises(ConfigError, match="have changed"):
-    train.train(longer, workdir, accepted=train.Accepted(settings=True))
+    training.train(longer, workdir, accepted=training.Accepted(settings=True))
   assert (tmp_path / "run" / "config.json").read_bytes() == before

@@ -97,7 +97,7 @@ def assert_one_line(result, *parts):
     # Sizes at which nothing would end
     (["data.prefetch=1000000000"], "data.prefetch = 1000000000: must be at m"),
     (["model.num_layers=1000000"], "model.num_layers = 1000000: must be at mo"),
-    (["batch_size=1000000000"], "batch_size = 1000000000: must be less than"),
+    (["batch_size=1000000000"], "batch_size = 1000000000: times data.seq_len"),
     (["sample.num_tokens=1000000000"], "sample.num_tokens = 1000000000: must"),
     # Fields that do not fit together
     ([f"{MEMORY}.top_m=257"], f"{MEMORY}.top_m = 257: must be at most"),
@@ -109,6 +109,10 @@ def assert_one_line(result, *parts):
     ([f"{MEMORY}.spans=1"], f"{MEMORY}.spans = '1': must be 'i:j' parts"),
     ([f"{MEMORY}.spans="], f"{MEMORY}.spans = '': must name at least one span"),
     (["model.num_heads=3"], "model.num_heads = 3: must divide embed_dim = 128"),
+    (
+      [f"{MEMORY}.kind=none", f"{MEMORY}.top_m=4"],
+      f"{MEMORY}.top_m = 4: is for a model with a memory",
+    ),
     (["accumulation_steps=3"], "batch_size = 8: must be divisible by accumul"),
     # Data
     (["data.source=books"], "data.source = 'books': must be one of stdlib, te"),

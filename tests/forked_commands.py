@@ -57,9 +57,11 @@ def run(program):
   elif program == "train.py":
     import train
     from ultramem_jax import cli
+    from ultramem_jax.tools import training
 
     if "COMPILE" not in os.environ:
-      train.compile_step = no_step
+      training.compile_step = no_step
+    train.define_flags()
     cli.run(train.main)
   else:
     runpy.run_path(program, run_name="__main__")

@@ -253,6 +253,34 @@ def test_prefill_and_decoding_are_the_full_forward(c):
   assert_close(logits_BTV[1, 2:], alone_BTV[1, :4])
 
 
+def test_decoding_needs_a_cache():
+  with pytest.raises(ValueError, match="'cache', with room for all positions"):
+    Transformer(config()).apply(
+      variables_of(config()),
+      TOKENS,
+      position_BT=np.broadcast_to(np.arange(T), TOKENS.shape),
+      decode=True,
+      mutable=["cache"],
+    )
+
+
+@pytest.mark.parametrize(
+  "shapes, told",
+  [
+    ([(2, 0)], r"tokens_BT has shape \(2, 0\): must be \[B, T\] with B and"),
+    ([(0, 3)], r"tokens_BT has shape \(0, 3\)"),
+    ([(3,)], r"tokens_BT has shape \(3,\)"),
+    ([(2, 3), (2, 4)], r"segment_BT has shape \(2, 4\): must be that of"),
+    ([(2, 3), (2, 3), (3,)], r"position_BT has shape \(3,\)"),
+  ],
+)
+def test_inputs_of_other_shapes_are_named(shapes, told):
+  model = Transformer(config())
+  arrays = [jax.ShapeDtypeStruct(shape, np.int32) for shape in shapes]
+  with pytest.raises(ValueError, match=told):
+    jax.eval_shape(model.init, jax.random.key(0), *arrays)
+
+
 def test_decoding_needs_positions():
   with pytest.raises(ValueError, match="position_BT = None: must be given"):
     Transformer(config()).apply(

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
   from ultramem_jax.layers.buffers import refresh_buffers
   from ultramem_jax.layers.memory_plus import MemoryPlus
   from ultramem_jax.layers.peer import Peer
+  from ultramem_jax.layers.tables import SharedTables
   from ultramem_jax.layers.ultramem import UltraMem
   from ultramem_jax.layers.ultramem_v2 import UltraMemV2
   from ultramem_jax.model import Transformer
@@ -35,6 +36,7 @@ __all__ = [
   "ModelConfig",
   "MoeConfig",
   "Peer",
+  "SharedTables",
   "Transformer",
   "UltraMem",
   "UltraMemV2",
@@ -59,6 +61,7 @@ _MODULES = {
   "ModelConfig": "settings.model",
   "MoeConfig": "settings.model",
   "Peer": "layers.peer",
+  "SharedTables": "layers.tables",
   "Transformer": "model",
   "UltraMem": "layers.ultramem",
   "UltraMemV2": "layers.ultramem_v2",

@@ -71,9 +71,20 @@ def load_config() -> Config:
     "must name a file such as configs/tiny.py",
   )
   try:
-    return parse(values)
+    config = parse(values)
   except OSError as error:  # how the config file failed to load
     raise ConfigError(_cause(error)) from error
+  if config.model.memory.kind == "none":
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    for name, value in given.items():
+      require(
+        not name.startswith("model.memory.") or name == "model.memory.kind",
+        name,
+        value,
+        "is for a model with a memory: set model.memory.kind, too, which is "
+        "'none'",
+      )
+  return config
 
 
 def config_name() -> str:

@@ -14,7 +14,7 @@ from ultramem_jax.layers.mlp import Mlp
 from ultramem_jax.layers.moe import Moe
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.layers.peer import Peer
-from ultramem_jax.layers.tables import SharedTables
+from ultramem_jax.layers.tables import SHARED, SharedTables
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
 from ultramem_jax.ops.sharded import layout as layout_lib
@@ -152,9 +152,11 @@ class Transformer(nn.Module):
     Returns:
       logits_BTV: [B, T, V] float32.
     Raises:
-      ValueError: decoding without positions.
+      ValueError: an array has another shape; or decoding without positions,
+        or without a cache.
     """
     c = self.config
+    _require_shapes(tokens_BT, segment_BT, position_BT)
     if decode and position_BT is None and not self.is_initializing():
       raise ValueError(
         "position_BT = None: must be given with decode, as the tokens may be "
@@ -217,7 +219,7 @@ class Transformer(nn.Module):
         memory_class = nn.remat(memory_class, static_argnums=(3,))
     tables = None
     if c.memory.shares_table and c.spans:
-      tables = SharedTables(c.memory, c.num_layers, name="memory_tables")()
+      tables = SharedTables(c.memory, c.num_layers, name=SHARED)()
     outputs = {}  # of memories that were read and are not yet added
     for layer in range(c.num_layers):
       mlp_conv = c.mlp_conv if layer in c.mlp_conv_layers else 0
@@ -246,3 +248,18 @@ class Transformer(nn.Module):
         if span.end == layer:
           x_BTD += outputs.pop(span.index)
     return x_BTD
+
+
+def _require_shapes(tokens_BT, segment_BT, position_BT) -> None:
+  """Raises ValueError if inputs of `Transformer` are not all [B, T]."""
+  if tokens_BT.ndim != 2 or not tokens_BT.size:
+    raise ValueError(
+      f"tokens_BT has shape {tokens_BT.shape}: must be [B, T] with B and T at "
+      "least 1"
+    )
+  for name, x in (("segment_BT", segment_BT), ("position_BT", position_BT)):
+    if x is not None and x.shape != tokens_BT.shape:
+      raise ValueError(
+        f"{name} has shape {x.shape}: must be that of tokens_BT, "
+        f"{tokens_BT.shape}"
+      )

@@ -85,6 +85,13 @@ def stages() -> tuple[str, Stages]:
   name = "small" if QUICK.value else "smollm2"
   if PRETRAINED.value:
     name = pathlib.Path(PRETRAINED.value).name
+    if QUICK.value:
+      raise app.UsageError("--quick has a model of its own: no --pretrained")
+    if name in tables.MODELS:
+      raise app.UsageError(
+        f"--pretrained={PRETRAINED.value}: results of the model "
+        f"{name!r} are on file: give the workdir another name"
+      )
   folder = pathlib.Path(RUNS.value, name).absolute()
   scale = SMALL if QUICK.value else LARGE
   scale = scale._replace(steps=STEPS.value or scale.steps)
@@ -132,7 +139,8 @@ def draw(store: Store) -> None:
   models = dict.fromkeys([*tables.MODELS, *(x["model"] for x in records)])
   for name, table in tables.blocks(records, models).items():
     print(f"\n{name}\n\n{table}")
-  page.write(tables.PAGE, tables.blocks(records, tables.MODELS))
+  if report.is_published():
+    page.write(tables.PAGE, tables.blocks(records, tables.MODELS))
   drawn = {
     (x["model"], x["part"]) for x in records if x["method"] != "untouched"
   }
@@ -158,6 +166,7 @@ def main(_: list[str]) -> None:
           continue
         measure = lambda c=cell, part=part: MEASURES[part](made, c)
         print(tables.line(store.measured(cell, measure)), flush=True)
+        made.forget(cell.name)  # not before its record is on file
   draw(store)
 
 

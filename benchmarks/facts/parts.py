@@ -89,7 +89,6 @@ def measure_recall(stages: Stages, cell: Cell) -> Record:
     "loss": runs.curve(workdir, "loss"),
   }
   record |= chance | examine(stages, workdir, {"all": facts})
-  shutil.rmtree(workdir)
   return record
 
 
@@ -127,15 +126,15 @@ def measure_continual(stages: Stages, cell: Cell) -> Record:
     if is_new:
       asked = {"first": sets[0]} | ({"newest": facts} if number else {})
       if is_last:
-        asked["all"] = [fact for one in sets for fact in one]
+        asked["all"] = [fact for facts in sets for fact in facts]
       history.append(examine(stages, workdir, asked, measures_harm=is_last))
       write_atomically(known_file, json.dumps(history).encode())
       print(f"  set {number + 1}: {history[-1]['recall']}", flush=True)
       if previous:
         shutil.rmtree(previous)
   alike = {"reads_alike": correlation(reads[0], reads[-1])} if reads else {}
-  stages.forget(cell.name)
-  return {"history": history, **alike}
+  every = [fact for facts in sets for fact in facts]
+  return {"history": history, "chance": facts_lib.chance(every), **alike}
 
 
 def correlation(one: RowCounts, other: RowCounts) -> float:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-import train
 from benchmarks.facts import facts as facts_lib
 from benchmarks.facts import general, methods
 from benchmarks.facts.facts import Fact
@@ -24,6 +23,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.runs.files import written_whole
 from ultramem_jax.runs.row_counts import RowCounts
 from ultramem_jax.settings.config import parse
+from ultramem_jax.tools import training
 
 # A cold memory is put into the model by a run of a step that changes nothing.
 NO_RATE = 1e-30
@@ -125,8 +125,12 @@ class Stages(NamedTuple):
     return row_counts.load(self._reads(name), "reads")
 
   def forget(self, name: str) -> None:
-    """Deletes all workdirs and files whose names begin like this."""
-    for path in self.folder.glob(f"{name}_*"):
+    """Deletes the workdirs and files of a cell.
+
+    Args:
+      name: of the cell; those of its parts begin with it.
+    """
+    for path in (*self.folder.glob(name), *self.folder.glob(f"{name}[_.]*")):
       if path.is_dir():
         shutil.rmtree(path)
       else:
@@ -260,5 +264,5 @@ def finish(c: Any, workdir: pathlib.Path) -> None:
   config = parse(c)
   saved = workdir_lib.saved_steps(workdir / workdir_lib.CHECKPOINTS_NAME)
   is_due = max(saved, default=0) < config.steps
-  if is_due and train.train(config, str(workdir)) is None:
+  if is_due and training.train(config, str(workdir)) is None:
     raise SystemExit("run the same command again to continue")

@@ -20,18 +20,19 @@ import train
 from ultramem_jax import cli
 from ultramem_jax.evaluation import loss
 from ultramem_jax.runs.checkpoint import Checkpointer
+from ultramem_jax.tools import training
 from ultramem_jax.train.program import TrainProgram
 
 # What a run reports as it begins and ends: event -> where it is.
 EVENTS = {
-  "open": (train, "open_corpus"),
-  "compile": (train, "compile_step"),
+  "open": (training, "open_corpus"),
+  "compile": (training, "compile_step"),
   "restore": (Checkpointer, "restore_latest"),
   "step": (TrainProgram, "__call__"),
   "validate": (loss, "run"),
   "save": (Checkpointer, "save"),
   "close": (Checkpointer, "close"),
-  "sample": (train, "try_sample"),
+  "sample": (training, "try_sample"),
 }
 PIPE_BYTES = 2**20
 # After which a run counts as one that hangs.
@@ -219,6 +220,7 @@ def _run(
     else:
       for name, (owner, attribute) in EVENTS.items():
         _tell(told, name, owner, attribute)
+      train.define_flags()
       cli.run(train.main)
   except SystemExit as end:
     status = end.code if isinstance(end.code, int) else 0

@@ -21,7 +21,6 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-import train
 from benchmarks.faults.process import Process
 from configs import default
 from ultramem_jax import data, interop, testing
@@ -33,6 +32,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import UserError
 from ultramem_jax.settings.sampling import Sampling
+from ultramem_jax.tools import training
 
 GOLDENS = testing.ROOT / "tests" / "goldens" / "hf"
 
@@ -249,7 +249,7 @@ def use_command_line(words: list[str], folder: pathlib.Path) -> Any:
       lambda: (
         os.chdir(folder) or os.symlink(testing.ROOT / "configs", "configs")
       ),
-      lambda: setattr(train, "compile_step", _no_step),
+      lambda: setattr(training, "compile_step", _no_step),
       # It would wait for other processes.
       lambda: setattr(jax.distributed, "initialize", _no_step),
     ],

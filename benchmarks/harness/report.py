@@ -18,7 +18,10 @@ import jax
 from absl import app, flags, logging
 from matplotlib.figure import Figure
 
+from ultramem_jax.runs.files import write_atomically
+
 ROOT = pathlib.Path(__file__).parents[2]
+PUBLISHED = ROOT / "benchmarks" / "results"
 
 Result = dict[str, Any]
 
@@ -43,9 +46,7 @@ def define_flags() -> None:
     "plot_only", False, "Redraw the plots of results on file; measure nothing."
   )
 
-  flags.DEFINE_string(
-    "results", str(ROOT / "benchmarks" / "results"), "Folder of the results."
-  )
+  flags.DEFINE_string("results", str(PUBLISHED), "Folder of the results.")
   flags.FLAGS.verbosity = (
     logging.WARNING
   )  # of libraries; app.run would say INFO
@@ -99,10 +100,16 @@ def path(name: str, suffix: str = "json") -> pathlib.Path:
   return pathlib.Path(flags.FLAGS.results, f"{name}.{suffix}")
 
 
+def is_published() -> bool:
+  """Returns whether the results are those of which the documentation tells."""
+  return pathlib.Path(flags.FLAGS.results).absolute() == PUBLISHED
+
+
 def write(name: str, result: Result) -> None:
   """Writes results/NAME.json."""
   path(name).parent.mkdir(parents=True, exist_ok=True)
-  path(name).write_text(json.dumps(result, indent=2) + "\n")
+  text = json.dumps(result, indent=2) + "\n"
+  write_atomically(path(name), text.encode())
 
 
 def read(name: str) -> Result:

@@ -1,4 +1,4 @@
-"""Decoding: dense, MoE and UltraMem at equal parameters and FLOPs.
+"""Decoding: MoE and UltraMem at equal parameters and FLOPs, and dense.
 
   python -m benchmarks.inference [--size=151m] [--batch=1 --batch=8 ...]
 

@@ -24,7 +24,8 @@ from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools import accounting
 
-# Of three sizes, the configs at equal parameters and FLOPs.
+# Of three sizes, the configs: MoE and UltraMem at equal parameters and FLOPs,
+# and the dense model that both extend.
 SIZES = {
   "tiny": {"dense": "tiny_dense", "MoE": "tiny_moe", "UltraMem": "tiny"},
   "151m": {

@@ -179,7 +179,7 @@ def main(arguments: list[str]) -> None:
     for shown in docs.tables(STUDIES[name], store):
       if figure := STUDIES[name].plot(store, shown):
         figure.savefig(results / docs.plot_name(name, shown), dpi=150)
-  if not QUICK.value:
+  if not QUICK.value and report.is_published():
     docs.write(STUDIES, store)
 
 

@@ -28,6 +28,7 @@ PAPER = {
   "pkm, conv": "",
   "pkm": "",
   "pkm, conv before the MLP": "",
+  "moe 8 of 32, conv": "",
   "ultramem, one rate": "decay -0.022",
   "dense, conv in all blocks": "",
   "ultramem, no skip": "split and skip -0.015",
@@ -89,6 +90,7 @@ GROUPS = {
     (
       "dense, conv",
       "moe 2 of 8, conv",
+      "moe 8 of 32, conv",
       "pkm, conv",
       "pkm, conv before the MLP",
     ),

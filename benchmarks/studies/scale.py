@@ -18,7 +18,7 @@ SIZES = ("s", "m", "l", "xl")
 LENGTHS = (1, 2, 4)
 # As published, and in the form that is the best for bytes at size s.
 FORMS = ("ultramem", "ultramem, softmax, conv before the MLP")
-TWINS = ("dense, conv", "moe 2 of 8, conv", "pkm, conv")
+TWINS = ("dense, conv", "moe 2 of 8, conv", "moe 8 of 32, conv", "pkm, conv")
 # Tokens per dense and sparse parameter of 151m_x12: 1T for 2.03 B.
 PAPER = 1e12 / 2.03e9
 

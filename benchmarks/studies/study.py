@@ -72,6 +72,15 @@ def difference(one: Outcome, other: Outcome) -> float:
   return statistics.mean(differences(one, other))
 
 
+def less(one: Outcome, other: Outcome) -> str:
+  """Returns "-0.201 (0.095)": the mean of `differences`, and their range."""
+  found = differences(one, other)
+  text = number(statistics.mean(found), "+.3f")
+  if one is other or len(found) < 2:
+    return text
+  return f"{text} ({max(found) - min(found):.3f})"
+
+
 def rates(found: Outcome) -> str:
   """Returns the best rate, that of tables over it, and how many were tried."""
   rate, multiplier = found.rates
@@ -159,7 +168,7 @@ def comparison(
         f"`{name}`",
         number(x.mean),
         spread(x),
-        number(difference(x, base), "+.3f") if base else DASH,
+        less(x, base) if base else DASH,
         number(at_time(x, seconds, shortest) if seconds else None),
         number(1e3 * seconds if seconds else None, ".0f"),
         rates(x),

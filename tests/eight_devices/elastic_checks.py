@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-import train
 from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.evaluation import scoring
@@ -19,6 +18,7 @@ from ultramem_jax.serve import load as load_lib
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
+from ultramem_jax.tools import training
 from ultramem_jax.train import sharding, start
 
 EIGHT_BY_ROWS = (
@@ -72,7 +72,7 @@ def make_config(corpus, mesh):
 def compile_step(config, devices):
   """(mesh, compiled training step) of a config on the first devices."""
   mesh = sharding.make_mesh(config, jax.devices()[:devices])
-  return mesh, train.compile_step(config, sharding.make_layout(config, mesh))
+  return mesh, training.compile_step(config, sharding.make_layout(config, mesh))
 
 
 def run(folder, corpus, place, until):

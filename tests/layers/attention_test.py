@@ -130,7 +130,9 @@ def test_attention_is_its_definition_whole_and_cached(case):
     return updated, y
 
   shapes = jax.eval_shape(
-    lambda: apply(c, variables, x_BTD, decode=True)[1]["cache"]
+    lambda: Attention(c).init(
+      jax.random.key(0), x_BTD, SEGMENT, rotation(c, POSITION), True
+    )["cache"]
   )
   assert shapes["cached_key"].shape == (B, c.num_kv_heads, T, c.head_dim)
   cache = {"cache": jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)}

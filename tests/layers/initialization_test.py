@@ -38,6 +38,7 @@ def statistics(layer, keys):
     dict(num_cores=1),
     dict(score="sum", num_cores=1),
     dict(expansion=1, value_dim=64, value_projection=False),
+    dict(shared_projection=True),
   ],
   ids=str,
 )
@@ -52,7 +53,7 @@ def test_paper_init_gives_variance_1_over_2_layers(changes):
   # spread is calibrated away.
   np.testing.assert_allclose(score, 1, rtol=0.05)
   c = config
-  expected = (c.expansion / (2 * c.top_m * c.num_heads * 3)) ** 0.5
+  expected = (c.projections / (2 * c.top_m * c.num_heads * 3)) ** 0.5
   np.testing.assert_allclose(value_std, expected, rtol=0.01)
 
 

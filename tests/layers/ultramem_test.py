@@ -237,6 +237,12 @@ def test_convolution_does_not_cross_documents():
   assert abs(together - y_BTD).max() > 1e-2 * abs(together).max()
 
 
+def test_decoding_needs_a_cache():
+  layer = layer_of()
+  with pytest.raises(ValueError, match="needs the collection 'cache'"):
+    layer.apply(variables_of(layer), inputs(), None, True, mutable=["cache"])
+
+
 def test_decoding_step_by_step_is_the_full_forward():
   """A prompt of three positions, then one at a time; a document ends."""
   layer = layer_of()

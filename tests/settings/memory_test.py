@@ -53,6 +53,21 @@ from ultramem_jax.settings.memory import MAX_GRID_SIDE, MemoryConfig
     ),
     ({"model.memory.expansion": 5}, "model.memory.expansion", "square"),
     (
+      {"model.memory.kind": "peer", "model.memory.softmax": False}
+      | {"model.memory.init": "paper", "model.memory.value_dim": 128},
+      "model.memory.init",
+      "must be 'official' with kind = 'peer'",
+    ),
+    (
+      {
+        "model.memory.kind": "ultramem_v2",
+        "model.memory.init": "official",
+        "model.memory.pre_activation": "gelu",
+      },
+      "model.memory.pre_activation",
+      "must be 'none' with pre_value_dim = 0",
+    ),
+    (
       {"model.memory.num_keys": 23171},
       "model.memory.num_keys",
       "= 46342 must be from 1 to 46340",

@@ -103,13 +103,14 @@ def test_settings_that_a_workdir_may_lack_have_their_defaults():
     ({"model.num_kv_heads": 3}, "model.num_kv_heads", "num_heads = 4"),
     *(
       (
-        {f"model.{field}": 5, f"model.{name}_blocks": blocks},
+        {f"model.{field}": width, f"model.{name}_blocks": blocks},
         f"model.{name}_blocks",
         "different blocks joined by '/', such as '1/3', each from 1 to "
         "model.num_layers = 4",
       )
       for blocks in ("", "1/", "1,3", "a", "0", "5", "2/2")
       for name, field in (("mlp_conv", "mlp_conv"), ("adapter", "adapter_dim"))
+      for width in (0, 5)
     ),
     ({"model.memory.spans": ""}, "model.memory.spans", "at least one span"),
     (

@@ -25,6 +25,7 @@ def scaled(**fields):
       "none, linear, llama3, yarn",
     ),
     (scaled(factor=0.0), "model.rope_scaling.factor", "positive"),
+    (scaled(factor=4.0), "model.rope_scaling.factor", "1 with kind = 'none'"),
     (
       scaled(original_length=0),
       "model.rope_scaling.original_length",

@@ -1,8 +1,11 @@
 """Places of memories in a transformer, as a config writes them."""
 
+import pytest
+
 from configs import tiny
 from tests.settings import refusals
 from ultramem_jax.settings import config
+from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.spans import Span, parse_blocks, parse_spans
 
 
@@ -25,6 +28,14 @@ from ultramem_jax.settings.spans import Span, parse_blocks, parse_spans
 )
 def test_bad_spans_are_named(changes, field, allowed):
   refusals.assert_refused(changes, field, allowed)
+
+
+def test_numbers_too_long_for_python_are_refused():
+  digits = 5000 * "9"
+  with pytest.raises(ConfigError, match="'i:j' parts"):
+    parse_spans(f"1:{digits}", 4)
+  with pytest.raises(ConfigError, match="each from 1 to"):
+    parse_blocks("blocks", digits, 4)
 
 
 def test_spans():

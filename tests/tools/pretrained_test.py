@@ -10,7 +10,6 @@ import tokenizers
 from safetensors import numpy as safetensors
 from tokenizers import models, pre_tokenizers
 
-import train
 from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.runs import workdir as workdir_lib
@@ -19,7 +18,7 @@ from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
-from ultramem_jax.tools import fit, pretrained
+from ultramem_jax.tools import fit, pretrained, training
 
 GOLDEN = testing.ROOT / "tests" / "goldens" / "hf" / "mistral"
 WORDS = ["[UNK]", "<first>", "<last>", *(f"w{i}" for i in range(58))]
@@ -124,7 +123,7 @@ def test_the_run_trains_on(run, tmp_path):
   workdir = tmp_path / "copy"
   shutil.copytree(run, workdir)
   before = load_lib.load(workdir)
-  results = train.train(workdir_lib.load_config(workdir), str(workdir))
+  results = training.train(workdir_lib.load_config(workdir), str(workdir))
   after = load_lib.load(workdir)
   assert after.step == 3 and results is not None
   tokens_BT = np.arange(12).reshape(1, 12)

@@ -5,12 +5,11 @@ import jax.numpy as jnp
 import pytest
 from flax import traverse_util
 
-import train
 from ultramem_jax import testing
 from ultramem_jax.model import Transformer
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
-from ultramem_jax.tools import quantize
+from ultramem_jax.tools import quantize, training
 
 MEMORIES = {
   # Both kinds of reads, of four blocks.
@@ -81,4 +80,4 @@ def test_what_needs_float32_tables_is_left_behind():
 def test_int8_is_not_trained():
   config = quantize.quantized_config(testing.small_config(), "int8")
   with pytest.raises(ConfigError, match="table_dtype = 'int8': cannot be tr"):
-    train.train(config, "unused")
+    training.train(config, "unused")

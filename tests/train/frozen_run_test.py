@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from flax import traverse_util
 
-import train
 from ultramem_jax import testing
 from ultramem_jax.runs import checkpoint, step_dirs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError, TargetError
-from ultramem_jax.tools import fit
+from ultramem_jax.tools import fit, training
 from ultramem_jax.train import init_from, sharding, start
 from ultramem_jax.train import program as program_lib
 from ultramem_jax.train import state as state_lib
@@ -62,7 +61,7 @@ def unbroken(text, tmp_path_factory):
   folder = tmp_path_factory.mktemp("runs")
   testing.save_run(folder / "source", BACKBONE)
   config = make_config(folder / "source", **text)
-  assert train.train(config, str(folder / "run"))
+  assert training.train(config, str(folder / "run"))
   shutil.rmtree(folder / "source")
   return config, folder / "run"
 
@@ -81,7 +80,7 @@ def test_a_run_goes_on_without_its_source_to_the_same_bits(unbroken, tmp_path):
   run = tmp_path / "run"
   shutil.copytree(workdir, run)
   shutil.rmtree(run / "checkpoints" / "4")
-  assert train.train(config, str(run))
+  assert training.train(config, str(run))
   one, other = (restored(config, x) for x in (run, workdir))
   testing.assert_close(one, other, tolerance=0)
   metrics = [x / "metrics.jsonl" for x in (run, workdir)]

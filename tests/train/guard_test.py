@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import train
 from tests.train import small_steps
 from ultramem_jax import testing
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.guard import GuardConfig
+from ultramem_jax.tools import training
 from ultramem_jax.train import guard, skips
 
 NAN, INF = float("nan"), float("inf")
@@ -118,11 +118,11 @@ def test_a_run_goes_back_as_often_as_asked_unless_it_is_to_stop(
     error.is_stopping = is_stopping
     raise error
 
-  monkeypatch.setattr(train, "train_once", train_once)
+  monkeypatch.setattr(training, "train_once", train_once)
   config = testing.small_config(guard__rollbacks=2)
   if is_stopping:
-    assert train.train(config, "no/such") is None
+    assert training.train(config, "no/such") is None
   else:
     with pytest.raises(skips.TooManySkips):
-      train.train(config, "no/such")
+      training.train(config, "no/such")
   assert places == [None, 1, 2][:attempts]

@@ -14,7 +14,6 @@ import pytest
 import ultramem_jax
 from tests.train import small_steps
 from ultramem_jax import MemoryConfig, Transformer, UltraMem, testing
-from ultramem_jax.layers.tables import SharedTables
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim
@@ -108,6 +107,7 @@ def test_own_steps_equal_those_of_the_train_program():
 
 
 MEMORY = MemoryConfig(num_keys=8, key_dim=4, value_dim=4, top_m=3)
+SHARING = MemoryConfig(8, 4, 4, 2, kind="memory_plus")
 
 
 class Inner(nn.Module):
@@ -160,9 +160,39 @@ def dense(factors, table):
   )
 
 
-def test_factors_are_those_of_the_dense_gradient_however_deep_the_table():
-  loss_fn, variables, tables, x_BTD = toy(Outer())
-  assert set(tables) == {"inner/memory/values", "memory/values"}
+class Block(nn.Module):
+  """A memory that is given its table."""
+
+  @nn.compact
+  def __call__(self, x_BTD, tables):
+    layer = ultramem_jax.MemoryPlus(SHARING, x_BTD.shape[-1], name="memory")
+    return x_BTD + layer(x_BTD, tables=tables)
+
+
+class Sharing(nn.Module):
+  """Memories beside their shared table, and inside blocks."""
+
+  @nn.compact
+  def __call__(self, x_BTD):
+    tables = ultramem_jax.SharedTables(SHARING, 1, name="memory_tables")()
+    x_BTD = Block(name="block_0")(x_BTD, tables)
+    x_BTD += ultramem_jax.MemoryPlus(SHARING, x_BTD.shape[-1], name="memory")(
+      x_BTD, tables=tables
+    )
+    return Block(name="block_1")(x_BTD, tables)
+
+
+@pytest.mark.parametrize(
+  "model, names",
+  [
+    (Outer(), {"inner/memory/values", "memory/values"}),
+    (Sharing(), {"memory_tables/values"}),
+  ],
+  ids=["deep", "shared"],
+)
+def test_factors_are_those_of_the_dense_gradient(model, names):
+  loss_fn, variables, tables, x_BTD = toy(model)
+  assert set(tables) == names
   (loss, aux), gradients, factors = jax.jit(
     ultramem_jax.sparse_value_and_grad(loss_fn)
   )(variables, tables, x_BTD)
@@ -220,9 +250,8 @@ class Around(nn.Module):
 
   @nn.compact
   def __call__(self, x_BTD):
-    config = MemoryConfig(8, 4, 4, 2, kind="memory_plus")
-    tables = SharedTables(config, 1, name="memory_tables")()
-    layer = ultramem_jax.MemoryPlus(config, x_BTD.shape[-1], name="memory_0")
+    tables = ultramem_jax.SharedTables(SHARING, 1, name="memory_tables")()
+    layer = ultramem_jax.MemoryPlus(SHARING, x_BTD.shape[-1], name="memory_0")
     return layer(x_BTD, tables=tables)
 
 
@@ -276,6 +305,27 @@ def test_tables_that_cannot_be_updated_by_rows_are_refused(change):
   params = jax.tree_util.tree_map(change, params)
   with pytest.raises(ConfigError, match=r"memory/values = .* the plain"):
     ultramem_jax.take_tables(params)
+
+
+@pytest.mark.parametrize(
+  "arguments, field", [(["bf16"], "moments"), (["float32", "rows"], "second")]
+)
+def test_unknown_moments_are_refused(arguments, field):
+  _, variables, tables, _ = toy(Inner())
+  params = ultramem_jax.join_tables(variables["params"], tables)
+  with pytest.raises(ConfigError, match=rf"{field}.* = '{arguments[-1]}': mu"):
+    ultramem_jax.take_tables(params, *arguments)
+
+
+def test_int8_tables_are_not_updated():
+  *_, tables, _ = toy(Inner())
+  held = {
+    path: table._replace(values_IW=table.values_IW.astype(jnp.int8))
+    for path, table in tables.items()
+  }
+  rule = ultramem_jax.AdamW(0.9, 0.95, 1e-8, 0.1, 0.1, step=1)
+  with pytest.raises(ValueError, match="memory/values is int8: such tables"):
+    ultramem_jax.update_tables(held, {}, rule)
 
 
 def test_the_example_runs_and_its_loss_falls(capsys):

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.layers.cache import has_cache
 from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.norm import make_norm
 from ultramem_jax.ops import attention, cached_attention, rotary
@@ -55,6 +56,8 @@ class Attention(nn.Module):
       decode: read the cache, and add to it.
     Returns:
       [B, T, D] in the model's dtype; NaN once the cache is full.
+    Raises:
+      ValueError: decoding without a cache.
     """
     c = self.config
     dtype = jnp.dtype(c.dtype)
@@ -118,7 +121,7 @@ class Attention(nn.Module):
       "cached_value": value_BTqH.swapaxes(1, 2),
       "cached_segment": segment_BT,
     }
-    is_initialized = self.has_variable("cache", "cached_key")
+    is_initialized = has_cache(self, "cached_key")
     cache = {
       name: self.variable("cache", name, jnp.zeros_like, x)
       for name, x in new.items()

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.layers.cache import has_cache
 from ultramem_jax.layers.parameter import parameter
 
 
@@ -33,6 +34,8 @@ class CausalConv(nn.Module):
       decode: continue the sequence in the cache.
     Returns:
       [B, T, D] in the dtype of x.
+    Raises:
+      ValueError: decoding without a cache.
     """
     batch, length, width = x_BTD.shape
     past = self.taps - 1
@@ -46,7 +49,7 @@ class CausalConv(nn.Module):
     past_BsD = jnp.zeros((batch, past, width), x_BTD.dtype)
     past_Bs = jnp.zeros((batch, past), jnp.int32)
     if decode:
-      is_initialized = self.has_variable("cache", "input")
+      is_initialized = has_cache(self, "input")
       inputs = self.variable("cache", "input", lambda: past_BsD)
       segments = self.variable("cache", "segment", lambda: past_Bs)
       past_BsD, past_Bs = inputs.value, segments.value

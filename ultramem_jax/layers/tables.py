@@ -17,6 +17,9 @@ from ultramem_jax.ops.lookup import Kernels
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.settings.memory import MemoryConfig
 
+# The name of `SharedTables` in a model.
+SHARED = "memory_tables"
+
 
 def value_table(
   module: nn.Module,
@@ -47,7 +50,7 @@ def value_table(
   c = config
   std = 0.02
   if c.init == "paper":
-    std = (c.expansion / (2 * c.top_m * c.num_heads * num_layers)) ** 0.5
+    std = (c.projections / (2 * c.top_m * c.num_heads * num_layers)) ** 0.5
   elif c.kind == "memory_plus":
     std = c.value_dim**-0.5
   if c.output == "empty" and name == "values":
@@ -85,7 +88,15 @@ def value_tables(
 
 
 class SharedTables(nn.Module):
-  """The tables of all memories of a model that share them."""
+  """The tables of all memories of a model that share them.
+
+  Give it the name `SHARED`, by which their sparse update finds them, call it
+  once, and give what it returns to each memory as `tables`.
+
+  Attributes:
+    config: of the memories.
+    num_layers: number L of layers of the residual stream.
+  """
 
   config: MemoryConfig
   num_layers: int = 1

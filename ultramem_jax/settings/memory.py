@@ -240,6 +240,19 @@ class MemoryConfig:
       self.output,
       "is for memories that sum rows; with kind = 'peer' set a gate",
     )
+    require(
+      self.init != "paper" or self.kind != "peer",
+      named(_PATH, "init"),
+      self.init,
+      "calibrates sums of rows by scores alone: must be 'official' with kind "
+      "= 'peer'",
+    )
+    require(
+      self.pre_activation == "none" or self.pre_value_dim > 0,
+      named(_PATH, "pre_activation"),
+      self.pre_activation,
+      "is of pre-values: must be 'none' with pre_value_dim = 0",
+    )
 
   def _require_structure(self):
     """Requires fields to fit together."""
@@ -268,7 +281,7 @@ class MemoryConfig:
       or self.kind == "ultramem_v2",
       named(_PATH, "heads_per_query"),
       self.heads_per_query,
-      f"must divide num_heads = {self.num_heads}",
+      f"must divide num_heads = {self.num_heads}; 1 always does",
     )
     require(
       self.score == "tucker" or self.num_cores == 1,

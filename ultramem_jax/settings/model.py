@@ -95,20 +95,18 @@ class ModelConfig:
   @property
   def mlp_conv_layers(self) -> tuple[int, ...]:
     """The blocks, from 0, whose MLP reads convolved positions."""
-    if self.mlp_conv == 0:
-      return ()
-    return parse_blocks(
+    blocks = parse_blocks(
       "model.mlp_conv_blocks", self.mlp_conv_blocks, self.num_layers
     )
+    return blocks if self.mlp_conv else ()
 
   @property
   def adapter_layers(self) -> tuple[int, ...]:
     """The blocks, from 0, that have an adapter."""
-    if self.adapter_dim == 0:
-      return ()
-    return parse_blocks(
+    blocks = parse_blocks(
       "model.adapter_blocks", self.adapter_blocks, self.num_layers
     )
+    return blocks if self.adapter_dim else ()
 
   def __post_init__(self):
     self._require_ranges()

@@ -44,6 +44,12 @@ class RopeScaling:
     require_at_least(_PATH, self, 0, "attention_factor")
     require_positive(_PATH, self, "factor", "low_rotations", "high_rotations")
     require(
+      self.kind != "none" or self.factor == 1,
+      f"{_PATH}.factor",
+      self.factor,
+      "must be 1 with kind = 'none', which stretches nothing",
+    )
+    require(
       self.low_rotations < self.high_rotations,
       f"{_PATH}.high_rotations",
       self.high_rotations,

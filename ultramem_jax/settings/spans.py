@@ -17,6 +17,10 @@ class Span:
   end: int
 
 
+def _is_number(text: str) -> bool:
+  return text.isdecimal() and len(text) <= 10  # no block has a longer one
+
+
 def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
   """Reads "i:j/i:j/..." (blocks counted from 1, as in the paper).
 
@@ -37,7 +41,7 @@ def parse_spans(spans: str, num_layers: int) -> tuple[Span, ...]:
   for index, text in enumerate(spans.split("/")):
     start, _, end = text.partition(":")
     require(
-      start.isdecimal() and end.isdecimal(),
+      _is_number(start) and _is_number(end),
       field,
       spans,
       f"must be 'i:j' parts joined by '/', such as '1:2/3:4'; got {text!r}",
@@ -78,7 +82,7 @@ def parse_blocks(field: str, blocks: str, num_layers: int) -> tuple[int, ...]:
     return tuple(range(num_layers))
   parts = blocks.split("/")
   require(
-    all(part.isdecimal() and 1 <= int(part) <= num_layers for part in parts)
+    all(_is_number(part) and 1 <= int(part) <= num_layers for part in parts)
     and len(set(map(int, parts))) == len(parts),
     field,
     blocks,

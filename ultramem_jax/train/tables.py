@@ -14,8 +14,9 @@ rows that were read:
 `train.py` takes its steps by them, and so does any Flax model that holds the
 memory layers of this package: `examples/memory_in_your_model.py`.
 
-A table is named by its path in the parameters, such as "memory_0/values" or,
-where several layers share it, "memory_tables/values".
+A table is named by its path in the parameters, such as "memory_0/values". One
+that several layers share is made by a `SharedTables` of the name `SHARED`,
+beside these layers or beside a module around them: "memory_tables/values".
 """
 
 import re
@@ -28,6 +29,7 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 
+from ultramem_jax.layers.tables import SHARED
 from ultramem_jax.ops import precision, row_choice
 from ultramem_jax.ops.row_update import AdamW, Factors, Sgd, Table
 from ultramem_jax.ops.sharded import row_update as sharded_update
@@ -99,8 +101,21 @@ def take_tables(
     (params, tables): the other parameters, out of the boxes that name their
     axes; and the tables by path, with moments of zero.
   Raises:
-    ConfigError: a table is not [I, W] of a dtype of `precision.DTYPES`.
+    ConfigError: a table is not [I, W] of a dtype of `precision.DTYPES`, or an
+      argument is none of its values.
   """
+  require(
+    moments in ("float32", "bfloat16", "none"),
+    "moments",
+    moments,
+    "must be 'float32', 'bfloat16' or 'none'",
+  )
+  require(
+    second_moment in ("element", "row"),
+    "second_moment",
+    second_moment,
+    "must be 'element' or 'row'",
+  )
   params, values = split_tables(nn.meta.unbox(params))
   for path, values_IW in values.items():
     held = f"{values_IW.dtype}{list(values_IW.shape)}"
@@ -206,8 +221,9 @@ def _factors(read, tap_gradients, tables: Tables, segment_BT):
   unread = [path for path, of_layers in parts.items() if not of_layers]
   if unread:
     raise ValueError(
-      f"{few(unread)}: no memory layer of the model reads this table. If it is "
-      "another parameter, give it another name than `values`"
+      f"{few(unread)}: no memory layer of the model reads this table. Tables "
+      f"that layers share must be of a module {SHARED!r} beside them or beside "
+      "a module around them; and no other parameter may be named `values`"
     )
   return {
     path: jax.tree.map(lambda *x: jnp.concatenate(x), *of_layers)
@@ -244,9 +260,13 @@ def _place(index_BTY, segment_BT, num_rows):
 
 def _table_of(name: str, tables: Mapping[str, Any]) -> str:
   """Returns the path of the table that a read is of; "": it is not trained."""
-  *outer, _, values = ("", *name.split("/"))
-  shared = "/".join(filter(None, (*outer, "memory_tables", values)))
-  return next((path for path in (name, shared) if path in tables), "")
+  *around, values = name.split("/")
+  # A shared table stands beside the layer, or beside a module around it.
+  shared = (
+    "/".join((*around[:depth], SHARED, values))
+    for depth in reversed(range(len(around)))
+  )
+  return next((path for path in (name, *shared) if path in tables), "")
 
 
 def _factors_of_read(read, tap_gradient, segment_BT, num_rows) -> Factors:
