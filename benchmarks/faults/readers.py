@@ -172,9 +172,9 @@ def use_checkpoint(named: tuple[str, bytes], folder: pathlib.Path) -> Any:
   (step / name).write_bytes(content)
   restored = checkpoint.restore(folder, _params())
   assert restored.step == 7
-  assert isinstance(restored.data, dict)
+  assert isinstance(restored.data_state, dict)
   assert restored.valid_loss is None or math.isfinite(restored.valid_loss)
-  return restored.data, restored.valid_loss, restored.validation_due
+  return restored.data_state, restored.valid_loss, restored.validation_due
 
 
 def use_log(content: bytes, folder: pathlib.Path) -> Any:

@@ -122,7 +122,8 @@ def test_all_processes_share_one_checkpoint(tmp_path):
           flip_bit(pathlib.Path(workdir, "checkpoints/2"))
         restored = saver.restore_latest(items)
       assert restored.step == 1, restored
-      assert restored.data == {"lane0": "z", "lane1": "z" * 41}, restored.data
+      state = restored.data_state
+      assert state == {"lane0": "z", "lane1": "z" * 41}, state
       local = restored.items["params"]["x"].addressable_data(0)
       assert np.array_equal(local, full[4 * index:4 * index + 4])
       assert checkpoint.restore(workdir, items, "newest").step == 1

@@ -33,7 +33,7 @@ def test_round_trip_is_exact(workdir):
   assert isinstance(
     restored.items["rest"].opt_state[1][0], optax.ScaleByAdamState
   )
-  assert restored.data == DATA
+  assert restored.data_state == DATA
   assert restored.valid_loss is None
 
 

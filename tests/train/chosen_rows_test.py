@@ -84,15 +84,13 @@ def test_rows_of_a_whole_step_are_chosen_and_others_keep_their_bits():
   # The mean after a step is a tenth of the gradient, which is clipped.
   scale = np.float32(0.1) / steps()[2][1]["gradient_norm"]
   assert scale < 1
-  assert_close(
-    new.mean_IW[best_I], scale * every.mean_IW[best_I], tolerance=1e-4
-  )
+  assert_close(new.mu_IW[best_I], scale * every.mu_IW[best_I], tolerance=1e-4)
 
 
 def test_the_norm_is_that_of_what_is_applied():
   _, (plain, metrics), (_, chosen) = steps()
   best_I, _ = best_rows(plain)
-  left_out = np.square(10 * plain.tables[PATH].mean_IW[~best_I]).sum()
+  left_out = np.square(10 * plain.tables[PATH].mu_IW[~best_I]).sum()
   squares = [
     np.square(x["gradient_norm"], dtype=float) for x in (metrics, chosen)
   ]

@@ -110,11 +110,11 @@ def test_a_run_goes_back_as_often_as_asked_unless_it_is_to_stop(
   is_stopping, attempts, monkeypatch
 ):
   """In place of each training stands the error that ends it."""
-  places = []
+  states = []
 
-  def train_once(config, workdir, profiled, accepted, place):
-    places.append(place)
-    error = skips.TooManySkips("too many", len(places))
+  def train_once(config, workdir, profiled, accepted, data_state):
+    states.append(data_state)
+    error = skips.TooManySkips("too many", len(states))
     error.is_stopping = is_stopping
     raise error
 
@@ -125,4 +125,4 @@ def test_a_run_goes_back_as_often_as_asked_unless_it_is_to_stop(
   else:
     with pytest.raises(skips.TooManySkips):
       training.train(config, "no/such")
-  assert places == [None, 1, 2][:attempts]
+  assert states == [None, 1, 2][:attempts]

@@ -162,7 +162,7 @@ def test_a_signal_ends_the_wait_for_data():
         return types.SimpleNamespace(step=n), METRICS
 
       state, results = run(stop, done, take_step)
-    assert (state.step, results, feed.place) == (3, None, {"0": 3})
+    assert (state.step, results, feed.data_state) == (3, None, {"0": 3})
     assert done[-3:] == [("record_step", 3), ("sync",), ("save", 3, 3)]
   waiting.set()
 

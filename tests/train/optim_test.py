@@ -123,8 +123,8 @@ def test_tables_norms_and_weights_are_told_apart(overrides):
   assert not any(tables_lib.is_table(path) for path in params)
   # Vectors are norm weights and biases, and there are no others.
   for path, leaf in params.items():
-    assert optim.is_norm(path) == (leaf.ndim == 1), path
-  assert any(map(optim.is_norm, params))
+    assert optim.is_scale_or_bias(path) == (leaf.ndim == 1), path
+  assert any(map(optim.is_scale_or_bias, params))
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,7 @@ def layout(config, num_devices=8):
 def specs(config):
   """{"path": its split} of every parameter that is split."""
   found = sharding.parameter_specs(config, layout(config))
-  return {
-    "/".join(path): tuple(spec) for path, spec in found.items() if any(spec)
-  }
+  return {path: tuple(spec) for path, spec in found.items() if any(spec)}
 
 
 FSDP, TENSOR = "fsdp", "tensor"

@@ -101,7 +101,7 @@ def test_first_step_equals_the_dense_one_on_the_rows_read(kind):
   for path, old in start.tables.items():
     table, wanted = sparse.tables[path], dense.tables[path]
     assert_close(table[1:], wanted[1:], tolerance=1e-4)
-    read_I = (table.variance > 0).any(1)
+    read_I = (table.nu > 0).any(1)
     assert 0 < read_I.mean() < 1
     assert_close(
       (table.values_IW - old.values_IW)[read_I],
@@ -115,14 +115,14 @@ def test_rows_not_read_stay_as_they_are():
   (start, first, second), _ = run(config)
   tables = [state.tables["memory_0/values"] for state in (start, first, second)]
   old, new = tables[0].values_IW, tables[1].values_IW
-  read_I = (tables[1].variance > 0).any(1)
+  read_I = (tables[1].nu > 0).any(1)
   changed_I = (old != new).any(1)
   # What padding reads does not count, neither as usage nor here.
   usage_I = first.usage["memory_0"].slots.reshape(-1, len(old)).sum(0)
   np.testing.assert_array_equal(changed_I, usage_I > 0)
   assert changed_I[read_I].all() and not changed_I.all()
   # Of the rows of the first step, the second read some but not all.
-  same_I = (tables[1].mean_IW == tables[2].mean_IW).all(1)
+  same_I = (tables[1].mu_IW == tables[2].mu_IW).all(1)
   assert (read_I & same_I).any() and (read_I & ~same_I).any()
 
 
@@ -154,8 +154,8 @@ def test_low_precision_tables_train():
   config = make_config(**LOW)
   start = small_steps.first_state(config)
   table = start.tables["memory_0/values"]
-  assert table.values_IW.dtype == table.mean_IW.dtype == np.uint16
-  assert table.variance.shape == table.values_IW.shape[:1]
+  assert table.values_IW.dtype == table.mu_IW.dtype == np.uint16
+  assert table.nu.shape == table.values_IW.shape[:1]
   _, records = go_on(config, start, [0] * 30)
   assert records[-1]["loss"] < 0.6 * records[0]["loss"]
   # The same start, but for the rounding of the table.

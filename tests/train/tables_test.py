@@ -286,9 +286,9 @@ def test_moments_are_zero_and_of_the_dtype_asked_for():
   ):
     _, made = ultramem_jax.take_tables(params, moments, second)
     table = made["memory/values"]
-    assert (table.mean_IW.dtype, table.variance.dtype) == dtypes
-    assert table.mean_IW.shape == (64, 4) and table.variance.shape == shape
-    assert not table.mean_IW.any() and not table.variance.any()
+    assert (table.mu_IW.dtype, table.nu.dtype) == dtypes
+    assert table.mu_IW.shape == (64, 4) and table.nu.shape == shape
+    assert not table.mu_IW.any() and not table.nu.any()
 
 
 @pytest.mark.parametrize(

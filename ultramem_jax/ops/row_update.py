@@ -48,14 +48,15 @@ class Table(NamedTuple):
   """A table with Adam's moments, each float32 or uint16 (`precision`).
 
   values_IW: [I, W].
-  mean_IW: the first moment; None: the rule has no moments.
-  variance: the second moment, [I, W]; or [I] float32, one for each row, of the
-    mean of its squared gradients; None: the rule has no moments.
+  mu_IW: the first moment; None: the rule has no moments.
+  nu: the second moment, which is not centred, [I, W]; or [I] float32, one for
+    each row, of the mean of its squared gradients; None: the rule has no
+    moments.
   """
 
   values_IW: jax.Array
-  mean_IW: Any
-  variance: Any
+  mu_IW: Any
+  nu: Any
 
 
 class AdamW(NamedTuple):
@@ -75,19 +76,19 @@ class AdamW(NamedTuple):
   def updated(self, rows: Table, gradient_zW: jax.Array) -> Table:
     """Returns float32 rows after the step, from those before it."""
     square = jnp.square(gradient_zW)
-    if rows.variance.ndim == 1:
+    if rows.nu.ndim == 1:
       square = square.mean(-1)
-    mean_zW = self.beta1 * rows.mean_IW + (1 - self.beta1) * gradient_zW
-    variance = self.beta2 * rows.variance + (1 - self.beta2) * square
+    mu_zW = self.beta1 * rows.mu_IW + (1 - self.beta1) * gradient_zW
+    nu = self.beta2 * rows.nu + (1 - self.beta2) * square
     # Scalars are joined first, as every element would be divided by each.
     step = jnp.float32(self.step)
-    divisor = jnp.sqrt(variance * (1 / (1 - self.beta2**step))) + self.eps
+    divisor = jnp.sqrt(nu * (1 / (1 - self.beta2**step))) + self.eps
     rate = self.rate / (1 - self.beta1**step)
     values_zW = rows.values_IW
-    values_zW -= self.rate * self.weight_decay * values_zW + rate * mean_zW / (
+    values_zW -= self.rate * self.weight_decay * values_zW + rate * mu_zW / (
       divisor if divisor.ndim == 2 else divisor[:, None]
     )
-    return Table(values_zW, mean_zW, variance)
+    return Table(values_zW, mu_zW, nu)
 
 
 class Sgd(NamedTuple):
@@ -184,19 +185,17 @@ def _encode(rows: Table, like: Table, noise_zW) -> Table:
   values_zW = precision.encode_at_random(
     rows.values_IW, like.values_IW.dtype, noise_zW & 0xFFFF
   )
-  if like.mean_IW is None:
+  if like.mu_IW is None:
     return Table(values_zW, None, None)
-  variance = rows.variance
-  if like.variance.dtype == jnp.uint16:
+  nu = rows.nu
+  if like.nu.dtype == jnp.uint16:
     # The sum of the two halves, and not correlated with either.
     both_zW = (noise_zW + (noise_zW >> 16)) & 0xFFFF
-    variance = precision.encode_at_random(variance, jnp.uint16, both_zW)
+    nu = precision.encode_at_random(nu, jnp.uint16, both_zW)
   return Table(
     values_zW,
-    precision.encode_at_random(
-      rows.mean_IW, like.mean_IW.dtype, noise_zW >> 16
-    ),
-    variance,
+    precision.encode_at_random(rows.mu_IW, like.mu_IW.dtype, noise_zW >> 16),
+    nu,
   )
 
 

@@ -91,7 +91,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     self,
     step: int,
     items: dict[str, Any],
-    data: dict[str, Any],
+    data_state: dict[str, Any],
     valid_loss: float | None = None,
     validation_due: bool = False,
   ) -> bool:
@@ -106,14 +106,15 @@ class Checkpointer(contextlib.AbstractContextManager):
     Args:
       step: number of optimizer steps done.
       items: pytrees of arrays by name, each restorable without the others.
-      data: {lane: state} of this process's lanes, which JSON can represent.
+      data_state: {lane: state} of this process's lanes, which JSON can
+        represent.
       valid_loss: the validation loss at this step, if it was evaluated.
       validation_due: whether it is to be evaluated when the run goes on;
         `add_loss` adds it then.
     Returns:
       Whether a save was started.
     Raises:
-      TypeError: data would come back from JSON changed.
+      TypeError: data_state would come back from JSON changed.
       CheckpointError: the previous save (on a CPU, this one) could not be
         written, for example because the disk is full, or not be opened again;
         or the workdir is gone.
@@ -122,8 +123,10 @@ class Checkpointer(contextlib.AbstractContextManager):
     path = self._root / str(step)
     if self._is_saved(path):
       return False
-    if json.loads(json.dumps(data)) != data:
-      raise TypeError(f"data = {data!r}: must come back from JSON unchanged")
+    if json.loads(json.dumps(data_state)) != data_state:
+      raise TypeError(
+        f"data_state = {data_state!r}: must come back from JSON unchanged"
+      )
     if valid_loss is not None:
       valid_loss = float(valid_loss) if math.isfinite(valid_loss) else None
     facts: Any = {}
@@ -136,7 +139,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     facts |= {
       "step": step,
       "arrays": step_reader.arrays(items),
-      "data": distributed.merged(data),
+      "data": distributed.merged(data_state),
       "valid_loss": valid_loss,
       "validation_due": validation_due,
     }

@@ -32,7 +32,7 @@ class Restored:
   Attributes:
     step: number of optimizer steps done when it was saved.
     items: the requested pytrees, by name.
-    data: state of the data iterator, {lane: state} for all processes' lanes.
+    data_state: of the data iterator, {lane: state} for all processes' lanes.
     valid_loss: validation loss at that step; None: it was not evaluated, or is
       not finite.
     validation_due: whether it should have been, but the run was stopped.
@@ -41,7 +41,7 @@ class Restored:
 
   step: int
   items: dict[str, Any]
-  data: dict[str, Any]
+  data_state: dict[str, Any]
   valid_loss: float | None
   validation_due: bool
   frozen: Store | None = None

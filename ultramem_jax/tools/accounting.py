@@ -29,7 +29,7 @@ BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
 def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each parameter by path: "block_0/mlp/up/kernel"."""
   return {
-    "/".join(path): tuple(size for _, size in axes)
+    path: tuple(size for _, size in axes)
     for path, axes in sharding.parameter_axes(model).items()
   }
 

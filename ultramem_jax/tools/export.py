@@ -129,12 +129,11 @@ def _require_imported_weights(
 
 def _require_frozen(model: ModelConfig, workdir: str | os.PathLike) -> None:
   """Requires a run to have trained LoRA and memories only, ever."""
-  paths = ["/".join(path) for path in sharding.parameter_axes(model)]
   field = "optim.trainable"
   for pattern in workdir_lib.held_values(workdir, field):
     trained = [
       path
-      for path in paths
+      for path in sharding.parameter_axes(model)
       if trainable.is_trainable(path, pattern)
       and not is_memory(path)
       and not re.search(r"/lora_[ab]$", path)

@@ -200,7 +200,7 @@ def training_bytes(
   layout = sharding.make_layout(config, mesh)
   specs = sharding.parameter_specs(config, layout)
   shapes = {
-    path: NamedSharding(mesh, specs[tuple(path.split("/"))]).shard_shape(shape)
+    path: NamedSharding(mesh, specs[path]).shard_shape(shape)
     for path, shape in accounting.parameter_shapes(config.model).items()
   }
   split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)

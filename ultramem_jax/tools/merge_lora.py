@@ -36,7 +36,7 @@ def merged_config(config: Config) -> Config:
     "must be above 0: this run has no LoRA to merge",
   )
   model = dataclasses.replace(config.model, lora=LoraConfig())
-  paths = ["/".join(path) for path in sharding.parameter_axes(model)]
+  paths = sharding.parameter_axes(model).keys()
   pattern = config.optim.trainable
   if not any(trainable.is_trainable(path, pattern) for path in paths):
     pattern = trainable.ALL

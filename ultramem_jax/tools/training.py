@@ -185,19 +185,19 @@ def train(
   Args, Returns and Raises: as for `train_once`.
   """
   attempt = functools.partial(train_once, config, workdir, profiled, accepted)
-  place = None
+  data_state = None
   for left in range(config.guard.rollbacks, 0, -1):
     try:
-      return attempt(place)
+      return attempt(data_state)
     except skips.TooManySkips as error:
       if error.is_stopping:
         logging.warning(
           "%s. Stopped: run the same command again to continue", error
         )
         return None
-      place = error.place
+      data_state = error.data_state
       logging.warning("%s. Going back, %d rollbacks left", error, left - 1)
-  return attempt(place)
+  return attempt(data_state)
 
 
 def plan_start(config: Config, workdir: str) -> init_from.Plan | None:
@@ -216,7 +216,11 @@ def plan_start(config: Config, workdir: str) -> init_from.Plan | None:
 
 
 def train_once(
-  config: Config, workdir: str, profiled: range, accepted: Accepted, place: Any
+  config: Config,
+  workdir: str,
+  profiled: range,
+  accepted: Accepted,
+  data_state: Any,
 ) -> Metrics | None:
   """Trains in a workdir: fresh, or from its newest checkpoint.
 
@@ -225,7 +229,7 @@ def train_once(
     workdir: the run's directory; its first run binds it to this config.
     profiled: steps to trace.
     accepted: what may differ from how the run began.
-    place: where the data go on; None: where the checkpoint says.
+    data_state: where the data go on; None: where the checkpoint says.
   Returns:
     The validation results at the last step; None if a signal stopped the run.
   Raises:
@@ -260,7 +264,7 @@ def train_once(
       checkpointer,
       train_step,
       batches,
-      place,
+      data_state,
       source,
       layout,
       workdir_lib.is_overridden(workdir, "optim.trainable"),

@@ -81,8 +81,7 @@ def plan(config: Config) -> Plan:
     accumulation_steps=config.accumulation_steps,
   )
   theirs, ours = (
-    {"/".join(path): axes for path, axes in sharding.parameter_axes(c).items()}
-    for c in (source.model, config.model)
+    sharding.parameter_axes(c) for c in (source.model, config.model)
   )
   is_wanted = lambda path: (
     not (config.init_skip and re.search(config.init_skip, path))

@@ -34,7 +34,7 @@ class Feed:
     mesh: of the devices.
     stop: whether the run is to stop.
   Attributes:
-    place: where the next batch begins, of those that were handed out.
+    data_state: where the next batch begins, of those that were handed out.
     latest: the last two of these by step, this process's rows.
   """
 
@@ -42,14 +42,14 @@ class Feed:
     self, batches: Any, mesh: jax.sharding.Mesh, stop: preemption.Preemption
   ):
     self._batches, self._mesh, self._stop = batches, mesh, stop
-    self.place = batches.get_state()
+    self.data_state = batches.get_state()
     self.latest: dict[int, dict[str, np.ndarray]] = {}
 
   def __call__(self, n: int) -> dict[str, jax.Array]:
     """Returns the batch of step n; raises Stopped if the run is to stop."""
     with self._stop.interruptible():
       batch = next(self._batches)
-    self.place = self._batches.get_state()
+    self.data_state = self._batches.get_state()
     self.latest = {k: v for k, v in self.latest.items() if k == n - 1}
     self.latest[n] = batch
     return sharding.to_devices(batch, self._mesh)
@@ -226,7 +226,7 @@ def saver(
       )
     due = not results and validates(config, n)
     loss = results["loss"] if results else None
-    checkpointer.save(n, state.to_items(), feed.place, loss, due)
+    checkpointer.save(n, state.to_items(), feed.data_state, loss, due)
     workdir_lib.require_claimed(workdir)
 
   return save

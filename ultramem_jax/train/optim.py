@@ -21,8 +21,11 @@ from ultramem_jax.train.tables import TableGradients, Tables
 SPARSE_READS_PER_ROW = 1.0
 
 
-def is_norm(path: str) -> bool:
-  """Returns whether the parameter at path is a norm weight or a bias."""
+def is_scale_or_bias(path: str) -> bool:
+  """Returns whether the parameter at path is a scale, or a bias.
+
+  Scales are of norms and gates.
+  """
   return bool(re.search(r"(scale|bias)$", path))
 
 
@@ -134,7 +137,9 @@ def make_optimizer(
     return jax.tree_util.tree_map_with_path(
       lambda path, _: (
         optim.decay_norms
-        or not is_norm(jax.tree_util.keystr(path, simple=True, separator="/"))
+        or not is_scale_or_bias(
+          jax.tree_util.keystr(path, simple=True, separator="/")
+        )
       ),
       params,
     )
@@ -191,8 +196,8 @@ def update_all_rows(
   values = {path: table.values_IW for path, table in tables.items()}
   moments: Any = optax.ScaleByAdamState(
     gradients.step - 1,
-    {path: table.mean_IW for path, table in tables.items()},
-    {path: table.variance for path, table in tables.items()},
+    {path: table.mu_IW for path, table in tables.items()},
+    {path: table.nu for path, table in tables.items()},
   )
   updates: Any = {
     path: gradients.scale * x for path, x in gradients.by_path.items()

@@ -27,10 +27,7 @@ def table_rows(config: Config) -> dict[str, int]:
   """Returns the number of rows of each table whose rows a run chooses."""
   if not config.optim.chooses_rows:
     return {}
-  axes = {
-    "/".join(path): axes
-    for path, axes in sharding.parameter_axes(config.model).items()
-  }
+  axes = sharding.parameter_axes(config.model)
   return {
     path: axes[path][0][1]
     for path in sorted(axes)

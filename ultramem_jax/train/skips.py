@@ -23,13 +23,13 @@ SHOWN = 30
 class TooManySkips(TrainingError):
   """So many steps in a row were skipped that a run would learn nothing.
 
-  place: where the data after them begin.
+  data_state: where the data after them begin.
   is_stopping: whether the run is to stop, so that it does not go back.
   """
 
-  def __init__(self, message: str, place: Any):
+  def __init__(self, message: str, data_state: Any):
     super().__init__(message)
-    self.place = place
+    self.data_state = data_state
     self.is_stopping = False
 
 
@@ -81,7 +81,7 @@ class Skips:
         f"{in_a_row} steps in a row were skipped, the last of them step {n} "
         f"({cause}; batch in {path}): lower optim.learning_rate, or set "
         "guard.rollbacks to continue after this part of the data",
-        self._feed.place,
+        self._feed.data_state,
       )
 
   def _save(self, n: int, batch: dict[str, np.ndarray]) -> str:

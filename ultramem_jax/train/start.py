@@ -16,7 +16,7 @@ def restore_or_init(
   checkpointer: checkpoint.Checkpointer,
   train_step: TrainProgram,
   batches: Any,
-  place: Any,
+  data_state: Any,
   source: init_from.Plan | None,
   layout: Layout,
   trains_others: bool = False,
@@ -30,7 +30,7 @@ def restore_or_init(
   Args:
     checkpointer, train_step: of the run.
     batches: of `Corpus.train`.
-    place: where `batches` go on instead; None: as described.
+    data_state: where `batches` go on instead; None: as described.
     source: where the parameters of a new run come from; None: they are new.
     layout: of the arrays on a mesh.
     trains_others: the checkpoint may be from when others of the parameters
@@ -40,10 +40,10 @@ def restore_or_init(
     train_step.state.to_items(), MOMENTS if trains_others else ""
   )
   if restored is not None and "rest" in restored.items:
-    batches.set_state(place or restored.data)
+    batches.set_state(data_state or restored.data_state)
     return train_step.state_from(restored.items), restored
-  if place:
-    batches.set_state(place)
+  if data_state:
+    batches.set_state(data_state)
   if restored is not None:
     return train_step.init_around(restored.items), None
   state = train_step.init_state()

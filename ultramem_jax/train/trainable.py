@@ -12,7 +12,6 @@ from ultramem_jax.layers.parameter import READ_AS_STORED
 from ultramem_jax.settings.checks import INT_END, require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import few
-from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.settings.optim import OptimConfig
 from ultramem_jax.train import optim as optim_lib
 from ultramem_jax.train import sharding
@@ -107,7 +106,7 @@ def require_matching_patterns(config: Config) -> None:
   They are those of `optim.trainable`, `optim.rate_multipliers` and
   `model.lora.targets`.
   """
-  paths = _paths(config.model)
+  paths = sharding.parameter_axes(config.model)
   pattern = config.optim.trainable
   require(
     any(is_trainable(path, pattern) for path in paths),
@@ -128,7 +127,9 @@ def require_matching_patterns(config: Config) -> None:
   lora = config.model.lora
   if lora.rank and not any(path.endswith(LORA) for path in paths):
     everywhere = dataclasses.replace(lora, targets="")
-    paths = _paths(dataclasses.replace(config.model, lora=everywhere))
+    paths = sharding.parameter_axes(
+      dataclasses.replace(config.model, lora=everywhere)
+    )
     maps = [path.removesuffix(LORA) for path in paths if path.endswith(LORA)]
     require(
       False,
@@ -173,7 +174,7 @@ def require_fixed_teacher(config: Config) -> None:
   pattern = config.optim.trainable
   moved = [
     path
-    for path in sorted(_paths(config.model))
+    for path in sorted(sharding.parameter_axes(config.model))
     if is_trainable(path, pattern) and not is_memory(path)
   ]
   require(
@@ -198,7 +199,7 @@ def require_new_parts_can_learn(
   """
   _require_memory_can_learn(config, new)
   pattern = config.optim.trainable
-  fresh = _paths(config.model) if new is None else new
+  fresh = sharding.parameter_axes(config.model) if new is None else new
   for field, value, end in (
     ("model.lora.rank", config.model.lora.rank, "/lora_b"),
     ("model.adapter_dim", config.model.adapter_dim, "/adapter/down/kernel"),
@@ -226,7 +227,9 @@ def _require_memory_can_learn(
     field, part = "output", "values"
   else:
     return
-  paths = [path for path in _paths(config.model) if is_memory(path)]
+  paths = [
+    path for path in sharding.parameter_axes(config.model) if is_memory(path)
+  ]
   learns = [path for path in paths if is_trainable(path, pattern)]
   fresh = paths if new is None else [path for path in new if path in paths]
   zero = [path for path in fresh if f"/{part}" in path]
@@ -238,7 +241,3 @@ def _require_memory_can_learn(
     "does not train them: the memory would never learn; train them, or set "
     f"another model.memory.{field}",
   )
-
-
-def _paths(model: ModelConfig) -> list[str]:
-  return ["/".join(path) for path in sharding.parameter_axes(model)]
