@@ -115,7 +115,7 @@ def define_processes() -> None:
     None,
     "HOST:PORT of process 0, where several processes share the work, with "
     "--num_processes and --process_id; auto: JAX asks the cluster for all "
-    "three, which it does unasked under Slurm, Open MPI and GKE.",
+    "three, which it does unasked under Slurm, Open MPI up to 4 and GKE.",
   )
   flags.DEFINE_integer(
     "num_processes", None, "Number of processes.", lower_bound=1

@@ -32,10 +32,12 @@ class Embed(nn.Embed):
   layout: Layout | None = None
 
   def __call__(self, tokens_BT: jax.Array) -> jax.Array:
+    # Cast after the lookup, so that the gradient of a frequent token is summed
+    # in float32.
     return layout_lib.over_tokens(
-      lambda tokens_BT, table_VD: table_VD[tokens_BT],
+      lambda tokens_BT, table_VD: table_VD[tokens_BT].astype(self.dtype),
       tokens_BT,
-      self.embedding.astype(self.dtype),
+      self.embedding,
       self.layout,
     )
 

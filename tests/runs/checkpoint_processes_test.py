@@ -101,6 +101,28 @@ def test_restoring_takes_no_memory_of_the_state_s_size(tmp_path, monkeypatch):
   assert float(output or "inf") < 1.8, errors
 
 
+def test_processes_that_do_not_share_the_workdir_are_named(tmp_path):
+  code = """
+      from ultramem_jax.runs import distributed
+      from ultramem_jax.settings.errors import CheckpointError
+
+      workdir, port, index = sys.argv[1], sys.argv[2], int(sys.argv[3])
+      jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+      distributed.SEEN_SECONDS = 1
+      try:
+        checkpoint.Checkpointer(f"{workdir}/{index}", 1)
+      except CheckpointError as error:
+        print(error)
+  """
+  with socket.socket() as probe:
+    probe.bind(("127.0.0.1", 0))
+    port = probe.getsockname()[1]
+  for worker in [start(code, tmp_path, port, index) for index in (0, 1)]:
+    output, errors = worker.communicate(timeout=120)
+    assert "processes [1] do not see what process 0 writes" in output, errors
+  assert not any((tmp_path / "0" / "checkpoints").iterdir())
+
+
 def test_all_processes_share_one_checkpoint(tmp_path):
   code = """
       from jax.experimental import multihost_utils

@@ -64,7 +64,10 @@ def main() -> None:
     **compiler_options.for_device(devices[0], config.deterministic),
     **(QUICK if values.quick else {}),
   }
-  for step in values.step or STEPS:
+  steps = values.step or STEPS
+  if "decode" in steps:  # before training is compiled
+    compile_lib.require_divided(values.batch, layout)
+  for step in steps:
     if step == "train":
       programs = program.lower_train_step(config, layout)
     else:

@@ -60,8 +60,8 @@ class Checkpointer(contextlib.AbstractContextManager):
     workdir: the run's directory.
     keep: number of newest steps to keep; the best one is kept, too.
   Raises:
-    CheckpointError: another process is training in this workdir, or a small
-      array cannot be saved there and opened again.
+    CheckpointError: another process is training in this workdir, processes do
+      not share it, or a small array cannot be saved there and opened again.
   """
 
   def __init__(self, workdir: str | os.PathLike, keep: int):
@@ -77,6 +77,13 @@ class Checkpointer(contextlib.AbstractContextManager):
       for root in (self._root, frozen.root(self._root.parent)):
         step_dirs.delete_leftovers(root)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
+    if unseen := distributed.unseen_by(self._root / ".seen_by_all"):
+      self.close()
+      raise CheckpointError(
+        f"processes {unseen} do not see what process 0 writes to "
+        f"{self._root.parent}: --workdir must be in a file system that all "
+        "processes share"
+      )
     try:
       step_writer.try_save(self._root)
     except (OSError, ValueError, RuntimeError) as error:

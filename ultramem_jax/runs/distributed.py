@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pathlib
 import re
 import socket
 import sys
@@ -30,6 +31,8 @@ AUTO = "auto"
 HEARTBEAT_SECONDS = 50
 # Seconds that `peers` has to end this process and say why an exchange failed.
 NAMING_SECONDS = 5
+# Seconds after which a file of another host should be seen.
+SEEN_SECONDS = 10
 
 
 def initialize(
@@ -206,6 +209,28 @@ def merged(values: dict[str, Any]) -> dict[str, Any]:
   for row, size in zip(rows, sizes, strict=True):
     merged |= json.loads(bytes(row[:size]))
   return merged
+
+
+def unseen_by(path: pathlib.Path) -> list[int]:
+  """Returns the processes that do not see a file which process 0 makes.
+
+  A file system that several hosts share may show it late.
+
+  Args:
+    path: of the file, which is gone at the end.
+  """
+  if jax.process_count() == 1:
+    return []
+  if jax.process_index() == 0:
+    path.touch()
+  any_process(False)  # it is there
+  deadline = time.monotonic() + SEEN_SECONDS
+  while not (is_seen := path.exists()) and time.monotonic() < deadline:
+    time.sleep(0.1)
+  unseen = merged({} if is_seen else {str(jax.process_index()): True})
+  if jax.process_index() == 0:
+    path.unlink()
+  return sorted(map(int, unseen))
 
 
 @contextlib.contextmanager

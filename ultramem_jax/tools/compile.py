@@ -17,6 +17,17 @@ from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
 
+def require_divided(batch: int, layout: Layout) -> None:
+  """Raises ConfigError if the devices do not divide the sequences."""
+  devices = layout.size(layout.batch_axes)
+  require(
+    batch % devices == 0,
+    "batch",
+    batch,
+    f"must be divisible by the {devices} devices along mesh.data and mesh.fsdp",
+  )
+
+
 def lower_decode_step(
   config: Config, layout: Layout, batch: int, length: int
 ) -> jax.stages.Lowered:
@@ -32,14 +43,8 @@ def lower_decode_step(
   Raises:
     ConfigError: the devices do not divide the sequences.
   """
+  require_divided(batch, layout)
   split = sharding.batch_sharding(layout.mesh)
-  devices = layout.size(layout.batch_axes)
-  require(
-    batch % devices == 0,
-    "batch",
-    batch,
-    f"must be divisible by the {devices} devices along mesh.data and mesh.fsdp",
-  )
   model = Transformer(config.model, layout)
   platform = layout.mesh.devices.flat[0].platform
   state = state_lib.abstract_state(config, layout)

@@ -16,7 +16,9 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ultramem_jax.model import Transformer
@@ -25,6 +27,7 @@ from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import MESH_AXES, Config
+from ultramem_jax.settings.errors import ConfigError, first_line
 from ultramem_jax.settings.model import ModelConfig
 
 BATCH_AXES = ("data", "fsdp")
@@ -91,8 +94,8 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     config: the run.
     devices: of the mesh; None: all devices of all processes.
   Raises:
-    ConfigError: of `mesh_shape`, no GPUs for attention = "cudnn", or no device
-      at all.
+    ConfigError: of `mesh_shape`, no GPUs for attention = "cudnn", no device at
+      all, or devices of which there is no such mesh.
   """
   devices = distributed.devices() if devices is None else devices
   platform = devices[0].platform
@@ -103,12 +106,53 @@ def make_mesh(config: Config, devices: Sequence[Any] | None = None) -> Mesh:
     f"needs GPUs; the devices are of {platform}",
   )
   sizes = mesh_shape(config, len(devices))
-  return jax.make_mesh(
-    tuple(sizes.values()),
+  return Mesh(
+    _arranged(sizes, devices),
     MESH_AXES,
     axis_types=(AxisType.Auto,) * len(MESH_AXES),
-    devices=devices,
   )
+
+
+def _arranged(sizes: dict[str, int], devices: Sequence[Any]) -> np.ndarray:
+  """Returns devices as an array of a mesh's shape, neighbours close together.
+
+  GPUs lie in their order, in which those of a host stand together. A mesh of
+  TPUs follows their torus, of which it may split a dimension; where several
+  slices, tori of their own, are joined by a slower network, the batch is split
+  over them.
+
+  Raises:
+    ConfigError: slices that mesh.data and mesh.fsdp do not split, or TPUs of
+      which JAX makes no such mesh.
+  """
+  count = len({getattr(device, "slice_index", 0) for device in devices})
+  between = [1] * len(sizes)  # slices along each axis
+  if devices[0].platform == "tpu" and count > 1:
+    left = count
+    for axis in BATCH_AXES:
+      place = MESH_AXES.index(axis)
+      between[place] = math.gcd(sizes[axis], left)
+      left //= between[place]
+    require(
+      left == 1,
+      "mesh.data",
+      sizes["data"],
+      f"data * fsdp must be a multiple of the {count} slices of the TPUs",
+    )
+  within = [x // y for x, y in zip(sizes.values(), between, strict=True)]
+  try:
+    if max(between) > 1:
+      return mesh_utils.create_hybrid_device_mesh(
+        within, between, devices, allow_split_physical_axes=True
+      )
+    return mesh_utils.create_device_mesh(
+      within, devices, allow_split_physical_axes=True
+    )
+  except (ValueError, AssertionError, NotImplementedError) as error:
+    raise ConfigError(
+      f"mesh: JAX makes none of {sizes} from these devices "
+      f"({first_line(error)})"
+    ) from error
 
 
 def table_volumes(config: Config, shards: int) -> dict[str, float]:
@@ -183,7 +227,7 @@ def make_layout(config: Config, mesh: Any) -> Layout:
     RULES["mlp"],
     axes,
     partition,
-    config.model.dtype,
+    config.model.dtype if shards > 1 else "float32",
   )
 
 
@@ -192,6 +236,9 @@ def describe(config: Config, layout: Layout) -> str:
   mesh = ", ".join(f"{axis} {size}" for axis, size in layout.mesh.shape.items())
   shards = layout.size(layout.table_axes)
   if not config.model.spans or shards == 1:
+    idle = layout.mesh.shape["table"] > 1 and not config.model.spans
+    if idle and not config.model.moe.num_experts:
+      mesh += " (splits nothing: there are no tables and no experts)"
     return f"mesh: {mesh}"
   volumes = ", ".join(
     f"{name} {volume / 1e3:.1f}"
@@ -326,12 +373,24 @@ def process_rows(config: Config, mesh: Mesh) -> list[int]:
 
   Processes whose devices differ in other axes than the batch's hold, and so
   feed, the same rows.
+
+  Raises:
+    ConfigError: on all processes, if two hold some of the same rows, not all.
   """
-  held: Any = batch_sharding(mesh).addressable_devices_indices_map(
-    (config.batch_size,)
-  )
+  held: Any = batch_sharding(mesh).devices_indices_map((config.batch_size,))
   rows = range(config.batch_size)
-  return sorted({row for (part,) in held.values() for row in rows[part]})
+  of_process = {}
+  for device, (part,) in held.items():
+    of_process.setdefault(device.process_index, set()).update(rows[part])
+  kinds = {frozenset(x) for x in of_process.values()}
+  require(
+    sum(map(len, kinds)) == len(frozenset().union(*kinds)),
+    "mesh.data",
+    mesh.shape["data"],
+    "splits the batch so that processes share some of their rows, not all: "
+    "tensor * table and the devices of a process must divide one another",
+  )
+  return sorted(of_process[jax.process_index()])
 
 
 def to_devices(batch: Any, mesh: Mesh) -> Any:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ultramem_jax.interop import files as files_lib
@@ -114,10 +115,17 @@ def read_memory(
   with files_lib.open_safetensors(path) as file:
     for name, place in named.items():
       array = file.get_tensor(name)
-      if not np.isfinite(array).all():
+      if not _is_finite(array):
         raise ConfigError(f"{path}: {name} is not finite")
       arrays[place] = on_devices(array, places[place].sharding)
   return arrays
+
+
+def _is_finite(array: np.ndarray) -> bool:
+  """Returns whether all numbers are finite, those of bfloat16's bits, too."""
+  if array.dtype == np.uint16:
+    array = array.view(jnp.bfloat16)
+  return bool(np.isfinite(array).all())
 
 
 def require_backbone(memory: Memory, digest: str, source: str) -> None:

@@ -12,7 +12,10 @@ FEW_ROWS = 64
 
 
 def dot_transposed(
-  x_BTD: jax.Array, weight_BFD: jax.Array, dtype: Any = None
+  x_BTD: jax.Array,
+  weight_BFD: jax.Array,
+  dtype: Any = None,
+  precision: jax.lax.Precision | None = None,
 ) -> jax.Array:
   """Returns x @ weight^T for each b, in the order that is faster on a CPU.
 
@@ -20,11 +23,15 @@ def dot_transposed(
     x_BTD: [B, T, D] float.
     weight_BFD: [B, F, D], of x's dtype.
     dtype: of sums and result; None: x's.
+    precision: on accelerators; a CPU has one only.
   Returns:
     [B, T, F].
   """
   x_first = functools.partial(
-    jnp.einsum, "BTD,BFD->BTF", preferred_element_type=dtype
+    jnp.einsum,
+    "BTD,BFD->BTF",
+    precision=precision,
+    preferred_element_type=dtype,
   )
   if x_BTD.shape[1] > FEW_ROWS:
     return x_first(x_BTD, weight_BFD)
