@@ -191,8 +191,15 @@ def test_tables_of_sets_capacity_and_cost():
     "facts": 200,
     "table_bytes": 40_000,
   }
-  assert "| 256 | 200 | 30 | 100 % | 50 % | 200 |" in (
-    tables.capacity_table([stored])
+  small = stored | {"facts": 100, "steps": 15, "table_bytes": 20_000}
+  lost = stored | {"facts": 400, "steps": 60}
+  lost["recall"] = {"all": {"seen": 0.8, "unseen": 0.1}}
+  shown = tables.capacity_table([stored, lost, small])
+  # Steps and facts grow together; 200 are the most that the table stores.
+  told = "100 % / 50 % | 100 % / 50 % | 80 % / 10 % | 200 | 200 |"
+  assert f"| 0.15 | 256 | {told}" in shown
+  assert "| 100 facts | 200 facts | 400 facts | stored | bytes a fact |" in (
+    shown
   )
   cost = cell | {"part": "cost", "step_seconds": 0.5, "bytes": 2e9}
   assert "| 500 | 2.00 |" in tables.cost_table([cost])

@@ -13,7 +13,7 @@ from array_record.python import (
   array_record_module,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
-from ultramem_jax.data import records
+from ultramem_jax.data import tfrecord
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import DataError
 
@@ -58,7 +58,7 @@ def _renamed(name: str) -> str:
   return name.replace(".tfrecord", ".array_record")
 
 
-def _shards(source: Path) -> list[records.Part]:
+def _shards(source: Path) -> list[tfrecord.Part]:
   """Returns every file of a dataset, with the count of its records."""
   # A second to import: not for --help.
   from ultramem_jax.data import tfds_files
@@ -73,17 +73,17 @@ def _shards(source: Path) -> list[records.Part]:
       f"is not whole: {path} is missing, or no file",
     )
   return [
-    records.Part(str(path), 0, length)
+    tfrecord.Part(str(path), 0, length)
     for split in splits
     for path, length in zip(split.filepaths, split.shard_lengths, strict=True)
   ]
 
 
-def _convert_shard(part: records.Part, target: Path) -> None:
+def _convert_shard(part: tfrecord.Part, target: Path) -> None:
   """Copies a file, which must hold the records of part and nothing else."""
   writer = array_record_module.ArrayRecordWriter(str(target), "group_size:1")
   end = 0
-  for block in records.blocks(part):
+  for block in tfrecord.blocks(part):
     for data in block.records:
       writer.write(data)
     end = block.next_byte

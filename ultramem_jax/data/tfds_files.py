@@ -15,7 +15,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from ultramem_jax.data import indexed, records
+from ultramem_jax.data import indexed, tfrecord
 from ultramem_jax.data.documents import Source
 from ultramem_jax.data.text_files import fingerprint
 from ultramem_jax.settings.checks import require
@@ -107,10 +107,10 @@ def load(data: DataConfig, split: str) -> Source:
     f"is in {file_format} files; array_record and tfrecord can be read",
   )
   parts = [
-    records.Part(str(file.filename), file.skip, file.skip + file.take)
+    tfrecord.Part(str(file.filename), file.skip, file.skip + file.take)
     for file in files
   ]
-  return records.RecordSource(parts, parse, data.shuffle_window, num_bytes)
+  return tfrecord.RecordSource(parts, parse, data.shuffle_window, num_bytes)
 
 
 def find(name: str, data_dir: str) -> str:
