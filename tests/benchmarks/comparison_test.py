@@ -191,7 +191,7 @@ def test_tables_of_sets_capacity_and_cost():
     "facts": 200,
     "table_bytes": 40_000,
   }
-  small = stored | {"facts": 100, "steps": 15, "table_bytes": 20_000}
+  small = stored | {"facts": 100, "steps": 15}
   lost = stored | {"facts": 400, "steps": 60}
   lost["recall"] = {"all": {"seen": 0.8, "unseen": 0.1}}
   shown = tables.capacity_table([stored, lost, small])
