@@ -150,7 +150,7 @@ def test_merging_makes_the_changes_of_both_and_names_conflicts():
     assert_same_bits(change.new[2], held.new[list(held.rows).index(9)])
     assert_same_bits(change.old, base[TABLE][[5, 7, 9]])
   elsewhere = make_patch(tuned(base, [1]), [5])
-  with pytest.raises(ConfigError, match="another base"):
+  with pytest.raises(ConfigError, match="between the bases"):
     patch_lib.merged([one, elsewhere], "last")
 
 
