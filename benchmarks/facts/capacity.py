@@ -55,6 +55,11 @@ def stored(group: dict[int, Record]) -> int:
   return max((n for n, one in group.items() if _is_stored(one)), default=0)
 
 
+def is_full(group: dict[int, Record]) -> bool:
+  """Returns whether a set was tried that a table did not store."""
+  return not all(map(_is_stored, group.values()))
+
+
 def _key(fields: Record) -> tuple:
   """Returns what the cells of a table have in common."""
   names = ("model", "method", "rate", "seed", "rows")

@@ -94,8 +94,12 @@ def capacity(result: dict[str, Any], model: str) -> Figure:
     )
     name = f"{one['method']}, {key[-1]:g} steps a fact"
     lines.setdefault(name, {})[one["rows"]] = capacity_lib.stored(group)
+    if not capacity_lib.is_full(group):
+      place = one["rows"], capacity_lib.stored(group)
+      by_rows.annotate("at least", place, (-12, 8), textcoords="offset points")
   for name, line in lines.items():
     by_rows.plot(list(line), list(line.values()), marker="o", label=name)
+  by_rows.margins(y=0.2)
   least = 100 * capacity_lib.STORED
   by_facts.axhline(least, color=plots.GREY, linestyle=":")
   plots.log_x(by_facts, [x for group in found.values() for x in group])

@@ -196,7 +196,7 @@ def capacity_table(records: list[Record]) -> str:
           f"{percent([x['seen']])} / {percent([x['unseen']])}" if x else ""
           for x in recalls
         ),
-        f"{facts:,}",
+        "at least " * (not capacity.is_full(group)) + f"{facts:,}",
         f"{one['table_bytes'] / facts:,.0f}" if facts else "",
         _harm([group[facts]], records) if facts else "",
       ]

@@ -199,6 +199,12 @@ def test_a_table_stores_the_largest_set_that_is_recalled():
     for group in capacity.groups(records).values()
   }
   assert by_rows == {16_384: 200, 65_536: 0}
+  full = [capacity.is_full(x) for x in capacity.groups(records).values()]
+  assert full == [True, True]
+  (open_table,) = capacity.groups(
+    capacity_records({(100, 16_384): 0.9})
+  ).values()
+  assert capacity.stored(open_table) == 100 and not capacity.is_full(open_table)
 
 
 def test_sets_larger_than_one_that_is_not_stored_are_left_out():
