@@ -90,7 +90,7 @@ def test_learns_resumes_and_decodes(kind, tmp_path):
   with checkpoint.Checkpointer(tmp_path, keep=1) as checkpointer:
     restored = checkpointer.restore_latest(train_step.state.to_items())
   batches = corpus.train(lanes)
-  batches.set_state(restored.data)
+  batches.set_state(restored.data_state)
   resumed, losses = run(
     config,
     train_step,

@@ -112,9 +112,9 @@ def assert_same_run(workdir, expected):
     expected / "metrics.jsonl"
   ).read_bytes()
   one, other = restore(workdir), restore(expected)
-  assert (one.step, one.data, one.valid_loss) == (
+  assert (one.step, one.data_state, one.valid_loss) == (
     other.step,
-    other.data,
+    other.data_state,
     other.valid_loss,
   )
   assert jax.tree.structure(one.items) == jax.tree.structure(other.items)

@@ -202,6 +202,20 @@ def test_accelerators_round_neither_scores_nor_values():
     assert (line in exact) != ("bf16" in operands), line
 
 
+def test_accelerators_keep_float32_scores():
+  layer = layer_of()
+  variables = variables_of(layer)
+  traced = jax.jit(layer.apply).trace(variables, inputs())
+  text = traced.lower(lowering_platforms=("tpu",)).as_text()
+  # Keys of a side, [8, 12, 5], with queries.
+  scores = [
+    line
+    for line in text.splitlines()
+    if "dot_general" in line and "tensor<8x12x5xf32>" in line
+  ]
+  assert scores and all("[HIGHEST, HIGHEST]" in line for line in scores)
+
+
 def test_causal():
   """No gradient to any input after the position, some to all five before."""
   layer = layer_of()

@@ -124,7 +124,7 @@ def was_read(factors, num_rows):
 def test_update_equals_the_reference(shape, per_row):
   table, factors = make(*shape)
   if per_row:
-    table = table._replace(variance=table.nu.mean(1))
+    table = table._replace(nu=table.nu.mean(1))
   updated = jitted_update(table, factors, 0.5)
   assert_close(updated, update_reference(table, factors, 0.5, ADAMW))
   for new, old in zip(*map(jax.tree.leaves, (updated, table)), strict=True):
@@ -135,7 +135,7 @@ def test_update_equals_the_reference(shape, per_row):
 def test_steps_equal_those_of_adamw():
   table, factors = make(5, 60, 8)
   zeros_IW = jnp.zeros_like(table.mu_IW)
-  table = table._replace(mu_IW=zeros_IW, variance=zeros_IW)
+  table = table._replace(mu_IW=zeros_IW, nu=zeros_IW)
   assert was_read(factors, 5).all()
   optimizer = optax.adamw(0.01, 0.9, 0.95, 1e-8, weight_decay=0.1)
   values_IW = table.values_IW

@@ -74,7 +74,7 @@ def _filter(query_PGJRBTK, keys_PGJRNK, scale_PGJRN, filter_PGJR, m, choose):
     query_PGJRBTK.reshape(-1, batch * length, width),
     keys_PGJRNK.reshape(-1, num_keys, width),
     jnp.float32,
-    precision.EXACT,
+    precision.exact(query_PGJRBTK, keys_PGJRNK),
   ).reshape(*pairs, rank, batch, length, num_keys)
   weight_PGJRN = filter_PGJR[..., None]
   if scale_PGJRN is not None:

@@ -17,6 +17,12 @@ from ultramem_jax.ops.shuffle import mix
 # to bfloat16, and a GPU to 10 bits of mantissa.
 EXACT = jax.lax.Precision.HIGHEST
 
+
+def exact(*factors: jax.Array) -> jax.lax.Precision | None:
+  """Returns `EXACT` for factors of float32; others lose no bits anyway."""
+  return EXACT if all(x.dtype == jnp.float32 for x in factors) else None
+
+
 # How settings name what is stored. An int8 row has a scale: `quantize_rows`.
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.uint16, "int8": jnp.int8}
 

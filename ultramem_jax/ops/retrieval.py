@@ -207,7 +207,7 @@ def retrieve_merged(
     "BTPARMK,BTPAK->BTPARM",
     chosen_BTPARMK,
     query_BTPAK,
-    precision=precision.EXACT,
+    precision=precision.exact(chosen_BTPARMK, query_BTPAK),
     preferred_element_type=jnp.float32,
   )
   index_BTPAM, side_BTPARM = candidates.refine(
