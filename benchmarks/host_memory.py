@@ -27,6 +27,7 @@ from benchmarks.harness.memory import peak_bytes
 from ultramem_jax.runs import checkpoint, workdir
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import Config
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -67,7 +68,7 @@ def make_config(gibibytes: float) -> Config:
 
 def run_phase(phase: str, folder: str, config: Config) -> None:
   """Runs one phase; prints its peak, and that before it, as JSON."""
-  layout = sharding.make_layout(config, sharding.make_mesh(config))
+  layout = sharding.make_layout(config, mesh_lib.make(config))
   before = peak_bytes()
   if phase == "restore":
     jax.block_until_ready(load_lib.load(folder).variables)

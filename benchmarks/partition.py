@@ -24,7 +24,7 @@ from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import MESH_AXES
 from ultramem_jax.tools import hlo
-from ultramem_jax.train import sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 SHARDS = (2, 4, 8, 16, 32, 64)
 WIDTHS = (128, 256, 512, 1024)
@@ -57,8 +57,8 @@ def measured(partition: str, shards: int, width: int) -> float:
   )
   layout = Layout(
     mesh,
-    sharding.BATCH_AXES,
-    sharding.LENGTH_AXES,
+    mesh_lib.BATCH_AXES,
+    mesh_lib.LENGTH_AXES,
     ("table",),
     ("tensor",),
     ("data",),

@@ -24,6 +24,7 @@ from tests.small_model import (
   variables_of,
 )
 from ultramem_jax import Transformer, UltraMem, refresh_buffers
+from ultramem_jax.model import Embed
 from ultramem_jax.ops import tucker
 from ultramem_jax.testing import assert_close
 
@@ -251,6 +252,25 @@ def test_prefill_and_decoding_are_the_full_forward(c):
   # The padded prompt is the prompt: moved to the front of the row.
   alone_BTV = logits_of(c, np.roll(TOKENS, -2, 1))
   assert_close(logits_BTV[1, 2:], alone_BTV[1, :4])
+
+
+def test_a_frequent_token_s_gradient_is_summed_in_float32():
+  """In bfloat16 a sum of ones would stop at 256."""
+  embed = Embed(4, 3, dtype=jnp.bfloat16)
+  tokens_BT = jnp.ones((8, 500), jnp.int32)
+  variables = embed.init(jax.random.key(0), tokens_BT)
+  gradient = jax.grad(
+    lambda x: embed.apply(x, tokens_BT).astype(jnp.float32).sum()
+  )
+  np.testing.assert_array_equal(
+    gradient(variables)["params"]["embedding"][1], 4000.0
+  )
+  (added,) = [
+    equation
+    for equation in jax.make_jaxpr(gradient)(variables).eqns
+    if equation.primitive.name == "scatter-add"
+  ]
+  assert added.outvars[0].aval.dtype == jnp.float32
 
 
 def test_decoding_needs_a_cache():

@@ -74,17 +74,25 @@ def load_config() -> Config:
     config = parse(values)
   except OSError as error:  # how the config file failed to load
     raise ConfigError(_cause(error)) from error
-  if config.model.memory.kind == "none":
-    given = config_flags.get_override_values(flags.FLAGS["config"])
-    for name, value in given.items():
-      require(
-        not name.startswith("model.memory.") or name == "model.memory.kind",
-        name,
-        value,
-        "is for a model with a memory: set model.memory.kind, too, which is "
-        "'none'",
-      )
+  _require_memory_that_is_set(config)
   return config
+
+
+def _require_memory_that_is_set(config: Config) -> None:
+  """Raises ConfigError if flags set a memory of a model that has none."""
+  if config.model.memory.kind != "none":
+    return
+  given = config_flags.get_override_values(flags.FLAGS["config"])
+  for name, value in given.items():
+    is_of_memory = name.startswith("model.memory.")
+    # What is empty, such as spans="", belongs to a model without memory.
+    require(
+      not is_of_memory or name == "model.memory.kind" or not value,
+      name,
+      value,
+      "is for a model with a memory: set model.memory.kind, too, which is "
+      "'none'",
+    )
 
 
 def config_name() -> str:

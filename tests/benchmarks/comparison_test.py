@@ -172,6 +172,18 @@ def test_the_table_has_every_rate_and_what_it_costs():
   assert best == records[2:]
 
 
+def test_only_the_files_of_a_cell_are_forgotten(tmp_path):
+  """Not those of another one whose name begins alike."""
+  stages = stages_lib.Stages(tmp_path, tmp_path / "backbone", SCALE)
+  for name in ("cell_100", "cell_100_set_0", "cell_1000", "other"):
+    (tmp_path / name).mkdir()
+  for name in ("cell_100.jsonl", "cell_1000.jsonl"):
+    (tmp_path / name).touch()
+  stages.forget("cell_100")
+  left = {path.name for path in tmp_path.iterdir()}
+  assert left == {"cell_1000", "cell_1000.jsonl", "other"}
+
+
 def test_tables_of_sets_capacity_and_cost():
   first, last = record(1e-3, 0, 0.5, 10.0), record(1e-3, 0, 0.2, 10.0)
   for one, newest in ((first, 0.9), (last, 0.8)):

@@ -59,6 +59,12 @@ def test_a_batch_that_does_not_divide_is_told_in_one_line():
   assert errors.count("\n") == 1
 
 
+def test_a_batch_that_cannot_decode_is_told_before_training_is_compiled():
+  status, output, errors = run("--topology=cpu:4", "--batch=3")
+  assert status == 2 and not output
+  assert errors.startswith("error: batch = 3: must be divisible by the 4")
+
+
 @needs_libtpu
 def test_the_steps_compile_for_a_tpu():
   status, output, errors = run("--topology=v5e:2x2", "--batch=8")

@@ -11,6 +11,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.serve import generate
 from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding, step
 from ultramem_jax.train import state as state_lib
 
@@ -67,7 +68,7 @@ def loss_and_gradients(variables, batch, config, layout):
 
 def run(config, devices, variables):
   """(loss and gradients, greedy tokens) on the first devices."""
-  mesh = sharding.make_mesh(config, jax.devices()[:devices])
+  mesh = mesh_lib.make(config, jax.devices()[:devices])
   layout = sharding.make_layout(config, mesh)
   places = sharding.shardings_of(
     state_lib.abstract_state(config, layout).variables()

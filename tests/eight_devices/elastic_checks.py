@@ -19,6 +19,7 @@ from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import training
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding, start
 
 EIGHT_BY_ROWS = (
@@ -71,7 +72,7 @@ def make_config(corpus, mesh):
 @functools.cache
 def compile_step(config, devices):
   """(mesh, compiled training step) of a config on the first devices."""
-  mesh = sharding.make_mesh(config, jax.devices()[:devices])
+  mesh = mesh_lib.make(config, jax.devices()[:devices])
   return mesh, training.compile_step(config, sharding.make_layout(config, mesh))
 
 
@@ -150,7 +151,7 @@ def use(config, layout, variables):
 def test_models_are_evaluated_and_sampled_where_they_lie(saved, corpus):
   folder, state = saved
   config = make_config(corpus, {})
-  mesh = sharding.make_mesh(config, jax.devices()[:1])
+  mesh = mesh_lib.make(config, jax.devices()[:1])
   expected, tokens = use(
     config,
     sharding.make_layout(config, mesh),

@@ -9,6 +9,7 @@ import pytest
 from ultramem_jax import testing
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import hlo
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding, step
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train.program import TrainProgram
@@ -138,7 +139,7 @@ def initialized(model):
 )
 def test_loss_and_gradients_equal_one_device(model, mesh):
   config = make_config(model, mesh)
-  made = sharding.make_mesh(config)
+  made = mesh_lib.make(config)
   layout = sharding.make_layout(config, made)
   abstract = state_lib.abstract_state(config, layout)
   variables, expected = on_one_device(model)
@@ -236,7 +237,7 @@ def test_dense_optimizer_moves_no_tables():
 def compile_step(config):
   """(compiled step, batch) on config's mesh, if any."""
   devices = jax.devices()[: 8 if config.mesh.table > 1 else 1]
-  layout = sharding.make_layout(config, sharding.make_mesh(config, devices))
+  layout = sharding.make_layout(config, mesh_lib.make(config, devices))
   rarity_I = np.random.default_rng(0).gamma(2.0, size=256**2)
   run_step = TrainProgram(
     config, layout, None, {"memory_0/values": rarity_I.astype(np.float32)}

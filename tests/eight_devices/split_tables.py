@@ -9,7 +9,7 @@ from ultramem_jax.ops import lookup
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded import lookup as sharded_lookup
 from ultramem_jax.settings.config import MESH_AXES
-from ultramem_jax.train import sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 # Sizes of data, fsdp, tensor and table; the axes that the table is split over.
 MESHES = {
@@ -29,8 +29,8 @@ def make_layout(mesh, partition, dtype="float32"):
   )
   return layout_lib.Layout(
     made,
-    sharding.BATCH_AXES,
-    sharding.LENGTH_AXES,
+    mesh_lib.BATCH_AXES,
+    mesh_lib.LENGTH_AXES,
     ("table",),
     ("tensor",),
     axes,

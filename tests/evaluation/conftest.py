@@ -8,6 +8,7 @@ from ultramem_jax import testing
 from ultramem_jax.data.tokenizer import ByteTokenizer
 from ultramem_jax.model import Transformer
 from ultramem_jax.serve import load as load_lib
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding
 
 
@@ -34,7 +35,7 @@ class SlowScorer:
       model__memory__spans="1:1",
     )
     variables = testing.random_state(config).variables()
-    layout = sharding.make_layout(config, sharding.make_mesh(config))
+    layout = sharding.make_layout(config, mesh_lib.make(config))
     model = Transformer(config.model, layout)
     self.run = load_lib.TrainedModel(config, 7, model, variables, layout)
     self._forward = jax.jit(lambda tokens_BT: model.apply(variables, tokens_BT))

@@ -11,6 +11,7 @@ import pytest
 from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.settings.errors import DataError
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding, state, step
 
 
@@ -62,7 +63,7 @@ def test_prompts_alone_are_refused_before_training(tmp_path):
     data__packing="segments",
     eval_batches=1,
   )
-  layout = sharding.make_layout(config, sharding.make_mesh(config))
+  layout = sharding.make_layout(config, mesh_lib.make(config))
   variables = state.abstract_state(config, layout).variables()
   with pytest.raises(DataError, match="there is nothing to evaluate"):
     loss_lib.on_validation_split(config, data.open(config), layout, variables)
@@ -96,7 +97,7 @@ def test_a_uniform_model_of_bytes_needs_log2_v_bits_per_token(tmp_path):
   state = testing.random_state(config)
   head = jax.tree.map(jnp.zeros_like, state.params["head"])
   variables = state.replace(params={**state.params, "head": head}).variables()
-  mesh = sharding.make_mesh(config)
+  mesh = mesh_lib.make(config)
   batches = [
     sharding.to_devices(batch, mesh)
     for batch in data.open(config).valid(sharding.process_rows(config, mesh))

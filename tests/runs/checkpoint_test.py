@@ -23,6 +23,7 @@ from tests.runs.saved_steps import (
   restore_latest,
 )
 from ultramem_jax.runs import array_reader, checkpoint, step_writer
+from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import errors
 
 
@@ -197,9 +198,9 @@ def test_second_run_in_a_workdir_is_refused(workdir):
 def test_a_workdir_in_use_is_refused_and_one_without_a_run_is_not(workdir):
   refused = pytest.raises(errors.CheckpointError, match="another process")
   with checkpoint.Checkpointer(workdir, 5), refused:
-    checkpoint.require_idle(workdir)
+    workdir_lib.require_idle(workdir)
   for path in (workdir, workdir / "none"):
-    checkpoint.require_idle(path)
+    workdir_lib.require_idle(path)
     assert path == workdir or not path.exists()
   with checkpoint.Checkpointer(workdir, 5):  # nothing holds the lock
     pass

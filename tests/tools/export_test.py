@@ -107,12 +107,16 @@ def narrow(tmp_path_factory):
 
 @pytest.fixture(scope="module", params=["none", "scalar", "input"])
 def with_memory(narrow, tmp_path_factory, request):
-  """A run at step 3 with a memory in the model of `narrow`, by its gate."""
+  """A run with a memory in the model of `narrow`, by its gate."""
   folder = tmp_path_factory.mktemp("runs")
+  return run_with_memory(narrow, folder, gate=request.param)
+
+
+def run_with_memory(narrow, folder, **settings):
+  """Returns the workdir of a run at step 3."""
   start = import_run(narrow, folder / "start")
   fields = config_lib.to_dict(workdir_lib.load_config(start))
-  fields["model"]["memory"] |= {"kind": "ultramem", **MEMORY}
-  fields["model"]["memory"]["gate"] = request.param
+  fields["model"]["memory"] |= {"kind": "ultramem", **MEMORY, **settings}
   config = config_lib.parse(fields)
   variables = testing.random_variables(Transformer(config.model), TOKENS_BT)
   variables["params"] |= load_lib.load(start).variables["params"]
@@ -170,6 +174,20 @@ def test_a_memory_alone_is_put_onto_its_model_and_no_other(
   with pytest.raises(ConfigError, match=r"narrow.*: must be a folder that"):
     import_run(narrow, tmp_path / "no", str(narrow))
   assert not (tmp_path / "no").exists()
+
+
+def test_a_memory_in_bfloat16_that_is_not_finite_is_refused(narrow, tmp_path):
+  storage = {"table_dtype": "bfloat16"}
+  workdir = run_with_memory(narrow, tmp_path, storage=storage)
+  memory = export_run(workdir, tmp_path / "exported", memory_only=True)
+  path = memory / "memory.safetensors"
+  held = safetensors.load_file(path)
+  bits = held["params/memory_0/values"]
+  assert bits.dtype == np.uint16
+  held["params/memory_0/values"] = np.full_like(bits, 0x7FC0)  # NaN
+  safetensors.save_file(held, path)
+  with pytest.raises(ConfigError, match="memory_0/values is not finite"):
+    import_run(narrow, tmp_path / "no", str(memory))
 
 
 def test_a_damaged_memory_is_refused(narrow, with_memory, tmp_path):

@@ -8,6 +8,7 @@ from configs import tiny
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.tools import compile as compile_lib
 from ultramem_jax.train import compiler_options, program, sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 
 def span_overlap(devices) -> list[str]:
@@ -28,7 +29,7 @@ def span_overlap(devices) -> list[str]:
     }
   )
   config = config_lib.parse(c)
-  mesh = sharding.make_mesh(config, devices)
+  mesh = mesh_lib.make(config, devices)
   layout = sharding.make_layout(config, mesh)
   lowered = program.lower_train_step(config, layout)["train"]
   compiled = lowered.compile(compiler_options.for_device(devices[0]))

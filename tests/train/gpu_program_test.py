@@ -17,6 +17,7 @@ from ultramem_jax.settings import config as config_lib
 from ultramem_jax.tools import compile as compile_lib
 from ultramem_jax.tools import hlo, topology
 from ultramem_jax.train import compiler_options, program, sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 pytestmark = pytest.mark.skipif(
   importlib.util.find_spec("jax_cuda12_plugin") is None,
@@ -106,7 +107,7 @@ def test_the_steps_compile_for_a_gpu(attention, dtype):
   )
   config = config_lib.parse(c)
   devices = topology.devices("h100:1")
-  mesh = sharding.make_mesh(config, devices)
+  mesh = mesh_lib.make(config, devices)
   layout = sharding.make_layout(config, mesh)
   lowered = {
     **program.lower_train_step(config, layout),

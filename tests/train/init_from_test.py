@@ -17,6 +17,7 @@ from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import CheckpointError, ConfigError
 from ultramem_jax.tools import quantize
 from ultramem_jax.train import init_from, sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 SIZES = {"model__num_layers": 2, "optim__table_update": "dense"}
 BACKBONE = testing.small_config(**SIZES, model__memory__kind="none")
@@ -46,7 +47,7 @@ def flat(tree):
 
 def loaded(config):
   """The collections of a new run, and those that it would have alone."""
-  mesh = sharding.make_mesh(config, jax.devices()[:1])
+  mesh = mesh_lib.make(config, jax.devices()[:1])
   fresh = jax.device_put(
     testing.random_state(dataclasses.replace(config, seed=5)).variables(),
     jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()),

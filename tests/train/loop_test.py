@@ -13,7 +13,8 @@ import pytest
 from ultramem_jax import testing
 from ultramem_jax.data.pipeline import Prefetch
 from ultramem_jax.runs import preemption
-from ultramem_jax.train import loop, sharding
+from ultramem_jax.train import loop
+from ultramem_jax.train import mesh as mesh_lib
 
 
 class Log:
@@ -151,7 +152,7 @@ def test_a_signal_ends_the_wait_for_data():
     def get_state(self):
       return {"0": self.count}
 
-  mesh = sharding.make_mesh(testing.small_config())
+  mesh = mesh_lib.make(testing.small_config())
   for batches in (Batches(), Prefetch(Batches(), 1)):
     done.clear()
     with preemption.Preemption() as stop, at_once():

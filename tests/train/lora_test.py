@@ -12,6 +12,7 @@ from ultramem_jax import Transformer, testing
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
 from ultramem_jax.train import init_from, sharding, trainable
+from ultramem_jax.train import mesh as mesh_lib
 
 TARGETS = "attention/(query|out)|mlp/up"
 
@@ -50,7 +51,7 @@ def test_lora_alone_is_trained():
 
 def test_the_two_matrices_are_split_as_their_map_is():
   config = make_config(mesh__fsdp=2, mesh__tensor=2)
-  sizes = sharding.mesh_shape(config, 4)
+  sizes = mesh_lib.shape(config, 4)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
   specs = sharding.parameter_specs(config, sharding.make_layout(config, mesh))
   found = {k: tuple(v) for k, v in specs.items() if "/lora_" in k}

@@ -1,20 +1,19 @@
 """Tests of the rules that place arrays on a mesh; no devices are needed."""
 
-import itertools
-
 import jax
-import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
+from tests.train.stand_ins import gpus
 from ultramem_jax import testing
 from ultramem_jax.settings.errors import ConfigError
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
 
 def layout(config, num_devices=8):
-  sizes = sharding.mesh_shape(config, num_devices)
+  sizes = mesh_lib.shape(config, num_devices)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
   return sharding.make_layout(config, mesh)
 
@@ -228,90 +227,29 @@ def test_auto_takes_what_divides_and_moves_least():
   )
 
 
-def test_flash_attention_needs_gpus():
-  config = testing.small_config(
-    model__attention="cudnn", model__dtype="bfloat16"
-  )
-  with pytest.raises(ConfigError, match="attention = 'cudnn': needs GPUs"):
-    sharding.make_mesh(config)
-
-
-class Device:
-  """A device of several hosts, as far as a mesh asks about it."""
-
-  core_on_chip = 0
-
-  def __init__(self, number, kind, process, slice_index=0, coords=(0, 0, 0)):
-    self.id, self.process_index = number, process
-    self.device_kind, self.slice_index, self.coords = kind, slice_index, coords
-    self.platform = "tpu" if kind.startswith("TPU") else "gpu"
-
-
-def gpus(hosts, of_each):
-  """JAX calls every host of GPUs a slice."""
-  return [
-    Device(i, "NVIDIA H100 80GB HBM3", i // of_each, i // of_each)
-    for i in range(hosts * of_each)
-  ]
-
-
-def tpus(kind, *sides, slices=1):
-  """Slices of a torus [x, y, z], with four chips to a host."""
-  places = list(itertools.product(*map(range, reversed(sides))))
-  return [
-    Device(i, kind, i // 4, i // len(places), (*reversed(place), 0, 0)[:3])
-    for i, place in enumerate(places * slices)
-  ]
-
-
-def mesh_config(**mesh):
-  return testing.small_config(
-    batch_size=512, **{f"mesh__{name}": size for name, size in mesh.items()}
-  )
-
-
-def test_gpus_of_several_hosts_lie_host_by_host():
-  mesh = sharding.make_mesh(mesh_config(fsdp=8), gpus(2, 8))
-  assert [x.id for x in mesh.devices.flat] == list(range(16))
-  assert mesh.shape["data"] == 2 and mesh.shape["fsdp"] == 8
-
-
-@pytest.mark.parametrize(
-  "kind, sides, sizes",
-  [
-    ("TPU v6 lite", (16, 16), {"data": 4, "fsdp": 64}),
-    ("TPU v6 lite", (4, 4), {"data": 2, "fsdp": 8}),
-    ("TPU v6 lite", (4, 4), {"data": 8, "tensor": 2}),
-    ("TPU v5 lite", (16, 16), {"data": 4, "fsdp": 64}),
-    ("TPU v5", (4, 4, 4), {"fsdp": 64}),
-    ("TPU v4", (4, 4, 4), {"data": 8, "fsdp": 8}),
-  ],
-)
-def test_a_mesh_may_split_a_side_of_the_torus(kind, sides, sizes):
-  devices = tpus(kind, *sides)
-  mesh = sharding.make_mesh(mesh_config(**sizes), devices)
-  assert {x: mesh.shape[x] for x in sizes} == sizes
-  assert {x.id for x in mesh.devices.flat} == set(range(len(devices)))
-
-
-def test_slices_of_tpus_split_the_batch():
-  devices = tpus("TPU v5 lite", 4, 4, slices=4)
-  mesh = sharding.make_mesh(mesh_config(data=2, fsdp=8, tensor=4), devices)
-  slices = np.vectorize(lambda x: x.slice_index)(mesh.devices)[..., 0]
-  # Two along data and two along fsdp, of which each has a half.
-  assert slices.shape == (2, 8, 4)
-  assert (slices == slices[:, :, :1]).all()
-  assert slices[:, :, 0].tolist() == [[0] * 4 + [1] * 4, [2] * 4 + [3] * 4]
-  with pytest.raises(ConfigError, match="a multiple of the 4 slices"):
-    sharding.make_mesh(mesh_config(data=1, fsdp=2, tensor=32), devices)
-
-
 def test_processes_that_share_some_rows_are_refused():
   config = testing.small_config(
     batch_size=6, mesh__data=3, mesh__tensor=2, model__embed_dim=12
   )
-  mesh = sharding.make_mesh(config, gpus(2, 3))
+  mesh = mesh_lib.make(config, gpus(2, 3))
   with pytest.raises(ConfigError, match="data = 3: splits the batch so that"):
     sharding.process_rows(config, mesh)
-  mesh = sharding.make_mesh(config, gpus(3, 2))
+  mesh = mesh_lib.make(config, gpus(3, 2))
   assert sharding.process_rows(config, mesh) == [0, 1]
+
+
+def test_scores_are_rounded_only_where_they_travel():
+  settings = dict(model__dtype="bfloat16", batch_size=8)
+  for mesh, dtype in (
+    (dict(mesh__data=8), "float32"),
+    (dict(mesh__fsdp=8), "bfloat16"),
+  ):
+    config = testing.small_config(**settings, **mesh)
+    assert layout(config).dtype == dtype
+
+
+@pytest.mark.parametrize("kind, told", [("none", True), ("ultramem", False)])
+def test_an_axis_that_splits_nothing_is_told(kind, told):
+  config = testing.small_config(model__memory__kind=kind, mesh__table=8)
+  line = sharding.describe(config, layout(config))
+  assert ("splits nothing" in line) == told

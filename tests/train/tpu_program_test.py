@@ -16,6 +16,7 @@ from ultramem_jax import MemoryConfig, UltraMem, testing
 from ultramem_jax.ops import lookup, tucker
 from ultramem_jax.ops.kernels import pallas
 from ultramem_jax.tools import hlo, topology
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import program, sharding
 
 pytestmark = pytest.mark.skipif(
@@ -189,7 +190,7 @@ def test_a_sparse_training_step_writes_rows_alone(low_precision):
       "optim__table_second_moment": "row",
     }
   config = testing.small_config(**overrides)
-  mesh = sharding.make_mesh(config, topology.devices("v5e:1x1"))
+  mesh = mesh_lib.make(config, topology.devices("v5e:1x1"))
   lowered = program.lower_train_step(config, sharding.make_layout(config, mesh))
   assert set(lowered) == {"train", "update"}
   for name, part in lowered.items():

@@ -27,6 +27,7 @@ from ultramem_jax import cli
 from ultramem_jax.tools import compile as compile_lib
 from ultramem_jax.tools import topology
 from ultramem_jax.train import compiler_options, program, sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 STEPS = ("train", "decode")
 # The compiler's least effort to make a program fast.
@@ -56,7 +57,7 @@ def main() -> None:
   if values.topology != "local":
     jax.config.update("jax_platforms", "cpu")
   devices = topology.devices(values.topology)
-  mesh = sharding.make_mesh(config, devices)
+  mesh = mesh_lib.make(config, devices)
   layout = sharding.make_layout(config, mesh)
   if values.text:  # before the compiler has worked for minutes
     pathlib.Path(values.text).mkdir(parents=True, exist_ok=True)

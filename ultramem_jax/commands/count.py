@@ -21,7 +21,7 @@ from ultramem_jax import cli, data
 from ultramem_jax.commands import model_flags
 from ultramem_jax.runs import inputs, row_counts
 from ultramem_jax.tools import count
-from ultramem_jax.train import sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 
 def define_flags() -> None:
@@ -61,7 +61,7 @@ def main() -> None:
     else:
       config = model_flags.with_text(loaded.config, asked, values.batch_size)
       # Refuses a batch that the devices do not divide.
-      sharding.mesh_shape(config, loaded.layout.mesh.size)
+      mesh_lib.shape(config, loaded.layout.mesh.size)
       corpus = data.open(config)
       if model_flags.is_own_text():
         read, accepted = corpus.inputs("train"), values.accept_changed_data

@@ -73,7 +73,7 @@ class Checkpointer(contextlib.AbstractContextManager):
     self._held: frozen.Store | None = None  # that of the restored checkpoint
     self._lock = None
     if jax.process_index() == 0:
-      self._lock = _locked(self._root)
+      self._lock = workdir_lib.lock(workdir)
       for root in (self._root, frozen.root(self._root.parent)):
         step_dirs.delete_leftovers(root)
     self._thread = concurrent.futures.ThreadPoolExecutor(1, "seal")
@@ -303,31 +303,6 @@ class Checkpointer(contextlib.AbstractContextManager):
 
   def __exit__(self, *exception) -> None:
     self.close()
-
-
-def require_idle(workdir: str | os.PathLike) -> None:
-  """Requires that no other process is training in a workdir.
-
-  Raises:
-    CheckpointError: one is.
-  """
-  root = pathlib.Path(workdir).absolute() / workdir_lib.CHECKPOINTS_NAME
-  if jax.process_index() == 0 and root.is_dir():
-    os.close(_locked(root))
-
-
-def _locked(root: pathlib.Path) -> int:
-  """Locks a folder of checkpoints; returns what to close to unlock it."""
-  held = os.open(root, os.O_RDONLY)
-  try:
-    files.lock(held)
-  except BlockingIOError as error:
-    os.close(held)
-    raise CheckpointError(
-      f"another process is training in {root.parent}: wait for its end or "
-      "use another --workdir"
-    ) from error
-  return held
 
 
 def _set_aside(path: pathlib.Path, damage: Damaged) -> None:

@@ -229,7 +229,7 @@ def unseen_by(path: pathlib.Path) -> list[int]:
     time.sleep(0.1)
   unseen = merged({} if is_seen else {str(jax.process_index()): True})
   if jax.process_index() == 0:
-    path.unlink()
+    path.unlink(missing_ok=True)
   return sorted(map(int, unseen))
 
 

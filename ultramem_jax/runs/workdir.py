@@ -18,11 +18,11 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ultramem_jax.runs.files import make_folder, write_atomically
+from ultramem_jax.runs import files
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import INT_END, require, require_text
 from ultramem_jax.settings.config import Config
-from ultramem_jax.settings.errors import ConfigError, few
+from ultramem_jax.settings.errors import CheckpointError, ConfigError, few
 
 CONFIG_NAME = "config.json"
 CHECKPOINTS_NAME = "checkpoints"
@@ -180,7 +180,7 @@ def _write(workdir: pathlib.Path, corpus: str, config: Config, overrides: Any):
   if overrides:
     record["overrides"] = overrides
   text = json.dumps(record, indent=2) + "\n"
-  write_atomically(workdir / CONFIG_NAME, text.encode())
+  files.write_atomically(workdir / CONFIG_NAME, text.encode())
 
 
 def overridden_at(workdir: str | os.PathLike) -> int:
@@ -301,7 +301,7 @@ def claim(
   require_name(workdir)
   workdir = pathlib.Path(workdir)
   try:
-    make_folder(workdir)
+    files.make_folder(workdir)
   except OSError as error:
     raise ConfigError(f"workdir = {str(workdir)!r}: {error}") from error
   if (workdir / CONFIG_NAME).exists():
@@ -346,3 +346,34 @@ def load_config(workdir: str | os.PathLike) -> Config:
       f"{workdir / CONFIG_NAME} is not a config of this version ({error}): "
       "use the version that wrote it, or start a new run in another --workdir"
     ) from error
+
+
+def lock(workdir: str | os.PathLike) -> int:
+  """Locks a workdir for training; returns what to close to unlock it.
+
+  Args:
+    workdir: with its folder of checkpoints, which is what is locked.
+  Raises:
+    CheckpointError: another process is training there.
+  """
+  held = os.open(pathlib.Path(workdir, CHECKPOINTS_NAME), os.O_RDONLY)
+  try:
+    files.lock(held)
+  except BlockingIOError as error:
+    os.close(held)
+    raise CheckpointError(
+      f"another process is training in {pathlib.Path(workdir).absolute()}: "
+      "wait for its end or use another --workdir"
+    ) from error
+  return held
+
+
+def require_idle(workdir: str | os.PathLike) -> None:
+  """Requires that no other process is training in a workdir.
+
+  Raises:
+    CheckpointError: one is.
+  """
+  is_begun = pathlib.Path(workdir, CHECKPOINTS_NAME).is_dir()
+  if jax.process_index() == 0 and is_begun:
+    os.close(lock(workdir))

@@ -13,6 +13,7 @@ from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -60,7 +61,7 @@ def load(
   )
   bound = inputs.own_tokenizer(workdir_lib.load_config(workdir), workdir)
   config = on_these_devices(bound, mesh or {})
-  layout = sharding.make_layout(config, sharding.make_mesh(config))
+  layout = sharding.make_layout(config, mesh_lib.make(config))
   state = state_lib.abstract_state(config, layout)
   restored = checkpoint.restore(
     workdir,

@@ -23,6 +23,7 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import optim, sharding, trainable
 from ultramem_jax.train import tables as tables_lib
 
@@ -112,8 +113,8 @@ def check_evaluation(config: Config, num_devices: int) -> None:
   Raises:
     ConfigError: one line, with the memory needed and the memory there is.
   """
-  sizes = sharding.mesh_shape(config, num_devices)
-  split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+  sizes = mesh_lib.shape(config, num_devices)
+  split = math.prod(sizes[axis] for axis in mesh_lib.BATCH_AXES)
   tokens = config.data.seq_len * (config.batch_size // split)
   need, have = 4 * config.model.vocab_size * tokens, available_bytes()
   require(
@@ -195,7 +196,7 @@ def training_bytes(
     "activations", and "exchange", through which the rows of one split table
     go: estimates; "total".
   """
-  sizes = sharding.mesh_shape(config, num_devices)
+  sizes = mesh_lib.shape(config, num_devices)
   mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
   layout = sharding.make_layout(config, mesh)
   specs = sharding.parameter_specs(config, layout)
@@ -203,7 +204,7 @@ def training_bytes(
     path: NamedSharding(mesh, specs[path]).shard_shape(shape)
     for path, shape in accounting.parameter_shapes(config.model).items()
   }
-  split = math.prod(sizes[axis] for axis in sharding.BATCH_AXES)
+  split = math.prod(sizes[axis] for axis in mesh_lib.BATCH_AXES)
   sums = 1 if config.accumulation_steps == 1 else 2
   is_trainable = functools.partial(
     trainable.is_trainable, pattern=config.optim.trainable

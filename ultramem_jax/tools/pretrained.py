@@ -24,6 +24,7 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import fit
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -183,7 +184,7 @@ def _digested(
 def _read_variables(config: Config, source: Opened) -> dict[str, Any]:
   """Reads the model's collections to these devices."""
   here = load_lib.on_these_devices(config, {})
-  layout = sharding.make_layout(here, sharding.make_mesh(here))
+  layout = sharding.make_layout(here, mesh_lib.make(here))
   abstract = state_lib.abstract_state(here, layout).variables()
   need = sum(
     math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize

@@ -48,6 +48,7 @@ from ultramem_jax.train import (
   start,
   trainable,
 )
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train.loop import Metrics
 from ultramem_jax.train.program import TrainProgram
 from ultramem_jax.train.state import TrainState
@@ -138,7 +139,7 @@ def bind_workdir(
       that is not accepted.
     CheckpointError: another process is training there.
   """
-  checkpoint.require_idle(workdir)
+  workdir_lib.require_idle(workdir)
   read = read_by(config, corpus)
   inputs.require_same(workdir, read, accepted.data)  # before it is written to
   workdir_lib.claim(workdir, config, described, accepted.settings)
@@ -238,7 +239,7 @@ def train_once(
       not finite.
   """
   trainable.require_trainable(config)
-  layout = sharding.make_layout(config, sharding.make_mesh(config))
+  layout = sharding.make_layout(config, mesh_lib.make(config))
   source = plan_start(config, workdir)
   rare = rarity.read(config)
   memory = fit.check(config, layout.mesh.size)

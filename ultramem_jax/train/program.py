@@ -15,6 +15,7 @@ import numpy as np
 
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.config import Config
+from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import optim, sharding, step
 from ultramem_jax.train import rarity as rarity_lib
 from ultramem_jax.train import state as state_lib
@@ -23,9 +24,7 @@ from ultramem_jax.train.state import TrainState
 
 def one_device(config: Config) -> Layout:
   """Returns the layout of a run on one device, the first there is."""
-  return sharding.make_layout(
-    config, sharding.make_mesh(config, jax.devices()[:1])
-  )
+  return sharding.make_layout(config, mesh_lib.make(config, jax.devices()[:1]))
 
 
 def lower_train_step(
