@@ -82,16 +82,7 @@ SETS = flags.DEFINE_integer(
 
 def stages() -> tuple[str, Stages]:
   """Returns the name of the model that learns, and its runs."""
-  name = "small" if QUICK.value else "smollm2"
-  if PRETRAINED.value:
-    name = pathlib.Path(PRETRAINED.value).name
-    if QUICK.value:
-      raise app.UsageError("--quick has a model of its own: no --pretrained")
-    if name in tables.MODELS:
-      raise app.UsageError(
-        f"--pretrained={PRETRAINED.value}: results of the model "
-        f"{name!r} are on file: give the workdir another name"
-      )
+  name = backbone.model_name(QUICK.value, PRETRAINED.value)
   folder = pathlib.Path(RUNS.value, name).absolute()
   scale = SMALL if QUICK.value else LARGE
   scale = scale._replace(steps=STEPS.value or scale.steps)

@@ -4,8 +4,10 @@ import json
 import pathlib
 from collections.abc import Iterator, Sequence
 
+from absl import app
+
 from benchmarks.facts import facts as facts_lib
-from benchmarks.facts import general, stages
+from benchmarks.facts import general, stages, tables
 from benchmarks.facts.facts import Fact
 from benchmarks.pretrained import model as pretrained_model
 from configs import default
@@ -15,6 +17,26 @@ from ultramem_jax.settings.config import parse
 VOCAB = 2048
 # Facts of the small model's own training, about other entities.
 OTHERS, OTHERS_SEED = 20_000, 1_000_000
+
+
+def model_name(is_quick: bool, pretrained: str) -> str:
+  """Returns the name of the model that learns, which its results have.
+
+  Raises:
+    UsageError: two models are named, or the results of another one are on file
+      under the name.
+  """
+  if not pretrained:
+    return "small" if is_quick else "smollm2"
+  if is_quick:
+    raise app.UsageError("--quick has a model of its own: no --pretrained")
+  name = pathlib.Path(pretrained).name
+  if name in tables.MODELS:
+    raise app.UsageError(
+      f"--pretrained={pretrained}: results of the model {name!r} are on file: "
+      "give the workdir another name"
+    )
+  return name
 
 
 def smollm2(folder: pathlib.Path) -> pathlib.Path:

@@ -5,7 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from absl import app
 
+from benchmarks.facts import backbone as backbone_lib
 from benchmarks.facts import parts, tables
 from benchmarks.facts import stages as stages_lib
 from benchmarks.facts import store as store_lib
@@ -170,6 +172,14 @@ def test_the_table_has_every_rate_and_what_it_costs():
   assert "| 0.001 | 30 | 1 | 100 % | 40 % | 0 % | +0.0 % | 50 % |" in table
   (best,) = tables.best(records, "recall").values()
   assert best == records[2:]
+
+
+def test_results_of_two_models_have_two_names():
+  assert backbone_lib.model_name(True, "") == "small"
+  assert backbone_lib.model_name(False, "runs/qwen") == "qwen"
+  for is_quick, pretrained in ((True, "runs/qwen"), (False, "runs/smollm2")):
+    with pytest.raises(app.UsageError, match="--pretrained"):
+      backbone_lib.model_name(is_quick, pretrained)
 
 
 def test_only_the_files_of_a_cell_are_forgotten(tmp_path):

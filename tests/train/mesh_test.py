@@ -19,6 +19,9 @@ def test_gpus_of_several_hosts_lie_host_by_host():
   mesh = mesh_lib.make(mesh_config(fsdp=8), gpus(2, 8))
   assert [x.id for x in mesh.devices.flat] == list(range(16))
   assert mesh.shape["data"] == 2 and mesh.shape["fsdp"] == 8
+  # JAX calls hosts slices, but between GPUs any axis may lie.
+  mesh = mesh_lib.make(mesh_config(tensor=16), gpus(2, 8))
+  assert mesh.shape["tensor"] == 16
 
 
 @pytest.mark.parametrize(
