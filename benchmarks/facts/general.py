@@ -51,25 +51,29 @@ def english(is_held_out: bool) -> list[str]:
   ]
 
 
-def write(folder: pathlib.Path) -> None:
-  """Writes english.jsonl, english_held_out.jsonl and pieces.jsonl to a folder.
-
-  Pieces are of both texts, in equal numbers, and of no held-out part.
-  """
-  train = english(is_held_out=False)
+def python() -> list[str]:
+  """Returns source code to train on, without the topics' own file."""
   source = sources.Splits(parse(default.get_config()).data).train
-  python = [text_of(document) for document in source.documents()]
+  texts = [text_of(document) for document in source.documents()]
+  held_out = pathlib.Path(topics.__file__).read_text("utf-8")
+  return [text for text in texts if text not in held_out]
+
+
+def write(folder: pathlib.Path) -> None:
+  """Writes python, english, english_held_out and pieces.jsonl to a folder.
+
+  Pieces are of the first two, in equal numbers.
+  """
+  train = {"python": python(), "english": english(is_held_out=False)}
   rng = random.Random("pieces")
   mixed = [
     piece
-    for texts in (train, python)
-    for piece in pieces(texts, PIECES // len(TEXTS), rng)
+    for name in ("english", "python")
+    for piece in pieces(train[name], PIECES // len(train), rng)
   ]
-  for name, texts in (
-    ("english", train),
-    ("english_held_out", english(is_held_out=True)),
-    ("pieces", mixed),
-  ):
+  held_out = english(is_held_out=True)
+  files = {**train, "english_held_out": held_out, "pieces": mixed}
+  for name, texts in files.items():
     lines = [json.dumps({"text": text}) for text in texts]
     (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
@@ -94,8 +98,8 @@ def settings(folder: pathlib.Path) -> dict[str, Any]:
     folder: of `write`.
   """
   return {
-    "source": "stdlib",
-    "path": "",
+    "source": "text",
+    "path": str(folder / "python.jsonl"),
     "valid_path": "",
     "mixture": f"{folder / 'english.jsonl'}=0.5",
     "records": "text",
@@ -108,11 +112,13 @@ def _held_out(config: Config, text: str, folder: pathlib.Path, rows: int):
   """Returns the config of a run whose validation split is of a text."""
   fields = to_dict(config)
   fields["data"].update(settings(folder), mixture="", seq_len=LENGTH)
-  if text == "english":
+  if text == "python":
+    fields["data"].update(source="stdlib", path="")
+  else:
     path, valid_path = (
       str(folder / f"{name}.jsonl") for name in ("english", "english_held_out")
     )
-    fields["data"].update(source="text", path=path, valid_path=valid_path)
+    fields["data"].update(path=path, valid_path=valid_path)
   fields.update(batch_size=ROWS, eval_batches=-(-rows // ROWS))
   return parse(fields)
 

@@ -18,6 +18,7 @@ from benchmarks.facts.store import Cell
 from configs import default
 from tests.examples.word_model import make_folder
 from ultramem_jax import data
+from ultramem_jax.data import sources
 from ultramem_jax.serve import generate
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.config import parse
@@ -156,6 +157,13 @@ def test_held_out_topics_share_no_paragraph_with_the_rest():
   train, held_out = (paragraphs(general.english(x)) for x in (False, True))
   assert len(train) > 1000 and len(held_out) > 100
   assert not train & held_out
+
+
+def test_source_code_to_train_on_has_no_topics():
+  every = sources.Splits(parse(default.get_config()).data).train.documents()
+  (held_out,) = (x for x in every if "topics = {'assert'" in x)
+  kept = general.python()
+  assert len(kept) > 500 and held_out not in kept
 
 
 def test_pieces_are_of_their_texts_and_short():
