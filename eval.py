@@ -25,31 +25,34 @@ from ultramem_jax.runs import distributed, inputs, metrics
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.tools import fit
 
-BATCHES = flags.DEFINE_integer(
-  "batches", 0, "Batches to evaluate; 0 = the whole split.", lower_bound=0
-)
-TASKS = flags.DEFINE_list(
-  "tasks", [], "Tasks of lm-evaluation-harness, instead of the loss."
-)
-TASKS_DIR = flags.DEFINE_string(
-  "tasks_dir", None, "Folder of YAML files of your own tasks."
-)
-NUM_FEWSHOT = flags.DEFINE_integer(
-  "num_fewshot",
-  None,
-  "Examples before a question; by default the task's.",
-  lower_bound=0,
-)
-LIMIT = flags.DEFINE_integer(
-  "limit",
-  None,
-  "Questions of each task, to try it; by default all.",
-  lower_bound=1,
-)
-model_flags.define()
-model_flags.define_text("validation")
-cli.define_accept_changed_data()
-cli.define_processes()
+
+def define_flags() -> None:
+  """Defines the flags of the command line."""
+  flags.DEFINE_integer(
+    "batches", 0, "Batches to evaluate; 0 = the whole split.", lower_bound=0
+  )
+  flags.DEFINE_list(
+    "tasks", [], "Tasks of lm-evaluation-harness, instead of the loss."
+  )
+  flags.DEFINE_string(
+    "tasks_dir", None, "Folder of YAML files of your own tasks."
+  )
+  flags.DEFINE_integer(
+    "num_fewshot",
+    None,
+    "Examples before a question; by default the task's.",
+    lower_bound=0,
+  )
+  flags.DEFINE_integer(
+    "limit",
+    None,
+    "Questions of each task, to try it; by default all.",
+    lower_bound=1,
+  )
+  model_flags.define()
+  model_flags.define_text("validation")
+  cli.define_accept_changed_data()
+  cli.define_processes()
 
 
 def load_run() -> TrainedModel:
@@ -59,7 +62,7 @@ def load_run() -> TrainedModel:
   if "path" in asked:  # which the run's own validation files are not part of
     asked = {"valid_path": "", **asked}
   config = model_flags.with_text(run.config, asked, flags.FLAGS.batch_size)
-  config = dataclasses.replace(config, eval_batches=BATCHES.value)
+  config = dataclasses.replace(config, eval_batches=flags.FLAGS.batches)
   fit.check_evaluation(config, run.layout.mesh.size)
   return run._replace(config=config)
 
@@ -87,26 +90,28 @@ def evaluate_tasks() -> None:
   # lm_eval is optional, and slow to import.
   from ultramem_jax.evaluation import harness
 
-  manager, tasks = harness.find(TASKS.value, TASKS_DIR.value)
+  values = flags.FLAGS
+  manager, tasks = harness.find(values.tasks, values.tasks_dir)
   record, table = harness.evaluate(
-    load_run(), manager, tasks, NUM_FEWSHOT.value, LIMIT.value
+    load_run(), manager, tasks, values.num_fewshot, values.limit
   )
   print(table)
-  harness.append(flags.FLAGS.workdir, record)
+  harness.append(values.workdir, record)
 
 
 def main() -> None:
   cli.join_processes()
-  if TASKS.value:
+  if flags.FLAGS.tasks:
     why = "is for the loss, not for --tasks"
-    cli.require_unset([BATCHES.name, inputs.ACCEPT_FLAG], why)
+    cli.require_unset(["batches", inputs.ACCEPT_FLAG], why)
     model_flags.require_no_text(why, but=("seq_len", "tokenizer"))
     evaluate_tasks()
   else:
-    unread = TASKS_DIR.name, NUM_FEWSHOT.name, LIMIT.name
+    unread = "tasks_dir", "num_fewshot", "limit"
     cli.require_unset(unread, "is for --tasks")
     evaluate_loss()
 
 
 if __name__ == "__main__":
+  define_flags()
   cli.run(main)

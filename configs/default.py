@@ -57,8 +57,8 @@ def get_config() -> Any:
   # `source`. Nothing of them is held out.
   c.data.mixture = ""
   # Share of documents held out for validation, chosen by a hash, where the
-  # source has no validation split; strictly between 0 and 1. Of a single text
-  # file, the last part; lines of JSON are not cut.
+  # source has no validation split; strictly between 0 and 1. From a single text
+  # file the last part is held out; lines of JSON are not cut.
   c.data.valid_fraction = 0.04
   c.data.tfds_name = ""  # tfds: name[/config][:version], such as c4/en:3.0.1
   c.data.tfds_dir = ""  # tfds: data directory; "" = ~/tensorflow_datasets
@@ -120,7 +120,8 @@ def get_config() -> Any:
   c.model.norm = "layernorm"  # layernorm | rms
   c.model.norm_eps = 1e-5  # added to the variance in norms; [1e-12, 1]
   c.model.norm_bias = False  # norms learn a bias
-  c.model.norm_position = "pre"  # of attention and MLP, or "post": after them
+  # Norms before attention and MLP, or after them: pre | post.
+  c.model.norm_position = "pre"
   # Normalize queries and keys: none | head (each head) | width (all heads as
   # one vector).
   c.model.qk_norm = "none"
@@ -327,8 +328,8 @@ def get_config() -> Any:
   # memories stay float32.
   c.optim.frozen_dtype = "float32"
   # Factors on the learning rates of all parameters except tables,
-  # PATTERN=FACTOR joined by ",",
-  # such as embed=0.1,memory=5; the first pattern that is found decides.
+  # PATTERN=FACTOR joined by ",", such as embed=0.1,memory=5; the first pattern
+  # that is found in the parameter's path decides.
   c.optim.rate_multipliers = ""
 
   # Checkpoints: the newest `keep` of them, and the best by validation loss.

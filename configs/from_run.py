@@ -13,16 +13,23 @@ from ultramem_jax.runs import inputs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings import kinds
+from ultramem_jax.settings.checks import require
 
 
-def get_config(workdir: str) -> Any:
+def get_config(workdir: str = "") -> Any:
   """Returns the ConfigDict of a run, with init_from and its own tokenizer.
 
   Args:
     workdir: of the run; DIR@STEP or DIR@best names a checkpoint of it.
   Raises:
-    ConfigError: it holds no run.
+    ConfigError: it is not named, or holds no run.
   """
+  require(
+    bool(workdir),
+    "--config=configs/from_run.py:DIR, DIR",
+    workdir,
+    "must name the workdir of a run",
+  )
   folder, _ = workdir_lib.split_step(workdir)
   held = inputs.own_tokenizer(workdir_lib.load_config(folder), folder)
   c = default.get_config()

@@ -31,9 +31,9 @@ def run(tmp_path):
     data__tokenizer=str(tmp_path / "tokenizer.json"),
   )
   workdir = str(tmp_path / "run")
-  corpus, described = training.open_corpus(config, workdir)
-  testing.save_run(workdir, config, described)
-  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
+  opened = training.open_corpus(config, workdir)
+  testing.save_run(workdir, config, opened.described)
+  training.bind_workdir(workdir, config, opened, training.NOTHING)
   return config, workdir
 
 
@@ -48,41 +48,39 @@ def permute(path):
 @pytest.mark.parametrize("changed", ["data.path", "data.tokenizer"])
 def test_training_names_what_has_changed(run, tmp_path, changed, capsys):
   config, workdir = run
-  corpus, described = training.open_corpus(config, workdir)
-  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
+  opened = training.open_corpus(config, workdir)
+  training.bind_workdir(workdir, config, opened, training.NOTHING)
   if changed == "data.path":
     (tmp_path / "input.txt").write_text(TEXT.swapcase() * 99)
     file = "input.txt"
   else:
     permute(tmp_path / "tokenizer.json")
     file = "tokenizer.json"
-  corpus, described_now = training.open_corpus(config, workdir)
-  assert described_now == described  # sizes and counts do not tell
+  now = training.open_corpus(config, workdir)
+  assert now.described == opened.described  # sizes and counts do not tell
   with pytest.raises(ConfigError) as caught:
     training.train(config, workdir)
   message = f"the data of this run have changed: {changed}: {file} has changed"
   assert message in str(caught.value)
   assert "--accept_changed_data" in str(caught.value)
-  training.bind_workdir(
-    workdir, config, corpus, described, training.Accepted(data=True)
-  )
+  training.bind_workdir(workdir, config, now, training.Accepted(data=True))
   assert message in capsys.readouterr().out
-  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
+  training.bind_workdir(workdir, config, now, training.NOTHING)
 
 
 def test_a_run_that_is_trained_elsewhere_keeps_its_settings(run):
   """Even with --override: its own command would be refused later."""
   config, workdir = run
-  corpus, described = training.open_corpus(config, workdir)
+  opened = training.open_corpus(config, workdir)
   longer = dataclasses.replace(config, steps=config.steps + 1)
   accepted = training.Accepted(settings=True, data=True)
   record = pathlib.Path(workdir, "config.json")
   before = record.read_bytes()
   with checkpoint.Checkpointer(workdir, 1):
     with pytest.raises(CheckpointError, match="another process"):
-      training.bind_workdir(workdir, longer, corpus, described, accepted)
+      training.bind_workdir(workdir, longer, opened, accepted)
     assert record.read_bytes() == before
-  training.bind_workdir(workdir, longer, corpus, described, accepted)
+  training.bind_workdir(workdir, longer, opened, accepted)
   assert record.read_bytes() != before
 
 
@@ -110,8 +108,8 @@ def test_training_names_counts_of_rows_that_have_changed(run, tmp_path):
   )
   config = dataclasses.replace(config, optim=optim)
   workdir = str(tmp_path / "chosen")
-  corpus, described = training.open_corpus(config, workdir)
-  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
+  opened = training.open_corpus(config, workdir)
+  training.bind_workdir(workdir, config, opened, training.NOTHING)
   row_counts.save(path, counts._replace(num_texts=5))
   with pytest.raises(ConfigError, match=r"table_counts: .* has changed"):
     training.train(config, workdir)
@@ -156,23 +154,24 @@ def test_evaluation_names_what_has_changed(run, tmp_path):
 def test_the_index_is_kept_in_the_workdir(run, tmp_path):
   config, workdir = run
   os.utime(tmp_path / "input.txt", ns=(LONG_AGO, LONG_AGO))
-  corpus, described = training.open_corpus(config, workdir)
-  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
+  opened = training.open_corpus(config, workdir)
+  training.bind_workdir(workdir, config, opened, training.NOTHING)
   assert os.path.exists(f"{workdir}/index.npz")
-  assert training.open_corpus(config, workdir)[1] == described
+  assert training.open_corpus(config, workdir).described == opened.described
 
 
 def test_a_run_goes_on_with_its_own_tokenizer_if_the_other_is_gone(
   run, tmp_path
 ):
   config, workdir = run
-  before, _ = training.open_corpus(config, workdir)
+  before = training.open_corpus(config, workdir)
   (tmp_path / "tokenizer.json").unlink()
-  corpus, described = training.open_corpus(config, workdir)
+  opened = training.open_corpus(config, workdir)
   assert (
-    corpus.tokenizer.encode("a line") == before.tokenizer.encode("a line")
+    opened.corpus.tokenizer.encode("a line")
+    == before.corpus.tokenizer.encode("a line")
   ).all()
-  training.bind_workdir(workdir, config, corpus, described, training.NOTHING)
+  training.bind_workdir(workdir, config, opened, training.NOTHING)
   with pytest.raises(ConfigError, match="no such file"):
     training.open_corpus(config, str(tmp_path / "another"))
 

@@ -153,6 +153,10 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
       ["--config=configs/absent.py"],
       "error: --config = 'configs/absent.py': no such file; give the path of a",
     ),
+    (
+      ["--config=configs/from_run.py"],
+      "configs/from_run.py:DIR, DIR = '': must name the workdir of a run",
+    ),
     (["--config=absent"], "--config = 'absent': no such file"),
     (["--config", "absent"], "--config = 'absent': no such file"),
     ([TINY, "--verbos=1"], "verbos"),
@@ -217,7 +221,7 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
     ("ultramem generate more", "unexpected arguments: more"),
     ("ultramem generate --prompt=\udcff", "--prompt = '\\udcff': must be text"),
     ("eval.py --workdir=a[x]", "workdir = 'a[x]': must have no backslash and"),
-    ("ultramem convert here", "missing arguments: SOURCE TARGET"),
+    ("ultramem convert here", "missing arguments: TARGET"),
     (
       "ultramem import --workdir=absent",
       "--from = None: must name the folder of a pretrained model",

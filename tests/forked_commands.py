@@ -15,7 +15,6 @@ import importlib
 import json
 import os
 import pkgutil
-import runpy
 import signal
 import sys
 import time
@@ -64,7 +63,11 @@ def run(program):
     train.define_flags()
     cli.run(train.main)
   else:
-    runpy.run_path(program, run_name="__main__")
+    import eval as evaluation
+    from ultramem_jax import cli
+
+    evaluation.define_flags()
+    cli.run(evaluation.main)
 
 
 def run_and_exit(case):

@@ -195,7 +195,8 @@ def run(main: Callable[..., None]) -> None:
       extra = " ".join(arguments[len(names) :])
       raise ConfigError(f"unexpected arguments: {extra}")
     if len(arguments) < len(names):
-      raise ConfigError(f"missing arguments: {' '.join(names)}")
+      missing = " ".join(names[len(arguments) :])
+      raise ConfigError(f"missing arguments: {missing}")
     switches.require_usable()
     compilation_cache.use(COMPILATION_CACHE.value)
     host_memory.keep_freed()

@@ -244,7 +244,7 @@ class Transformer(nn.Module):
             jnp.dtype(c.dtype),
             self.layout,
             self.prepared_for,
-            name=f"memory_{span.index}",
+            name=span.name,
           )(h_BTD, segment_BT, decode, tables)
           outputs[span.index] = dropout(y_BTD)
         if span.end == layer:

@@ -42,8 +42,7 @@ from ultramem_jax import data
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings.model import ModelConfig
-from ultramem_jax.tools import accounting
-from ultramem_jax.train import trainable
+from ultramem_jax.train import sharding, trainable
 
 PACKAGES = ("torch==2.13.0", "transformers==5.24.0")
 PROMPTS = (
@@ -197,7 +196,7 @@ def read_bytes(c: ModelConfig, batch: int) -> int:
 
   The head is the embedding. Half of the new tokens are in the cache on average.
   """
-  shapes = accounting.parameter_shapes(c).values()
+  shapes = sharding.parameter_shapes(c).values()
   positions = batch * (PROMPT + DECODED // 2)
   cached = 2 * c.num_layers * c.num_kv_heads * c.head_dim * positions
   return 4 * (sum(map(math.prod, shapes)) + cached)

@@ -19,7 +19,7 @@ from configs import from_run
 from ultramem_jax import testing
 from ultramem_jax.runs.row_counts import RowCounts
 from ultramem_jax.settings.config import parse
-from ultramem_jax.train import trainable
+from ultramem_jax.train import preconditions
 
 CELL = Cell("small", "recall", "lora_16", 1e-3, 0, 30, 100)
 SCALE = stages_lib.Scale(30, 8, 48, 20, 4, 32, 15, 2, 4)
@@ -64,13 +64,13 @@ def test_the_settings_of_every_method_fit(name, stages, monkeypatch):
   monkeypatch.setattr(stages_lib.Stages, "counted", lambda *_: None)
   c = stages.config("run", method, 1e-3, 0, [])
   config = parse(c)
-  trainable.require_matching_patterns(config)
+  preconditions.require_matching_patterns(config)
   assert bool(config.model.spans) == (method.memory is not None)
   assert len(trained) == bool(method.memory)
   for base, _ in trained:
     settings = parse(base)
     assert settings.model.memory == config.model.memory
-    trainable.require_matching_patterns(settings)
+    preconditions.require_matching_patterns(settings)
     assert settings.optim.trainable == "memory"
     steps = {"cold": 1, "warm": SCALE.warm_steps, "taught": SCALE.taught_steps}
     assert settings.steps == steps[method.memory.base]

@@ -2,7 +2,11 @@
 
 import json
 
+import jax
+
+from configs import tiny
 from ultramem_jax import testing
+from ultramem_jax.settings.config import parse
 from ultramem_jax.tools import fit
 
 FLAGS = ["--config=tiny", "--config.model.memory.kind=none"]
@@ -22,6 +26,16 @@ def test_json():
   assert costs["available_bytes"] == int(0.01 * fit.GIB)
   assert costs["training_bytes"]["total"] > costs["available_bytes"]
   assert costs["fits"] is False
+
+
+def test_this_machine_is_asked_as_training_asks_it():
+  c = tiny.get_config()
+  c.model.memory.kind = "none"
+  need = fit.training_bytes(parse(c), 1, jax.devices()[0].platform)
+  assert json.loads(run("--json"))["training_bytes"] == need
+  # A CPU needs other room than the device that --memory is about.
+  of_other = json.loads(run("--json", "--memory=80"))["training_bytes"]
+  assert (of_other == need) == (jax.default_backend() != "cpu")
 
 
 def test_tables_end_with_the_verdict():

@@ -13,7 +13,7 @@ from safetensors import numpy as safetensors
 from ultramem_jax import Transformer, testing
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.interop.pretrained import write
-from ultramem_jax.runs import checkpoint, origin
+from ultramem_jax.runs import checkpoint, inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
@@ -258,6 +258,17 @@ def test_a_model_of_ones_own_is_exported_if_it_is_of_a_family(tmp_path):
   one, other = (load_lib.load(tmp_path / x) for x in ("run", "again"))
   same_arrays(one.variables["params"], other.variables["params"])
   assert again.exists()
+
+
+def test_a_users_own_files_beside_the_tokenizer_stay_there(tmp_path):
+  workdir = import_run(GOLDENS / NAMES[0], tmp_path / "run")
+  tokenizer = workdir / inputs.TOKENIZER_NAME
+  tokenizer.mkdir(exist_ok=True)
+  (tokenizer / "notes").mkdir()
+  (tokenizer / ".tokenizer.json.0123.tmp").write_text("of a kill")
+  output = export_run(workdir, tmp_path / "out")
+  names = {path.name for path in output.iterdir()}
+  assert not names & {"notes", ".tokenizer.json.0123.tmp"}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from configs import tiny_dense
 from ultramem_jax import testing
 from ultramem_jax.settings import config
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.tools import accounting, fit
+from ultramem_jax.tools import accounting, device_memory, fit
 from ultramem_jax.train import state as state_lib
 from ultramem_jax.train import step as step_lib
 from ultramem_jax.train.program import TrainProgram
@@ -142,7 +142,7 @@ def test_a_cpu_is_not_refused_what_it_holds():
 
 
 def test_24_gib_refuse_the_full_model_and_take_a_shrunk_one(monkeypatch):
-  monkeypatch.setattr(fit, "available_bytes", lambda: 24 * fit.GIB)
+  monkeypatch.setattr(device_memory, "available_bytes", lambda: 24 * fit.GIB)
   full = importlib.import_module("configs.151m_x12").get_config()
   full.batch_size = 1
   full.data.seq_len = 128
@@ -158,42 +158,9 @@ def test_24_gib_refuse_the_full_model_and_take_a_shrunk_one(monkeypatch):
 
 
 def test_unknown_memory_refuses_nothing(monkeypatch):
-  monkeypatch.setattr(fit, "available_bytes", lambda: None)
+  monkeypatch.setattr(device_memory, "available_bytes", lambda: None)
   run = importlib.import_module("configs.1b6_x12").get_config()
   assert "the memory of this device is unknown" in fit.check(config.parse(run))
-
-
-def test_available_bytes_of_this_machine():
-  available = fit.available_bytes()
-  if available is None:  # of some accelerators
-    assert jax.default_backend() != "cpu"
-  else:
-    assert 2**20 < available < 2**50
-
-
-def test_control_group_and_free_memory_limit_the_host(tmp_path):
-  meminfo = tmp_path / "proc/meminfo"
-  version_1 = tmp_path / "sys/fs/cgroup/memory/memory.limit_in_bytes"
-  version_2 = tmp_path / "sys/fs/cgroup/memory.max"
-  for path in (meminfo, version_1):
-    path.parent.mkdir(parents=True)
-  assert fit.host_bytes(tmp_path) > 2**20  # physical memory
-  meminfo.write_text("MemTotal: 9 kB\nMemAvailable:   4000 kB\n")
-  assert fit.host_bytes(tmp_path) == 4000 * 1024
-  version_2.write_text("max\n")
-  assert fit.host_bytes(tmp_path) == 4000 * 1024
-  version_2.write_text("3000000\n")
-  assert fit.host_bytes(tmp_path) == 3_000_000
-  # What the group has taken is gone, but for files that it would give up.
-  version_2.with_name("memory.current").write_text("1200000\n")
-  assert fit.host_bytes(tmp_path) == 1_800_000
-  stat = "anon 700000\ninactive_file 500000\nactive_file 9\n"
-  version_2.with_name("memory.stat").write_text(stat)
-  assert fit.host_bytes(tmp_path) == 2_300_000
-  version_1.write_text("2000000\n")
-  assert fit.host_bytes(tmp_path) == 2_000_000
-  version_1.with_name("memory.usage_in_bytes").write_text("2500000\n")
-  assert fit.host_bytes(tmp_path) == 0
 
 
 @pytest.mark.parametrize(
@@ -211,27 +178,18 @@ def test_verdict(need, have, expected):
 
 def test_a_compiled_step_that_needs_more_is_refused(monkeypatch):
   run = testing.small_config()
-  monkeypatch.setattr(fit, "available_bytes", lambda: 2 * fit.GIB)
+  monkeypatch.setattr(device_memory, "available_bytes", lambda: 2 * fit.GIB)
   fit.check_compiled(run, 2 * fit.GIB)
   with pytest.raises(ConfigError, match=r"fits 2 GiB: no, needs 3 GiB: reduce"):
     fit.check_compiled(run, 3 * fit.GIB)
 
 
-def test_memory_of_devices_that_are_not_here():
-  class Device:
-    platform, device_kind = "tpu", "TPU v5 lite"
-
-  assert fit.available_bytes(Device()) == 15.75 * fit.GIB
-  Device.device_kind = "TPU v99"
-  assert fit.available_bytes(Device()) is None
-
-
 def test_an_evaluation_whose_logits_do_not_fit_is_refused(monkeypatch):
   config = testing.small_config(batch_size=16, data__seq_len=8)
   size = 4 * 16 * 8 * config.model.vocab_size
-  monkeypatch.setattr(fit, "available_bytes", lambda: size)
+  monkeypatch.setattr(device_memory, "available_bytes", lambda: size)
   fit.check_evaluation(config, 1)
-  monkeypatch.setattr(fit, "available_bytes", lambda: size - 1)
+  monkeypatch.setattr(device_memory, "available_bytes", lambda: size - 1)
   with pytest.raises(ConfigError, match="batch_size = 16: memory per device"):
     fit.check_evaluation(config, 1)
   fit.check_evaluation(config, 2)

@@ -13,7 +13,7 @@ from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.lora import LoraConfig
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import merge_lora
-from ultramem_jax.train import trainable
+from ultramem_jax.train import preconditions
 
 TOKENS_BT = np.arange(14).reshape(2, 7)
 CONFIG = testing.small_config(
@@ -63,7 +63,7 @@ def test_rates_of_the_lora_are_dropped():
     CONFIG.optim, trainable="lora_|memory", rate_multipliers=rates
   )
   config = dataclasses.replace(CONFIG, optim=optim)
-  trainable.require_matching_patterns(config)
+  preconditions.require_matching_patterns(config)
   merged = merge_lora.merged_config(config)
   assert merged.optim.rate_multipliers == "memory=0.1"
-  trainable.require_matching_patterns(merged)
+  preconditions.require_matching_patterns(merged)

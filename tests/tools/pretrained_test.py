@@ -18,7 +18,7 @@ from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.sampling import Sampling
 from ultramem_jax.testing import assert_close
-from ultramem_jax.tools import fit, pretrained, training
+from ultramem_jax.tools import device_memory, pretrained, training
 
 GOLDEN = testing.ROOT / "tests" / "goldens" / "hf" / "mistral"
 WORDS = ["[UNK]", "<first>", "<last>", *(f"w{i}" for i in range(58))]
@@ -170,7 +170,7 @@ def test_without_a_tokenizer_the_model_is_imported(tmp_path):
 
 
 def test_a_model_too_large_for_the_machine_is_refused(tmp_path, monkeypatch):
-  monkeypatch.setattr(fit, "available_bytes", lambda: 1000)
+  monkeypatch.setattr(device_memory, "available_bytes", lambda: 1000)
   with pytest.raises(ConfigError, match=r"fits 9\.3.*e-07 GiB: no, needs"):
     pretrained.import_run(str(GOLDEN), tmp_path / "run", small_config())
   assert not (tmp_path / "run").exists()

@@ -11,7 +11,7 @@ from ultramem_jax.model import Transformer
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 from ultramem_jax.tools import fit
-from ultramem_jax.train import step, trainable
+from ultramem_jax.train import preconditions, step
 
 SHARE = 0.3
 
@@ -202,12 +202,12 @@ def test_a_distilled_memory_says_what_its_model_says_without_it():
 )
 def test_what_has_no_teacher_that_stays_is_refused(message, overrides):
   with pytest.raises(ConfigError, match=rf"^optim\.distillation.*{message}"):
-    trainable.require_trainable(make_config(**overrides))
+    preconditions.require_trainable(make_config(**overrides))
 
 
 @pytest.mark.parametrize("pattern", ["memory", "memory_.*values", "gating"])
 def test_memories_and_gates_are_distilled(pattern):
-  trainable.require_trainable(
+  preconditions.require_trainable(
     make_config(optim__trainable=pattern, model__memory__gate="input")
   )
 

@@ -222,7 +222,7 @@ def test_the_config_of_a_run_takes_all_of_it_at_the_step_that_is_named(
   assert c.init_from == f"{tmp_path}@7"
   plan = init_from.plan(config_lib.parse(c))
   assert "memory_0/values" in plan.taken and not plan.new
-  assert plan.step == 7
+  assert plan.step == "7"
 
 
 def test_other_settings_of_a_memory_that_is_taken_are_told(backbone, tmp_path):

@@ -11,7 +11,7 @@ from tests.train import small_steps
 from ultramem_jax import Transformer, testing
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import accounting
-from ultramem_jax.train import init_from, sharding, trainable
+from ultramem_jax.train import init_from, preconditions, sharding
 from ultramem_jax.train import mesh as mesh_lib
 
 TARGETS = "attention/(query|out)|mlp/up"
@@ -104,12 +104,12 @@ def test_parameters_and_flops():
 
 
 def test_targets_must_match_a_linear_map():
-  trainable.require_matching_patterns(make_config())
+  preconditions.require_matching_patterns(make_config())
   with pytest.raises(
     ConfigError,
     match=r"targets = 'q_proj': matches no linear map; there are "
     "block_0/attention/key, .*head",
   ):
-    trainable.require_matching_patterns(
+    preconditions.require_matching_patterns(
       make_config(model__lora__targets="q_proj", optim__trainable="all")
     )

@@ -9,7 +9,7 @@ from tests.train import small_steps
 from ultramem_jax import testing
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.tools import fit
-from ultramem_jax.train import optim, trainable
+from ultramem_jax.train import optim, preconditions
 
 
 def flat(tree):
@@ -104,9 +104,13 @@ def test_bytes_are_those_of_what_is_trained():
 
 
 def test_a_pattern_must_be_one_and_match():
-  trainable.require_matching_patterns(make_config(optim__trainable="values$"))
+  preconditions.require_matching_patterns(
+    make_config(optim__trainable="values$")
+  )
   with pytest.raises(ConfigError, match="matches no parameter; there are bl"):
-    trainable.require_matching_patterns(make_config(optim__trainable="no_such"))
+    preconditions.require_matching_patterns(
+      make_config(optim__trainable="no_such")
+    )
   with pytest.raises(ConfigError, match=r"optim.trainable = '\(': is not a r"):
     make_config(optim__trainable="(")
   with pytest.raises(ConfigError, match="must say what is trained"):
@@ -141,7 +145,7 @@ def test_bad_multipliers(text):
 def test_reads_that_cannot_be_counted_are_refused():
   big = {"batch_size": 2**20, "data__seq_len": 2**10}
   with pytest.raises(ConfigError, match=r"batch_size = 1048576: reads"):
-    trainable.require_trainable(make_config(optim__trainable="all", **big))
+    preconditions.require_trainable(make_config(optim__trainable="all", **big))
 
 
 @pytest.mark.parametrize(
@@ -156,7 +160,7 @@ def test_reads_that_cannot_be_counted_are_refused():
 def test_multipliers_of_nothing_are_refused(text, pattern):
   config = make_config(optim__rate_multipliers=text)
   with pytest.raises(ConfigError, match=rf"{text}': '{pattern}' decides the"):
-    trainable.require_trainable(config)
+    preconditions.require_trainable(config)
 
 
 @pytest.mark.parametrize(
@@ -170,9 +174,9 @@ def test_multipliers_of_nothing_are_refused(text, pattern):
 def test_a_new_part_that_nothing_trains_is_refused(settings, field):
   config = make_config(**settings, optim__trainable="head")
   with pytest.raises(ConfigError, match=rf"model\.{field}"):
-    trainable.require_new_parts_can_learn(config)
-  trainable.require_new_parts_can_learn(config, new=[])
-  trainable.require_new_parts_can_learn(
+    preconditions.require_new_parts_can_learn(config)
+  preconditions.require_new_parts_can_learn(config, new=[])
+  preconditions.require_new_parts_can_learn(
     make_config(**settings, optim__trainable="lora_|adapter|memory")
   )
 
@@ -191,8 +195,10 @@ def test_a_new_memory_that_would_never_learn_is_refused(
   """Where it is nought, the gradient of all others of its parameters is."""
   config = make_config(**settings, optim__trainable=pattern)
   with pytest.raises(ConfigError, match=rf"model\.memory\.{field}: leaves mem"):
-    trainable.require_new_parts_can_learn(config)
+    preconditions.require_new_parts_can_learn(config)
   # One that was trained before is open; and so is one that learns as a whole.
-  trainable.require_new_parts_can_learn(config, new=[])
-  trainable.require_new_parts_can_learn(make_config(**settings))
-  trainable.require_new_parts_can_learn(make_config(optim__trainable=pattern))
+  preconditions.require_new_parts_can_learn(config, new=[])
+  preconditions.require_new_parts_can_learn(make_config(**settings))
+  preconditions.require_new_parts_can_learn(
+    make_config(optim__trainable=pattern)
+  )

@@ -13,8 +13,9 @@ import math
 from absl import flags
 
 from ultramem_jax import cli
+from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
-from ultramem_jax.tools import accounting, fit
+from ultramem_jax.tools import accounting, device_memory, fit
 
 
 def define_flags() -> None:
@@ -40,14 +41,16 @@ def define_flags() -> None:
 def main() -> None:
   values = flags.FLAGS
   config = cli.load_config()
-  need = fit.training_bytes(config, values.devices)
+  platform = ""
   if values.memory is None:
-    have = fit.available_bytes()
+    platform = distributed.devices()[0].platform
+    have = device_memory.available_bytes()
   else:
     require(
       math.isfinite(values.memory), "--memory", values.memory, "must be finite"
     )
     have = int(values.memory * fit.GIB)
+  need = fit.training_bytes(config, values.devices, platform)
   if values.json:
     report = accounting.report(config.model, values.batch)
     report["training_bytes"] = need

@@ -37,7 +37,7 @@ def define_mesh() -> None:
   """Defines --mesh.FIELD."""
   cli.define_section(
     "mesh",
-    dataclasses.asdict(MeshConfig(data=-1)),
+    dataclasses.asdict(MeshConfig()),
     "Another mesh than the run's: --mesh.FIELD=VALUE.",
   )
 

@@ -70,8 +70,7 @@ def load(data: DataConfig, split: str) -> Source:
     ConfigError: there is no such dataset on disk, split or text field, or files
       are missing or have another format.
   """
-  directory = find(data.tfds_name, data.tfds_dir)
-  builder = open_builder(directory, "data.tfds_name", data.tfds_name)
+  directory, builder = _open(data)
   parse = _parser(builder.info.features, data.text_field)
   field = f"data.{split}_split"
   name = getattr(data, f"{split}_split")
@@ -164,10 +163,15 @@ def open_builder(directory: str, field: str, value: str) -> Any:
     ) from error
 
 
+def _open(data: DataConfig) -> tuple[str, Any]:
+  """Returns the folder of the dataset `data.tfds_name`, and its builder."""
+  directory = find(data.tfds_name, data.tfds_dir)
+  return directory, open_builder(directory, "data.tfds_name", data.tfds_name)
+
+
 def shared(data: DataConfig) -> int:
   """Returns how many examples are in both splits, as slices may overlap."""
-  directory = find(data.tfds_name, data.tfds_dir)
-  builder = open_builder(directory, "data.tfds_name", data.tfds_name)
+  _, builder = _open(data)
   train, valid = (
     builder.info.splits[name].file_instructions
     for name in (data.train_split, data.valid_split)
@@ -186,8 +190,7 @@ def inputs(data: DataConfig, split: str) -> dict[str, dict[str, str]]:
   A dataset can be too large to be read before each run. Large files are told
   apart by their size and by parts of them.
   """
-  directory = find(data.tfds_name, data.tfds_dir)
-  builder = open_builder(directory, "data.tfds_name", data.tfds_name)
+  directory, builder = _open(data)
   field = f"{split}_split"
   instructions = builder.info.splits[getattr(data, field)].file_instructions
   paths = [os.path.join(directory, "features.json")]

@@ -67,7 +67,9 @@ def read_block(part: Part, record: int, byte: int, limit: int) -> Block:
     file.seek(byte)
     while record < part.stop and len(records) < limit:
       header = file.read(_HEADER.size)
-      length = _HEADER.unpack(header)[0] if len(header) == 12 else size
+      length = (
+        _HEADER.unpack(header)[0] if len(header) == _HEADER.size else size
+      )
       end = byte + _HEADER.size + length + _FOOTER_BYTES
       if end > size:
         raise DataError(

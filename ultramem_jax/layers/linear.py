@@ -66,7 +66,7 @@ class Linear(nn.Module):
 
   outputs: tuple[int, ...]
   std: float
-  axes: tuple[str, ...]
+  axes: tuple[str | None, ...]
   num_axes: int = 1
   dtype: jnp.dtype = jnp.float32
   prepared_for: str | None = None

@@ -3,6 +3,7 @@
 import flax.linen as nn
 
 from ultramem_jax.layers import tables as tables_lib
+from ultramem_jax.layers.linear import Linear
 from ultramem_jax.layers.parameter import uniform
 from ultramem_jax.layers.ultramem import UltraMem
 
@@ -64,13 +65,12 @@ class MemoryPlus(UltraMem):
   def _linear(self, name, width, bias):
     std = self.config.value_dim**-0.5
     axes = ("embed", "value" if name == "gate" else None)
-    return nn.Dense(
-      width,
-      use_bias=bias,
+    return Linear(
+      (width,),
+      std,
+      axes,
       dtype=self.dtype,
+      prepared_for=self.prepared_for,
+      use_bias=bias,
       name=name,
-      kernel_init=nn.with_logical_partitioning(
-        nn.initializers.normal(std), axes
-      ),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
     )

@@ -80,7 +80,8 @@ def apply_experts(
     expert_BTY: [B, T, Y] int32 in [0, X]; X adds nothing and costs nothing.
     weight_BTY: [B, T, Y] float32.
     up_XDF, down_XFD: the experts' matrices, in x's dtype.
-    gate_XDF: (silu(x W_gate) * x W_up) W_down; None: gelu(x W_up) W_down.
+    gate_XDF: the gates of SwiGLU, (silu(x W_gate) * x W_up) W_down; None: no
+      gates, gelu(x W_up) W_down.
   Returns:
     [B, T, D] in x's dtype.
   """

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from ultramem_jax.layers import tables as tables_lib
+from ultramem_jax.layers.linear import contract
 from ultramem_jax.layers.parameter import parameter
 from ultramem_jax.layers.ultramem import UltraMem
 
@@ -43,19 +44,20 @@ class UltraMemV2(UltraMem):
     index_BTY, row_BTY = self._rows(slot_BTAM)
     score_BTYC = score_BTAMC.reshape(*index_BTY.shape, -1)
     if c.pre_value_dim:
-      kernel_DW = parameter(
+      x_BTW = contract(
         self,
         "pre_projection",
-        nn.initializers.normal(self.embed_dim**-0.5),
-        ("embed", "value"),
-        (self.embed_dim, c.pre_value_dim),
+        x_BTD,
+        lambda: parameter(
+          self,
+          "pre_projection",
+          nn.initializers.normal(self.embed_dim**-0.5),
+          ("embed", "value"),
+          (self.embed_dim, c.pre_value_dim),
+        ),
       )
       pre_BTY = tables_lib.dot_values(
-        self,
-        tables,
-        "pre_values",
-        row_BTY,
-        x_BTD @ kernel_DW.astype(self.dtype),
+        self, tables, "pre_values", row_BTY, x_BTW
       )
       if c.pre_activation == "gelu":
         pre_BTY = nn.gelu(pre_BTY, approximate=False)

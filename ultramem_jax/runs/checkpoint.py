@@ -373,9 +373,9 @@ def _choose(root: pathlib.Path, step: int | str, damaged: set[int]) -> int:
     choice = step_dirs.best(root) if step == "best" else int(step)
   if choice not in saved:
     raise CheckpointError(
-      f"{root.parent} has no checkpoint {step!r}; saved: "
+      f"{root.parent} has no checkpoint {step}; saved: "
       f"{', '.join(map(str, saved))}"
     )
   if choice in damaged:
-    raise CheckpointError(f"checkpoint {step!r} of {root.parent} is damaged")
+    raise CheckpointError(f"checkpoint {step} of {root.parent} is damaged")
   return choice

@@ -40,6 +40,17 @@ def sync_folder(path: pathlib.Path) -> None:
     os.close(folder)
 
 
+def sync_tree(path: pathlib.Path) -> None:
+  """Forces a folder's files to the disk, their names, and those of folders."""
+  for entry in sorted(path.rglob("*")):
+    if entry.is_dir():
+      sync_folder(entry)
+    else:
+      with open(entry, "rb") as f:
+        os.fsync(f.fileno())
+  sync_folder(path)
+
+
 def make_folder(path: pathlib.Path) -> None:
   """Makes a folder and its parents, and forces their names to the disk."""
   new = [folder for folder in (path, *path.parents) if not folder.exists()]
@@ -61,9 +72,7 @@ def written_whole(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
   partial.mkdir(parents=True)
   try:
     yield partial
-    for path in (x for x in partial.rglob("*") if x.is_file()):
-      with open(path, "rb") as file:
-        os.fsync(file.fileno())
+    sync_tree(partial)
     partial.rename(folder)
     sync_folder(folder.parent)
   finally:

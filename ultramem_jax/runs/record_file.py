@@ -34,7 +34,7 @@ def rewind(
   Args:
     path: of the file, which may be absent.
     step: of the checkpoint; None: everything is dropped.
-    validation_due: whether the validation's record of that step is, too.
+    validation_due: whether the validation record of that step is dropped, too.
   Returns:
     The records that are kept.
   """

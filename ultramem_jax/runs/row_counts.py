@@ -182,7 +182,7 @@ def require_like(
 def merged(one: RowCounts, other: RowCounts) -> RowCounts:
   """Returns the sums of counts of one model.
 
-  Of a source of both, what `other` says of it is kept.
+  Where both counted the same source, the entry of `other` is kept.
   """
 
   def add(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]):

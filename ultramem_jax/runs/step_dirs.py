@@ -53,18 +53,6 @@ def digest(path: pathlib.Path) -> str:
     return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _flush(path: pathlib.Path) -> None:
-  """Forces a committed step to the disk: its files, their names, its own."""
-  for entry in sorted(path.rglob("*")):
-    if entry.is_dir():
-      files.sync_folder(entry)
-    else:
-      with open(entry, "rb") as f:
-        os.fsync(f.fileno())
-  files.sync_folder(path)
-  files.sync_folder(path.parent)
-
-
 def is_sealed(path: pathlib.Path) -> bool:
   """Returns whether a step has a seal; `verify` tells whether it holds."""
   return (path / SEAL).exists()
@@ -72,7 +60,8 @@ def is_sealed(path: pathlib.Path) -> bool:
 
 def seal(path: pathlib.Path) -> None:
   """Forces a committed step to the disk, and records every file's digest."""
-  _flush(path)
+  files.sync_tree(path)
+  files.sync_folder(path.parent)
   digests = {name: digest(file) for name, file in _files(path).items()}
   files.write_atomically(path / SEAL, json.dumps(digests).encode())
 
@@ -221,7 +210,10 @@ def prune(root: pathlib.Path, newest: int, keep: int) -> None:
 
 
 def remove(path: pathlib.Path) -> None:
-  """Deletes a step: a kill leaves it, or what `delete_leftovers` finds."""
+  """Deletes a step.
+
+  A kill leaves the whole step, or a folder that `delete_leftovers` deletes.
+  """
   doomed = path.with_name(f"{path.name}.deleting")
   os.rename(path, doomed)
   delete(doomed)

@@ -12,7 +12,7 @@ from ultramem_jax.runs import checkpoint, distributed, inputs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
-from ultramem_jax.settings.config import Config
+from ultramem_jax.settings.config import Config, MeshConfig
 from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
@@ -63,11 +63,7 @@ def load(
   config = on_these_devices(bound, mesh or {})
   layout = sharding.make_layout(config, mesh_lib.make(config))
   state = state_lib.abstract_state(config, layout)
-  restored = checkpoint.restore(
-    workdir,
-    state.variables(),
-    step if step in ("newest", "best") else int(step),
-  )
+  restored = checkpoint.restore(workdir, state.variables(), step)
   return TrainedModel(
     config,
     restored.step,
@@ -88,7 +84,7 @@ def on_these_devices(config: Config, mesh: Mapping[str, Any]) -> Config:
   fields = config_lib.to_dict(config)
   if devices == 1:
     fields["mesh"] = {}
-  fields["mesh"] = {**fields["mesh"], "data": -1, **mesh}
+  fields["mesh"] = {**fields["mesh"], "data": MeshConfig.data, **mesh}
   inside = config_lib.parse(fields).mesh
   # A batch that the devices divide: with `eval_batches`, that is more text.
   split = max(1, devices // (inside.tensor * inside.table))

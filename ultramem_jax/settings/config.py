@@ -65,7 +65,7 @@ MESH_AXES = ("data", "fsdp", "tensor", "table")
 class MeshConfig:
   """The number of devices along each axis of the mesh."""
 
-  data: int
+  data: int = -1
   fsdp: int = 1
   tensor: int = 1
   table: int = 1

@@ -117,6 +117,11 @@ class MemoryConfig:
     return self.tucker_rank if self.score == "tucker" else 1
 
   @property
+  def reads(self) -> int:
+    """m A: rows that a token reads in one place, of all heads together."""
+    return self.top_m * self.num_heads
+
+  @property
   def num_queries(self) -> int:
     """Distinct queries; head a reads query a // heads_per_query."""
     read = -(-self.num_heads // self.heads_per_query)

@@ -136,6 +136,12 @@ class OptimConfig:
         "must be 1 with optim.table_rows = all, which needs no counts",
       )
       require(
+        self.table_top_t == type(self).table_top_t,
+        "optim.table_top_t",
+        self.table_top_t,
+        "is not read with optim.table_rows = all: choose rows by tfidf or kl",
+      )
+      require(
         not self.table_counts,
         "optim.table_counts",
         self.table_counts,

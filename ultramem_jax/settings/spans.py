@@ -16,6 +16,11 @@ class Span:
   start: int
   end: int
 
+  @property
+  def name(self) -> str:
+    """The name of the memory's parameters."""
+    return f"memory_{self.index}"
+
 
 def _is_number(text: str) -> bool:
   return text.isdecimal() and len(text) <= 10  # no block has a longer one

@@ -26,14 +26,6 @@ KINDS = {
 BATCHES = (1, 16, 64, 256, 1024)  # of figure 1
 
 
-def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-  """Returns the shape of each parameter by path: "block_0/mlp/up/kernel"."""
-  return {
-    path: tuple(size for _, size in axes)
-    for path, axes in sharding.parameter_axes(model).items()
-  }
-
-
 def kind(path: str) -> str:
   """Returns the kind of a parameter: dense, sparse, embedding or norm."""
   if is_table(path.removesuffix("_scale")):
@@ -51,7 +43,7 @@ def parameters(model: ModelConfig) -> dict[str, int]:
     The tables of the literature print dense + sparse.
   """
   counts = {"dense": 0, "sparse": 0, "embedding": 0, "norm": 0}
-  for path, shape in parameter_shapes(model).items():
+  for path, shape in sharding.parameter_shapes(model).items():
     counts[kind(path)] += math.prod(shape)
   return counts
 
@@ -69,7 +61,7 @@ def part(path: str) -> str:
 def matmul_parts(model: ModelConfig) -> dict[str, int]:
   """Counts parameters of dense layers and of all experts, by part."""
   counts = {}
-  for path, shape in parameter_shapes(model).items():
+  for path, shape in sharding.parameter_shapes(model).items():
     if kind(path) == "dense" or part(path) == "moe.experts":
       counts[part(path)] = counts.get(part(path), 0) + math.prod(shape)
   return counts
@@ -83,19 +75,19 @@ def table_widths(model: ModelConfig) -> list[int]:
   """
   widths = {
     path.split("/")[-1]: shape[-1]
-    for path, shape in parameter_shapes(model).items()
+    for path, shape in sharding.parameter_shapes(model).items()
     if is_table(path)
   }
   return list(widths.values())
 
 
-def rows_read(model: ModelConfig, batch: int) -> int:
+def values_read(model: ModelConfig, batch: int) -> int:
   """Counts values of rows read for batch tokens: layers min(B m A, I) W."""
   if not model.spans:
     return 0
   memory = model.memory
   reach = memory.table_side**2
-  rows = min(batch * memory.top_m * memory.num_heads, reach)
+  rows = min(batch * memory.reads, reach)
   return len(model.spans) * rows * sum(table_widths(model))
 
 
@@ -110,7 +102,7 @@ def flops_per_token(model: ModelConfig) -> dict[str, int]:
     flops["moe.experts"] *= model.moe.top_k
     flops["moe.experts"] //= model.moe.num_experts
   if model.spans:
-    flops["memory.values"] = 2 * rows_read(model, 1)
+    flops["memory.values"] = 2 * values_read(model, 1)
   return flops
 
 
@@ -123,7 +115,7 @@ def memory_access(model: ModelConfig, batch: int) -> int:
   """
   counts, moe = matmul_parts(model), model.moe
   access = counts.get("mlp", 0) + counts.get("adapter", 0)
-  access += rows_read(model, batch)
+  access += values_read(model, batch)
   if moe.num_experts:
     used = min(moe.top_k * batch, moe.num_experts)
     access += counts["moe.experts"] // moe.num_experts * used

@@ -12,7 +12,7 @@ from ultramem_jax.serve import generate
 from ultramem_jax.serve import prepare as prepare_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
-from ultramem_jax.tools import fit, hlo
+from ultramem_jax.tools import device_memory, fit, hlo
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
 
@@ -79,7 +79,7 @@ def report(compiled: jax.stages.Compiled, mesh: jax.sharding.Mesh) -> dict:
     run beside, in the order of the schedule.
   """
   sizes = fit.compiled_bytes(compiled)
-  available = fit.available_bytes(mesh.devices.flat[0])
+  available = device_memory.available_bytes(mesh.devices.flat[0])
   program = hlo.Program(compiled.as_text() or "")
   collectives = collections.defaultdict(lambda: {"count": 0, "bytes": 0.0})
   for found in program.collectives(mesh.size):

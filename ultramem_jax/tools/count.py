@@ -11,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ultramem_jax.data import Corpus
 from ultramem_jax.model import Transformer
@@ -193,8 +192,7 @@ def _new_source(config: Config) -> dict[str, Any]:
 
 def _most(config: Config) -> int:
   """Returns how many batches an int32 counts, at most `EVERY`."""
-  memory = config.model.memory
-  reads = memory.num_heads * memory.top_m * len(config.model.spans)
+  reads = config.model.memory.reads * len(config.model.spans)
   reads *= config.batch_size * config.data.seq_len
   return max(1, min(EVERY, (INT_END - 1) // reads))
 
@@ -203,21 +201,17 @@ def _counter(
   config: Config, layout: Layout, num_rows: dict[str, int]
 ) -> Callable[[Any, Iterator[step.Batch]], RowCounts]:
   """Returns the function (variables, batches) -> their counts, of no source."""
-  mesh = layout.mesh
-
-  def places(size):
-    axes = layout.dividing(layout.table_axes, size)
-    return NamedSharding(mesh, PartitionSpec(axes))
-
-  out: Any = (
-    sharding.replicated(mesh),
-    {path: (places(size),) * 2 for path, size in num_rows.items()},
-  )
+  everywhere = sharding.replicated(layout.mesh)
+  of_tables = {
+    path: (sharding.counter_sharding(layout, size),) * 2
+    for path, size in num_rows.items()
+  }
+  out: Any = everywhere, of_tables
   zeros = jax.jit(functools.partial(_zeros, num_rows), out_shardings=out)
   add = step.jitted(
     _add_reads, config, layout, donate_argnums=0, out_shardings=out
   )
-  whole = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+  whole = jax.jit(lambda x: x, out_shardings=everywhere)
 
   def take(variables, batches):
     counts = zeros()

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.runs import inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
@@ -155,7 +156,7 @@ def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:
     for name, path in origin.files(workdir).items()
     if name not in (CONFIG, DTYPES, BACKBONE)
   }
-  if tokenizer.is_dir():
-    others |= {path.name: path for path in tokenizer.iterdir()}
+  if (tokenizer / "tokenizer.json").is_file():
+    others |= tokenizer_lib.files(str(tokenizer))
   for name, path in others.items():
     shutil.copyfile(path, folder / name)

@@ -6,9 +6,6 @@ allocated or compiled, and `check_compiled` takes what the compiled step needs.
 
 import functools
 import math
-import os
-import pathlib
-import re
 from typing import Any
 
 import jax
@@ -22,29 +19,11 @@ from ultramem_jax.runs import distributed
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.tools import accounting
+from ultramem_jax.tools import accounting, device_memory
+from ultramem_jax.tools.device_memory import GIB
 from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import optim, sharding, trainable
 from ultramem_jax.train import tables as tables_lib
-
-GIB = 2**30
-CGROUP1_CACHE = "total_inactive_file"  # of control groups of version 1
-
-GPU_FRACTION = float(os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION", 0.75))
-# Memory of one device that a program can have, by its kind. TPUs: what
-# libtpu names when a program needs more (nominally 8, 16, 32, 16, 95, 32 and
-# 96 GiB). A v2, v3 or tpu7x chip is two devices. GPUs: the part that
-# JAX takes of them.
-MEMORY_BYTES = {
-  "NVIDIA H100 80GB HBM3": int(79.1 * GIB * GPU_FRACTION),
-  "TPU v2": int(7.48 * GIB),
-  "TPU v3": int(15.48 * GIB),
-  "TPU v4": int(30.75 * GIB),
-  "TPU v5 lite": int(15.75 * GIB),
-  "TPU v5": int(95.74 * GIB),
-  "TPU v6 lite": int(31.25 * GIB),
-  "TPU7x": int(94.75 * GIB),
-}
 
 
 def gib(count: float) -> str:
@@ -75,7 +54,7 @@ def check(config: Config, num_devices: int = 1) -> str:
   """
   platform = distributed.devices()[0].platform
   need = training_bytes(config, num_devices, platform)
-  have = available_bytes()
+  have = device_memory.available_bytes()
   if not fits(need["total"], have):
     raise ConfigError(
       f"{describe(need, have)}: use more devices, a smaller model "
@@ -94,7 +73,7 @@ def check_compiled(config: Config, need: int) -> None:
   Raises:
     ConfigError: one line, with the memory needed and the memory there is.
   """
-  have = available_bytes()
+  have = device_memory.available_bytes()
   require(
     fits(need, have),
     "batch_size",
@@ -116,7 +95,8 @@ def check_evaluation(config: Config, num_devices: int) -> None:
   sizes = mesh_lib.shape(config, num_devices)
   split = math.prod(sizes[axis] for axis in mesh_lib.BATCH_AXES)
   tokens = config.data.seq_len * (config.batch_size // split)
-  need, have = 4 * config.model.vocab_size * tokens, available_bytes()
+  need = 4 * config.model.vocab_size * tokens
+  have = device_memory.available_bytes()
   require(
     fits(need, have),
     "batch_size",
@@ -202,7 +182,7 @@ def training_bytes(
   specs = sharding.parameter_specs(config, layout)
   shapes = {
     path: NamedSharding(mesh, specs[path]).shard_shape(shape)
-    for path, shape in accounting.parameter_shapes(config.model).items()
+    for path, shape in sharding.parameter_shapes(config.model).items()
   }
   split = math.prod(sizes[axis] for axis in mesh_lib.BATCH_AXES)
   sums = 1 if config.accumulation_steps == 1 else 2
@@ -229,12 +209,8 @@ def training_bytes(
   parts["optimizer"] += 2 * 4 * trained
   parts["gradients"] += sums * 4 * trained
   tokens = config.data.seq_len * (config.batch_size // split)
-  parts["slots"] = (
-    4
-    * tokens
-    * len(config.model.spans)
-    * (config.model.memory.num_heads * config.model.memory.top_m)
-  )
+  reads = config.model.memory.reads
+  parts["slots"] = 4 * tokens * len(config.model.spans) * reads
   parts["activations"] = activation_bytes_per_token(config, platform) * (
     tokens // config.accumulation_steps
   )
@@ -282,7 +258,7 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
     config.batch_size // config.accumulation_steps,
     config.data.seq_len,
   )
-  axes = sharded_lookup.axes_apart(layout.tokens(batch, length))
+  axes = layout.token_axes(batch, length)
   return sharded_lookup.bytes_held(
     layout.partition,
     shards,
@@ -291,7 +267,7 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
     ),
     tokens=batch * length // layout.size(axes),
     num_rows=m.stored_rows,
-    reads=m.num_heads * m.top_m,
+    reads=m.reads,
     width=m.value_dim,
     cores=m.num_cores,
     pools=m.projections,
@@ -302,75 +278,8 @@ def exchange_bytes(config: Config, layout: Layout) -> int:
 def factor_bytes(config: Config) -> int:
   """Returns the bytes of the tables' gradients as factors, for a batch."""
   m = config.model.memory
-  reads = m.top_m * m.num_heads * (2 + 2 + m.num_cores)  # sorted, and indices
+  reads = m.reads * (2 + 2 + m.num_cores)  # sorted, and indices
   widths = accounting.table_widths(config.model)
   layer = 4 * sum(reads + m.projections * width for width in widths)
   tokens = config.batch_size * config.data.seq_len
   return tokens * len(config.model.spans) * layer
-
-
-def host_bytes(root: str = "/") -> int | None:
-  """Returns the bytes that this process may still take; None: unknown.
-
-  They are the least of what Linux calls available and what the control group
-  has left of its limit; elsewhere (macOS) the physical memory.
-  """
-  limits = []
-  meminfo = pathlib.Path(root, "proc/meminfo")
-  if meminfo.exists():
-    found = re.search(r"MemAvailable:\s+(\d+) kB", meminfo.read_text())
-    limits += [1024 * int(found[1])] if found else []
-  elif {"SC_PAGE_SIZE", "SC_PHYS_PAGES"} <= set(os.sysconf_names):
-    limits.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-  groups = pathlib.Path(root, "sys/fs/cgroup")
-  limits += [
-    left
-    for folder, limit, usage, cache in (
-      (groups, "max", "current", "inactive_file"),  # cgroup 2
-      (groups / "memory", "limit_in_bytes", "usage_in_bytes", CGROUP1_CACHE),
-    )
-    if (left := _group_bytes(folder, limit, usage, cache)) is not None
-  ]
-  return min(limits, default=None)
-
-
-def _group_bytes(
-  folder: pathlib.Path, limit: str, usage: str, cache: str
-) -> int | None:
-  """Returns what a control group has left; None: it has no limit.
-
-  Args:
-    folder: of its files.
-    limit, usage: names of files, after "memory.".
-    cache: what of the usage is files in the cache, which make room; a key of
-      the file memory.stat.
-  """
-  limit, usage, stat = (
-    path.read_text() if (path := folder / f"memory.{x}").exists() else ""
-    for x in (limit, usage, "stat")
-  )
-  if not limit.strip().isdecimal():
-    return None
-  cached = re.search(rf"^{cache} (\d+)$", stat, re.MULTILINE)
-  used = int(usage or 0) - int(cached[1] if cached else 0)
-  return max(0, int(limit) - max(0, used))
-
-
-def available_bytes(
-  device: jax.Device | None = None,  # pyright: ignore[reportInvalidTypeForm]
-) -> int | None:
-  """Returns the bytes that a program can have of a device; None: unknown.
-
-  The devices of a CPU share what the machine and the control group still give.
-
-  Args:
-    device: in this machine or not, such as those of `topology.devices`. By
-      default the first one here.
-  """
-  here = [x for x in distributed.devices() if x in jax.local_devices()]
-  asked: Any = here[0] if device is None else device
-  if asked.platform == "cpu":
-    available = host_bytes()
-    return available and available // len(here)
-  stats = asked.memory_stats() if asked in here else None
-  return (stats or {}).get("bytes_limit", MEMORY_BYTES.get(asked.device_kind))

@@ -15,7 +15,7 @@ from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.lora import LoraConfig
 from ultramem_jax.tools import derived_run
-from ultramem_jax.train import sharding, trainable
+from ultramem_jax.train import preconditions, sharding, trainable
 
 
 def merged_config(config: Config) -> Config:
@@ -43,7 +43,7 @@ def merged_config(config: Config) -> Config:
   optim = dataclasses.replace(
     config.optim, trainable=pattern, frozen_dtype="float32"
   )
-  deciding = trainable.deciding_multipliers(optim, paths)
+  deciding = preconditions.deciding_multipliers(optim, paths)
   rates = ",".join(f"{name}={factor!r}" for name, factor in deciding)
   optim = dataclasses.replace(optim, rate_multipliers=rates)
   return dataclasses.replace(

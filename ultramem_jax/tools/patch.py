@@ -78,7 +78,7 @@ def digest(x: Any) -> str:
 
 def require_same_settings(base: ModelConfig, tuned: ModelConfig) -> None:
   """Raises ConfigError if the numbers of two models mean different things."""
-  changed = init_from.changes(base, tuned, ["memory", "/moe/"])
+  changed = init_from.changes(base, tuned, ("memory", "moe"))
   require(
     not changed,
     "tuned",

@@ -2,13 +2,10 @@
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
 from collections.abc import Collection
 from typing import Any
-
-import jax
 
 from ultramem_jax import data
 from ultramem_jax.data import specials
@@ -23,7 +20,7 @@ from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.config import Config
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.tools import fit
+from ultramem_jax.tools import device_memory, fit
 from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train import sharding
 from ultramem_jax.train import state as state_lib
@@ -186,11 +183,8 @@ def _read_variables(config: Config, source: Opened) -> dict[str, Any]:
   here = load_lib.on_these_devices(config, {})
   layout = sharding.make_layout(here, mesh_lib.make(here))
   abstract = state_lib.abstract_state(here, layout).variables()
-  need = sum(
-    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-    for x in jax.tree.leaves(abstract)
-  )
-  have = fit.available_bytes()
+  need = sharding.device_bytes(abstract)
+  have = device_memory.available_bytes()
   require(
     fit.fits(need, have),
     "from",

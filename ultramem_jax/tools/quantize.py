@@ -43,7 +43,8 @@ def quantized_config(config: Config, dtype: str) -> Config:
   )
   fields = config_lib.to_dict(config)
   fields["model"]["memory"]["storage"]["table_dtype"] = dtype
-  # A dense update and a kernel are for float32 tables only.
+  # A dense update needs float32 tables. No kernel reads int8, and that of a TPU
+  # reads float32 only.
   fields["optim"]["table_update"] = "auto"
   fields["model"]["memory"]["storage"]["kernel"] = "xla"
   return config_lib.parse(fields)

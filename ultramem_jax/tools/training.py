@@ -42,11 +42,11 @@ from ultramem_jax.train import (
   init_from,
   loop,
   optim,
+  preconditions,
   rarity,
   sharding,
   skips,
   start,
-  trainable,
 )
 from ultramem_jax.train import mesh as mesh_lib
 from ultramem_jax.train.loop import Metrics
@@ -99,14 +99,24 @@ def announce(
   )
 
 
-def open_corpus(config: Config, workdir: str) -> tuple[Corpus, str]:
+class Opened(NamedTuple):
+  """What a run reads.
+
+  described: the line that `Corpus.describe` returns.
+  files: all files, as `runs.inputs` records them.
+  """
+
+  corpus: Corpus
+  described: str
+  files: inputs.Inputs
+
+
+def open_corpus(config: Config, workdir: str) -> Opened:
   """Opens the corpus of a run, the same on every process.
 
   Args:
     config: the run.
     workdir: may hold an index of the files from an earlier start.
-  Returns:
-    (corpus, line): with the line that `Corpus.describe` returns.
   Raises:
     ConfigError: it cannot be opened, or differs between processes.
   """
@@ -115,35 +125,30 @@ def open_corpus(config: Config, workdir: str) -> tuple[Corpus, str]:
     config = inputs.own_tokenizer(config, workdir)
   corpus = data.open(config, cache)
   described = corpus.describe()
-  read = inputs.digest(read_by(config, corpus))
-  distributed.require_same("config or corpus", f"{config} {described} {read}")
-  return corpus, described
-
-
-def read_by(config: Config, corpus: Corpus) -> inputs.Inputs:
-  """Returns all files that a run reads, as `runs.inputs` records them."""
-  return {**corpus.inputs("train", "valid"), **rarity.inputs(config)}
+  files = {**corpus.inputs("train", "valid"), **rarity.inputs(config)}
+  same = f"{config} {described} {inputs.digest(files)}"
+  distributed.require_same("config or corpus", same)
+  return Opened(corpus, described, files)
 
 
 def bind_workdir(
-  workdir: str,
-  config: Config,
-  corpus: Corpus,
-  described: str,
-  accepted: Accepted,
+  workdir: str, config: Config, opened: Opened, accepted: Accepted
 ) -> None:
   """Binds a workdir to a run and to what it reads, or checks that it is.
 
+  Args:
+    workdir, config, accepted: of the run.
+    opened: what it reads, of `open_corpus`.
   Raises:
     ConfigError: the workdir holds another run, or its data have changed, and
       that is not accepted.
     CheckpointError: another process is training there.
   """
   workdir_lib.require_idle(workdir)
-  read = read_by(config, corpus)
-  inputs.require_same(workdir, read, accepted.data)  # before it is written to
+  corpus, described, files = opened
+  inputs.require_same(workdir, files, accepted.data)  # before it is written to
   workdir_lib.claim(workdir, config, described, accepted.settings)
-  changes = inputs.bind(workdir, read, corpus.tokenizer_files(), accepted.data)
+  changes = inputs.bind(workdir, files, corpus.tokenizer_files(), accepted.data)
   if changes:
     print(changes)
   corpus.save_index()
@@ -212,7 +217,7 @@ def plan_start(config: Config, workdir: str) -> init_from.Plan | None:
     return None
   source = init_from.plan(config) if config.init_from else None
   new = source.new if source else None
-  trainable.require_new_parts_can_learn(config, new)
+  preconditions.require_new_parts_can_learn(config, new)
   return source
 
 
@@ -238,16 +243,17 @@ def train_once(
     TrainingError: too many steps in a row had to be skipped, or the state is
       not finite.
   """
-  trainable.require_trainable(config)
+  preconditions.require_trainable(config)
   layout = sharding.make_layout(config, mesh_lib.make(config))
   source = plan_start(config, workdir)
   rare = rarity.read(config)
   memory = fit.check(config, layout.mesh.size)
-  corpus, described = open_corpus(config, workdir)
+  opened = open_corpus(config, workdir)
+  corpus, described, _ = opened
   rows = sharding.process_rows(config, layout.mesh)
   with contextlib.ExitStack() as stack:
     batches = stack.enter_context(contextlib.closing(corpus.train(rows)))
-    bind_workdir(workdir, config, corpus, described, accepted)
+    bind_workdir(workdir, config, opened, accepted)
     announce(config, layout, memory, described, workdir)
     if source:
       origin.copy(source.workdir, workdir)

@@ -1,4 +1,4 @@
-"""How the tables of a run are used, and how they fare."""
+"""Metrics of the tables: which rows and keys are read, and norms of rows."""
 
 import functools
 from collections.abc import Callable

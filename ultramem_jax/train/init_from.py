@@ -5,6 +5,7 @@ What has the same path and shape in both models is taken; the rest is new.
 
 import dataclasses
 import re
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -37,7 +38,7 @@ class Plan(NamedTuple):
   """
 
   workdir: str
-  step: int | str
+  step: str
   config: Config
   taken: list[str]
   new: list[str]
@@ -95,32 +96,37 @@ def plan(config: Config) -> Plan:
   )
   _require_fit(config, source, taken, theirs, ours)
   new, left = ours.keys() - set(taken), theirs.keys() - ours.keys()
-  number = int(step) if step.isdecimal() else step
-  checkpoint.require_saved(workdir, number)
+  checkpoint.require_saved(workdir, step)
+  kinds = {"memory": is_memory, "moe": _is_expert}
+  parts = [name for name, is_part in kinds.items() if any(map(is_part, taken))]
   return Plan(
     workdir,
-    number,
+    step,
     source,
     sorted(taken),
     sorted(new),
     sorted(left),
-    changes(source.model, config.model, taken),
+    changes(source.model, config.model, parts),
   )
 
 
 def changes(
-  theirs: ModelConfig, ours: ModelConfig, taken: list[str]
+  theirs: ModelConfig, ours: ModelConfig, parts: Collection[str]
 ) -> list[str]:
-  """Returns the settings that differ, of what two models have in common."""
+  """Returns the settings that differ, of what two models have in common.
+
+  Args:
+    theirs, ours: the models.
+    parts: of "memory" and "moe", those that both have.
+  """
   harmless: set[str] = {*HARMLESS}
   if not (theirs.lora.rank and ours.lora.rank):
     harmless.add("lora")  # of which one has no parameters
   changes = _differing("model", theirs, ours, harmless)
-  for name, is_part in (("memory", is_memory), ("moe", _is_expert)):
-    if any(map(is_part, taken)):
-      there, here = getattr(theirs, name), getattr(ours, name)
-      harmless = {*HARMLESS_OF_PARTS[name]}
-      changes += _differing(f"model.{name}", there, here, harmless)
+  for name in parts:
+    there, here = getattr(theirs, name), getattr(ours, name)
+    harmless = {*HARMLESS_OF_PARTS[name]}
+    changes += _differing(f"model.{name}", there, here, harmless)
   return changes
 
 

@@ -2,7 +2,7 @@
 
 data and fsdp split the batch; fsdp also splits weights, which are gathered
 where they are used; tensor splits the inside of attention, MLP and vocabulary;
-table holds what a token uses a small part of, experts and value tables. Value
+table splits experts and value tables, of which a token uses a small part. Value
 tables are split over all axes that mesh.table_axes names.
 """
 

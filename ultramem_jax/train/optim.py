@@ -60,13 +60,16 @@ def value_schedule(optim: OptimConfig, steps: int) -> optax.Schedule:
   return lambda step: base(step) * multiplier(step)
 
 
+def reads_per_table(config: Config) -> int:
+  """Returns how many rows of a table a step reads; 0: no table."""
+  memory, spans = config.model.memory, config.model.spans
+  places = len(spans) if memory.shares_table else min(len(spans), 1)
+  return config.batch_size * config.data.seq_len * memory.reads * places
+
+
 def reads_per_row(config: Config) -> float:
   """Returns how often a step reads a row of a table on average; 0: no table."""
-  memory, spans = config.model.memory, config.model.spans
-  reads = config.batch_size * config.data.seq_len * memory.top_m
-  reads *= memory.num_heads * len(spans)
-  tables = 1 if memory.shares_table else len(spans)
-  return reads / (tables * memory.num_rows) if spans else 0.0
+  return reads_per_table(config) / config.model.memory.num_rows
 
 
 def updates_rows(config: Config) -> bool:
@@ -156,15 +159,26 @@ def make_optimizer(
   )
 
 
+def multiplier(optim: OptimConfig, path: str) -> tuple[str, float]:
+  """Returns the pair of `optim.rate_multipliers` that decides a rate.
+
+  Args:
+    optim: of the run.
+    path: of the parameter.
+  Returns:
+    The first pair whose pattern is found in the path; ("", 1.0) if none is.
+  """
+  pairs = (pair for pair in optim.multipliers if re.search(pair[0], path))
+  return next(pairs, ("", 1.0))
+
+
 def multiplied(optim: OptimConfig, updates: Any) -> Any:
   """Returns updates times the factors of `optim.rate_multipliers`."""
 
   def multiply(path, x):
     name = jax.tree_util.keystr(path, simple=True, separator="/")
-    for pattern, factor in optim.multipliers:
-      if re.search(pattern, name):
-        return factor * x
-    return x
+    _, factor = multiplier(optim, name)
+    return x if factor == 1 else factor * x
 
   return jax.tree_util.tree_map_with_path(multiply, updates)
 

@@ -6,7 +6,6 @@ single program would copy a table that one loop reads and another writes.
 """
 
 import functools
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -157,10 +156,7 @@ class TrainProgram:
   @property
   def bytes_needed(self) -> int:
     """Bytes that each device holds at most, the state included."""
-    state = sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(self.state)
-    )
+    state = sharding.device_bytes(self.state)
     needs = []
     kept = 0  # outputs of the programs before, which are still there
     for compiled in self.programs.values():

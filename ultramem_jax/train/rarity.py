@@ -10,7 +10,6 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
 
 from ultramem_jax.ops import row_choice
 from ultramem_jax.ops.sharded.layout import Layout
@@ -27,10 +26,10 @@ def table_rows(config: Config) -> dict[str, int]:
   """Returns the number of rows of each table whose rows a run chooses."""
   if not config.optim.chooses_rows:
     return {}
-  axes = sharding.parameter_axes(config.model)
+  shapes = sharding.parameter_shapes(config.model)
   return {
-    path: axes[path][0][1]
-    for path in sorted(axes)
+    path: shapes[path][0]
+    for path in sorted(shapes)
     if is_table(path) and trainable.is_trainable(path, config.optim.trainable)
   }
 
@@ -112,11 +111,7 @@ def abstract(config: Config, layout: Layout) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the shapes of what `place` places, split as counters are."""
   return {
     path: jax.ShapeDtypeStruct(
-      (size,),
-      jnp.float32,
-      sharding=NamedSharding(
-        layout.mesh, PartitionSpec(layout.dividing(layout.table_axes, size))
-      ),
+      (size,), jnp.float32, sharding=sharding.counter_sharding(layout, size)
     )
     for path, size in table_rows(config).items()
   }

@@ -19,8 +19,8 @@ from ultramem_jax.settings.config import MESH_AXES, Config
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.train import mesh as mesh_lib
 
-# The mesh axis of each logical axis of a parameter; others are not split. Of
-# a value table, "rows" or "columns" lie on mesh.table_axes.
+# The mesh axis of each logical axis of a parameter; others are not split. Value
+# tables are split on "rows" or on "columns", over mesh.table_axes.
 RULES = {
   "embed": ("fsdp",),
   "mlp": ("tensor",),
@@ -46,7 +46,7 @@ def table_volumes(config: Config, shards: int) -> dict[str, float]:
     partition: sharded_lookup.bytes_moved(
       partition,
       shards,
-      reads=memory.num_heads * memory.top_m,
+      reads=memory.reads,
       width=memory.value_dim,
       cores=memory.num_cores,
       pools=memory.projections,
@@ -155,6 +155,14 @@ def parameter_axes(model: ModelConfig) -> dict[str, tuple]:
   }
 
 
+def parameter_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of each parameter by path: "block_0/mlp/up/kernel"."""
+  return {
+    path: tuple(size for _, size in axes)
+    for path, axes in parameter_axes(model).items()
+  }
+
+
 def parameter_specs(config: Config, layout: Layout) -> dict[str, PartitionSpec]:
   """Returns the split of every parameter, by path as `parameter_axes` has it.
 
@@ -206,18 +214,14 @@ def state_shardings(state: Any, config: Config, layout: Layout) -> Any:
     ConfigError: of `parameter_specs`.
   """
   specs = parameter_specs(config, layout)
-  shapes = {
-    path: tuple(size for _, size in axes)
-    for path, axes in parameter_axes(config.model).items()
-  }
+  shapes = parameter_shapes(config.model)
 
   def sharding(path, leaf):
     names = tuple(
       str(getattr(key, "key", getattr(key, "name", key))) for key in path
     )
     if names[0] in ("usage", "seen"):
-      axes = layout.dividing(layout.table_axes, leaf.size)
-      return NamedSharding(layout.mesh, PartitionSpec(axes))
+      return counter_sharding(layout, leaf.size)
     spec = PartitionSpec()
     if names[0] == "tables":
       names = (names[1],)
@@ -241,6 +245,12 @@ def state_shardings(state: Any, config: Config, layout: Layout) -> Any:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """Returns the sharding that splits rows of a batch over `mesh.BATCH_AXES`."""
   return NamedSharding(mesh, PartitionSpec(mesh_lib.BATCH_AXES))
+
+
+def counter_sharding(layout: Layout, size: int) -> NamedSharding:
+  """Returns the sharding of an array with a number for each row of a table."""
+  axes = layout.dividing(layout.table_axes, size)
+  return NamedSharding(layout.mesh, PartitionSpec(axes))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -288,6 +298,14 @@ def with_sharding(tree: Any, shardings: Any) -> Any:
     ),
     tree,
     shardings,
+  )
+
+
+def device_bytes(tree: Any) -> int:
+  """Returns the bytes that each device holds of a tree of placed arrays."""
+  return sum(
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 

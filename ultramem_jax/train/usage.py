@@ -33,7 +33,7 @@ def new_reads(model: ModelConfig, dtype: Any) -> dict[str, Reads]:
   memory = model.memory
   num_keys = 2 * memory.num_heads * memory.grid_side
   return {
-    f"memory_{span.index}": Reads(
+    span.name: Reads(
       jnp.zeros(memory.stored_slots, dtype), jnp.zeros(num_keys, dtype)
     )
     for span in model.spans

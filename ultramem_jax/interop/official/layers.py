@@ -7,8 +7,9 @@ import numpy as np
 
 from ultramem_jax.interop.files import load
 from ultramem_jax.interop.official import meta, ultramem
+from ultramem_jax.interop.official.arrays import read, write
 from ultramem_jax.interop.official.settings import Settings, required
-from ultramem_jax.interop.tensors import Entry, read, write
+from ultramem_jax.interop.tensors import Entry
 from ultramem_jax.layers.memory_plus import MemoryPlus
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2

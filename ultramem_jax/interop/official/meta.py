@@ -110,7 +110,7 @@ def _value_dim(settings: Settings) -> int:
 def _dense_entries(
   tensor: str, array: str, outputs: int, inputs: int
 ) -> dict[str, Entry]:
-  """Returns weight and bias of a torch linear map, our nn.Dense."""
+  """Returns weight and bias of a torch linear map, our Linear."""
   return {
     f"{tensor}.weight": linear(("params", array, "kernel"), outputs, inputs),
     f"{tensor}.bias": make_entry(("params", array, "bias"), split=(outputs,)),

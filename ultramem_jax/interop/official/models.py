@@ -8,6 +8,7 @@ import flax.linen as nn
 import numpy as np
 
 from ultramem_jax.interop.files import load
+from ultramem_jax.interop.official.arrays import read, write
 from ultramem_jax.interop.official.layers import KINDS
 from ultramem_jax.interop.official.settings import (
   Settings,
@@ -16,14 +17,8 @@ from ultramem_jax.interop.official.settings import (
   required,
 )
 from ultramem_jax.interop.official.ultramem import norm_entries, table_entries
-from ultramem_jax.interop.tensors import (
-  Entry,
-  Path,
-  linear,
-  make_entry,
-  read,
-  write,
-)
+from ultramem_jax.interop.tensors import Entry, Path, linear, make_entry
+from ultramem_jax.layers import tables
 from ultramem_jax.model import Transformer
 from ultramem_jax.settings.checks import require
 from ultramem_jax.settings.errors import ConfigError
@@ -255,13 +250,11 @@ def _model_entries(c: ModelConfig) -> dict[str, Entry]:
     kind = "ultramem_v1" if c.memory.kind == "ultramem" else c.memory.kind
     memory = KINDS[kind].entries(c.memory, width)
     for span in c.spans:
-      entries |= _nested(
-        memory, f"transformer.mem_blocks.{span.index}.", f"memory_{span.index}"
-      )
+      theirs = f"transformer.mem_blocks.{span.index}."
+      entries |= _nested(memory, theirs, span.name)
     if c.memory.shares_table:
-      entries |= table_entries(
-        c.memory, "transformer.full_memory_layer.", "memory_tables"
-      )
+      theirs = "transformer.full_memory_layer."
+      entries |= table_entries(c.memory, theirs, tables.SHARED)
   return entries
 
 

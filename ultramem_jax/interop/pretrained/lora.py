@@ -12,7 +12,7 @@ from ultramem_jax.interop import files as files_lib
 from ultramem_jax.interop.pretrained import files, model, write
 from ultramem_jax.interop.pretrained.files import Tensor
 from ultramem_jax.interop.pretrained.write import Backbone
-from ultramem_jax.interop.tensors import Entry, Path, make_entry, on_devices
+from ultramem_jax.interop.tensors import Entry, Path, make_entry
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.json_file import read_mapping
 from ultramem_jax.settings.lora import LoraConfig
@@ -204,7 +204,12 @@ def open_lora(folder: pathlib.Path, entries: Mapping[str, Entry]) -> LoraFolder:
     held["r"], float(held["lora_alpha"]), _targets(tensors, entries)
   )
   wanted = lora_entries(entries, lora)
-  _require_fit(folder / TENSORS, wanted, tensors)
+  faults = model.tensor_faults(wanted, tensors)
+  if faults or not wanted:
+    raise ConfigError(
+      f"{folder / TENSORS}: tensors do not fit the model: "
+      f"{'; '.join(faults) or 'there are none'}"
+    )
   return LoraFolder(folder, lora, wanted, tensors, backbone)
 
 
@@ -237,27 +242,6 @@ def _targets(
   return "|".join(sorted(_short(wanted, paths.values(), within) or wanted))
 
 
-def _require_fit(
-  path: pathlib.Path, wanted: Mapping[str, Entry], tensors: Mapping[str, Tensor]
-) -> None:
-  """Requires a file to have the tensors of a LoRA, and no others."""
-  faults = [f"{name} is missing" for name in wanted if name not in tensors]
-  for name, tensor in tensors.items():
-    if name not in wanted:
-      faults.append(f"{name} is unknown")
-    elif tensor.shape != wanted[name].shape:
-      shapes = list(tensor.shape), list(wanted[name].shape)
-      faults.append(f"{name} has shape {shapes[0]}, must be {shapes[1]}")
-    elif tensor.dtype not in model.DTYPES:
-      known = ", ".join(model.DTYPES)
-      faults.append(f"{name} is {tensor.dtype}, must be {known}")
-  if faults or not wanted:
-    raise ConfigError(
-      f"{path}: tensors do not fit the model: "
-      f"{'; '.join(faults) or 'there are none'}"
-    )
-
-
 def read_lora(
   lora: LoraFolder, shardings: Mapping[Path, jax.sharding.Sharding]
 ) -> dict[Path, jax.Array]:
@@ -267,7 +251,7 @@ def read_lora(
     ConfigError: a number is not finite.
   """
   return {
-    entry.paths[0]: on_devices(
+    entry.paths[0]: model.on_devices(
       model.read_array(lora.tensors[name], entry), shardings[entry.paths[0]]
     )
     for name, entry in lora.entries.items()

@@ -16,7 +16,8 @@ import numpy as np
 from ultramem_jax.interop import files as files_lib
 from ultramem_jax.interop.files import Header
 from ultramem_jax.interop.pretrained import write
-from ultramem_jax.interop.tensors import Path, on_devices
+from ultramem_jax.interop.pretrained.model import on_devices
+from ultramem_jax.interop.tensors import Path
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.json_file import read_mapping
 

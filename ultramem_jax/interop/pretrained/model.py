@@ -12,7 +12,7 @@ import numpy as np
 from ultramem_jax.interop.pretrained import files, names
 from ultramem_jax.interop.pretrained.families import FAMILIES, Family, Fields
 from ultramem_jax.interop.pretrained.settings import Settings
-from ultramem_jax.interop.tensors import Entry, Path, on_devices
+from ultramem_jax.interop.tensors import Entry, Path
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.settings.json_file import read_mapping
 from ultramem_jax.settings.model import ModelConfig
@@ -126,30 +126,37 @@ def entries(pretrained: Pretrained, c: ModelConfig) -> dict[str, Entry]:
       dtype; all are listed.
   """
   wanted = names.model_entries(c, pretrained.family.norms)
-  faults = [
-    f"{name} is missing" for name in wanted if name not in pretrained.tensors
-  ]
-  for name, tensor in pretrained.tensors.items():
-    if re.fullmatch(names.DERIVED, name):
-      continue
-    # A file may hold a tied head, too.
-    entry = wanted.get(
-      names.EMBEDDING if name == names.HEAD and c.tie_embeddings else name
-    )
-    if entry is None:
-      faults.append(f"{name} is unknown")
-    elif tensor.shape != entry.shape:
-      faults.append(
-        f"{name} has shape {list(tensor.shape)}, must be {list(entry.shape)}"
-      )
-    elif tensor.dtype not in DTYPES:
-      faults.append(f"{name} is {tensor.dtype}, must be {', '.join(DTYPES)}")
+  held = {
+    name: tensor
+    for name, tensor in pretrained.tensors.items()
+    if not re.fullmatch(names.DERIVED, name)
+  }
+  known = wanted
+  if c.tie_embeddings and names.HEAD in held:  # a file may hold it, too
+    known = {**wanted, names.HEAD: wanted[names.EMBEDDING]}
+  faults = tensor_faults(known, held)
   if faults:
     raise ConfigError(
       f"{pretrained.source}: tensors do not fit its settings: "
       f"{'; '.join(faults)}"
     )
   return wanted
+
+
+def tensor_faults(
+  wanted: Mapping[str, Entry], tensors: Mapping[str, Tensor]
+) -> list[str]:
+  """Returns what keeps tensors from being those wanted, one text for each."""
+  faults = [f"{name} is missing" for name in wanted if name not in tensors]
+  for name, tensor in tensors.items():
+    if name not in wanted:
+      faults.append(f"{name} is unknown")
+    elif tensor.shape != wanted[name].shape:
+      shapes = list(tensor.shape), list(wanted[name].shape)
+      faults.append(f"{name} has shape {shapes[0]}, must be {shapes[1]}")
+    elif tensor.dtype not in DTYPES:
+      faults.append(f"{name} is {tensor.dtype}, must be {', '.join(DTYPES)}")
+  return faults
 
 
 def read_params(
@@ -180,6 +187,13 @@ def read_params(
       _require_tied(head, array)
     params[path] = on_devices(array, shardings[path])
   return params
+
+
+def on_devices(array: np.ndarray, sharding: jax.sharding.Sharding) -> jax.Array:
+  """Returns an array of this machine, split over devices; it may be freed."""
+  return jax.block_until_ready(
+    jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+  )
 
 
 def read_array(tensor: Tensor, entry: Entry) -> np.ndarray:

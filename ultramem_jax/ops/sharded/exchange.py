@@ -76,14 +76,20 @@ class Exchange:
     return jax.lax.psum(x, self.copy_axes) if self.copy_axes else x
 
   def columns_to_tokens(self, x: jax.Array) -> jax.Array:
-    """Turns [B, T, ..., w] of all tokens into [B, T, ..., W] of its own."""
+    """Exchanges columns of all tokens for all columns of this device's tokens.
+
+    From [B, T, ..., w] to [B, T, ..., W].
+    """
     x = self.all_to_all(x, 1, x.ndim - 1)
     if self.copy_axes:
       x = jax.lax.all_gather(x, self.copy_axes, axis=x.ndim - 1, tiled=True)
     return self._reorder(x, self.copy_axes + self.token_axes, self.table_axes)
 
   def tokens_to_columns(self, x: jax.Array) -> jax.Array:
-    """Turns [B, T, W] of its own tokens into [B, T, w] of all tokens."""
+    """Exchanges all columns of this device's tokens for columns of all tokens.
+
+    From [B, T, W] to [B, T, w].
+    """
     x = self._reorder(x, self.table_axes, self.copy_axes + self.token_axes)
     if self.copy_axes:
       width = x.shape[-1] // self.count(self.copy_axes)

@@ -46,10 +46,12 @@ class Layout:
 
   def tokens(self, batch: int, length: int) -> PartitionSpec:
     """Returns the split of [B, T, ...] arrays inside a memory."""
-    return PartitionSpec(
-      self.dividing(self.batch_axes, batch),
-      self.dividing(self.length_axes, length),
-    )
+    return PartitionSpec(*self._of_tokens(batch, length))
+
+  def token_axes(self, batch: int, length: int) -> tuple[str, ...]:
+    """Returns the mesh axes along which devices have different tokens."""
+    of_batch, of_length = self._of_tokens(batch, length)
+    return of_batch + of_length
 
   def table_spec(self) -> PartitionSpec:
     """Returns the split of a value table [I, W]."""
@@ -60,6 +62,13 @@ class Layout:
   def dividing(self, axes: tuple[str, ...], length: int) -> tuple[str, ...]:
     """Returns axes if their devices divide length, else no axes."""
     return axes if length % self.size(axes) == 0 else ()
+
+  def _of_tokens(self, batch: int, length: int) -> tuple[tuple[str, ...], ...]:
+    """Returns the axes that split B, and those that split T."""
+    return (
+      self.dividing(self.batch_axes, batch),
+      self.dividing(self.length_axes, length),
+    )
 
   def shard_map(
     self, function: Callable[..., Any], in_specs: Any, out_specs: Any

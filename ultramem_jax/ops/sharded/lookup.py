@@ -19,7 +19,6 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from ultramem_jax.ops import lookup
 from ultramem_jax.ops.lookup import Kernels
@@ -241,7 +240,7 @@ def _run(
     [B, T, ...].
   """
   spec = layout.tokens(*index.shape[:2])
-  token_axes = axes_apart(spec)
+  token_axes = layout.token_axes(*index.shape[:2])
   exchange = Exchange(
     layout.table_axes,
     tuple(axis for axis in layout.table_axes if axis in token_axes),
@@ -289,17 +288,3 @@ def _held(exchange, index_BTY, rows_held, num_rows):
   held_BTY = (row_BTY >= 0) & (row_BTY < rows_held)
   row_BTY = jnp.where(held_BTY, row_BTY, 0)
   return pool_BTY * rows_held + row_BTY, held_BTY
-
-
-def axes_apart(spec: PartitionSpec) -> tuple[str, ...]:
-  """Returns the mesh axes along which devices have different tokens.
-
-  Args:
-    spec: of the tokens.
-  """
-  return tuple(
-    axis
-    for part in spec
-    if part
-    for axis in ((part,) if isinstance(part, str) else part)
-  )

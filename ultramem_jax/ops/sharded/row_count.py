@@ -6,7 +6,6 @@ from jax.sharding import PartitionSpec
 
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
-from ultramem_jax.ops.sharded.lookup import axes_apart
 
 
 def count_rows(
@@ -26,7 +25,7 @@ def count_rows(
     return count_U.at[slot_BTY].add(1, mode="drop")
   axes = layout.dividing(layout.table_axes, count_U.size)
   spec = layout.tokens(*slot_BTY.shape[:2])
-  token_axes = axes_apart(spec)
+  token_axes = layout.token_axes(*slot_BTY.shape[:2])
   shared = tuple(axis for axis in token_axes if axis in axes)
   others = tuple(axis for axis in token_axes if axis not in axes)
 
