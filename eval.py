@@ -96,6 +96,17 @@ def evaluate_tasks() -> None:
     load_run(), manager, tasks, values.num_fewshot, values.limit
   )
   print(table)
+  length = record["seq_len"]
+  if count := record["cut_contexts"]:
+    print(
+      f"{count} contexts lost their beginning, to fit into data.seq_len = "
+      f"{length}; if the model takes more, give --data.seq_len"
+    )
+  if count := record["shortened"]:
+    print(
+      f"{count} texts were to be continued by more than half of data.seq_len "
+      f"= {length} tokens, and were not"
+    )
   harness.append(values.workdir, record)
 
 
@@ -104,7 +115,7 @@ def main() -> None:
   if flags.FLAGS.tasks:
     why = "is for the loss, not for --tasks"
     cli.require_unset(["batches", inputs.ACCEPT_FLAG], why)
-    model_flags.require_no_text(why, but=("seq_len", "tokenizer"))
+    model_flags.require_no_text(why, but=("seq_len", "tokenizer", "bos_token"))
     evaluate_tasks()
   else:
     unread = "tasks_dir", "num_fewshot", "limit"

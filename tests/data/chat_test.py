@@ -220,6 +220,59 @@ def test_tokens_that_settings_name_are_in_the_text(opened):
   assert example.text.endswith("no<s>")
 
 
+def test_a_template_sees_the_tokens_that_no_file_beside_it_declares(opened):
+  """As of a tokenizer of one's own, of which only tokenizer.json says them."""
+
+  def of_ones_own():
+    return train_bpe.train(["a quick brown fox"], 270), {
+      "chat_template.jinja": "{{ bos_token }}{% for message in messages %}"
+      "{{ message.role }}: {{ message.content }}"
+      "{% if message.role == 'assistant' %}{{ eos_token }}{% endif %}|"
+      "{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
+    }
+
+  config = opened(of_ones_own)
+  (example,) = Splits(config.data).valid.documents()
+  bos, eos = "<bos>", "<eos>"
+  assert isinstance(example, Example)
+  assert example.text.startswith(f"{bos}user: a quick fox?|")
+  answers = [example.text[a:b] for a, b in example.answers]
+  assert answers == [f" yes é {eos}", f"no{eos}"]
+  assert forms.open_template(config.data).end_of_turn() == eos
+
+
+def test_an_eos_that_its_file_does_not_call_special_ends_turns(opened):
+  def plain_eos():
+    made, files = chatml()
+    made.add_tokens(["<|x|>"])
+    template = files["chat_template.jinja"].replace("<|im_end|>", "<|x|>")
+    return made, {
+      "tokenizer_config.json": {"eos_token": "<|x|>"},
+      "chat_template.jinja": template,
+    }
+
+  config = opened(plain_eos)
+  (example,) = Splits(config.data).valid.documents()
+  assert isinstance(example, Example)
+  assert [example.text[a:b] for a, b in example.answers] == [
+    "yes é<|x|>",
+    "no<|x|>",
+  ]
+  template = forms.open_template(config.data)
+  assert template.end_of_turn() == "<|x|>"
+  with pytest.raises(ConfigError, match=r"a message holds '<\|x\|>'"):
+    template.prompt("so <|x|>", "--prompt")
+
+
+def test_a_prompt_may_open_a_thought_that_answers_do_not_repeat(opened):
+  opening = "assistant\n<think>\n{% endif"
+  thinking = CHATML.replace("assistant\n{% endif", opening)
+  config = opened(chatml, beside={"chat_template.jinja": thinking})
+  template = forms.open_template(config.data)
+  assert template.prompt("a", "--prompt").endswith("assistant\n<think>\n")
+  assert template.end_of_turn() == "<|im_end|>"
+
+
 def test_parquet_holds_the_same_conversations(opened, texts_of, tmp_path):
   import pyarrow as pa
   from pyarrow import parquet

@@ -80,6 +80,19 @@ def test_missing_bos_and_pad_fall_back_to_eos(tmp_path):
   assert (loaded.pad_id, loaded.bos_id, loaded.eos_id) == (2, 2, 2)
 
 
+def test_special_tokens_keep_what_their_file_says_of_them(tmp_path):
+  """Such as that one swallows the space after it, as `transformers` does."""
+  made = train_bpe.train(["hi yo"] * 9, 270)
+  end = tokenizers.AddedToken("<|end|>", special=True, rstrip=True)
+  made.add_special_tokens([end])
+  path = tmp_path / "tokenizer.json"
+  made.save(str(path))
+  loaded = tokenizer.load(str(path), eos="<|end|>")
+  text = "hi<|end|>\nyo"
+  expected = made.encode(text, add_special_tokens=False).ids
+  assert loaded.encode(text, names_specials=True).tolist() == expected
+
+
 def test_errors(tmp_path):
   with pytest.raises(ConfigError, match=r"data.tokenizer = .*no such file"):
     tokenizer.load(str(tmp_path / "none.json"))

@@ -12,13 +12,15 @@ class Words:
   """Tokens are words; spaces stand only between them."""
 
   bos_id = eos_id = 0
-  words = ("", "the", "quick", "brown", "fox")
+  words = ("", "the", "quick", "brown", "fox", "<end>")
+  special_names = {5: "<end>"}  # noqa: RUF012
 
   def encode(self, text):
     return np.array([self.words.index(w) for w in text.split()], np.int32)
 
   def decode(self, ids):
-    return " ".join(self.words[i] for i in ids if i)
+    shown = (i for i in ids if i and i not in self.special_names)
+    return " ".join(self.words[i] for i in shown)
 
 
 @pytest.mark.parametrize(
@@ -46,3 +48,20 @@ def test_stop_strings_see_the_space_after_a_context(
   sampling = Sampling(2, temperature=0.0)
   assert scorer.continuations(["the quick"], stops, sampling) == [expected]
   assert asked == calls
+
+
+def test_a_special_token_ends_a_text_that_does_not_show_it(slow, monkeypatch):
+  scorer = scoring.Scorer(slow.run)
+  monkeypatch.setattr(scorer, "_tokenizer", Words())
+  asked = []
+
+  def fake(model, variables, prompts, *rest, finished, **options):
+    made = [np.array(ids, np.int32) for ids in ([3, 5, 4], [3, 4, 4])]
+    asked.extend(finished(made))
+    return made
+
+  monkeypatch.setattr(generate, "generate", fake)
+  sampling = Sampling(3, temperature=0.0)
+  texts = scorer.continuations(["the", "the"], ["<end>"], sampling)
+  assert texts == [" brown", " brown fox fox"]
+  assert asked == [True, False]

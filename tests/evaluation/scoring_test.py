@@ -130,6 +130,27 @@ def test_a_long_document_is_scored_in_windows(scorer, slow):
   assert not greedy
 
 
+def test_what_does_not_fit_is_counted(slow, monkeypatch):
+  scorer = scoring.Scorer(slow.run)
+  scores = lambda windows: [(0.0, True)] * len(windows)
+  monkeypatch.setattr(scorer, "score_windows", scores)
+  fits, long = "a" * (slow.length - 2), "a" * slow.length
+  scorer.log_likelihoods([(fits, "bc"), ("", "b" * 3 * slow.length)])
+  assert (scorer.cut_contexts, scorer.shortened) == (0, 0)
+  scorer.log_likelihoods([(long, "bc"), (fits, "b"), (long, "")])
+  assert scorer.cut_contexts == 1
+  new = lambda model, variables, prompts, *_, **__: (
+    [np.array([98])] * len(prompts)
+  )
+  monkeypatch.setattr(generate, "generate", new)
+  half = Sampling(slow.length // 2, temperature=0.0)
+  scorer.continuations(["b", "a" * (slow.length // 2 - 1)], [], half)
+  assert (scorer.cut_contexts, scorer.shortened) == (1, 0)
+  more = Sampling(slow.length // 2 + 1, temperature=0.0)
+  scorer.continuations(["b", long], [], more)
+  assert (scorer.cut_contexts, scorer.shortened) == (2, 2)
+
+
 def test_greedy_is_what_generation_writes(scorer, slow):
   run = slow.run
   prompt = np.array([257, 98, 97], np.int32)

@@ -1,5 +1,6 @@
 """Runs as folders of Hugging Face: what is written is what was imported."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -10,7 +11,8 @@ import pytest
 from flax import traverse_util
 from safetensors import numpy as safetensors
 
-from ultramem_jax import Transformer, testing
+from tests.examples import word_model
+from ultramem_jax import Transformer, data, testing
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.interop.pretrained import write
 from ultramem_jax.runs import checkpoint, inputs, origin
@@ -254,6 +256,10 @@ def test_a_model_of_ones_own_is_exported_if_it_is_of_a_family(tmp_path):
   output = export_run(tmp_path / "run", tmp_path / "output")
   settings = json.loads((output / "config.json").read_text())
   assert settings["architectures"] == ["Qwen3ForCausalLM"]
+  # Those of bytes; `transformers` would take others for granted.
+  assert [settings[f"{x}_token_id"] for x in ("pad", "bos", "eos")] == [
+    *range(256, 259)
+  ]
   again = import_run(output, tmp_path / "again")
   one, other = (load_lib.load(tmp_path / x) for x in ("run", "again"))
   same_arrays(one.variables["params"], other.variables["params"])
@@ -269,6 +275,39 @@ def test_a_users_own_files_beside_the_tokenizer_stay_there(tmp_path):
   output = export_run(workdir, tmp_path / "out")
   names = {path.name for path in output.iterdir()}
   assert not names & {"notes", ".tokenizer.json.0123.tmp"}
+
+
+def test_special_tokens_are_those_of_the_run(tmp_path):
+  """Of a model of one's own, and of one that was given others."""
+  folder = tmp_path / "model"
+  folder.mkdir()
+  word_model.make_folder(folder)
+  generation = {"eos_token_id": [2, 9], "bos_token_id": 1, "top_k": 5}
+  (folder / "generation_config.json").write_text(json.dumps(generation))
+  text = tmp_path / "text.txt"
+  text.write_text("The capital of France\n" * 200)
+  config = testing.small_config(
+    model__memory__kind="none",
+    data__source="text",
+    data__path=str(text),
+    data__eos_token="<pad>",
+  )
+  pretrained.import_run(str(folder), tmp_path / "run", config)
+  output = export_run(tmp_path / "run", tmp_path / "out")
+  held = lambda name: json.loads((output / name).read_text())
+  assert held("config.json")["eos_token_id"] == 0
+  assert held("generation_config.json") == generation | {"eos_token_id": 0}
+  declared = held("tokenizer_config.json")
+  assert (declared["bos_token"], declared["eos_token"]) == ("<s>", "<pad>")
+  again = dataclasses.replace(
+    config, data=dataclasses.replace(config.data, eos_token="")
+  )
+  pretrained.import_run(str(output), tmp_path / "again", again)
+  runs = (load_lib.load(tmp_path / x).config for x in ("run", "again"))
+  ids = [
+    (x.bos_id, x.eos_id) for x in (data.open(run).tokenizer for run in runs)
+  ]
+  assert ids[0] == ids[1] == (1, 0)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import tokenizers
 from safetensors import numpy as safetensors
 from tokenizers import models, pre_tokenizers
 
+from tests.examples import word_model
 from ultramem_jax import data, testing
 from ultramem_jax.evaluation import loss as loss_lib
 from ultramem_jax.runs import workdir as workdir_lib
@@ -116,6 +117,25 @@ def test_a_token_that_there_is_not_is_none(folder, text, tmp_path):
   made = pretrained.import_run(str(copy), tmp_path / "run", config)
   assert not made.data.pad_token and not made.data.bos_token
   assert made.data.eos_token
+
+
+def test_a_token_that_no_other_file_names_is_that_of_config_json(
+  text, tmp_path
+):
+  """As of Qwen's chat models: `bos_token` is null, and eos ends a turn."""
+  (tmp_path / "model").mkdir()
+  word_model.make_folder(tmp_path / "model")
+  declared = tmp_path / "model" / "tokenizer_config.json"
+  declared.write_text(json.dumps({"bos_token": None, "eos_token": "</s>"}))
+  path = tmp_path / "model" / "config.json"
+  held = json.loads(path.read_text())
+  config = small_config(data__source="text", data__path=str(text))
+  for number, bos in ((0, "<pad>"), (5, "")):  # 5: a word
+    path.write_text(json.dumps(held | {"bos_token_id": number}))
+    made = pretrained.import_run(
+      str(tmp_path / "model"), tmp_path / f"run_{number}", config
+    )
+    assert made.data.bos_token == bos
 
 
 def test_the_run_trains_on(run, tmp_path):

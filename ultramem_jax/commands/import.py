@@ -54,6 +54,8 @@ def main() -> None:
   )
   print(accounting.headline(config.model))
   if not pretrained.has_tokenizer(config):
-    where = config.data.tokenizer
-    print(f"no tokenizer.json in {source}: for text, put one at {where}")
+    print(
+      f"no tokenizer.json in {source}: for text, put one there, and import the "
+      "model again"
+    )
   print(f"workdir: {workdir}, at step 0")

@@ -9,7 +9,7 @@ the date, with which a run's data would change from day to day.
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from ultramem_jax.data import specials
@@ -53,13 +53,21 @@ class Template:
 
   Args:
     path: the tokenizer.json.
-    tokens: names of special tokens by role, such as "bos_token", in place of
+    given: names of special tokens by role, such as "bos_token", in place of
       those that files beside it declare; "": as declared.
+    found: names by role, for those of which these files say nothing.
+    names: of all its special tokens.
   Raises:
     ConfigError: it has none, or a damaged one, or Jinja is not installed.
   """
 
-  def __init__(self, path: str, tokens: Mapping[str, str]):
+  def __init__(
+    self,
+    path: str,
+    given: Mapping[str, str],
+    found: Mapping[str, str],
+    names: Collection[str],
+  ):
     folder = os.path.dirname(path)
     source = read(folder)
     require(
@@ -75,16 +83,15 @@ class Template:
       specials.read_fields(os.path.join(folder, name))
       for name in reversed(specials.DECLARING)
     ]
-    declared.append(dict(tokens))
+    said = {role for fields in declared for role in fields}
+    unsaid = {role: found[role] for role in found if role not in said}
     self._tokens = {
       role: name
-      for fields in declared
+      for fields in (unsaid, *declared, given)
       for role in _ROLES
       if (name := specials.name_of(fields.get(role)))
     }
-    with open(path, encoding="utf-8") as file:
-      added = json.load(file).get("added_tokens") or ()
-    self._specials = [token["content"] for token in added if token["special"]]
+    self._specials = list(names)
 
   def example(self, messages: Sequence[dict[str, str]], where: str) -> Example:
     """Returns a conversation as an Example.
@@ -142,9 +149,12 @@ class Template:
       {"role": "user", "content": "a"},
       {"role": "assistant", "content": "b"},
     ]
-    example = self.example(messages, "the end of a turn")
-    ((start, stop),) = example.answers
-    _, name = self._end(example.text[start:stop])
+    # Without a generation prompt, which may begin what answers do not repeat.
+    before, after = (
+      self._render(x, False, "the end of a turn")
+      for x in (messages[:1], messages)
+    )
+    _, name = self._end(after.removeprefix(before))
     return name
 
   def prompt(self, message: str, where: str) -> str:

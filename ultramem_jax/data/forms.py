@@ -115,7 +115,7 @@ def open_template(data: DataConfig) -> chat.Template:
   """Opens the chat template of the tokenizer that settings name.
 
   Raises:
-    ConfigError: it has none, or `chat.Template` raises one.
+    ConfigError: it has none; of `tokenizer.load` or `chat.Template`.
   """
   require(
     data.tokenizer != "bytes",
@@ -123,8 +123,13 @@ def open_template(data: DataConfig) -> chat.Template:
     data.tokenizer,
     "has no chat template, which messages need",
   )
+  given = _tokens(data)
+  tokenizer = tokenizer_lib.load(data.tokenizer, *given.values())
+  assert isinstance(tokenizer, tokenizer_lib.FileTokenizer)  # no bytes
   path = tokenizer_lib.files(data.tokenizer)["tokenizer.json"]
-  return chat.Template(path, _tokens(data))
+  held = tokenizer.names
+  found = dict(zip(given, (held.bos, held.eos, held.pad), strict=True))
+  return chat.Template(path, given, found, tokenizer.special_names.values())
 
 
 def _tokens(data: DataConfig) -> dict[str, str]:

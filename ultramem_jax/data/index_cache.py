@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 # To be raised when the same file would be indexed in another way.
-_VERSION = 1
+_VERSION = 2
 
 # A file changed this recently may change again within one time stamp.
 _SETTLED_NS = 2 * 10**9

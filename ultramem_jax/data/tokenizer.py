@@ -9,8 +9,8 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -29,9 +29,13 @@ _COMPARED = 2000
 
 
 class Tokenizer(Protocol):
-  """What the data pipeline and generation need of a tokenizer."""
+  """What the data pipeline and generation need of a tokenizer.
+
+  special_names: of its special tokens, by id, as texts may name them.
+  """
 
   vocab_size: int
+  special_names: Mapping[int, str]
   bos_id: int
   eos_id: int
   pad_id: int
@@ -55,6 +59,7 @@ class ByteTokenizer:
   """UTF-8 bytes as ids 0 to 255, then pad, bos and eos."""
 
   vocab_size = 259
+  special_names: ClassVar[Mapping[int, str]] = {}
   pad_id = 256
   bos_id = 257
   eos_id = 258
@@ -73,6 +78,8 @@ class FileTokenizer:
     tokenizer: of the library `tokenizers`.
     names: its special tokens; without bos, eos begins a text, without pad, eos
       pads.
+  Attributes:
+    names: its special tokens, as given.
   """
 
   def __init__(self, tokenizer: Any, names: Specials):
@@ -81,9 +88,12 @@ class FileTokenizer:
     tokenizer.no_padding()
     if getattr(tokenizer.model, "dropout", None):
       tokenizer.model.dropout = None  # a text would have other tokens each time
-    # Whatever the file says of them, these are not text.
+    # Whatever the file says of them, these are not text. Those that it calls
+    # special keep what else it says, such as that they swallow a space.
     chosen = names.bos, names.eos, names.pad
-    tokenizer.add_special_tokens(sorted({*chosen} - {""}))
+    added = tokenizer.get_added_tokens_decoder().values()
+    known = {token.content for token in added if token.special}
+    tokenizer.add_special_tokens(sorted({*chosen} - known - {""}))
     # "<eos>" written in a document is five characters, not the end.
     tokenizer.encode_special_tokens = True
     self._tokenizer = tokenizer
@@ -92,10 +102,16 @@ class FileTokenizer:
     self.bos_id, self.eos_id, self.pad_id = (
       tokenizer.token_to_id(name or names.eos) for name in chosen
     )
-    special = {
+    self.names = names
+    self.special_names: Mapping[int, str] = {
       id: token.content
       for id, token in tokenizer.get_added_tokens_decoder().items()
-      if token.special and token.content != names.unknown
+      if token.special
+    }
+    special = {
+      id: name
+      for id, name in self.special_names.items()
+      if name != names.unknown
     }
     self._is_special = np.zeros(self.vocab_size, bool)
     self._is_special[list(special)] = True

@@ -196,8 +196,9 @@ def evaluate(
   """
   # The harness would fork processes, which can wait forever on JAX's threads.
   os.environ.setdefault("DISABLE_MULTIPROC", "1")
+  scorer = Scorer(run)
   results = lm_eval.simple_evaluate(
-    model=Model(Scorer(run)),
+    model=Model(scorer),
     tasks=names,
     task_manager=manager,
     num_fewshot=num_fewshot,
@@ -209,6 +210,9 @@ def evaluate(
   record = {
     "step": run.step,
     "limit": limit,
+    "seq_len": run.config.data.seq_len,
+    "cut_contexts": scorer.cut_contexts,
+    "shortened": scorer.shortened,
     "lm_eval": lm_eval.__version__,
     **{name: results[name] for name in kept if name in results},
   }

@@ -157,9 +157,15 @@ class Scorer:
   Args:
     run: from `load.load`. A batch holds batch_size sequences of data.seq_len
       tokens, or as many tokens in shorter sequences.
+  Attributes:
+    cut_contexts: how many contexts lost their beginning, since they did not fit
+      into data.seq_len.
+    shortened: how many texts were continued by data.seq_len / 2 tokens at most,
+      since more were asked for.
   """
 
   def __init__(self, run: TrainedModel):
+    self.cut_contexts = self.shortened = 0
     self._run = run
     self._tokenizer = data.open(run.config).tokenizer
     self._model, self._variables = prepare_lib.prepare(run.model, run.variables)
@@ -193,9 +199,11 @@ class Scorer:
       each of its tokens is the likeliest; (0, True) if it is empty.
     """
     length = self._run.config.data.seq_len
-    of_pairs = [
-      windows(*encode_pair(self._tokenizer, *pair), length) for pair in pairs
-    ]
+    encoded = [encode_pair(self._tokenizer, *pair) for pair in pairs]
+    of_pairs = [windows(*pair, length) for pair in encoded]
+    for (context_T, _), found in zip(encoded, of_pairs, strict=True):
+      given = found and len(found[0].tokens_T) - found[0].scored
+      self.cut_contexts += bool(found) and given < len(context_T)
     scores = iter(self.score_windows(list(itertools.chain(*of_pairs))))
     totals = []
     for found in of_pairs:
@@ -237,7 +245,8 @@ class Scorer:
     Args:
       contexts: texts; they are cut from the left, so that the new tokens fit
         into data.seq_len.
-      stops: a text ends before the first of these strings that appears.
+      stops: a text ends before the first of these strings that appears, or of
+        these special tokens.
       sampling: how tokens are drawn; generation is limited to data.seq_len / 2
         tokens.
     Returns:
@@ -245,11 +254,13 @@ class Scorer:
     """
     tokenizer, length = self._tokenizer, self._run.config.data.seq_len
     num_tokens = min(sampling.num_tokens, length // 2)
+    if num_tokens < sampling.num_tokens:
+      self.shortened += len(contexts)
     sampling = dataclasses.replace(sampling, num_tokens=num_tokens)
-    prompts = [
-      encode_prompt(tokenizer, context)[num_tokens - length :]
-      for context in contexts
-    ]
+    whole = [encode_prompt(tokenizer, context) for context in contexts]
+    prompts = [prompt_T[num_tokens - length :] for prompt_T in whole]
+    pairs = zip(whole, prompts, strict=True)
+    self.cut_contexts += sum(len(one) > len(other) for one, other in pairs)
     texts = [""] * len(prompts)
     lengths = [len(prompt) + num_tokens for prompt in prompts]
     for number, (indices, width, rows) in enumerate(
@@ -275,14 +286,28 @@ class Scorer:
   ) -> list[str]:
     """Continues a batch of prompts, padded to a length; returns new texts."""
 
+    # Texts show no special tokens.
+    specials = self._tokenizer.special_names
+    ends = [number for number, name in specials.items() if name in stops]
+
+    def until_end(tokens_T: np.ndarray) -> np.ndarray:
+      (places,) = np.isin(tokens_T, ends).nonzero()
+      return tokens_T[: places[0]] if places.size else tokens_T
+
     def written(made: Sequence[np.ndarray]) -> list[str]:
       return [
-        new_text(self._tokenizer, prompt_T.tolist(), tokens_T.tolist())
+        new_text(
+          self._tokenizer, prompt_T.tolist(), until_end(tokens_T).tolist()
+        )
         for prompt_T, tokens_T in zip(prompts, made, strict=True)
       ]
 
     def finished(made: Sequence[np.ndarray]) -> list[bool]:
-      return [before_stop(text, stops) != text for text in written(made)]
+      return [
+        len(until_end(tokens_T)) < len(tokens_T)
+        or before_stop(text, stops) != text
+        for tokens_T, text in zip(made, written(made), strict=True)
+      ]
 
     made = generate.generate(
       self._model,

@@ -6,6 +6,7 @@ For a run with LoRA, only the LoRA is written, as `peft` does.
 """
 
 import dataclasses
+import json
 import os
 import pathlib
 import re
@@ -13,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from typing import Any
 
+from ultramem_jax.data import specials
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.runs import inputs, origin
@@ -21,7 +23,9 @@ from ultramem_jax.runs.files import written_whole
 from ultramem_jax.serve.load import TrainedModel
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.checks import require
+from ultramem_jax.settings.data import DataConfig
 from ultramem_jax.settings.errors import few
+from ultramem_jax.settings.json_file import read_mapping
 from ultramem_jax.settings.model import ModelConfig
 from ultramem_jax.tools.pretrained import BACKBONE, CONFIG, DIGEST, DTYPES
 from ultramem_jax.train import sharding, trainable
@@ -73,6 +77,8 @@ def export_run(
   settings = pretrained_lib.make_settings(
     c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
   )
+  special = _special_ids(loaded.config.data, workdir)
+  settings |= special
   held = origin.read(workdir, DTYPES)
   if c.lora.rank:
     _require_imported_weights(loaded, workdir, settings)
@@ -86,6 +92,7 @@ def export_run(
     )
     if not (memory_only or c.lora.rank):
       _copy_files(folder, workdir)
+      _declare_tokens(folder, loaded.config.data, special)
 
 
 def _require_imported_settings(
@@ -160,3 +167,50 @@ def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:
     others |= tokenizer_lib.files(str(tokenizer))
   for name, path in others.items():
     shutil.copyfile(path, folder / name)
+
+
+def _special_ids(
+  data: DataConfig, workdir: str | os.PathLike
+) -> dict[str, Any]:
+  """Returns the ids of special tokens, for config.json.
+
+  They are those that the config.json which a run was imported with does not
+  have: of a model of one's own all, else those that the run's settings name.
+  """
+  imported = origin.read(workdir, CONFIG)
+  if imported and not os.path.exists(data.tokenizer):
+    return {}
+  roles = ("bos", "eos", "pad")
+  given = {role: getattr(data, f"{role}_token") for role in roles}
+  tokenizer = tokenizer_lib.load(data.tokenizer, *given.values())
+  found = {}
+  for role in roles:
+    field, number = f"{role}_token_id", getattr(tokenizer, f"{role}_id")
+    there = imported.get(field)
+    known = there if isinstance(there, list) else [there]
+    if number not in known and (given[role] or not imported):
+      found[field] = number
+  return found
+
+
+def _declare_tokens(
+  folder: pathlib.Path, data: DataConfig, special: Mapping[str, Any]
+) -> None:
+  """Lets the files that say which tokens are special agree with `special`."""
+  path = folder / "generation_config.json"
+  if path.exists() and special:
+    held = read_mapping(path)
+    held |= {name: special[name] for name in special if name in held}
+    path.write_text(json.dumps(held, indent=2) + "\n")
+  tokenizer = folder / "tokenizer.json"
+  declaring = [folder / name for name in specials.DECLARING]
+  if tokenizer.exists() and not any(x.exists() for x in declaring):
+    given = {x: getattr(data, f"{x}_token") for x in ("bos", "eos", "pad")}
+    names = specials.find(
+      tokenizer_lib.read(str(tokenizer)), str(tokenizer), given
+    )
+    declared = {f"{x}_token": getattr(names, x) or None for x in given}
+    # Without a class, `transformers` takes the one of the model's family, which
+    # may have special tokens of its own.
+    declared["tokenizer_class"] = "PreTrainedTokenizerFast"
+    declaring[0].write_text(json.dumps(declared, indent=2) + "\n")

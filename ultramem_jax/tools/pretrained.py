@@ -134,17 +134,24 @@ def _special_tokens(pretrained: Pretrained) -> dict[str, str]:
   """Returns settings that name special tokens, where only config.json does."""
   folder = pretrained.folder
   path = folder / TOKENIZER
-  declaring = (folder / name for name in specials.DECLARING)
-  if not path.exists() or any(file.exists() for file in declaring):
+  if not path.exists():
     return {}
   try:
     tokenizer = tokenizer_lib.read(str(path))
   except ValueError as error:
     raise ConfigError(f"{path}: {error}") from error
-  named = {
-    f"{role}_token": tokenizer.id_to_token(number)
-    for role, number in pretrained.special_ids.items()
-  }
+  declared = [
+    specials.read_fields(str(folder / name)) for name in specials.DECLARING
+  ]
+  added = tokenizer.get_added_tokens_decoder()
+  named = {}
+  for role, number in pretrained.special_ids.items():
+    name = f"{role}_token"
+    is_declared = any(specials.name_of(fields.get(name)) for fields in declared)
+    # Beside such files, config.json may have a number that nobody set.
+    is_special = number in added and added[number].special
+    if not is_declared and (is_special or not any(declared)):
+      named[name] = tokenizer.id_to_token(number)
   return {name: token for name, token in named.items() if token}
 
 

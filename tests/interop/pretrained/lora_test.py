@@ -128,8 +128,13 @@ def test_a_memory_lies_beside_the_lora(read, tmp_path):
     BASE, memory=tmp_path / "narrow", lora=tmp_path / "narrow"
   )
   interop.to_pretrained(tmp_path / "out", model, made)
-  with pytest.raises(ConfigError, match="out: its memories were trained with"):
+  with pytest.raises(ConfigError, match=r"out: holds a LoRA, .*import it too"):
     interop.from_pretrained(BASE, memory=tmp_path / "out")
+  # A folder is not read without what lies in it.
+  shutil.copytree(BASE, tmp_path / "both")
+  shutil.copy(tmp_path / "out" / SETTINGS, tmp_path / "both")
+  with pytest.raises(ConfigError, match="both: holds a LoRA"):
+    interop.from_pretrained(tmp_path / "both")
   again, held = interop.from_pretrained(
     BASE, memory=tmp_path / "out", lora=tmp_path / "out"
   )

@@ -33,6 +33,8 @@ def make_settings(
       what differs.
   """
   known = origin.get("architectures")
+  if isinstance(known, str):
+    known = [known]
   names = known[:1] if known else list(FAMILIES)
   kept = {"max_position_embeddings": max_length, **origin}
   found = {name: kept | _settings(c, name) for name in names}

@@ -87,11 +87,12 @@ def opened(
       raise ConfigError(
         f"{memory}: must be a folder that `export` wrote, with memory.json"
       )
-    if memories and not lora and (beside / lora_lib.SETTINGS).exists():
-      raise ConfigError(
-        f"{beside}: its memories were trained with the LoRA beside them: "
-        f"import both, lora = {str(beside)!r} too"
-      )
+    for folder in {model.folder, *([beside] if memories else [])}:
+      if not lora and (folder / lora_lib.SETTINGS).exists():
+        raise ConfigError(
+          f"{folder}: holds a LoRA, which belongs to the model, or to memories "
+          f"that were trained with it: import it too, lora = {str(folder)!r}"
+        )
     lora_folder = None
     if lora:
       entries = model_lib.entries(model, _model_config(model))
