@@ -348,7 +348,7 @@ def _print_help(main: Callable[..., None]) -> None:
   """Prints the docstring of main's module and this program's flags."""
   print(inspect.getdoc(sys.modules[main.__module__]))
   for module, defined in flags.FLAGS.flags_by_module_dict().items():
-    if module.startswith("ultramem_jax."):
+    if module == main.__module__ or module.startswith("ultramem_jax."):
       for flag in defined:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
   print(flags.FLAGS.module_help(sys.argv[0]))
