@@ -2,6 +2,7 @@
 
   python train.py --config=configs/tiny.py [--workdir=DIR] [--config.steps=200]
   python train.py --workdir=DIR     # the run that DIR holds, as it was begun
+  python train.py --workdir=DIR --config.steps=2000 --override     # and longer
 
 On several hosts, on each of them: docs/scale-out.md.
 """
@@ -11,7 +12,6 @@ from absl import flags
 from ultramem_jax import cli
 from ultramem_jax.runs import console
 from ultramem_jax.runs import profile as profile_lib
-from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.tools import training
 
 
@@ -42,10 +42,7 @@ def main() -> None:
   values = flags.FLAGS
   console.outlive()
   cli.join_processes(stops_together=True)
-  if values.config is None and values.workdir:
-    config = workdir_lib.load_config(values.workdir)
-  else:
-    config = cli.load_config()
+  config = cli.load_config()
   training.train(
     config,
     values.workdir or f"runs/{cli.config_name()}",

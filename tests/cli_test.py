@@ -159,6 +159,8 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
     ),
     (["--config=absent"], "--config = 'absent': no such file"),
     (["--config", "absent"], "--config = 'absent': no such file"),
+    (["--workdir=absent"], "workdir = 'absent': no such directory"),
+    (["--workdir", "absent", "--config.steps=9"], "workdir = 'absent': no"),
     ([TINY, "--verbos=1"], "verbos"),
     ([TINY, "steps=3"], "unexpected arguments: steps=3"),
     ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),

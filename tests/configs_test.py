@@ -23,7 +23,8 @@ CONFIGS = pathlib.Path(published.__file__).parent
 NAMES = sorted(
   path.stem
   for path in CONFIGS.glob("*.py")
-  if path.stem not in ("__init__", "ablation", "from_run", "sweeps")
+  if path.stem
+  not in ("__init__", "ablation", "from_run", "of_workdir", "sweeps")
 )
 
 # Table 1: D, F, L, parameters in B (neither embeddings nor norms), FLOPs of a

@@ -35,11 +35,13 @@ NO_COMMANDS = {
   "cd",
   "for",
   "gcloud",
+  "tfds",
   "git",
   "hf",
   "mv",
   "pre-commit",
   "srun",
+  "tfds",
 }
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
   from ultramem_jax.layers.ultramem_v2 import UltraMemV2
   from ultramem_jax.model import Transformer
   from ultramem_jax.ops.row_update import AdamW
+  from ultramem_jax.ops.sharded.layout import Layout
   from ultramem_jax.settings.config import Config
   from ultramem_jax.settings.errors import ConfigError
   from ultramem_jax.settings.memory import MemoryConfig
@@ -31,6 +32,7 @@ __all__ = [
   "AdamW",
   "Config",
   "ConfigError",
+  "Layout",
   "MemoryConfig",
   "MemoryPlus",
   "ModelConfig",
@@ -56,6 +58,7 @@ _MODULES = {
   "AdamW": "ops.row_update",
   "Config": "settings.config",
   "ConfigError": "settings.errors",
+  "Layout": "ops.sharded.layout",
   "MemoryConfig": "settings.memory",
   "MemoryPlus": "layers.memory_plus",
   "ModelConfig": "settings.model",

@@ -292,14 +292,29 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   fields = [a for a in argv if re.match(r"--?config\.", a)]
   has_default = "config" in flags.FLAGS and flags.FLAGS["config"].default
   is_given = any(re.match(r"--?config(=|$)", a) for a in argv)
-  if fields and not (is_given or has_default):
-    raise ConfigError(
-      f"{fields[0]}: needs --config, the config that it changes"
-    )
+  workdir = _value_of("workdir", argv)
+  arguments = _find_configs(argv[1:])
+  if not (is_given or has_default):
+    if "config" in flags.FLAGS and workdir:
+      arguments.append(f"--config={CONFIGS / 'of_workdir.py'}:{workdir}")
+    elif fields:
+      raise ConfigError(
+        f"{fields[0]}: needs --config, the config that it changes, or the "
+        "--workdir of a run"
+      )
   try:
-    return flags.FLAGS([argv[0], *_find_configs(argv[1:])])[1:]
+    return flags.FLAGS([argv[0], *arguments])[1:]
   except (flags.Error, AttributeError, OSError) as error:
     raise ConfigError(_cause(error)) from error
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+  """Returns the value that argv gives to a flag; "": none."""
+  for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+    name, equals, value = argument.partition("=")
+    if name in (f"--{flag}", f"-{flag}"):
+      return value if equals else following
+  return ""
 
 
 def _find_configs(arguments: Sequence[str]) -> list[str]:

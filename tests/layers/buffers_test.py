@@ -4,6 +4,7 @@ import flax
 import flax.linen as nn
 import jax
 import numpy as np
+import pytest
 
 from tests.layers.small_layer import (
   SMALL,
@@ -55,6 +56,13 @@ def test_frozen_dicts_are_refreshed_too():
   before = nested["buffers"]["memory"]["u"]
   assert abs(plain["memory"]["u"] - before).max() > 0.01
   assert_close(frozen["memory"]["u"], plain["memory"]["u"])
+
+
+def test_swapped_collections_are_refused():
+  variables = variables_of(layer_of())
+  params, buffers = variables["params"], variables["buffers"]
+  with pytest.raises(ValueError, match=r"refresh_buffers\(params, buffers\)"):
+    refresh_buffers(buffers, params)
 
 
 def test_refresh_buffers():

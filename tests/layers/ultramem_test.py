@@ -23,7 +23,15 @@ from tests.layers.small_layer import (
   layer_of,
   variables_of,
 )
-from ultramem_jax import ConfigError, MemoryConfig, UltraMem, refresh_buffers
+from ultramem_jax import (
+  ConfigError,
+  MemoryConfig,
+  MemoryPlus,
+  Peer,
+  UltraMem,
+  UltraMemV2,
+  refresh_buffers,
+)
 from ultramem_jax.ops import shuffle, tucker
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.testing import assert_close
@@ -109,6 +117,26 @@ class Reader(nn.Module):
     x_BTD = nn.Dense(D)(x_BTD)
     x_BTD += UltraMem(SMALL, embed_dim=D)(x_BTD)
     return nn.Dense(1)(x_BTD)
+
+
+@pytest.mark.parametrize(
+  ("module", "fields"),
+  [
+    (UltraMem, {}),
+    (UltraMemV2, {"kind": "ultramem_v2", "ring_layers": 1}),
+    (MemoryPlus, {"kind": "memory_plus"}),
+    (Peer, {"kind": "peer", "value_dim": D}),
+  ],
+)
+def test_flax_maps_the_names_of_all_axes_to_a_mesh(module, fields):
+  sizes = {"num_keys": 6, "key_dim": 5, "value_dim": 8, "top_m": 3}
+  layer = module(MemoryConfig(**{**sizes, **fields}), embed_dim=D)
+  shapes = jax.eval_shape(layer.init, jax.random.key(0), inputs())
+  mesh = jax.make_mesh((1,), ("data",), (jax.sharding.AxisType.Auto,))
+  found = nn.logical_to_mesh_sharding(
+    nn.get_partition_spec(shapes), mesh, [("rows", "data")]
+  )
+  assert found["params"]["values"].spec[0] == "data"
 
 
 def test_standalone_in_a_flax_model():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from configs import tiny
+from configs import of_workdir, tiny
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import ConfigError
@@ -53,6 +53,16 @@ def test_settings_are_changed_and_remembered(workdir):
     },
     {"step": 400, "optim.learning_rate": {"from": 1e-4, "to": 1e-5}},
   ]
+
+
+def test_a_command_may_name_a_run_in_place_of_its_config(workdir):
+  """`train.py --workdir=DIR --config.steps=500 --override`."""
+  longer = make_config(steps=500, optim__learning_rate=1e-4)
+  workdir_lib.claim(workdir, longer, CORPUS, override=True)
+  held = of_workdir.get_config(str(workdir))
+  assert config_lib.parse(held) == longer
+  held.steps = 600
+  workdir_lib.claim(workdir, config_lib.parse(held), CORPUS, override=True)
 
 
 def test_what_only_needs_to_be_asked_for_says_so(workdir):

@@ -46,6 +46,16 @@ def test_another_config_is_refused(tmp_path):
   assert workdir_lib.load_config(tmp_path) == held
 
 
+def test_one_that_ended_before_a_checkpoint_says_so(tmp_path):
+  workdir_lib.claim(tmp_path, make_config(), CORPUS)
+  other = make_config(seed=7)
+  with pytest.raises(ConfigError, match="no checkpoint yet: delete it"):
+    workdir_lib.claim(tmp_path, other, CORPUS)
+  (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+  with pytest.raises(ConfigError, match=r"or the held value$"):
+    workdir_lib.claim(tmp_path, other, CORPUS)
+
+
 def test_free_fields_may_differ_and_the_file_stays(tmp_path):
   workdir_lib.claim(tmp_path, make_config(), CORPUS)
   other = make_config(

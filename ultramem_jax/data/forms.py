@@ -61,12 +61,14 @@ class Form:
     forms = [(self._text_field,), _PAIR, _CHAT]
     found = [form for form in forms if set(form) & set(names)]
     if not self.has_answers or found in ([], forms[:1]):
+      hint = ", and neither prompt nor messages" if self.has_answers else ""
+      if set(names) & set(ANSWER_FIELDS) and not self.has_answers:
+        hint = "; prompts with answers need data.records = answers"
       require(
         names.count(self._text_field) == 1,
         "data.text_field",
         self._text_field,
-        f"is not in {where}; fields there: {there}"
-        + (", and neither prompt nor messages" if self.has_answers else ""),
+        f"is not in {where}; fields there: {there}{hint}",
       )
       return [self._text_field]
     require(

@@ -21,7 +21,13 @@ def refresh_buffers(params: Any, buffers: Any) -> Any:
       vectors stay as they are.
   Returns:
     buffers of the same structure, with u and t replaced.
+  Raises:
+    ValueError: buffers are params.
   """
+  if "core" in buffers:
+    raise ValueError(
+      "buffers hold a core: call refresh_buffers(params, buffers)"
+    )
   if "u" in buffers and "core" not in params:
     return buffers
   if "u" in buffers:

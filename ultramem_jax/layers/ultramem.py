@@ -205,7 +205,7 @@ class UltraMem(nn.Module):
       self,
       "core",
       nn.initializers.uniform(1.0),
-      ("cores", "memory_heads", "rank", "rank"),
+      ("cores", "memory_heads", "rank", None),
       (c.num_cores, c.num_heads, c.rank, c.rank),
     )
     u_AR, t_AR = (

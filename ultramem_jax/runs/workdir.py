@@ -135,6 +135,8 @@ def _require_same(
       if fixed
       else " or the held value, or --override to go on with the new one"
     )
+    if not saved_steps(workdir / CHECKPOINTS_NAME):
+      wish += "; it has no checkpoint yet: delete it to begin anew"
     raise ConfigError(
       f"{workdir} holds a run with another config: "
       f"{few(named, '; ')}. Use another --workdir{wish}"

@@ -263,6 +263,7 @@ def train_once(
     )
     # Another start may have bound it before this one locked it.
     workdir_lib.claim(workdir, config, described)
+    print("compiling; a later start finds the programs in a cache", flush=True)
     train_step = compile_step(config, layout, rare)
     run = Run(
       config, workdir, layout, corpus, batches, checkpointer, train_step

@@ -103,9 +103,9 @@ def describe_table_update(config: Config) -> str:
   )
   return (
     f"table update: {form} {optim.table_rule}{rows} (optim.table_update = "
-    f"{optim.table_update}{low}; a step reads "
-    f"{reads_per_row(config):.3g} times the rows of a table, auto is sparse "
-    f"up to {SPARSE_READS_PER_ROW})"
+    f"{optim.table_update}{low}; a step reads a row "
+    f"{reads_per_row(config):.3g} times on average, auto is dense above "
+    f"{SPARSE_READS_PER_ROW:g})"
   )
 
 

@@ -33,12 +33,12 @@ class Layout:
 
   mesh: Mesh
   batch_axes: tuple[str, ...]
-  length_axes: tuple[str, ...]
-  expert_axes: tuple[str, ...]
-  mlp_axes: tuple[str, ...]
-  table_axes: tuple[str, ...]
-  partition: str
-  dtype: str
+  length_axes: tuple[str, ...] = ()
+  expert_axes: tuple[str, ...] = ()
+  mlp_axes: tuple[str, ...] = ()
+  table_axes: tuple[str, ...] = ()
+  partition: str = "rows_pooled"
+  dtype: str = "float32"
 
   def size(self, axes: tuple[str, ...]) -> int:
     """Returns the number of devices along axes."""
