@@ -13,7 +13,7 @@ from ultramem_jax.runs import checkpoint, row_counts
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import CheckpointError, ConfigError
-from ultramem_jax.tools import quantize, training
+from ultramem_jax.tools import derived_run, quantize, training
 
 TEXT = "a line of text\n"
 LONG_AGO = 10**18  # nanoseconds
@@ -184,3 +184,14 @@ def test_changed_data_leave_the_settings_of_a_run_as_they_were(run, tmp_path):
   with pytest.raises(ConfigError, match="have changed"):
     training.train(longer, workdir, accepted=training.Accepted(settings=True))
   assert (tmp_path / "run" / "config.json").read_bytes() == before
+
+
+def test_what_is_made_of_a_run_keeps_its_tokenizer(run, tmp_path):
+  _, workdir = run
+  loaded = load_lib.load(workdir)
+  before = data.open(loaded.config).tokenizer.encode("a eel").tolist()
+  bound = workdir_lib.load_config(workdir)
+  derived_run.write(tmp_path / "made", workdir, bound, loaded.variables)
+  (tmp_path / "tokenizer.json").unlink()
+  made = data.open(load_lib.load(tmp_path / "made").config)
+  assert made.tokenizer.encode("a eel").tolist() == before

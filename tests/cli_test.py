@@ -2,11 +2,7 @@
 
 import functools
 import json
-import os
-import pathlib
 import re
-import subprocess
-import sys
 
 import pytest
 from absl import flags
@@ -14,43 +10,6 @@ from ml_collections import config_flags
 
 from ultramem_jax import cli, commands, data, testing
 from ultramem_jax.runs import checkpoint, workdir
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-  """Runs a command line: (status, stdout, stderr, seconds).
-
-  It begins with train.py, whose step is not compiled, eval.py or ultramem.
-  """
-  folder = tmp_path_factory.mktemp("cli")
-  driver = subprocess.Popen(
-    [sys.executable, "-m", "tests.forked_commands"],
-    cwd=testing.ROOT,
-    text=True,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    env={**os.environ, "JAX_PLATFORMS": "cpu"},
-  )
-
-  def run(*command, **environment):
-    count = len(list(folder.glob("*.out")))
-    case = {
-      "command": [str(part) for part in command],
-      "environment": environment,
-      "stdout": str(folder / f"{count}.out"),
-      "stderr": str(folder / f"{count}.err"),
-    }
-    driver.stdin.write(json.dumps(case) + "\n")
-    driver.stdin.flush()
-    status, seconds = json.loads(driver.stdout.readline())
-    output, errors = (
-      pathlib.Path(case[name]).read_text() for name in ("stdout", "stderr")
-    )
-    return status, output, errors, seconds
-
-  yield run
-  driver.stdin.close()
-  assert driver.wait(300) == 0
 
 
 @pytest.fixture

@@ -2,7 +2,11 @@
 
 import atexit
 import gc
+import json
 import os
+import pathlib
+import subprocess
+import sys
 import tempfile
 
 # The processes of a test run, pytest's workers and the commands that tests
@@ -16,6 +20,8 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
 import pytest
+
+from ultramem_jax import testing
 
 # Tracing makes many objects that live, which Python's collector then looks at
 # again and again: a tenth of the time of these tests with its own thresholds.
@@ -50,3 +56,40 @@ def platform(request, monkeypatch):
       jax.lax, "platform_dependent", lambda *args, default, **_: default(*args)
     )
   return request.param
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+  """Runs a command line: (status, stdout, stderr, seconds).
+
+  It begins with train.py, whose step is not compiled, eval.py or ultramem.
+  """
+  folder = tmp_path_factory.mktemp("cli")
+  driver = subprocess.Popen(
+    [sys.executable, "-m", "tests.forked_commands"],
+    cwd=testing.ROOT,
+    text=True,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    env={**os.environ, "JAX_PLATFORMS": "cpu"},
+  )
+
+  def run(*command, **environment):
+    count = len(list(folder.glob("*.out")))
+    case = {
+      "command": [str(part) for part in command],
+      "environment": environment,
+      "stdout": str(folder / f"{count}.out"),
+      "stderr": str(folder / f"{count}.err"),
+    }
+    driver.stdin.write(json.dumps(case) + "\n")
+    driver.stdin.flush()
+    status, seconds = json.loads(driver.stdout.readline())
+    output, errors = (
+      pathlib.Path(case[name]).read_text() for name in ("stdout", "stderr")
+    )
+    return status, output, errors, seconds
+
+  yield run
+  driver.stdin.close()
+  assert driver.wait(300) == 0

@@ -35,7 +35,6 @@ NO_COMMANDS = {
   "cd",
   "for",
   "gcloud",
-  "tfds",
   "git",
   "hf",
   "mv",

@@ -123,3 +123,25 @@ def test_what_was_used_longest_ago_is_dropped_first(tmp_path):
   assert left() == ["new-cache", "old-cache", "other"]
   compilation_cache.drop_oldest(tmp_path, 0)
   assert left() == ["other"]
+
+
+@pytest.mark.parametrize(
+  "argument, left", [(None, ["new-cache"]), ("own", ["new-cache", "old-cache"])]
+)
+def test_the_default_folder_is_cut_down_at_a_start(
+  argument, left, tmp_path, monkeypatch
+):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+  monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR", raising=False)
+  monkeypatch.setattr(compilation_cache, "MAX_BYTES", 15)
+  folder = tmp_path / "own" if argument else compilation_cache.default_folder()
+  folder.mkdir(parents=True)
+  for time, name in ((1, "old-cache"), (2, "new-cache")):
+    (folder / name).write_bytes(bytes(10))
+    os.utime(folder / name, (time, time))
+  held = jax.config.jax_compilation_cache_dir
+  try:
+    compilation_cache.use(argument and str(folder))
+  finally:
+    jax.config.update("jax_compilation_cache_dir", held)
+  assert sorted(x.name for x in folder.iterdir()) == left

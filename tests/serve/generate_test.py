@@ -337,3 +337,8 @@ def test_a_model_is_traced_once_for_the_caches_of_a_shape(monkeypatch):
   ]
   assert len(traced) == 2
   assert lengths[0] == lengths[1] != lengths[2]
+
+
+def test_every_new_token_has_a_draw_of_its_own():
+  (row,) = successors([[1]], 64, temperature=1000.0)
+  assert len(set(row)) > 5

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ultramem_jax import testing
+from ultramem_jax.runs import checkpoint
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings.errors import CheckpointError, ConfigError
 
@@ -64,3 +65,14 @@ def test_what_is_not_there_is_refused(workdir, arguments, error, expected):
   with pytest.raises(error) as caught:
     load_lib.load(workdir, **arguments)
   assert expected in str(caught.value)
+
+
+def test_best_is_the_step_of_least_loss(tmp_path):
+  config = testing.small_config(model__num_layers=1, model__memory__kind="none")
+  testing.save_run(tmp_path, config)
+  items = testing.random_state(config).to_items()
+  with checkpoint.Checkpointer(tmp_path, 3) as saver:
+    for step, loss in ((8, 2.0), (9, 3.0)):
+      saver.save(step, items, {}, loss)
+  assert load_lib.load(tmp_path, "best").step == 8
+  assert load_lib.load(tmp_path).step == 9

@@ -12,36 +12,24 @@ from flax import traverse_util
 from safetensors import numpy as safetensors
 
 from tests.examples import word_model
-from ultramem_jax import Transformer, data, testing
+from tests.tools.imported_runs import TOKENS_BT, import_run, run_with_memory
+from ultramem_jax import data, testing
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.interop.pretrained import write
-from ultramem_jax.runs import checkpoint, inputs, origin
+from ultramem_jax.runs import inputs
 from ultramem_jax.runs import workdir as workdir_lib
 from ultramem_jax.serve import load as load_lib
 from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import ConfigError
-from ultramem_jax.testing import MODEL
 from ultramem_jax.tools import export, pretrained
 
 GOLDENS = testing.ROOT / "tests" / "goldens" / "hf"
 NAMES = sorted(path.parent.name for path in GOLDENS.glob("*/config.json"))
-TOKENS_BT = np.arange(24).reshape(2, 12)
-MEMORY = {
-  name.removeprefix("model.memory."): value
-  for name, value in MODEL.items()
-  if name.startswith("model.memory.")
-}
 SETTINGS = [
   *("architectures", "model_type", "rope_parameters", "head_dim", "dtype"),
   *("tie_word_embeddings", "rms_norm_eps", "max_position_embeddings"),
   *("eos_token_id", "num_key_value_heads"),
 ]
-
-
-def import_run(folder, workdir, memory=None):
-  config = testing.small_config(model__memory__kind="none")
-  pretrained.import_run(str(folder), workdir, config, memory=memory)
-  return workdir
 
 
 def export_run(workdir, output, **options):
@@ -112,22 +100,6 @@ def with_memory(narrow, tmp_path_factory, request):
   """A run with a memory in the model of `narrow`, by its gate."""
   folder = tmp_path_factory.mktemp("runs")
   return run_with_memory(narrow, folder, gate=request.param)
-
-
-def run_with_memory(narrow, folder, **settings):
-  """Returns the workdir of a run at step 3."""
-  start = import_run(narrow, folder / "start")
-  fields = config_lib.to_dict(workdir_lib.load_config(start))
-  fields["model"]["memory"] |= {"kind": "ultramem", **MEMORY, **settings}
-  config = config_lib.parse(fields)
-  variables = testing.random_variables(Transformer(config.model), TOKENS_BT)
-  variables["params"] |= load_lib.load(start).variables["params"]
-  workdir = folder / "memory"
-  workdir_lib.claim(workdir, config, workdir_lib.load_corpus(start))
-  origin.copy(start, workdir)
-  with checkpoint.Checkpointer(workdir, keep=1) as checkpointer:
-    checkpointer.save(3, variables, {}, None)
-  return workdir
 
 
 def same_arrays(one, other):

@@ -6,7 +6,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from ultramem_jax.train import compiler_options
+from ultramem_jax import testing
+from ultramem_jax.tools import training
+from ultramem_jax.train import compiler_options, sharding
+from ultramem_jax.train import mesh as mesh_lib
 
 
 def device(platform, kind=""):
@@ -31,3 +34,18 @@ def test_xla_knows_the_options_of_a_gpu(deterministic):
   assert lowered.compile(options)(jnp.ones(3)).sum() == 6
   with pytest.raises(Exception, match="No such compile option"):
     lowered.compile({"xla_gpu_no_such_option": True})
+
+
+def test_a_run_asks_for_what_is_deterministic(monkeypatch):
+  asked = []
+  monkeypatch.setattr(
+    compiler_options,
+    "for_device",
+    lambda device, deterministic=False: asked.append(deterministic),
+  )
+  config = testing.small_config(
+    model__num_layers=1, model__memory__kind="none", deterministic=True
+  )
+  layout = sharding.make_layout(config, mesh_lib.make(config))
+  training.compile_step(config, layout)
+  assert asked == [True]

@@ -7,13 +7,16 @@ import threading
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 
+from tests.train import small_steps
 from ultramem_jax import testing
 from ultramem_jax.data.pipeline import Prefetch
-from ultramem_jax.runs import preemption
-from ultramem_jax.train import loop
+from ultramem_jax.runs import checkpoint, preemption
+from ultramem_jax.settings.errors import TrainingError
+from ultramem_jax.train import guard, loop
 from ultramem_jax.train import mesh as mesh_lib
 
 
@@ -224,3 +227,16 @@ def test_a_validation_that_was_stopped_is_made_up(step, due, stopped, expected):
   assert [(*x[:1], *(str(y)[:8] for y in x[1:])) for x in done] == [
     (*x[:1], *(str(y) for y in x[1:])) for x in expected
   ]
+
+
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
+  state = small_steps.first_state()
+  bad = state.replace(params=jax.tree.map(lambda x: x * np.nan, state.params))
+  feed = types.SimpleNamespace(data_state={})
+  with checkpoint.Checkpointer(tmp_path, 1) as saver:
+    save = loop.saver(
+      small_steps.CONFIG, tmp_path, saver, feed, guard.are_finite
+    )
+    with pytest.raises(TrainingError, match="step 3 are not finite, so it was"):
+      save(3, bad, None)
+  assert not list((tmp_path / "checkpoints").iterdir())

@@ -14,6 +14,7 @@ import pytest
 import ultramem_jax
 from tests.train import small_steps
 from ultramem_jax import MemoryConfig, Transformer, UltraMem, testing
+from ultramem_jax.ops import row_update
 from ultramem_jax.settings.errors import ConfigError
 from ultramem_jax.testing import assert_close
 from ultramem_jax.train import optim
@@ -334,3 +335,29 @@ def test_the_example_runs_and_its_loss_falls(capsys):
   losses = [float(line.rpartition(" ")[2]) for line in lines]
   assert len(losses) == 6
   assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0] / 2
+
+
+def test_updates_smaller_than_a_step_of_bfloat16_are_kept_on_average():
+  ones_IW = jnp.ones((40, 8), jnp.bfloat16)
+  bits_IW = jax.lax.bitcast_convert_type(ones_IW, jnp.uint16)
+  held = {"x": row_update.Table(bits_IW, None, None)}
+  factors = {
+    "x": row_update.Factors(
+      jnp.arange(40, dtype=jnp.int32)[None],
+      jnp.zeros((1, 40), jnp.int32),
+      jnp.ones((1, 40, 1)),
+      -jnp.ones((1, 1, 8)),
+    )
+  }
+
+  @jax.jit
+  def update(held, step):
+    rule = row_update.Sgd(0.0, 2.0**-7 / 10, step)
+    return ultramem_jax.update_tables(held, factors, rule)
+
+  for step in range(1, 101):
+    held = update(held, jnp.int32(step))
+  # 100 draws of 0.1: 10, standard deviation 3; 2^-7 is a step above 1.
+  moved_IW = np.asarray(held["x"].values_IW, int) - np.asarray(bits_IW, int)
+  assert abs(moved_IW - 10).max() <= 16
+  assert abs(moved_IW.mean() - 10) < 1

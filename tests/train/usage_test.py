@@ -1,5 +1,6 @@
 """How often rows are read: counted by hand."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -42,3 +43,23 @@ def test_usage_counts_the_reads_of_tokens_that_are_there(config):
         keys_PAN[1, a, cell % memory.grid_side] += 1
   assert batch["tokens"].shape[1] == usage.KEY_STRIDE and keys_PAN.sum() > 0
   np.testing.assert_array_equal(once.usage["memory_0"].keys, keys_PAN.ravel())
+
+
+def test_keys_are_counted_at_every_eighth_position():
+  batch, length, heads, reads, side = 2, 20, 2, 3, 6
+  rng = np.random.default_rng(0)
+  shape = (batch, length, heads, reads)
+  cell_BTAM = rng.integers(0, side**2, shape).astype(np.int32)
+  held = usage.Reads(
+    jnp.zeros(side**2, jnp.int32), jnp.zeros(2 * heads * side, jnp.int32)
+  )
+  is_read_BT = rng.random((batch, length)) < 0.7
+  counted = usage.count(
+    {"m": held}, {"m": cell_BTAM}, {"m": cell_BTAM}, is_read_BT
+  )["m"]
+  keys_PAN = np.zeros((2, heads, side), np.int32)
+  for b, t, a, m in np.ndindex(shape):
+    if t % 8 == 0 and is_read_BT[b, t]:
+      for p, key in enumerate(divmod(cell_BTAM[b, t, a, m], side)):
+        keys_PAN[p, a, key] += 1
+  np.testing.assert_array_equal(counted.keys, keys_PAN.ravel())

@@ -178,7 +178,8 @@ def _special_ids(
   have: of a model of one's own all, else those that the run's settings name.
   """
   imported = origin.read(workdir, CONFIG)
-  if imported and not os.path.exists(data.tokenizer):
+  files = tokenizer_lib.files(data.tokenizer).values()
+  if not all(map(os.path.isfile, files)):  # imported without a tokenizer
     return {}
   roles = ("bos", "eos", "pad")
   given = {role: getattr(data, f"{role}_token") for role in roles}
