@@ -48,6 +48,17 @@ os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+# Files whose tests take longest. Begun last, one would keep a core waiting.
+LONG = {
+  *("train_test", "eight_devices_test", "processes_test", "notebook_test"),
+  *("faults_test", "wheel_test", "kinds_test"),
+}
+
+
+def pytest_collection_modifyitems(items):
+  items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(params=["cpu", "accelerator"])
 def platform(request, monkeypatch):
   """The forms that ops have for CPUs, and those for all other platforms."""

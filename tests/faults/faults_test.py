@@ -43,9 +43,11 @@ def test_runs_survive_faults(tmp_path):
   )
   outcomes = {f["kind"]: f["outcome"] for f in result["faults"]}
   assert outcomes.keys() == {*KINDS}
+  # What is to happen at a time may come too late; limits are there always.
+  timed = {"sigterm", "signals", "renamed"}
+  missed = {kind for kind, found in outcomes.items() if found == "missed"}
+  assert missed < timed
   assert set(outcomes.values()) <= {"survived", "missed"}
-  # Most of them come about, whatever the machine does meanwhile.
-  assert list(outcomes.values()).count("survived") > 0.7 * len(KINDS)
   assert not (tmp_path / "faults.partial.jsonl").exists()
   stops = [f["stopped"] for f in result["faults"] if f["stopped"]]
   for steps, saves, _ in stops:

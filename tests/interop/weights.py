@@ -15,7 +15,6 @@ CLASSES = {
   "UltraMemLayerV2": "ultramem_v2",
   "MemoryLayerPlus": "memory_plus",
 }
-GRADIENT_TOLERANCE = 1e-4
 
 
 @functools.cache

@@ -30,24 +30,31 @@ def test_a_process_that_is_alone_joins_nobody(environment, monkeypatch):
   assert not jax.distributed.is_initialized()
 
 
-def test_processes_with_other_values_end_together():
+def test_processes_with_other_settings_end_together(tmp_path):
   """Both are told which of them differ, before anything is computed."""
+  (tmp_path / "text.txt").write_text("a line of text\n" * 200)
   program = """if True:
       import sys
+      from ultramem_jax import testing
       from ultramem_jax.runs import distributed
+      from ultramem_jax.tools import training
 
-      port, index = sys.argv[1], int(sys.argv[2])
+      port, index, folder = sys.argv[1], int(sys.argv[2]), sys.argv[3]
       distributed.initialize(f"localhost:{port}", 2, index)
+      config = testing.small_config(
+        seed=index, data__source="text", data__path=f"{folder}/text.txt"
+      )
       with distributed.ending_at_once():
-        distributed.require_same("config", "a config")
-        distributed.require_same("corpus", f"corpus {index}")
+        distributed.require_same("something", "the same")
+        training.open_corpus(config, f"{folder}/run")
   """
   with socket.socket() as probe:
     probe.bind(("localhost", 0))
     port = probe.getsockname()[1]
-  processes = [testing.start(["-c", program, port, i]) for i in range(2)]
+  processes = [
+    testing.start(["-c", program, port, i, tmp_path]) for i in range(2)
+  ]
+  expected = "config or corpus: processes [1] were given other values"
   for status, _, errors in map(testing.finish, processes):
     assert status == 1
-    assert "ConfigError: corpus: processes [1] were given other values" in (
-      errors
-    )
+    assert f"ConfigError: {expected}" in errors

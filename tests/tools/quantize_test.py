@@ -55,7 +55,6 @@ def test_scales_are_folded_into_the_reads(memory):
   assert_close(
     jax.jit(narrow.apply)({**variables, "params": params}, tokens_BT),
     jax.jit(model.apply)({**variables, "params": exact}, tokens_BT),
-    tolerance=1e-4,
   )
 
 

@@ -177,11 +177,12 @@ def test_z_loss_and_auxiliary_loss_enter_the_gradient():
     small_steps.first_state().variables()["params"]
   )
   difference = jax.tree.map(jnp.subtract, full, neither)
-  assert_close(difference["head"], of_z_loss["head"], tolerance=1e-3)
+  # Differences of gradients that are larger than they are.
+  assert_close(difference["head"], of_z_loss["head"], tolerance=1e-4)
   assert_close(
     difference["memory_0"]["core"] - of_z_loss["memory_0"]["core"],
     np.stack([expected_ARR] * 2),
-    tolerance=1e-2,
+    tolerance=2e-3,
   )
 
 

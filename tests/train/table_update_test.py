@@ -100,13 +100,12 @@ def test_first_step_equals_the_dense_one_on_the_rows_read(kind):
   assert set(sparse.tables) == set(dense.tables) and dense.tables
   for path, old in start.tables.items():
     table, wanted = sparse.tables[path], dense.tables[path]
-    assert_close(table[1:], wanted[1:], tolerance=1e-4)
+    assert_close(table[1:], wanted[1:])
     read_I = (table.nu > 0).any(1)
     assert 0 < read_I.mean() < 1
     assert_close(
       (table.values_IW - old.values_IW)[read_I],
       (wanted.values_IW - old.values_IW)[read_I],
-      tolerance=1e-3,
     )
 
 
@@ -132,7 +131,7 @@ def test_accumulated_step_equals_one_step():
     make_config(accumulation_steps=2, **KINDS["ultramem_v2"]), 1
   )
   moments = lambda state: [table[1:] for table in state.tables.values()]
-  assert_close(moments(parts[1]), moments(whole[1]), tolerance=1e-4)
+  assert_close(moments(parts[1]), moments(whole[1]))
   for name in ("loss", "gradient_norm"):
     np.testing.assert_allclose(sums[0][name], metrics[0][name], rtol=1e-5)
 
@@ -200,12 +199,10 @@ def test_rows_that_only_storage_has_are_neither_read_nor_updated():
 
   (_, *expected), expected_records = run(config)
   (start, *states), records = run(padded)
-  assert_close(records, expected_records, tolerance=1e-4)
+  assert_close(records, expected_records)
   for state, wanted in zip(states, expected, strict=True):
     every = slice(None)
-    assert_close(
-      parts(state, slice(rows)), parts(wanted, every), tolerance=1e-4
-    )
+    assert_close(parts(state, slice(rows)), parts(wanted, every))
     jax.tree.map(
       lambda x, y: np.testing.assert_array_equal(x, y[: x.size]),
       wanted.usage,

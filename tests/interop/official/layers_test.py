@@ -54,10 +54,10 @@ def assert_same(actual, expected):
   np.testing.assert_array_equal(cell, cell_)
   assert_close(y, y_)
   assert_close(score, score_)
-  assert_close(grad_x, grad_x_, tolerance=weights.GRADIENT_TOLERANCE)
+  assert_close(grad_x, grad_x_)
   for name, grad in grads.items():
     if name in grads_ and grads_[name].any():
-      assert_close(grad, grads_[name], tolerance=weights.GRADIENT_TOLERANCE)
+      assert_close(grad, grads_[name])
     else:
       assert not grad.any(), name  # such as Memory+'s unused key norm
 
