@@ -41,8 +41,8 @@ def assert_one_line(result, *parts):
     (["optim.decay_norms=perhaps"], "optim.decay_norms = 'perhaps': must be"),
     (["model=big"], "model = 'big': is a section"),
     # Unknown field
-    (["step=5"], "step = '5': no such field; known: seed, steps, "),
-    ([f"{MEMORY}.num_key=5"], f"{MEMORY}.num_key = '5': no such field; known"),
+    (["step=5"], "step = '5': no such field; did you mean steps?"),
+    ([f"{MEMORY}.num_key=5"], f"{MEMORY}.num_key = '5': no such field; did"),
     (["steps.more=1"], "steps.more = '1': no such field"),
     # Out of range
     (["steps=0"], "steps = 0: must be at least 1"),
@@ -121,6 +121,7 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
     (["--workdir=absent"], "workdir = 'absent': no such directory"),
     (["--workdir", "absent", "--config.steps=9"], "workdir = 'absent': no"),
     ([TINY, "--verbos=1"], "verbos"),
+    ([TINY, "--steps=3"], "--steps: no such flag; did you mean --config.steps"),
     ([TINY, "steps=3"], "unexpected arguments: steps=3"),
     ([TINY, "--workdir=gs://bucket/run"], "workdir = 'gs://bucket/run': must"),
     # What no checkpoint could be read from again
@@ -170,7 +171,7 @@ def test_bad_flags_are_told_in_one_line(train, arguments, expected):
   [
     (
       "eval.py --data.sorce=text",
-      "data.sorce = 'text': no such field; known: source, path,",
+      "data.sorce = 'text': no such field; did you mean source? known: sou",
     ),
     ("eval.py --limit=3", "--limit = 3: is for --tasks"),
     (
@@ -308,7 +309,12 @@ def test_a_workdir_that_cannot_be_written_is_told_in_one_line(train):
 @pytest.mark.parametrize(
   "text, expected",
   [
-    ("x = 1\n", "get_config"),
+    ("x = 1\n", "mine.py: has no function get_config"),
+    (
+      "from configs import tiny\ndef get_config():\n  c = tiny.get_config()\n"
+      "  c.model.num_layer = 2\n  return c\n",
+      "mine.py: num_layer: no such field; did you mean num_layers?\n",
+    ),
     ("def get_config():\n  return {'steps': 1}\n", "seed"),
   ],
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import difflib
 import gc
 import inspect
 import pathlib
@@ -255,11 +256,13 @@ def _check_override(path: str, text: str) -> None:
       else {}
     )
     field = ".".join(path.split(".")[: depth + 1])
+    near = difflib.get_close_matches(name, known, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
     require(
       name in known,
       field,
       text,
-      f"no such field; known: {', '.join(known) or 'none below it'}",
+      f"no such field; {hint}known: {', '.join(known) or 'none below it'}",
     )
     node = known[name]
   if node in (int, float):
@@ -350,7 +353,22 @@ def _cause(error: Exception) -> str:
   If a config file fails to load, the line is that of its ConfigError, or the
   flag and the last line of the traceback.
   """
-  first, *more = str(error).splitlines() or [type(error).__name__]
+  text = str(error)
+  file = _value_of("config", sys.argv)
+  # `ml_collections` lists all fields and their values before its guess.
+  if absent := re.search(r'Key "(\w+)" does not exist', text):
+    guess = re.search(r'Did you mean \\*"(\w+)', text)
+    hint = f"; did you mean {guess[1]}?" if guess else ""
+    return f"--config={file}: {absent[1]}: no such field{hint}"
+  if "has no attribute 'get_config'" in text:
+    return f"--config={file}: has no function get_config"
+  unknown = re.fullmatch(
+    r"Unknown command line flag '(\w+)'.*", text, re.DOTALL
+  )
+  fields = {field.name for field in dataclasses.fields(Config)}
+  if unknown and unknown[1] in fields and "config" in flags.FLAGS:
+    return f"--{unknown[1]}: no such flag; did you mean --config.{unknown[1]}?"
+  first, *more = text.splitlines() or [type(error).__name__]
   if not more:
     return first
   last = more[-1].strip()
