@@ -9,8 +9,9 @@ import contextlib
 import functools
 import os
 import re
+import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -59,7 +60,7 @@ class ByteTokenizer:
   """UTF-8 bytes as ids 0 to 255, then pad, bos and eos."""
 
   vocab_size = 259
-  special_names: ClassVar[Mapping[int, str]] = {}
+  special_names: Mapping[int, str] = types.MappingProxyType({})
   pad_id = 256
   bos_id = 257
   eos_id = 258

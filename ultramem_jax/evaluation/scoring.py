@@ -202,8 +202,9 @@ class Scorer:
     encoded = [encode_pair(self._tokenizer, *pair) for pair in pairs]
     of_pairs = [windows(*pair, length) for pair in encoded]
     for (context_T, _), found in zip(encoded, of_pairs, strict=True):
-      given = found and len(found[0].tokens_T) - found[0].scored
-      self.cut_contexts += bool(found) and given < len(context_T)
+      if found:
+        first_T, scored = found[0]
+        self.cut_contexts += len(first_T) - scored < len(context_T)
     scores = iter(self.score_windows(list(itertools.chain(*of_pairs))))
     totals = []
     for found in of_pairs:
