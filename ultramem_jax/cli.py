@@ -362,9 +362,7 @@ def _cause(error: Exception) -> str:
     return f"--config={file}: {absent[1]}: no such field{hint}"
   if "has no attribute 'get_config'" in text:
     return f"--config={file}: has no function get_config"
-  unknown = re.fullmatch(
-    r"Unknown command line flag '(\w+)'.*", text, re.DOTALL
-  )
+  unknown = re.match(r"Unknown command line flag '(\w+)'", text)
   fields = {field.name for field in dataclasses.fields(Config)}
   if unknown and unknown[1] in fields and "config" in flags.FLAGS:
     return f"--{unknown[1]}: no such flag; did you mean --config.{unknown[1]}?"
