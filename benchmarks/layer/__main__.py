@@ -26,7 +26,7 @@ from absl import app, flags
 from benchmarks.harness import peers, report, timing
 from benchmarks.harness.worker import Case, take_turns
 from benchmarks.layer import plots
-from benchmarks.layer.cases import IN_JAX, PARTS, TARGETS, own_case
+from benchmarks.layer.cases import IN_JAX, PARTS, own_case
 
 TOKENS = flags.DEFINE_list(
   "tokens", [], "Numbers of tokens; by default all of each part."
@@ -41,12 +41,7 @@ def row(part: str, case: str, tokens: int, medians: dict[str, float]) -> str:
   own = own_case(part, case)
   if case == own or case in IN_JAX:
     return line
-  ratio = seconds / medians[own]
-  line += f"{ratio:>9.2f}x"
-  target = TARGETS.get((part, case, tokens))
-  if target and not peers.HUGE.value:
-    line += f"   target {target:.2f}x: {'met' if ratio >= target else 'MISSED'}"
-  return line
+  return f"{line}{seconds / medians[own]:>9.2f}x"
 
 
 def measure(part: str) -> report.Result:
@@ -78,11 +73,6 @@ def measure(part: str) -> report.Result:
     "huge_pages": peers.HUGE.value,
     "copy_bytes_per_second": speed,
     "median_seconds": medians,
-    "target_ratios": {
-      f"{case}, {tokens} tokens": target
-      for (target_part, case, tokens), target in TARGETS.items()
-      if target_part == part and not peers.HUGE.value
-    },
   }
 
 

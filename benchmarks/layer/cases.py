@@ -1,4 +1,4 @@
-"""What benchmarks.layer measures: parts, their cases, and the targets."""
+"""What benchmarks.layer measures: parts, and their cases."""
 
 OURS, OURS_DENSE, OUR_LOOKUP = "ours", "ours dense", "our lookup"
 IN_JAX = (OURS, OURS_DENSE, OUR_LOOKUP, "take + einsum")
@@ -26,22 +26,6 @@ PARTS = {
       "embedding_bag SparseAdam",
     ),
   ),
-}
-# (part, peer, tokens): how many times faster than the peer ours is to be
-# without huge pages.
-TARGETS = {
-  **{("gather", "embedding_bag", t): 1 / 1.15 for t in (64, 512, 2048)},
-  **{("gather", "take + einsum", t): 6.0 for t in (512, 2048)},
-  ("forward", "ultra-mem", 1): 5.0,
-  ("forward", "ultra-mem", 64): 2.3,
-  ("forward", "ultra-mem", 512): 2.3,
-  ("forward", "ultra-mem", 2048): 2.5,
-  **{("forward", "ultra-mem compiled", t): 1.0 for t in (1, 64, 512, 2048)},
-  ("backward", "ultra-mem", 64): 14.0,
-  ("backward", "ultra-mem", 512): 6.0,
-  ("step", "ultra-mem AdamW", 512): 5.0,
-  ("step", "embedding_bag Adam", 512): 12.0,
-  ("step", "embedding_bag SparseAdam", 512): 4.0,
 }
 
 

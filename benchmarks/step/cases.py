@@ -11,7 +11,6 @@ Overrides = dict[str, Any]
 
 OURS, TORCH, COMPILED = "ours", "torch", "torch compiled"
 PEER = "torch, ultra-mem"
-DEEPEST_RATIO = 4.2  # of the times of 16 and 4 layers, at most
 FLOPS_TOLERANCE = 0.02  # between twins
 
 
