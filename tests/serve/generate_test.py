@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.words import Words
 from ultramem_jax import testing
 from ultramem_jax.data import tokenizer as tokenizer_lib
 from ultramem_jax.model import Transformer
@@ -342,3 +343,15 @@ def test_a_model_is_traced_once_for_the_caches_of_a_shape(monkeypatch):
 def test_every_new_token_has_a_draw_of_its_own():
   (row,) = successors([[1]], 64, temperature=1000.0)
   assert len(set(row)) > 5
+
+
+def test_texts_have_the_space_after_a_prompt_and_end_with_eos():
+  made = generate.generate_text(
+    Successor(vocab=5),
+    {},
+    Words(),
+    ["the quick", ""],
+    Sampling(9, temperature=0.0),
+    seed=0,
+  )
+  assert made == [" brown fox", "the quick brown fox"]
