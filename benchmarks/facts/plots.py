@@ -22,8 +22,7 @@ def recall(result: dict[str, Any], model: str) -> Figure:
   """
   records = [x for x in result["cells"].values() if x["model"] == model]
   figure, (axes,) = plots.figure(
-    f"{model}: recall in unseen phrases, and what general text pays "
-    "(methods and rates)",
+    f"{model}: recall in unseen phrases, and what general text pays",
     result,
     size=(8, 5),
   )
@@ -40,6 +39,9 @@ def recall(result: dict[str, Any], model: str) -> Figure:
     place = statistics.mean(harm), statistics.mean(told)
     label = f"{key[2]} {key[3]:g}" + f", {key[4]} steps" * (key[4] != usual)
     axes.annotate(label, place, (6, -2), textcoords="offset points", fontsize=6)
+  for color, kind in ((plots.BLUE, "with a memory"), (plots.ORANGE, "without")):
+    axes.scatter([], [], color=color, s=18, label=f"{kind}: method, rate")
+  axes.legend(fontsize=7, loc="center right")
   axes.set_xscale("symlog", linthresh=10)
   axes.xaxis.set_major_formatter("{x:+.0f}")
   axes.margins(x=0.15)

@@ -150,10 +150,15 @@ def machine() -> Result:
   }
 
 
+# What these commands write themselves.
+WRITTEN = (":!benchmarks/results", ":!docs")
+
+
 def commit() -> str:
   """Returns the commit of this checkout; "unknown" where there is none.
 
-  It ends in "-dirty" if anything but results differs from the commit.
+  It ends in "-dirty" if anything differs from the commit but results, and pages
+  into which they are written.
   """
 
   def git(*words: str) -> str:
@@ -162,7 +167,7 @@ def commit() -> str:
     ).stdout.strip()
 
   try:
-    changed = git("status", "--porcelain", "--", ".", ":!benchmarks/results")
+    changed = git("status", "--porcelain", "--", ".", *WRITTEN)
     return git("rev-parse", "--short", "HEAD") + ("-dirty" if changed else "")
   except (OSError, subprocess.CalledProcessError):
     return "unknown"
