@@ -10,6 +10,7 @@ import statistics
 
 from matplotlib.figure import Figure
 
+from benchmarks.harness import page
 from benchmarks.studies import study
 from benchmarks.studies.plan import Entry, Outcome
 from benchmarks.studies.setting import Setting
@@ -80,7 +81,7 @@ def plot(store: Store, size: str) -> Figure | None:
 # Where the lead is taken: of forms of UltraMem, the published one first, over
 # twins, the dense one first.
 GROUPS = {
-  "With the convolution": (
+  "with": (
     (
       "ultramem",
       "ultramem, conv before the MLP",
@@ -95,33 +96,36 @@ GROUPS = {
       "pkm, conv before the MLP",
     ),
   ),
-  "Without it": (
+  "without": (
     ("ultramem, no conv", "ultramem, softmax, no conv"),
     ("dense", "moe 2 of 8", "pkm"),
   ),
 }
 
 
+ANSWER = (
+  *("text", "convolution", "best form of UltraMem", "bits per byte"),
+  *("its best twin", "bits per byte", "UltraMem leads by", "seed by seed"),
+  *("`ultramem`", "`dense`"),
+)
+
+
 def answer(store: Store, size: str) -> str:
-  """Returns in a few sentences what the records say of the memory's worth."""
+  """Returns the table that says what the memory is worth."""
   settings = [Setting(size, data) for data in (OF_BYTES, OF_WORDS)]
-  answers = [text for x in settings if (text := _answer(store, x))]
-  return (
-    "\n\n".join(answers) or "No two models that answer it are trained as yet."
-  )
+  rows = [
+    [setting.data, name, *_lead(ours, theirs)]
+    for setting in settings
+    for name, (forms, twins) in GROUPS.items()
+    if (ours := study.outcomes(store, setting, forms))
+    and (theirs := study.outcomes(store, setting, twins))
+  ]
+  if not rows:
+    return "No two models that answer it are trained as yet."
+  return page.table(ANSWER, rows)
 
 
-def _answer(store: Store, setting: Setting) -> str:
-  """Returns the answer for one setting; "" if no twins are trained there."""
-  told = []
-  for name, (forms, twins) in GROUPS.items():
-    ours, theirs = (study.outcomes(store, setting, x) for x in (forms, twins))
-    if ours and theirs:
-      told.append(f"{name}, {_lead(ours, theirs)}.")
-  return f"At {setting.describe()} {' '.join(told)}" if told else ""
-
-
-def _lead(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> str:
+def _lead(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> list[str]:
   """Returns what the best of ours has before the best of theirs.
 
   Both are chosen by seed 0, and compared over the seeds that both have.
@@ -130,22 +134,14 @@ def _lead(ours: dict[str, Outcome], theirs: dict[str, Outcome]) -> str:
     min(found.items(), key=lambda item: item[1].best[0]["bits_per_byte"])
     for found in (ours, theirs)
   )
-  others = [
-    f"`{name}` {z.mean:.3f}"
-    for name, z in (next(iter(ours.items())), next(iter(theirs.items())))
-    if name not in (own, twin)
-  ]
   leads = study.differences(y, x)
   each = ", ".join(f"{lead:+.3f}" for lead in leads)
-  seeds = f"seed by seed {each}" if len(leads) > 1 else "one seed"
-  tried = min(len(x.tried), len(y.tried))
-  lead = statistics.mean(leads)
-  pairs = f"{tried} pair{'' if tried == 1 else 's'} of rates"
-  return (
-    f"`{own}` has {x.mean:.3f} bits per byte, its best twin `{twin}` "
-    f"{y.mean:.3f}: a lead of **{lead:+.3f}** ({seeds}; {pairs}"
-    f"{'; ' * bool(others)}{', '.join(others)})"
-  )
+  return [
+    *(f"`{own}`", f"{x.mean:.3f}", f"`{twin}`", f"{y.mean:.3f}"),
+    f"**{statistics.mean(leads):+.3f}**",
+    each if len(leads) > 1 else "one seed",
+    *(f"{next(iter(found.values())).mean:.3f}" for found in (ours, theirs)),
+  ]
 
 
 STUDY = Study(entries, table, plot)

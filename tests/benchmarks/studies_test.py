@@ -334,9 +334,8 @@ def test_the_answer_names_the_best_twin(store):
   ):
     store.add(record(Setting("s"), model, loss=loss))
   assert (
-    "With the convolution, `ultramem` has 2.000 bits per byte, its best twin "
-    "`pkm, conv` 2.300: a lead of **+0.300** (one seed; 1 pair of rates; "
-    "`dense, conv` 2.500)."
+    "| bytes | with | `ultramem` | 2.000 | `pkm, conv` | 2.300 | **+0.300** | "
+    "one seed | 2.000 | 2.500 |"
   ) in anatomy.answer(store, "s")
 
 
