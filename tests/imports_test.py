@@ -31,7 +31,7 @@ ALLOWED = {
   "commands": "settings configs cli runs train data interop serve evaluation "
   "tools",
   "testing": "settings configs runs train",
-  "__init__": "settings ops layers model train interop",
+  "__init__": "settings ops ops/sharded layers model train interop",
   "__main__": "cli commands",
 }
 
