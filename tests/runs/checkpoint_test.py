@@ -87,7 +87,7 @@ def test_fresh_only_where_nothing_was_saved(tmp_path):
 
 
 def test_best_without_any_validation_is_refused(workdir):
-  with pytest.raises(errors.CheckpointError, match="checkpoint best; saved: 10, 20"):
+  with pytest.raises(errors.CheckpointError, match="best; saved: 10, 20"):
     checkpoint.restore(workdir, {}, "best")
 
 
