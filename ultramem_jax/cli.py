@@ -299,7 +299,8 @@ def _parse_flags(argv: Sequence[str]) -> list[str]:
   arguments = _find_configs(argv[1:])
   if not (is_given or has_default):
     if "config" in flags.FLAGS and workdir:
-      arguments.append(f"--config={CONFIGS / 'of_workdir.py'}:{workdir}")
+      # Before its fields, which are flags only once it is read.
+      arguments.insert(0, f"--config={CONFIGS / 'of_workdir.py'}:{workdir}")
     elif fields:
       raise ConfigError(
         f"{fields[0]}: needs --config, the config that it changes, or the "

@@ -132,6 +132,12 @@ def test_training_accepts_what_its_flags_say(run, workdir, config, tmp_path):
   longer = "--config.steps=41"
   assert begins() and not begins(longer)
   assert begins(longer, "--override")
+  # The run itself says what its settings are.
+  for flags in ([], ["--config.steps=42", "--override"]):
+    _, _, errors, _ = run("train.py", f"--workdir={copy}", *flags)
+    assert "step was to be compiled" in errors
+  assert workdir_lib.load_config(copy).steps == 42
+  longer = "--config.steps=42"
   before = text.read_text()
   text.write_text(before.swapcase())
   assert not begins(longer) and begins(longer, "--accept_changed_data")
