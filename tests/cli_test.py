@@ -116,6 +116,10 @@ def test_bad_values_are_told_in_one_line(train, tmp_path, overrides, expected):
       ["--config=configs/from_run.py"],
       "configs/from_run.py:DIR, DIR = '': must name the workdir of a run",
     ),
+    (
+      ["--config=configs/of_workdir.py"],
+      "configs/of_workdir.py:DIR, DIR = '': must name the workdir of a run",
+    ),
     (["--config=absent"], "--config = 'absent': no such file"),
     (["--config", "absent"], "--config = 'absent': no such file"),
     (["--workdir=absent"], "workdir = 'absent': no such directory"),

@@ -196,7 +196,7 @@ def rows_call(
   """Returns a call that pools random rows, as many as a layer reads."""
   c = config.memory
   rng = np.random.default_rng(0)
-  shape = (batch, 1, c.num_heads * c.top_m)
+  shape = (batch, 1, c.reads)
   index = [
     jnp.asarray(rng.integers(0, c.expansion * c.num_rows, shape), jnp.int32)
     for _ in range(decoding.TOKENS)

@@ -94,6 +94,11 @@ def test_text_errors(assert_refused, tmp_path):
   )
   refused("fields there: text, url", "field.jsonl", good, text_field="body")
   refused(
+    "fields there: prompt, answer; prompts with answers need data.records = an",
+    "pair.jsonl",
+    b'{"prompt": "a", "answer": "b"}\n',
+  )
+  refused(
     "data.text_field = 'text': is not a string",
     "number.jsonl",
     b'{"text": 3}\n',

@@ -6,6 +6,7 @@ import resource
 
 import pytest
 
+from ultramem_jax.runs import files
 from ultramem_jax.runs.files import lock, write_atomically, written_whole
 
 
@@ -24,6 +25,19 @@ def test_a_folder_appears_when_all_is_written(kind, tmp_path):
   assert (folder / "below" / "file").read_text() == "all of it"
   assert folder.is_symlink() == (kind == "link")
   assert not any(x.name.endswith(".partial") for x in tmp_path.iterdir())
+
+
+def test_all_names_in_a_folder_are_on_the_disk_before_its_own(
+  tmp_path, monkeypatch
+):
+  """A crash after the folder has its name must not find half of it."""
+  synced = []
+  monkeypatch.setattr(files, "sync_folder", lambda path: synced.append(path))
+  with written_whole(tmp_path / "folder") as partial:
+    (partial / "one" / "two").mkdir(parents=True)
+    (partial / "one" / "two" / "file").write_text("content")
+  assert set(synced[:-1]) == {partial, partial / "one", partial / "one" / "two"}
+  assert synced[-1] == tmp_path
 
 
 def test_nothing_is_left_of_a_folder_that_fails(tmp_path):

@@ -1,5 +1,6 @@
 """Tests of steps that update only the rows that are special to a batch."""
 
+import dataclasses
 import functools
 
 import jax
@@ -154,6 +155,8 @@ def test_rarity_is_read_from_the_counts_of_a_workdir(score, tmp_path):
   }[score]
   np.testing.assert_array_equal(rarity.read(config)[PATH], expected)
   assert rarity.read(ALL) == rarity.inputs(ALL) == {}
+  with pytest.raises(ConfigError, match=r"table_top_t = 7: is not read with"):
+    dataclasses.replace(ALL.optim, table_top_t=7)
   before = rarity.inputs(config)
   save_counts(tmp_path / row_counts.FILE_NAME)  # whatever order it has
   assert rarity.inputs(config) == before

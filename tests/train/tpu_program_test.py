@@ -130,7 +130,7 @@ def test_the_filter_is_a_top_k_and_no_sort():
 
 def test_a_dense_gradient_is_written_once():
   """Zeros, to which rows are added in place."""
-  shape = (1, TOKENS, CONFIG.num_heads * CONFIG.top_m)
+  shape = (1, TOKENS, CONFIG.reads)
   compiled = compile_for_tpu(
     jax.grad(
       lambda table_IW, index_BTY, score_BTYC: lookup.pool_rows(

@@ -53,8 +53,8 @@ class Template:
 
   Args:
     path: the tokenizer.json.
-    given: names of special tokens by role, such as "bos_token", in place of
-      those that files beside it declare; "": as declared.
+    given: names of special tokens by role, such as "bos", in place of those
+      that files beside it declare; "": as declared.
     found: names by role, for those of which these files say nothing.
     names: of all its special tokens.
   Raises:
@@ -83,11 +83,15 @@ class Template:
       specials.read_fields(os.path.join(folder, name))
       for name in reversed(specials.DECLARING)
     ]
-    said = {role for fields in declared for role in fields}
-    unsaid = {role: found[role] for role in found if role not in said}
+    said = {name for fields in declared for name in fields}
+    chosen, unsaid = (
+      {f"{role}_token": name for role, name in names.items()}
+      for names in (given, found)
+    )
+    unsaid = {role: unsaid[role] for role in unsaid.keys() - said}
     self._tokens = {
       role: name
-      for fields in (unsaid, *declared, given)
+      for fields in (unsaid, *declared, chosen)
       for role in _ROLES
       if (name := specials.name_of(fields.get(role)))
     }

@@ -185,9 +185,7 @@ def open(config: Config, cache: IndexCache | None = None) -> Corpus:
       than its vocabulary.
   """
   named = config.data
-  tokenizer = tokenizer_lib.load(
-    named.tokenizer, named.bos_token, named.eos_token, named.pad_token
-  )
+  tokenizer = tokenizer_lib.load(named.tokenizer, **named.special_tokens)
   tokenizer_lib.check_vocab(config.model.vocab_size, tokenizer)
   return Corpus(config, cache or IndexCache(), tokenizer)
 

@@ -32,7 +32,8 @@ class Form:
     """What decides, besides a record, which document it is."""
     if not self.has_answers:
       return self._text_field
-    found = hashlib.blake2b(repr(_tokens(self._data)).encode(), digest_size=8)
+    tokens = repr(self._data.special_tokens)
+    found = hashlib.blake2b(tokens.encode(), digest_size=8)
     for path in tokenizer_lib.files(self._data.tokenizer).values():
       found.update(pathlib.Path(path).read_bytes())
     return f"answers, {found.hexdigest()}, {self._text_field}"
@@ -125,19 +126,12 @@ def open_template(data: DataConfig) -> chat.Template:
     data.tokenizer,
     "has no chat template, which messages need",
   )
-  given = _tokens(data)
-  tokenizer = tokenizer_lib.load(data.tokenizer, *given.values())
+  given = data.special_tokens
+  tokenizer = tokenizer_lib.load(data.tokenizer, **given)
   assert isinstance(tokenizer, tokenizer_lib.FileTokenizer)  # no bytes
+  found = {role: getattr(tokenizer.names, role) for role in given}
   path = tokenizer_lib.files(data.tokenizer)["tokenizer.json"]
-  held = tokenizer.names
-  found = dict(zip(given, (held.bos, held.eos, held.pad), strict=True))
   return chat.Template(path, given, found, tokenizer.special_names.values())
-
-
-def _tokens(data: DataConfig) -> dict[str, str]:
-  """Returns the names of special tokens that settings give, or ""."""
-  roles = ("bos_token", "eos_token", "pad_token")
-  return {role: getattr(data, role) for role in roles}
 
 
 def _messages(value: Any, where: str) -> list[dict[str, str]]:

@@ -101,6 +101,11 @@ class DataConfig:
     )
 
   @property
+  def special_tokens(self) -> dict[str, str]:
+    """The names that settings give to bos, eos and pad; "": none."""
+    return {"bos": self.bos_token, "eos": self.eos_token, "pad": self.pad_token}
+
+  @property
   def shares(self) -> tuple[tuple[str, float], ...]:
     """The paths of `mixture`, and the share of documents from each."""
     return parse_shares("data.mixture", self.mixture)

@@ -16,6 +16,7 @@ from typing import Any
 
 from ultramem_jax.data import specials
 from ultramem_jax.data import tokenizer as tokenizer_lib
+from ultramem_jax.data.tokenizer import FileTokenizer, Tokenizer
 from ultramem_jax.interop import pretrained as pretrained_lib
 from ultramem_jax.runs import inputs, origin
 from ultramem_jax.runs import workdir as workdir_lib
@@ -74,11 +75,10 @@ def export_run(
     _require_imported_settings(c, workdir)
   if c.lora.rank and loaded.step > 0:
     _require_frozen(c, workdir)
-  settings = pretrained_lib.make_settings(
-    c, origin.read(workdir, CONFIG), loaded.config.data.seq_len
-  )
-  special = _special_ids(loaded.config.data, workdir)
-  settings |= special
+  data, imported = loaded.config.data, origin.read(workdir, CONFIG)
+  tokenizer = _tokenizer(data)
+  special = _special_ids(tokenizer, data.special_tokens, imported)
+  settings = pretrained_lib.make_settings(c, imported, data.seq_len) | special
   held = origin.read(workdir, DTYPES)
   if c.lora.rank:
     _require_imported_weights(loaded, workdir, settings)
@@ -92,7 +92,7 @@ def export_run(
     )
     if not (memory_only or c.lora.rank):
       _copy_files(folder, workdir)
-      _declare_tokens(folder, loaded.config.data, special)
+      _declare_tokens(folder, tokenizer, special)
 
 
 def _require_imported_settings(
@@ -169,49 +169,59 @@ def _copy_files(folder: pathlib.Path, workdir: str | os.PathLike) -> None:
     shutil.copyfile(path, folder / name)
 
 
-def _special_ids(
-  data: DataConfig, workdir: str | os.PathLike
-) -> dict[str, Any]:
-  """Returns the ids of special tokens, for config.json.
-
-  They are those that the config.json which a run was imported with does not
-  have: of a model of one's own all, else those that the run's settings name.
-  """
-  imported = origin.read(workdir, CONFIG)
+def _tokenizer(data: DataConfig) -> Tokenizer | None:
+  """Returns the tokenizer of a run; None: it was imported without one."""
   files = tokenizer_lib.files(data.tokenizer).values()
-  if not all(map(os.path.isfile, files)):  # imported without a tokenizer
-    return {}
-  roles = ("bos", "eos", "pad")
-  given = {role: getattr(data, f"{role}_token") for role in roles}
-  tokenizer = tokenizer_lib.load(data.tokenizer, *given.values())
+  if not all(map(os.path.isfile, files)):
+    return None
+  return tokenizer_lib.load(data.tokenizer, **data.special_tokens)
+
+
+def _special_ids(
+  tokenizer: Tokenizer | None,
+  given: Mapping[str, str],
+  imported: Mapping[str, Any],
+) -> dict[str, Any]:
+  """Returns the ids of special tokens that config.json is to have.
+
+  Args:
+    tokenizer: of the run.
+    given: the names that its settings give, by role.
+    imported: its config.json, if it was imported: then only tokens that
+      settings name are told, if it has others; else all.
+  """
   found = {}
-  for role in roles:
+  for role, name in given.items() if tokenizer else ():
     field, number = f"{role}_token_id", getattr(tokenizer, f"{role}_id")
     there = imported.get(field)
     known = there if isinstance(there, list) else [there]
-    if number not in known and (given[role] or not imported):
+    if number not in known and (name or not imported):
       found[field] = number
   return found
 
 
 def _declare_tokens(
-  folder: pathlib.Path, data: DataConfig, special: Mapping[str, Any]
+  folder: pathlib.Path, tokenizer: Tokenizer | None, special: Mapping[str, Any]
 ) -> None:
-  """Lets the files that say which tokens are special agree with `special`."""
+  """Lets the files that say which tokens are special agree with the run.
+
+  Args:
+    folder: of the model.
+    tokenizer: of the run.
+    special: of `_special_ids`.
+  """
   path = folder / "generation_config.json"
   if path.exists() and special:
     held = read_mapping(path)
     held |= {name: special[name] for name in special if name in held}
     path.write_text(json.dumps(held, indent=2) + "\n")
-  tokenizer = folder / "tokenizer.json"
   declaring = [folder / name for name in specials.DECLARING]
-  if tokenizer.exists() and not any(x.exists() for x in declaring):
-    given = {x: getattr(data, f"{x}_token") for x in ("bos", "eos", "pad")}
-    names = specials.find(
-      tokenizer_lib.read(str(tokenizer)), str(tokenizer), given
-    )
-    declared = {f"{x}_token": getattr(names, x) or None for x in given}
+  is_declared = any(x.exists() for x in declaring)
+  if isinstance(tokenizer, FileTokenizer) and not is_declared:
+    bos, eos, pad, _ = tokenizer.names
+    tokens = {"bos_token": bos, "eos_token": eos, "pad_token": pad}
     # Without a class, `transformers` takes the one of the model's family, which
     # may have special tokens of its own.
-    declared["tokenizer_class"] = "PreTrainedTokenizerFast"
+    declared: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    declared |= {role: name or None for role, name in tokens.items()}
     declaring[0].write_text(json.dumps(declared, indent=2) + "\n")

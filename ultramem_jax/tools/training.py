@@ -279,14 +279,19 @@ def train_once(
     )
     checkpointer.freeze(state.frozen)
     state, results = run_to_end(run, state, restored, profiled)
+  tell_end(run, state, results)
+  return results
+
+
+def tell_end(run: Run, state: TrainState, results: Metrics | None) -> None:
+  """Prints a sample of a finished run, or how to continue a stopped one."""
   if results is None:
     print(
       f"stopped at step {int(state.step)}; run the same command again to "
       "continue"
     )
   else:
-    try_sample(config, state, corpus, layout)
-  return results
+    try_sample(run.config, state, run.corpus, run.layout)
 
 
 def run_to_end(

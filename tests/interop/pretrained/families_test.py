@@ -6,9 +6,11 @@ import math
 import pytest
 
 from ultramem_jax import testing
+from ultramem_jax.interop.pretrained.config_json import make_settings
 from ultramem_jax.interop.pretrained.families import FAMILIES
 from ultramem_jax.interop.pretrained.model import open_folder
 from ultramem_jax.interop.pretrained.settings import Settings
+from ultramem_jax.settings import config as config_lib
 from ultramem_jax.settings.errors import ConfigError
 
 GOLDENS = testing.ROOT / "tests" / "goldens" / "hf"
@@ -266,6 +268,16 @@ def test_what_we_cannot_express_is_named_all_at_once(
   assert "\n" not in message
   for fault in faults:
     assert fault in message
+
+
+def test_a_single_architecture_need_not_be_in_a_list():
+  """It is written as its family has it."""
+  fields = config_lib.to_dict(testing.small_config(model__memory__kind="none"))
+  fields["model"] |= fields_of(SMOLLM2)
+  model = config_lib.parse(fields).model
+  settings = SMOLLM2 | {"architectures": "LlamaForCausalLM"}
+  written = make_settings(model, settings, 8)
+  assert written["architectures"] == ["LlamaForCausalLM"]
 
 
 @pytest.mark.parametrize("named", [["GemmaForCausalLM"], None, [], "x", [[1]]])
