@@ -264,13 +264,18 @@ def test_an_eos_that_its_file_does_not_call_special_ends_turns(opened):
     template.prompt("so <|x|>", "--prompt")
 
 
-def test_a_prompt_may_open_a_thought_that_answers_do_not_repeat(opened):
+@pytest.mark.parametrize("end", ["<|im_end|>", ""])
+def test_a_prompt_may_open_a_thought_that_answers_do_not_repeat(opened, end):
   opening = "assistant\n<think>\n{% endif"
   thinking = CHATML.replace("assistant\n{% endif", opening)
+  # Where answers have no end, that of questions is none of theirs.
+  of_questions = "{% if message.role == 'user' %}<|im_end|>{% endif %}"
+  if not end:
+    thinking = thinking.replace("<|im_end|>", of_questions)
   config = opened(chatml, beside={"chat_template.jinja": thinking})
   template = forms.open_template(config.data)
   assert template.prompt("a", "--prompt").endswith("assistant\n<think>\n")
-  assert template.end_of_turn() == "<|im_end|>"
+  assert template.end_of_turn() == end
 
 
 def test_parquet_holds_the_same_conversations(opened, texts_of, tmp_path):
