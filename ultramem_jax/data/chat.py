@@ -147,18 +147,14 @@ class Template:
     """Returns the special token with which an answer ends; "": none does.
 
     Raises:
-      ConfigError: as for `example`.
+      ConfigError: the template refuses a question with its answer.
     """
-    messages = [
-      {"role": "user", "content": "a"},
-      {"role": "assistant", "content": "b"},
-    ]
+    question = {"role": "user", "content": "a question"}
+    answer = {"role": "assistant", "content": "an answer"}
+    text = self._render([question, answer], False, "the end of a turn")
     # Without a generation prompt, which may begin what answers do not repeat.
-    before, after = (
-      self._render(x, False, "the end of a turn")
-      for x in (messages[:1], messages)
-    )
-    _, name = self._end(after.removeprefix(before))
+    _, _, after = text.rpartition(answer["content"])
+    _, name = self._end(after)
     return name
 
   def prompt(self, message: str, where: str) -> str:
