@@ -238,32 +238,38 @@ def test_a_model_of_ones_own_is_exported_if_it_is_of_a_family(tmp_path):
   assert again.exists()
 
 
+def words_config(folder, **overrides):
+  """Of an import of the model of words, which is made in the folder."""
+  folder.mkdir()
+  word_model.make_folder(folder)
+  (folder / "text.txt").write_text("The capital of France\n" * 200)
+  return testing.small_config(
+    model__memory__kind="none",
+    data__source="text",
+    data__path=str(folder / "text.txt"),
+    **overrides,
+  )
+
+
 def test_a_users_own_files_beside_the_tokenizer_stay_there(tmp_path):
-  workdir = import_run(GOLDENS / NAMES[0], tmp_path / "run")
-  tokenizer = workdir / inputs.TOKENIZER_NAME
-  tokenizer.mkdir(exist_ok=True)
+  folder = tmp_path / "model"
+  config = words_config(folder)
+  pretrained.import_run(str(folder), tmp_path / "run", config)
+  tokenizer = tmp_path / "run" / inputs.TOKENIZER_NAME
   (tokenizer / "notes").mkdir()
   (tokenizer / ".tokenizer.json.0123.tmp").write_text("of a kill")
-  output = export_run(workdir, tmp_path / "out")
+  output = export_run(tmp_path / "run", tmp_path / "out")
   names = {path.name for path in output.iterdir()}
+  assert "tokenizer.json" in names
   assert not names & {"notes", ".tokenizer.json.0123.tmp"}
 
 
 def test_special_tokens_are_those_of_the_run(tmp_path):
   """Of a model of one's own, and of one that was given others."""
   folder = tmp_path / "model"
-  folder.mkdir()
-  word_model.make_folder(folder)
+  config = words_config(folder, data__eos_token="<pad>")
   generation = {"eos_token_id": [2, 9], "bos_token_id": 1, "top_k": 5}
   (folder / "generation_config.json").write_text(json.dumps(generation))
-  text = tmp_path / "text.txt"
-  text.write_text("The capital of France\n" * 200)
-  config = testing.small_config(
-    model__memory__kind="none",
-    data__source="text",
-    data__path=str(text),
-    data__eos_token="<pad>",
-  )
   pretrained.import_run(str(folder), tmp_path / "run", config)
   output = export_run(tmp_path / "run", tmp_path / "out")
   held = lambda name: json.loads((output / name).read_text())
