@@ -1,12 +1,16 @@
-"""Products of few rows with large matrices on a CPU: which side goes first.
+"""Products on a CPU, in the orders of `ultramem_jax/ops/cpu/matmul.py`.
 
-  python -m benchmarks.matmul
+  python -m benchmarks.matmul [--parts=few_rows,gradients]
 
-x @ W with W as parameters hold it, with the transpose of W stored in its
-place, and as the transpose of W^T @ x^T (`ultramem_jax/ops/cpu/matmul.py`),
-for matrices of a 151M model. Beside them the time that reading the bytes of W
-takes. Several copies of W take turns, so that they come from memory and not
-from a cache. Writes results/matmul.json and .png.
+  few_rows   x @ W of few rows, for matrices of a 151M model: with W as
+             parameters hold it, with the transpose of W stored in its place,
+             and as the transpose of W^T @ x^T. Beside them the time that
+             reading the bytes of W takes. Several copies of W take turns, so
+             that they come from memory and not from a cache.
+  gradients  x^T @ y of 1,024 rows, the gradient of a matrix: as it is, and with
+             x transposed first
+
+Writes results/matmul_PART.json and .png.
 """
 
 import itertools
@@ -23,6 +27,10 @@ from ultramem_jax.ops.cpu import matmul
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHAPES = ((1024, 4096), (4096, 1024), (1024, 1024))  # D, F
 COPIES_BYTES = 2**28
+TOKENS = 1024
+WIDTH = 512  # D
+OUT_WIDTHS = (512, 1024, 1536, 2048, 2500, 3072, 4096, 8192)  # F
+UNTOUCHED, TRANSPOSED_FIRST = "xᵀ y", "(copy of xᵀ) y"
 STORED, TRANSPOSED, MATRIX_FIRST = "x W", "x W, W stored transposed", "(Wᵀ xᵀ)ᵀ"
 COLORS = {
   STORED: plots.GREY,
@@ -71,7 +79,7 @@ def measure_shape(rows: int, width: int, out_width: int) -> report.Result:
   return {"matrix": [width, out_width], "rows": rows, "seconds": seconds}
 
 
-def measure() -> report.Result:
+def measure_few_rows() -> report.Result:
   return {
     "copy_bytes_per_second": timing.copy_bytes_per_second(),
     "records": [
@@ -80,7 +88,59 @@ def measure() -> report.Result:
   }
 
 
-def plot(result: report.Result) -> Figure:
+def measure_gradients() -> report.Result:
+  """Times both forms of the gradient of matrices of growing width."""
+  records = {}
+  x_TD = jax.random.normal(jax.random.key(0), (TOKENS, WIDTH))
+  for out_width in OUT_WIDTHS:
+    y_TF = jax.random.normal(jax.random.key(1), (TOKENS, out_width))
+    calls = {
+      UNTOUCHED: in_turn(lambda x, y: x.T @ y, x_TD, [y_TF]),
+      TRANSPOSED_FIRST: in_turn(matmul.transposed_first, x_TD, [y_TF]),
+    }
+    seconds = timing.interleaved_seconds(calls, 15)
+    ratio = seconds[TRANSPOSED_FIRST] / seconds[UNTOUCHED]
+    times = "  ".join(f"{k} {1e3 * v:7.2f} ms" for k, v in seconds.items())
+    print(f"{WIDTH} x {out_width:<8}{times}  {ratio:5.2f}x", flush=True)
+    records[out_width] = seconds
+  return {"tokens": TOKENS, "width": WIDTH, "seconds": records}
+
+
+def plot_gradients(result: report.Result) -> Figure:
+  """Draws the speed of both forms against the width of the matrix."""
+  seconds = result["seconds"]
+  pages = [F for F in OUT_WIDTHS if 4 * F % matmul.PAGE == 0]
+  best = max(
+    seconds[str(F)][UNTOUCHED] / seconds[str(F)][TRANSPOSED_FIRST]
+    for F in pages
+  )
+  figure, [axes] = plots.figure(
+    f"Where rows are pages apart, a copy makes the gradient of a matrix up to "
+    f"{best:.1f} times as fast",
+    result,
+  )
+  operations = 2e-9 * result["tokens"] * result["width"]
+  for form, color in ((UNTOUCHED, plots.GREY), (TRANSPOSED_FIRST, plots.BLUE)):
+    speeds = [operations * F / seconds[str(F)][form] for F in OUT_WIDTHS]
+    axes.plot(OUT_WIDTHS, speeds, "o-", color=color, label=form)
+  for F in pages:
+    axes.axvline(
+      F,
+      color="0.8",
+      zorder=0,
+      label="rows a multiple of 4 KB" if pages[0] == F else None,
+    )
+  plots.log_x(axes, OUT_WIDTHS)
+  axes.set(
+    xlabel=f"columns of the matrix, which has {result['width']} rows",
+    ylabel="GFLOP/s",
+    ylim=(0, None),
+  )
+  axes.legend(loc="lower left")
+  return figure
+
+
+def plot_few_rows(result: report.Result) -> Figure:
   """Draws milliseconds against rows, one panel for each matrix."""
   records = result["records"]
   ratios = [
@@ -113,4 +173,10 @@ def plot(result: report.Result) -> Figure:
 
 
 if __name__ == "__main__":
-  report.main("matmul", report.Part(measure, plot))
+  report.main(
+    "matmul",
+    {
+      "few_rows": report.Part(measure_few_rows, plot_few_rows),
+      "gradients": report.Part(measure_gradients, plot_gradients),
+    },
+  )

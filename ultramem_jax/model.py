@@ -17,6 +17,7 @@ from ultramem_jax.layers.peer import Peer
 from ultramem_jax.layers.tables import SHARED, SharedTables
 from ultramem_jax.layers.ultramem import UltraMem
 from ultramem_jax.layers.ultramem_v2 import UltraMemV2
+from ultramem_jax.ops.residual import fork
 from ultramem_jax.ops.sharded import layout as layout_lib
 from ultramem_jax.ops.sharded.layout import Layout
 from ultramem_jax.settings.model import ModelConfig
@@ -87,12 +88,14 @@ class Block(nn.Module):
         c.norm, c.norm_eps, c.norm_bias, name, "embed", dtype=dtype
       )(x_BTD)
 
-    h_BTD = norm("attention_norm", "pre", x_BTD)
+    x_BTD, h_BTD = fork(x_BTD)
+    h_BTD = norm("attention_norm", "pre", h_BTD)
     h_BTD = attention.Attention(c, self.prepared_for, name="attention")(
       h_BTD, segment_BT, rotation, decode
     )
     x_BTD += dropout(norm("attention_norm", "post", h_BTD))
-    h_BTD = norm("mlp_norm", "pre", x_BTD)
+    x_BTD, h_BTD = fork(x_BTD)
+    h_BTD = norm("mlp_norm", "pre", h_BTD)
     if self.mlp_conv:
       h_BTD = CausalConv(self.mlp_conv, name="mlp_conv")(
         h_BTD, segment_BT, decode

@@ -204,7 +204,9 @@ def trained(config, steps, params, gradients):
   for step, gradient in enumerate(gradients, 1):
     norm = optax.tree.norm(gradient)
     gradient, of_tables = tables_lib.split_tables(gradient)
-    updates, state = optimizer.update(gradient, state, params, norm=norm)
+    updates, state = optimizer.update(
+      gradient, state, params, norm=norm, is_taken=jnp.bool_(True)
+    )
     params = optax.apply_updates(params, updates)
     scale = optim.clip_factor(config, norm)
     tables = optim.update_all_rows(

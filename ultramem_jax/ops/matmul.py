@@ -6,6 +6,8 @@ import math
 import jax
 import jax.numpy as jnp
 
+from ultramem_jax.ops.cpu.matmul import sum_of_outer
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def apply_weight(
@@ -37,7 +39,7 @@ def _backward(num_axes, saved, g):
   inputs = math.prod(weight.shape[:num_axes])
   x_TD, g_TF = x.reshape(-1, inputs), g.reshape(-1, weight.size // inputs)
   x_gradient_TD = jnp.tensordot(g_TF, weight.reshape(inputs, -1), (1, 1))
-  gradient_DF = jnp.tensordot(x_TD, g_TF, (0, 0))
+  gradient_DF = sum_of_outer(x_TD, g_TF)
   return x_gradient_TD.reshape(x.shape), gradient_DF.reshape(weight.shape)
 
 

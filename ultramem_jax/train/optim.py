@@ -116,6 +116,39 @@ def clip_factor(optim: OptimConfig, norm: jax.Array) -> jax.Array:
   return jnp.where(norm < optim.clip_norm, 1, optim.clip_norm / norm)
 
 
+def scale_by_adam(optim: OptimConfig) -> optax.GradientTransformationExtraArgs:
+  """As `optax.scale_by_adam`, with moments that stay if no step is taken.
+
+  The updates are made of the moments that are kept. Where these are chosen
+  after it, as by `guard.keep`, XLA's CPU compiler makes the moments anew for
+  the updates, of copies of those before the step.
+
+  Args:
+    optim: of the run.
+  Returns:
+    A transformation whose `update` takes `is_taken`, a bool scalar. If False,
+    the updates are of no use.
+  """
+  adam = optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps)
+
+  def update(updates, state, params=None, *, is_taken, **_: Any):
+    del params
+    mu = optax.tree.update_moment(updates, state.mu, optim.beta1, 1)
+    nu = optax.tree.update_moment_per_elem_norm(
+      updates, state.nu, optim.beta2, 2
+    )
+    mu, nu = guard.keep(is_taken, (mu, nu), (state.mu, state.nu))
+    count = optax.safe_increment(state.count)
+    mean = optax.tree.bias_correction(mu, optim.beta1, count)
+    mean_square = optax.tree.bias_correction(nu, optim.beta2, count)
+    updates = jax.tree.map(
+      lambda m, v: m / (jnp.sqrt(v) + optim.eps), mean, mean_square
+    )
+    return updates, optax.ScaleByAdamState(count, mu, nu)
+
+  return optax.GradientTransformationExtraArgs(adam.init, update)
+
+
 def make_optimizer(
   optim: OptimConfig, steps: int
 ) -> optax.GradientTransformationExtraArgs:
@@ -127,7 +160,8 @@ def make_optimizer(
   Returns:
     A transformation for the params of any model; the first update uses the
     rate of step 1. `update` takes the global norm as `norm`, for gradients
-    that are not all; without it, it is that of the gradients given.
+    that are not all; without it, it is that of the gradients given. It takes
+    `is_taken`, too: see `scale_by_adam`.
   """
 
   def clip(updates, state, params=None, *, norm=None, **_: Any):
@@ -152,7 +186,7 @@ def make_optimizer(
     optax.GradientTransformationExtraArgs(
       lambda params: optax.EmptyState(), clip
     ),
-    optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps),
+    scale_by_adam(optim),
     optax.add_decayed_weights(optim.weight_decay, decays),
     optax.scale_by_learning_rate(lambda count: base(count + 1)),
     optax.stateless(lambda updates, _: multiplied(optim, updates)),
@@ -217,17 +251,18 @@ def update_all_rows(
     path: gradients.scale * x for path, x in gradients.by_path.items()
   }
   if optim.table_rule == "adamw":
-    adam = optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps)
-    updates, moments = adam.update(updates, moments)
+    updates, moments = scale_by_adam(optim).update(
+      updates, moments, is_taken=gradients.is_taken
+    )
   rate = jnp.float32(value_schedule(optim, steps)(gradients.step))
   rest = optax.chain(
     optax.add_decayed_weights(optim.weight_decay),
     optax.scale_by_learning_rate(rate),
   )
   updates, _ = rest.update(updates, rest.init(values), values)
-  values: Any = optax.apply_updates(values, updates)
-  updated = {
-    path: Table(values[path], moments.mu[path], moments.nu[path])
+  updated = optax.apply_updates(values, updates)
+  updated: Any = guard.keep(gradients.is_taken, updated, values)
+  return {
+    path: Table(updated[path], moments.mu[path], moments.nu[path])
     for path in tables
   }
-  return guard.keep(gradients.is_taken, updated, tables)

@@ -240,12 +240,10 @@ def model_step(
   is_taken, judged = guard.judge(state.guard, step, loss, norm, config.guard)
   optimizer = optim.make_optimizer(config.optim, config.steps)
   updates, opt_state = optimizer.update(
-    gradients, state.opt_state, state.params, norm=norm
+    gradients, state.opt_state, state.params, norm=norm, is_taken=is_taken
   )
   params = optax.apply_updates(state.params, updates)
-  params, opt_state = guard.keep(
-    is_taken, (params, opt_state), (state.params, state.opt_state)
-  )
+  params = guard.keep(is_taken, params, state.params)
   # Counted after the backward: a TPU runs few collectives beside its matmuls,
   # and those of the look-ups matter more.
   (slots, cells), _ = jax.lax.optimization_barrier(

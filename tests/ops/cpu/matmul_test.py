@@ -1,4 +1,4 @@
-"""Products of few rows: the same numbers, the matrix on a CPU's left side."""
+"""Products in another order on a CPU: the same numbers, in the form meant."""
 
 import re
 
@@ -54,3 +54,39 @@ def test_a_cpu_has_the_matrix_on_the_left_of_few_rows(rows):
   shapes = set(re.findall(rf"f32\[{B},(\d+),(\d+)\]\S* dot\(", text))
   few = rows <= matmul.FEW_ROWS
   assert shapes == {(str(F), str(rows)) if few else (str(rows), str(F))}
+
+
+WIDE = matmul.PAGE // 4  # float32
+
+
+@pytest.mark.parametrize("width", [WIDE, WIDE + 1])
+def test_a_gradient_is_the_product(width, platform):
+  del platform
+  random = np.random.default_rng(0)
+  x_TD, y_TF = (
+    random.normal(size=shape).astype(np.float32)
+    for shape in ((5, D), (5, width))
+  )
+  actual_DF = jax.jit(lambda *inputs: matmul.sum_of_outer(*inputs))(x_TD, y_TF)
+  assert_close(actual_DF, x_TD.T @ y_TF)
+
+
+@pytest.mark.parametrize(
+  ("shape", "dtype", "copied"),
+  [
+    ((D, WIDE), "float32", True),
+    ((D, 2 * WIDE), "bfloat16", True),
+    ((D, WIDE), "bfloat16", False),
+    ((D, WIDE + 1), "float32", False),
+    # The copy of x would be larger than y.
+    ((2 * WIDE, WIDE), "float32", False),
+  ],
+)
+def test_a_cpu_transposes_first_where_rows_are_pages_apart(
+  shape, dtype, copied
+):
+  width, out_width = shape
+  x_TD = jnp.ones((64, width), dtype)
+  y_TF = jnp.ones((64, out_width), dtype)
+  lowered = jax.jit(matmul.sum_of_outer).lower(x_TD, y_TF).as_text()
+  assert ("transpose" in lowered) == copied
