@@ -8,7 +8,7 @@
              reading the bytes of W takes. Several copies of W take turns, so
              that they come from memory and not from a cache.
   gradients  x^T @ y of 1,024 rows, the gradient of a matrix: as it is, and with
-             x transposed first
+             a transposed copy of x
 
 Writes results/matmul_PART.json and .png.
 """
@@ -28,9 +28,22 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 SHAPES = ((1024, 4096), (4096, 1024), (1024, 1024))  # D, F
 COPIES_BYTES = 2**28
 TOKENS = 1024
-WIDTH = 512  # D
-OUT_WIDTHS = (512, 1024, 1536, 2048, 2500, 3072, 4096, 8192)  # F
-UNTOUCHED, TRANSPOSED_FIRST = "xᵀ y", "(copy of xᵀ) y"
+# D, F; the last are those of SmolLM2-135M.
+GRADIENTS = (
+  (128, 128),
+  (128, 512),
+  (512, 128),
+  (512, 512),
+  (512, 2048),
+  (2048, 512),
+  (1024, 1024),
+  (1024, 4096),
+  (4096, 1024),
+  (576, 576),
+  (576, 1536),
+  (1536, 576),
+)
+AS_IT_IS, WITH_COPY = "xᵀ y", "(copy of xᵀ) y"
 STORED, TRANSPOSED, MATRIX_FIRST = "x W", "x W, W stored transposed", "(Wᵀ xᵀ)ᵀ"
 COLORS = {
   STORED: plots.GREY,
@@ -89,54 +102,49 @@ def measure_few_rows() -> report.Result:
 
 
 def measure_gradients() -> report.Result:
-  """Times both forms of the gradient of matrices of growing width."""
-  records = {}
-  x_TD = jax.random.normal(jax.random.key(0), (TOKENS, WIDTH))
-  for out_width in OUT_WIDTHS:
-    y_TF = jax.random.normal(jax.random.key(1), (TOKENS, out_width))
+  """Times both forms of the gradients of some matrices."""
+  records = []
+  for width, out_width in GRADIENTS:
+    x_TD, y_TF = (
+      jax.random.normal(jax.random.key(0), (TOKENS, x))
+      for x in (width, out_width)
+    )
     calls = {
-      UNTOUCHED: in_turn(lambda x, y: x.T @ y, x_TD, [y_TF]),
-      TRANSPOSED_FIRST: in_turn(matmul.transposed_first, x_TD, [y_TF]),
+      AS_IT_IS: in_turn(lambda x, y: x.T @ y, x_TD, [y_TF]),
+      WITH_COPY: in_turn(matmul.transposed_first, x_TD, [y_TF]),
     }
-    seconds = timing.interleaved_seconds(calls, 15)
-    ratio = seconds[TRANSPOSED_FIRST] / seconds[UNTOUCHED]
+    seconds = timing.interleaved_seconds(calls, 25)
+    name = f"{width} x {out_width}"
     times = "  ".join(f"{k} {1e3 * v:7.2f} ms" for k, v in seconds.items())
-    print(f"{WIDTH} x {out_width:<8}{times}  {ratio:5.2f}x", flush=True)
-    records[out_width] = seconds
-  return {"tokens": TOKENS, "width": WIDTH, "seconds": records}
+    ratio = seconds[WITH_COPY] / seconds[AS_IT_IS]
+    print(f"{name:<12}{times}  {ratio:5.2f}x", flush=True)
+    records.append({"matrix": [width, out_width], "seconds": seconds})
+  return {"rows": TOKENS, "records": records}
 
 
 def plot_gradients(result: report.Result) -> Figure:
-  """Draws the speed of both forms against the width of the matrix."""
-  seconds = result["seconds"]
-  pages = [F for F in OUT_WIDTHS if 4 * F % matmul.PAGE == 0]
-  best = max(
-    seconds[str(F)][UNTOUCHED] / seconds[str(F)][TRANSPOSED_FIRST]
-    for F in pages
-  )
+  """Draws the speeds of both forms, a group of bars for each matrix."""
+  records = result["records"]
+  ratios = [r["seconds"][AS_IT_IS] / r["seconds"][WITH_COPY] for r in records]
   figure, [axes] = plots.figure(
-    f"Where rows are pages apart, a copy makes the gradient of a matrix up to "
-    f"{best:.1f} times as fast",
+    "With a transposed copy, gradients of matrices are "
+    f"{min(ratios):.2g} to {max(ratios):.2g} times as fast",
     result,
+    size=(8.4, 4.2),
   )
-  operations = 2e-9 * result["tokens"] * result["width"]
-  for form, color in ((UNTOUCHED, plots.GREY), (TRANSPOSED_FIRST, plots.BLUE)):
-    speeds = [operations * F / seconds[str(F)][form] for F in OUT_WIDTHS]
-    axes.plot(OUT_WIDTHS, speeds, "o-", color=color, label=form)
-  for F in pages:
-    axes.axvline(
-      F,
-      color="0.8",
-      zorder=0,
-      label="rows a multiple of 4 KB" if pages[0] == F else None,
-    )
-  plots.log_x(axes, OUT_WIDTHS)
-  axes.set(
-    xlabel=f"columns of the matrix, which has {result['width']} rows",
-    ylabel="GFLOP/s",
-    ylim=(0, None),
-  )
-  axes.legend(loc="lower left")
+  for place, (form, color) in enumerate(
+    ((AS_IT_IS, plots.GREY), (WITH_COPY, plots.BLUE))
+  ):
+    speeds = [
+      2e-9 * result["rows"] * math.prod(r["matrix"]) / r["seconds"][form]
+      for r in records
+    ]
+    positions = [i + 0.4 * (place - 0.5) for i in range(len(records))]
+    axes.bar(positions, speeds, 0.4, color=color, label=form)
+  names = ["\nx ".join(map(str, r["matrix"])) for r in records]
+  axes.set_xticks(range(len(records)), names)
+  axes.set(xlabel="matrix", ylabel=f"GFLOP/s, {result['rows']:,} rows")
+  axes.legend(loc="upper left")
   return figure
 
 

@@ -56,7 +56,7 @@ def test_a_cpu_has_the_matrix_on_the_left_of_few_rows(rows):
   assert shapes == {(str(F), str(rows)) if few else (str(rows), str(F))}
 
 
-WIDE = matmul.PAGE // 4  # float32
+WIDE = matmul.ROW_BYTES // 4  # float32
 
 
 @pytest.mark.parametrize("width", [WIDE, WIDE + 1])
@@ -65,28 +65,24 @@ def test_a_gradient_is_the_product(width, platform):
   random = np.random.default_rng(0)
   x_TD, y_TF = (
     random.normal(size=shape).astype(np.float32)
-    for shape in ((5, D), (5, width))
+    for shape in ((5, width), (5, 2 * WIDE))
   )
   actual_DF = jax.jit(lambda *inputs: matmul.sum_of_outer(*inputs))(x_TD, y_TF)
   assert_close(actual_DF, x_TD.T @ y_TF)
 
 
 @pytest.mark.parametrize(
-  ("shape", "dtype", "copied"),
+  ("widths", "dtype", "is_copied"),
   [
-    ((D, WIDE), "float32", True),
-    ((D, 2 * WIDE), "bfloat16", True),
-    ((D, WIDE), "bfloat16", False),
-    ((D, WIDE + 1), "float32", False),
-    # The copy of x would be larger than y.
-    ((2 * WIDE, WIDE), "float32", False),
+    ((WIDE, 3 * WIDE), "float32", True),
+    ((3 * WIDE, WIDE), "float32", False),
+    ((2 * WIDE, 4 * WIDE), "bfloat16", True),
+    ((WIDE, 2 * WIDE), "bfloat16", False),
+    ((WIDE, WIDE + 1), "float32", False),
+    ((WIDE + 1, 2 * WIDE), "float32", False),
   ],
 )
-def test_a_cpu_transposes_first_where_rows_are_pages_apart(
-  shape, dtype, copied
-):
-  width, out_width = shape
-  x_TD = jnp.ones((64, width), dtype)
-  y_TF = jnp.ones((64, out_width), dtype)
-  lowered = jax.jit(matmul.sum_of_outer).lower(x_TD, y_TF).as_text()
-  assert ("transpose" in lowered) == copied
+def test_a_cpu_multiplies_a_transposed_copy(widths, dtype, is_copied):
+  inputs = (jnp.ones((64, width), dtype) for width in widths)
+  lowered = jax.jit(matmul.sum_of_outer).lower(*inputs).as_text()
+  assert ("transpose" in lowered) == is_copied

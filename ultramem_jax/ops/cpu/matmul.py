@@ -1,6 +1,6 @@
 """Products that a CPU computes faster in another order.
 
-Those of few rows with large matrices, as in decoding; and the gradients of wide
+Those of few rows with large matrices, as in decoding; and the gradients of
 matrices.
 """
 
@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 
 # Up to this many rows a CPU is faster with the matrix on the left
-# (`python -m benchmarks.matmul`).
+# (`python -m benchmarks.matmul --parts=few_rows`).
 FEW_ROWS = 64
-# Of rows whose bytes are a multiple of this, a column lies in few sets of a
-# cache.
-PAGE = 4096
+# Where the rows of x and y are a multiple of these bytes, a CPU computes x^T y
+# faster from a copy of x (`python -m benchmarks.matmul --parts=gradients`).
+ROW_BYTES = 512
 
 
 def dot_transposed(
@@ -74,8 +74,12 @@ def sum_of_outer(x_TD: jax.Array, y_TF: jax.Array) -> jax.Array:
   Returns:
     [D, F].
   """
-  row_bytes = y_TF.shape[1] * y_TF.dtype.itemsize
-  if y_TF.shape[1] < x_TD.shape[1] or row_bytes % PAGE:
+  width, out_width = x_TD.shape[1], y_TF.shape[1]
+  # A wide x is mostly the activation of an MLP: XLA would compute it again to
+  # write the copy.
+  if width > out_width or any(
+    x * x_TD.dtype.itemsize % ROW_BYTES for x in (width, out_width)
+  ):
     return _untransposed(x_TD, y_TF)
   return jax.lax.platform_dependent(
     x_TD, y_TF, cpu=transposed_first, default=_untransposed
@@ -89,9 +93,8 @@ def _untransposed(x_TD, y_TF):
 def transposed_first(x_TD: jax.Array, y_TF: jax.Array) -> jax.Array:
   """Computes `sum_of_outer` with a copy of x that is transposed.
 
-  Without it, XLA's CPU compiler takes another library for the product. Where
-  the rows of y are pages apart, that one takes up to twice as long
-  (`python -m benchmarks.matmul`).
+  Without it, XLA's CPU compiler takes another library for the product, which is
+  up to twice as slow where equal columns of many rows share a set of the cache.
   """
   # Without the barrier XLA would undo the copy.
   return jax.lax.optimization_barrier(x_TD.T) @ y_TF
