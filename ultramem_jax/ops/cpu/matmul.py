@@ -74,16 +74,26 @@ def sum_of_outer(x_TD: jax.Array, y_TF: jax.Array) -> jax.Array:
   Returns:
     [D, F].
   """
-  width, out_width = x_TD.shape[1], y_TF.shape[1]
-  # A wide x is mostly the activation of an MLP: XLA would compute it again to
-  # write the copy.
-  if width > out_width or any(
-    x * x_TD.dtype.itemsize % ROW_BYTES for x in (width, out_width)
-  ):
+  if not gains_from_copy(x_TD.shape[1], y_TF.shape[1], x_TD.dtype):
     return _untransposed(x_TD, y_TF)
   return jax.lax.platform_dependent(
     x_TD, y_TF, cpu=transposed_first, default=_untransposed
   )
+
+
+def gains_from_copy(width: int, out_width: int, dtype: Any) -> bool:
+  """Returns whether a CPU computes x^T y faster from a copy of x.
+
+  Args:
+    width: D of x [T, D].
+    out_width: F of y [T, F].
+    dtype: of both.
+  """
+  # A wide x is mostly the activation of an MLP, which XLA computes again to
+  # write the copy.
+  size = jnp.dtype(dtype).itemsize
+  is_aligned = all(size * x % ROW_BYTES == 0 for x in (width, out_width))
+  return is_aligned and width <= out_width
 
 
 def _untransposed(x_TD, y_TF):
