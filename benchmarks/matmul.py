@@ -125,7 +125,10 @@ def measure_gradients() -> report.Result:
 def plot_gradients(result: report.Result) -> Figure:
   """Draws the speeds of both forms, a group of bars for each matrix."""
   records = result["records"]
-  chosen = [matmul.gains_from_copy(*r["matrix"], "float32") for r in records]
+  chosen = [
+    matmul.gains_from_copy(width, out_width, "float32")
+    for width, out_width in (r["matrix"] for r in records)
+  ]
   ratios = [
     r["seconds"][AS_IT_IS] / r["seconds"][WITH_COPY]
     for r, is_chosen in zip(records, chosen, strict=True)

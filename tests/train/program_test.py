@@ -4,6 +4,7 @@ import chex
 import jax
 
 from tests.train import small_steps
+from ultramem_jax.tools import hlo
 from ultramem_jax.train import step
 from ultramem_jax.train.program import TrainProgram
 
@@ -35,3 +36,16 @@ def test_table_gradients_are_not_computed_as_arrays():
   table_bytes = 4 * 512**2 * config.model.memory.value_dim
   for compiled in programs.values():
     assert compiled.memory_analysis().temp_size_in_bytes < table_bytes / 2
+
+
+def test_moments_are_updated_in_place():
+  """A copy of those before the step would be as large as the parameters."""
+  programs = small_steps.train_program(small_steps.CONFIG).programs
+  program = hlo.Program(programs["train"].as_text())
+  copied = sum(
+    sum(hlo.array_bytes(line.shape))
+    for line in program.computations[program.entry]
+    if line.opcode == "copy"
+  )
+  state, _ = small_steps.first_step(small_steps.CONFIG)
+  assert copied < sum(x.nbytes for x in jax.tree.leaves(state.params)) / 4

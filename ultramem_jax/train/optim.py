@@ -119,9 +119,9 @@ def clip_factor(optim: OptimConfig, norm: jax.Array) -> jax.Array:
 def scale_by_adam(optim: OptimConfig) -> optax.GradientTransformationExtraArgs:
   """As `optax.scale_by_adam`, with moments that stay if no step is taken.
 
-  The updates are made of the moments that are kept. Where these are chosen
-  after it, as by `guard.keep`, XLA's CPU compiler makes the moments anew for
-  the updates, of copies of those before the step.
+  The updates are made of the moments that are kept. If these were chosen
+  afterwards, XLA's CPU compiler would make the moments once more for the
+  updates, from copies of those before the step.
 
   Args:
     optim: of the run.
@@ -131,7 +131,7 @@ def scale_by_adam(optim: OptimConfig) -> optax.GradientTransformationExtraArgs:
   """
   adam = optax.scale_by_adam(optim.beta1, optim.beta2, optim.eps)
 
-  def update(updates, state, params=None, *, is_taken, **_: Any):
+  def update(updates, state, params=None, *, is_taken: Any = True, **_: Any):
     del params
     mu = optax.tree.update_moment(updates, state.mu, optim.beta1, 1)
     nu = optax.tree.update_moment_per_elem_norm(
