@@ -18,7 +18,7 @@ ALLOWED = {
   "ops/kernels": "ops",
   "ops/sharded": "ops ops/cpu",
   "layers": "settings ops ops/cpu ops/kernels ops/sharded",
-  "model": "settings layers ops/sharded",
+  "model": "settings ops layers ops/sharded",
   "runs": "settings",
   "train": "settings ops ops/cpu ops/sharded layers model runs",
   "data": "settings",
