@@ -238,12 +238,7 @@ def model_step(
   step = state.step + 1
   loss = losses_lib.total_loss(aux["losses"], config)
   is_taken, judged = guard.judge(state.guard, step, loss, norm, config.guard)
-  optimizer = optim.make_optimizer(config.optim, config.steps)
-  updates, opt_state = optimizer.update(
-    gradients, state.opt_state, state.params, norm=norm, is_taken=is_taken
-  )
-  params = optax.apply_updates(state.params, updates)
-  params = guard.keep(is_taken, params, state.params)
+  params, opt_state = _update_params(state, gradients, norm, is_taken, config)
   # Counted after the backward: a TPU runs few collectives beside its matmuls,
   # and those of the look-ups matter more.
   (slots, cells), _ = jax.lax.optimization_barrier(
@@ -264,6 +259,18 @@ def model_step(
     table_gradients, reads, scale, step, is_taken
   )
   return state, table_gradients, _metrics(state, aux, norm, config)
+
+
+def _update_params(
+  state: TrainState, gradients, norm, is_taken, config: Config
+):
+  """Returns (params, opt_state) after a step, or as they were."""
+  optimizer = optim.make_optimizer(config.optim, config.steps)
+  updates, opt_state = optimizer.update(
+    gradients, state.opt_state, state.params, norm=norm, is_taken=is_taken
+  )
+  params = optax.apply_updates(state.params, updates)
+  return guard.keep(is_taken, params, state.params), opt_state
 
 
 def _metrics(state: TrainState, aux, norm, config: Config):

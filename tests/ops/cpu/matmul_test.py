@@ -84,5 +84,8 @@ def test_a_gradient_is_the_product(width, platform):
 )
 def test_a_cpu_multiplies_a_transposed_copy(widths, dtype, is_copied):
   inputs = (jnp.ones((64, width), dtype) for width in widths)
-  lowered = jax.jit(matmul.sum_of_outer).lower(*inputs).as_text()
-  assert ("transpose" in lowered) == is_copied
+  lowered = jax.jit(matmul.sum_of_outer).lower(*inputs)
+  assert ("transpose" in lowered.as_text()) == is_copied
+  # XLA would multiply x itself, transposed or not, if it undid the copy.
+  compiled = lowered.compile().as_text()
+  assert ("lhs_contracting_dims={1}" in compiled) == is_copied
