@@ -50,3 +50,4 @@ def most_operands(num_layers, **overrides):
 def test_a_gradient_is_not_summed_anew_in_each_layer(norm):
   """With JAX's own, after layer norms, it grows by 20 arrays a layer."""
   assert most_operands(8, norm=norm) == most_operands(4, norm=norm)
+  assert most_operands(4, norm=norm) == most_operands(1, norm=norm)
